@@ -1,0 +1,235 @@
+"""From options to objects: the only module that knows how a run's parts fit together.
+
+Nothing here talks to another process; each rank builds what it needs and no more: the server never opens a data
+source, a client never builds a top's optimizer.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import models.registry as nets
+from launch.config import RunOptions, _set, as_config_error, parse_cut
+from models.split import SplitModel
+from runtime.checkpoint import Checkpoints
+from runtime.client import Client, ClientConfig
+from runtime.coordinator import Coordinator, RunConfig, Watcher
+from runtime.data.client_data import ClientData
+from runtime.data.partition import Share, partition
+from runtime.data.registry import open_source
+from runtime.data.source import Source, Task
+from runtime.errors import ConfigError
+from runtime.handoff import parse_key, read_key, shared_key
+from runtime.ledger import Ledger
+from runtime.metrics import MAIN_METRICS
+from runtime.randomness import PUBLIC, Randomness
+from runtime.scheduler import parse_schedule
+from runtime.server import Server
+from runtime.wire import TensorSpec
+
+KEY_VARIABLE = "SUTURE_HANDOFF_KEY"
+
+
+def client_name(index: int) -> str:
+    """The name of the client of rank ``index + 1`` under torchrun."""
+    return f"client{index}"
+
+
+def device_of(options: RunOptions, local_rank: int) -> torch.device:
+    """The device of a rank: its own GPU where there are any and ``--device`` allows it.
+
+    Raises:
+        ConfigError: cuda was asked for and there is none.
+    """
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, but torch sees no GPU here; use --device cpu or auto")
+    if options.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+def handoff_key(options: RunOptions, run_dir: Path, one_host: bool) -> bytes:
+    """The clients' shared key: ``--handoff-key``, SUTURE_HANDOFF_KEY, or on one host a file made for them.
+
+    Raises:
+        ConfigError: there is none and the run spans several hosts, or it is malformed.
+    """
+    if options.handoff_key is not None:
+        return read_key(Path(options.handoff_key))
+    if KEY_VARIABLE in os.environ:
+        return parse_key(os.environ[KEY_VARIABLE], KEY_VARIABLE)
+    if not one_host:
+        raise ConfigError(
+            "clients on several machines need one shared --handoff-key FILE; make it with 'suture keygen FILE' "
+            "and give it to every client, not to the server"
+        )
+    return shared_key(generated_key(run_dir))
+
+
+def generated_key(run_dir: Path) -> Path:
+    """Where the key is that was made for the clients of one machine."""
+    return run_dir / "clients" / "handoff.key"
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data source and how it was shared out."""
+
+    source: Source
+    shares: tuple[Share, ...]
+
+
+def build_images(options: RunOptions, num_clients: int) -> Images:
+    """Opens the data source and shares it out; reads no picture."""
+    config = options.partition_config()
+    need = num_clients * (config.train_images + config.validation_images + config.test_images)
+    data = options.data_config()
+    source = open_source(data.spec, grades=data.classes, need=need, seed=options.seed)
+    return Images(source, partition(source, config, num_clients, options.seed))
+
+
+def build_split(options: RunOptions, num_classes: int, secret: bytes) -> SplitModel:
+    """The whole net's parts. A part's initial weights follow from the generator that ``secret`` allows.
+
+    Args:
+        secret: the hand-off key at a client; at the server ``PUBLIC``, with which bottom and head come out
+            other than the clients' own: the server's copies of them are thrown away.
+    """
+    hidden, public = Randomness(secret, options.seed), Randomness(PUBLIC, options.seed)
+    entry = nets.model_entry(_set(options.model))
+    with as_config_error():
+        split = nets.build(
+            entry.name,
+            cut=parse_cut(_set(options.cut)),
+            num_outputs=num_classes if entry.task == Task.CLASSIFICATION else 1,
+            labels=options.labels,
+            width=options.width,
+            init=lambda part: (public if part == "top" else hidden).reseed("initial weights", part),
+        )
+        if options.weights is not None:
+            nets.load_weights(split, _state_dict(Path(options.weights)))
+    return split
+
+
+def _state_dict(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises what the file makes it raise: pickle, zip and OS errors
+        raise ConfigError(f"cannot read weights from {path}: {str(error).splitlines()[0]:.200}") from None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ConfigError(f"weights in {path} must be a state dict: names and tensors; save model.state_dict()")
+    return state
+
+
+def smashed_spec(options: RunOptions, split: SplitModel) -> TensorSpec:
+    """What smashed data must look like on the wire."""
+    shape = nets.smashed_shape(split, _set(options.image_size))
+    return TensorSpec(shape, torch.float32, _set(options.batch_size))
+
+
+def output_spec(options: RunOptions, split: SplitModel) -> TensorSpec:
+    """What the top's output must look like on the wire."""
+    shape = nets.top_output_shape(split, _set(options.image_size))
+    return TensorSpec(shape, torch.float32, _set(options.batch_size))
+
+
+def build_server(options: RunOptions, num_classes: int, device: torch.device) -> Server:
+    """The server's half, with nothing of a bottom or a head left in it."""
+    split = build_split(options, num_classes, PUBLIC)
+    shared = options.labels == "shared"
+    top = split.top.to(device)
+    return Server(
+        top,
+        options.optimizer_config().build(top.parameters()),
+        smashed=smashed_spec(options, split),
+        labels=TensorSpec((), torch.int64, _set(options.batch_size), below=num_classes) if shared else None,
+        seed=options.seed,
+        device=device,
+    )
+
+
+def build_coordinator(
+    options: RunOptions,
+    server: Server,
+    *,
+    run: str,
+    run_dir: Path,
+    num_classes: int,
+    watcher: Watcher | None = None,
+) -> Coordinator:
+    """The run at the server, not yet begun."""
+    task = nets.model_entry(_set(options.model)).task
+    config = RunConfig(
+        run=run,
+        run_dir=run_dir,
+        clients=_set(options.clients),
+        lease=options.lease,
+        agreement=options.agreement(num_classes),
+        best_by=MAIN_METRICS[task],
+        release_top=options.release_top,
+    )
+    ledger = Ledger(parse_schedule(options.schedule, options.seed), _set(options.epochs))
+    return Coordinator(server, ledger, config, Checkpoints(run_dir / "checkpoints"), watcher)
+
+
+def build_data(options: RunOptions, images: Images, index: int) -> ClientData:
+    """One client's images, read into memory."""
+    entry = nets.model_entry(_set(options.model))
+    return ClientData(
+        images.source,
+        images.shares[index],
+        image_size=_set(options.image_size),
+        channels=entry.in_channels,
+        normalisation=entry.normalisation,
+        augment=options.augment,
+    )
+
+
+def class_weights(options: RunOptions, data: ClientData) -> tuple[float, ...] | None:
+    """weights_K by which the rarer classes count for more, mean 1 over the images; None for equal ones."""
+    if options.class_weights == "none":
+        return None
+    if data.task is Task.SEGMENTATION:
+        raise ConfigError("class_weights is for classification; Dice already balances lung and background")
+    counts = data.class_counts("train")
+    return tuple(sum(counts) / (len(counts) * max(count, 1)) for count in counts)
+
+
+def build_client(
+    options: RunOptions,
+    data: ClientData,
+    name: str,
+    key: bytes,
+    device: torch.device,
+    memory: Path | None,
+) -> Client:
+    """One client, in its own process."""
+    split = build_split(options, len(data.classes), key)
+    config = ClientConfig(
+        name=name,
+        labels_shared=options.labels == "shared",
+        batch_size=_set(options.batch_size),
+        optimizer=options.optimizer_config(),
+        class_weights=class_weights(options, data),
+        accept_rollback=options.accept_rollback,
+        memory=memory,
+    )
+    return Client(
+        split,
+        data,
+        config,
+        key=key,
+        randomness=Randomness(key, options.seed),
+        output=output_spec(options, split),
+        device=device,
+    )
+
+
+def new_run_id() -> str:
+    """A run's id: random, so that no two runs share a hand-off."""
+    return secrets.token_hex(8)

@@ -1,0 +1,262 @@
+"""Every option of a run: one frozen dataclass, the table of defaults per task, and its TOML file.
+
+Anything below launch takes small configs of its own; this module is the only place where they meet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import models.registry as nets
+from runtime.data.partition import PartitionConfig
+from runtime.data.registry import DataConfig, split_spec
+from runtime.data.source import Task
+from runtime.errors import ConfigError
+from runtime.exchange import EXCHANGES
+from runtime.optim import OptimizerConfig
+from runtime.scheduler import parse_schedule
+
+DEFAULTS: dict[Task, dict[str, Any]] = {
+    Task.CLASSIFICATION: {
+        "model": "resnet34",
+        "cut": "3",
+        "image_size": 64,
+        "train_images": 128,
+        "validation_images": 16,
+        "test_images": 64,
+        "epochs": 6,
+        "batch_size": 32,
+        "lr": 3e-4,
+        "optimizer": "adam",
+    },
+    Task.SEGMENTATION: {
+        "model": "unet",
+        "cut": "2",
+        "image_size": 128,
+        "train_images": 24,
+        "validation_images": 4,
+        "test_images": 8,
+        "epochs": 20,
+        "batch_size": 4,
+        "lr": 1e-3,
+        "optimizer": "adam",
+    },
+}
+"""What an option is when nobody sets it, by the task of the data (ruling 16). Chosen to end within about two
+minutes (classification) and ten (segmentation) on two cores; the study's own values are larger."""
+
+
+def _option(default: Any, help: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help} | metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """All options of one run. None means: the task's default.
+
+    Each field's help text is what ``--help`` prints; ``agree`` marks those that every rank must share, ``free``
+    those that may change when a run is resumed.
+
+    Raises:
+        ConfigError: a value that cannot work; names value, bound and remedy.
+    """
+
+    data: str = _option("fundus-phantom", "data source, NAME or NAME:PATH", agree=True)
+    grades: str = _option("binary", "binary (grade above 0) or all grades", choices=("binary", "all"), agree=True)
+    model: str | None = _option(None, "network to train", choices=tuple(nets.MODELS), agree=True)
+    width: int | None = _option(None, "channels of the U-Net's first block", agree=True)
+    cut: str | None = _option(None, "cut layer, a number or a block's name; see 'suture cuts MODEL'", agree=True)
+    labels: str | None = _option(
+        None, "shared (loss at the server) or home (loss at the client)", choices=("shared", "home"), agree=True
+    )
+    weights: str | None = _option(None, "state dict of the whole net to start from")
+    image_size: int | None = _option(None, "pixels a side", agree=True)
+    augment: bool = _option(True, "rotate, scale and flip training images a little")
+    train_images: int | None = _option(None, "training images per client")
+    validation_images: int | None = _option(None, "validation images per client, held out of the training patients")
+    test_images: int | None = _option(None, "test images per client")
+    partition: str = _option("iid", "iid, dirichlet:ALPHA, quantity:ALPHA or by-site")
+    epochs: int | None = _option(None, "rounds; every client trains once a round", free=True)
+    batch_size: int | None = _option(None, "images a step", agree=True)
+    optimizer: str | None = _option(None, "optimizer of every part", choices=("adam", "sgd"), agree=True)
+    lr: float | None = _option(None, "learning rate", agree=True)
+    class_weights: str = _option("none", "weigh classes against imbalance", choices=("none", "balanced"))
+    schedule: str = _option("round-robin", "order of turns: round-robin, shuffled or replay:TURNS.JSONL")
+    exchange: str = _option("autograd", "how a step crosses the wire", choices=tuple(EXCHANGES))
+    clients: int | None = _option(None, "number of clients (under torchrun: its ranks less one)")
+    unsplit: bool = _option(False, "train the joined net in one process, batch for batch the same: the oracle")
+    pooled: bool = _option(False, "with --unsplit: shuffle all clients' images together (central training)")
+    seed: int = _option(0, "public seed; what the server must not know also depends on the hand-off key", agree=True)
+    handoff_key: str | None = _option(None, "file with the clients' shared key; made for you on a single machine")
+    accept_rollback: int | None = _option(None, "let this client go back to the hand-off of this turn", free=True)
+    release_top: bool = _option(True, "hand the trained top to the clients at the end")
+    lease: float = _option(120.0, "seconds of silence after which a peer counts as lost", free=True)
+    interface: str | None = _option(None, "network interface for all traffic between ranks", free=True)
+    threads: int | None = _option(None, "computing threads of each rank (default: all cores)", free=True)
+    device: str = _option("auto", "where parts compute", choices=("auto", "cpu", "cuda"), free=True)
+    run_dir: str | None = _option(None, "folder of the run (default: runs/<time>)", free=True)
+    resume: bool = _option(False, "go on from the newest checkpoint in --run-dir", free=True)
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            choices, value = option.metadata.get("choices"), getattr(self, option.name)
+            if choices and value is not None and value not in choices:
+                raise ConfigError(f"{option.name} must be one of {', '.join(choices)}, got {value!r}")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("clients", 1), ("threads", 1), ("width", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} must be at least {least}, got {value}")
+        if not self.lease > 0:
+            raise ConfigError(f"lease must be above 0 seconds, got {self.lease}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must lie in 0..2**63 - 1, got {self.seed}")
+        if self.pooled and not self.unsplit:
+            raise ConfigError("pooled goes with --unsplit: split training never mixes the clients' images")
+        if self.resume and self.run_dir is None:
+            raise ConfigError("resume needs --run-dir: name the folder of the run to go on with")
+        split_spec(self.data)
+        parse_schedule(self.schedule, self.seed) if not self.schedule.startswith("replay:") else None
+
+    def resolved(self) -> RunOptions:
+        """These options with the task's defaults filled in, checked against each other."""
+        entry, _ = split_spec(self.data)
+        defaults = DEFAULTS[entry.task]
+        filled = dataclasses.replace(
+            self, **{name: value for name, value in defaults.items() if getattr(self, name) is None}
+        )
+        assert filled.model is not None and filled.image_size is not None and filled.cut is not None
+        net = nets.model_entry(filled.model)
+        if net.task != entry.task:
+            fitting = ", ".join(name for name, other in nets.MODELS.items() if other.task == entry.task)
+            raise ConfigError(
+                f"model {filled.model} is for {net.task}, data {entry.name} is for {entry.task}; use --model {fitting}"
+            )
+        with as_config_error():
+            nets.validate_image_size(filled.model, filled.image_size, filled.batch_size)
+        filled = dataclasses.replace(filled, labels=filled.labels or net.labels[0])
+        filled.data_config(), filled.partition_config(), filled.optimizer_config()
+        filled.check_cut()
+        return filled
+
+    def check_cut(self) -> None:
+        """Refuses a cut that the model does not have, before any process is started."""
+        import torch
+
+        assert self.model is not None and self.cut is not None
+        with as_config_error(), torch.device("meta"):
+            nets.build(self.model, cut=parse_cut(self.cut), num_outputs=2, labels=self.labels, width=self.width)
+
+    def data_config(self) -> DataConfig:
+        """The part that concerns images."""
+        grades: Any = self.grades
+        return DataConfig(spec=self.data, classes=grades, image_size=_set(self.image_size), augment=self.augment)
+
+    def partition_config(self) -> PartitionConfig:
+        """The part that concerns sharing images out."""
+        return PartitionConfig(
+            scheme=self.partition,
+            train_images=_set(self.train_images),
+            validation_images=_set(self.validation_images),
+            test_images=_set(self.test_images),
+        )
+
+    def optimizer_config(self) -> OptimizerConfig:
+        """The part that concerns optimisation."""
+        return OptimizerConfig(name=_set(self.optimizer), lr=_set(self.lr))
+
+    def agreement(self, num_classes: int) -> dict[str, str]:
+        """The options that every rank must share, as strings, with the versions that must match."""
+        import torch
+
+        from runtime.wire import PROTOCOL
+
+        shared = {o.name: str(getattr(self, o.name)) for o in fields(self) if o.metadata.get("agree")}
+        # A path differs from site to site; what is behind it must be of one kind.
+        shared["data"] = split_spec(self.data)[0].name
+        return shared | {"classes": str(num_classes), "protocol": str(PROTOCOL), "torch": torch.__version__}
+
+
+def _set(value: Any) -> Any:
+    if value is None:
+        raise ConfigError("options must be resolved first")
+    return value
+
+
+class as_config_error:
+    """Turns the ValueErrors of models/, which knows no errors of ours, into ConfigErrors."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if type(error) is ValueError:
+            raise ConfigError(str(error)) from None
+
+
+def parse_cut(cut: str) -> int | str:
+    """``--cut`` as a number where it is one, else as a block's name."""
+    return int(cut) if cut.lstrip("-").isdigit() else cut
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Options from a file.
+
+    Raises:
+        ConfigError: the file is missing, is not TOML, or sets an option that does not exist.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read options from {path}: {error}") from None
+    return check_names(values, str(path))
+
+
+def check_names(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """``values`` with their types checked against `RunOptions`.
+
+    Raises:
+        ConfigError: an unknown option (the known ones are listed) or a value of another type.
+    """
+    known = {option.name: option for option in fields(RunOptions)}
+    checked: dict[str, Any] = {}
+    for name, value in values.items():
+        name = name.replace("-", "_")
+        if name not in known:
+            raise ConfigError(f"{origin}: unknown option {name!r}; known: {', '.join(known)}")
+        kind = option_type(known[name])
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if kind is str and name == "cut":
+            value = str(value)
+        if type(value) is not kind:
+            raise ConfigError(f"{origin}: {name} must be a {kind.__name__}, got {value!r}")
+        checked[name] = value
+    return checked
+
+
+def option_type(option: dataclasses.Field[Any]) -> type:
+    """str, int, float or bool."""
+    return {"str": str, "int": int, "float": float, "bool": bool}[str(option.type).split(" |")[0]]
+
+
+def to_toml(options: RunOptions, note: str) -> str:
+    """A file that ``--config`` takes; options that are None, and the run's own place, are left out."""
+    lines = [f"# {line}" for line in note.splitlines()]
+    for option in fields(options):
+        value = getattr(options, option.name)
+        if value is None or option.name in ("run_dir", "resume", "accept_rollback"):
+            continue
+        if isinstance(value, bool):
+            text = "true" if value else "false"
+        elif isinstance(value, str):
+            # JSON's escapes are a subset of TOML's basic strings.
+            text = json.dumps(value, ensure_ascii=False)
+        else:
+            text = repr(value)
+        lines.append(f"{option.name} = {text}")
+    return "\n".join(lines) + "\n"

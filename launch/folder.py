@@ -1,0 +1,77 @@
+"""The run folder: made for a new run, refused where it holds another, taken up again with ``--resume``."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from launch.config import RunOptions, check_names, read_toml, to_toml
+from runtime.checkpoint import write_atomically
+from runtime.errors import ConfigError
+
+CONFIG, IDENTITY = "config.toml", "run.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder and identity.
+
+    Attributes:
+        path: RUN.
+        run: the run's id, bound to every hand-off.
+        resumed: whether it held this run before.
+    """
+
+    path: Path
+    run: str
+    resumed: bool
+
+
+def open_folder(options: RunOptions, new_run: str) -> RunFolder:
+    """Makes RUN, or with ``--resume`` takes up the run in it.
+
+    Args:
+        options: resolved.
+        new_run: the id a new run gets.
+
+    Raises:
+        ConfigError: the folder holds another run, cannot be made, or was started with other options.
+    """
+    path = Path(options.run_dir or f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
+    if options.resume:
+        return _resume(path, options)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        occupied = (path / IDENTITY).exists() or any(path.iterdir())
+    except OSError as error:
+        raise ConfigError(f"cannot make run folder {path}: {error.strerror}; name another --run-dir") from None
+    if occupied:
+        raise ConfigError(f"{path} is not empty; go on with its run with --resume, or name another --run-dir")
+    try:
+        write_atomically(path / CONFIG, to_toml(options, _NOTE.format(path=path)).encode())
+        write_atomically(path / IDENTITY, json.dumps({"run": new_run, "clients": options.clients}).encode())
+    except OSError as error:
+        raise ConfigError(f"cannot write to run folder {path}: {error.strerror}; name another --run-dir") from None
+    return RunFolder(path, new_run, resumed=False)
+
+
+def _resume(path: Path, options: RunOptions) -> RunFolder:
+    if not (path / IDENTITY).exists():
+        raise ConfigError(f"{path} holds no run to resume; leave out --resume, or name the folder of a run")
+    identity = json.loads((path / IDENTITY).read_text())
+    before = RunOptions(**check_names(read_toml(path / CONFIG), str(path / CONFIG)))
+    for option in fields(RunOptions):
+        was, now = getattr(before, option.name), getattr(options, option.name)
+        if not option.metadata.get("free") and was != now:
+            raise ConfigError(
+                f"{path} was started with {option.name} = {was}, got {now}; resume with the same, "
+                f"for example with --config {path / CONFIG}"
+            )
+    return RunFolder(path, identity["run"], resumed=True)
+
+
+_NOTE = """All options of the run in {path}. `--config {path}/config.toml` repeats it.
+What the server must not know (initial bottom, data order, augmentation) also follows from the clients'
+hand-off key: for the same weights repeat it with the same --handoff-key."""

@@ -1,0 +1,127 @@
+"""What a client keeps on its own disk, under RUN/clients/NAME: pictures, figures and the trained model.
+
+Pictures stay with their owner. On one host the run's figures folder gets links to them, so that they are found
+beside the server's own; across hosts nothing is copied.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from launch.config import RunOptions, _set
+from launch.figures import activations, bottom_stages, segmentation
+from runtime.checkpoint import write_atomically
+from runtime.client import Client
+from runtime.data.client_data import Batch
+from runtime.data.normalise import denormalise
+from runtime.data.source import Task
+from runtime.errors import DataError
+from runtime.handoff import part_digest, weights_digest
+from runtime.scheduler import Turn
+from runtime.tracking import ClientPictures
+from runtime.wire import Release, Welcome
+
+log = logging.getLogger(__name__)
+MODEL_FORMAT = 1
+
+
+class ClientFolder:
+    """A client's keepsakes; see `session.Keepsakes`.
+
+    Args:
+        options: the run's, resolved.
+        normalisation: of the images, undone for pictures.
+        task: whose pictures are drawn.
+        folder: where to write, None for RUN/clients/NAME in the folder that the server names.
+    """
+
+    def __init__(self, options: RunOptions, normalisation: str, task: Task, folder: Path | None = None) -> None:
+        self._options = options
+        self._normalisation = normalisation
+        self._task = task
+        self._folder = folder
+        self._pictures: ClientPictures | None = None
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """RUN/clients/NAME on this client's own disk."""
+        if self._folder is None:
+            raise DataError("a client has no folder before it has joined")
+        return self._folder
+
+    def joined(self, client: Client, welcome: Welcome) -> None:
+        """The server has named the run's folder."""
+        self._run_dir = Path(welcome.run_dir)
+        if self._folder is None:
+            self._folder = self._run_dir / "clients" / client.name
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def evaluated(self, turn: Turn, phase: str, batch: Batch, smashed: Tensor, logits: Tensor) -> None:
+        """Draws the first test batch of a round."""
+        if phase != "test" or batch.number != 0:
+            return
+        if self._pictures is None:
+            self._pictures = ClientPictures(self.folder / "tensorboard")
+        self._pictures.activations(turn.step, smashed)
+        if self._task is Task.SEGMENTATION:
+            images = denormalise(batch.inputs, self._normalisation)  # type: ignore[arg-type]
+            self._last = images, batch.targets, (logits > 0).float()
+            self._pictures.segmentation(turn.step, *self._last)
+
+    def finished(self, client: Client, release: Release) -> None:
+        """Draws the figures and writes the model."""
+        figures = self.folder / "figures"
+        figures.mkdir(exist_ok=True)
+        first = next(iter(client.data.test_batches(1)))
+        stages = bottom_stages(client.bottom, first.inputs.to(client.device))
+        shown = denormalise(first.inputs, self._normalisation)  # type: ignore[arg-type]
+        activations([("input", shown), *stages[1:]], figures / "activations.png")
+        if self._last is not None:
+            segmentation(*self._last, figures / "segmentation.png", title=f"{client.name}: test images")
+        self._link(client.name, figures)
+        if release.top:
+            self._write_model(client, release)
+        if self._pictures is not None:
+            self._pictures.close()
+
+    def _link(self, name: str, figures: Path) -> None:
+        shared = self._run_dir / "figures"
+        if not (self._run_dir / "checkpoints").exists():
+            return  # the server's disk is another one
+        shared.mkdir(exist_ok=True)
+        for figure in figures.glob("*.png"):
+            link = shared / f"{name}-{figure.name}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(figure, shared))
+
+    def _write_model(self, client: Client, release: Release) -> None:
+        models = {}
+        for which in ("last", "best"):
+            parts = client.whole_model(release, best=which == "best")
+            digests = {name: part_digest(state) for name, state in parts.items()}
+            models[which] = {"parts": parts, "weights_sha256": weights_digest(digests)}
+        content = {
+            "format": MODEL_FORMAT,
+            "model": self._options.model,
+            "cut": self._options.cut,
+            "labels": self._options.labels,
+            "width": self._options.width,
+            "image_size": self._options.image_size,
+            "task": str(self._task),
+            "classes": list(client.data.classes),
+            "normalisation": self._normalisation,
+            "best_round": release.best_round,
+            "epochs": _set(self._options.epochs),
+            **models,
+        }
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_atomically(self.folder / "model.pt", buffer.getbuffer())
+        log.info("%s: wrote %s", client.name, self.folder / "model.pt")

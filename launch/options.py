@@ -1,0 +1,67 @@
+"""Command-line options made from `RunOptions`: one definition for the command line, ``--config`` and the run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from launch.config import DEFAULTS, RunOptions, option_type, read_toml
+from runtime.data.registry import SOURCES
+from runtime.errors import ConfigError
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a click command every option of a run and ``--config``; it receives one `RunOptions`."""
+
+    @functools.wraps(command)
+    def with_options(config: str | None, **given: Any) -> Any:
+        others = {name: given.pop(name) for name in list(given) if name not in _NAMES}
+        return command(options=merge(config, given), **others)
+
+    wrapped: Callable[..., Any] = with_options
+    for option in reversed(fields(RunOptions)):
+        name = "--" + option.name.replace("_", "-")
+        help_text, kind = option.metadata["help"], option_type(option)
+        shown = _shown_default(option.name, option.default)
+        if kind is bool:
+            wrapped = click.option(f"{name}/--no-{name[2:]}", default=None, help=help_text + shown)(wrapped)
+        else:
+            metavar = None if kind is not str else "TEXT"
+            choices = option.metadata.get("choices")
+            metavar = "|".join(choices) if choices else metavar
+            wrapped = click.option(name, type=kind, default=None, metavar=metavar, help=help_text + shown)(wrapped)
+    return click.option("--config", metavar="FILE.toml", help="options from a file; the command line wins")(wrapped)
+
+
+def merge(config: str | None, given: dict[str, Any]) -> RunOptions:
+    """The options of ``--config``, then those of the command line over them."""
+    values = {} if config is None else read_toml(Path(config))
+    if values.get("handoff_key") and config is not None and not Path(values["handoff_key"]).exists():
+        raise ConfigError(f"{config}: handoff_key {values['handoff_key']} does not exist; give --handoff-key")
+    return RunOptions(**values | {name: value for name, value in given.items() if value is not None})
+
+
+def _shown_default(name: str, default: Any) -> str:
+    by_task = {task: values[name] for task, values in DEFAULTS.items() if name in values}
+    if by_task:
+        return " [" + ", ".join(f"{task}: {value}" for task, value in by_task.items()) + "]"
+    if default is None or isinstance(default, bool):
+        return "" if default is None else f" [{'on' if default else 'off'}]"
+    return f" [{default}]"
+
+
+def sources_help() -> str:
+    """The data sources, a line each, for ``--help``."""
+    lines = []
+    for entry in SOURCES.values():
+        spec = entry.name + (f":{entry.argument}" if entry.argument else "")
+        lines.append(f"  {spec:24} {entry.description}")
+    return "\n".join(lines)
+
+
+_NAMES = {option.name for option in fields(RunOptions)}

@@ -1,0 +1,281 @@
+"""One live display on the server's terminal, log lines where there is no terminal, the table at the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_REFRESHES = 0.25
+_NOTHING = "-"
+_COLUMNS = {
+    "classification": {
+        "accuracy": "accuracy",
+        "balanced_accuracy": "balanced accuracy",
+        "auroc": "AUROC",
+        "majority_accuracy": "majority class",
+    },
+    "segmentation": {"dice": "Dice", "jaccard": "Jaccard", "pixel_accuracy": "pixel accuracy"},
+}
+_HEADLINES = {"accuracy": "accuracy", "auroc": "AUROC", "dice": "Dice", "jaccard": "Jaccard"}
+_STYLES = {"trains": "bold cyan", "evaluates": "bold cyan", "lost": "bold red", "rolled back": "yellow"}
+
+
+@dataclass
+class _Row:
+    """What the table shows of one client."""
+
+    state: str = "waits"
+    train_loss: float | None = None
+    scores: str = _NOTHING
+    has_test_scores: bool = False
+
+
+@dataclass
+class _CurrentTurn:
+    """What the line above the table shows: the turn that runs now."""
+
+    round: int
+    turn: int
+    client: str
+    kind: str
+    num_batches: int | None
+    started: float
+    batches_done: int = 0
+    images_done: int = 0
+    loss_sum: float = 0.0
+    last_loss: float | None = None
+    is_over: bool = False
+
+
+class Progress:
+    """Shows how a run goes; the server reports to it.
+
+    Not thread-safe: the server calls it from RPC threads, one at a time, under its own lock. It starts no
+    thread, so the picture moves only when something is reported, at most four times a second.
+
+    Where the console is no terminal (or TERM=dumb, or CI is set) it logs one INFO line a turn instead.
+
+    Args:
+        console: where to draw, stderr when None. Log to ``progress.console`` (rich's RichHandler) while the
+            display runs; lines written past it would be torn.
+        clock: seconds from any origin, never going back; tests pass their own.
+    """
+
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.console = console or Console(stderr=True)
+        self.is_live = self.console.is_interactive and "CI" not in os.environ
+        self._clock = clock
+        self._rows: dict[str, _Row] = {}
+        self._turn: _CurrentTurn | None = None
+        self._num_rounds = 0
+        self._turns_done = 0
+        self._turns_done_in_round = 0
+        self._started = self._last_refresh = 0.0
+        self._live: Live | None = None
+
+    def start(self, num_rounds: int, clients: Sequence[str]) -> None:
+        """The run begins (or goes on: rounds that were done before do not enter the time left).
+
+        Args:
+            num_rounds: last round's number.
+            clients: members at the start; others may join later.
+        """
+        self._num_rounds = num_rounds
+        self._rows = {client: _Row() for client in clients}
+        self._started = self._clock()
+        if self.is_live and self._live is None:
+            self._live = Live(console=self.console, auto_refresh=False, get_renderable=self._picture)
+            self._live.start()
+
+    def turn_started(self, round: int, turn: int, client: str, kind: str, num_batches: int | None) -> None:
+        """``client`` has the turn; ``kind`` is "train" or "evaluate", ``num_batches`` None when not known."""
+        if self._turn is not None and round != self._turn.round:
+            self._turns_done_in_round = 0
+        self._turn = _CurrentTurn(round, turn, client, kind, num_batches, started=self._clock())
+        self._row(client).state = "trains" if kind == "train" else "evaluates"
+        self._refresh()
+
+    def batch_done(self, loss: float, num_images: int) -> None:
+        """One batch of the current turn was trained (or evaluated) with this loss."""
+        turn = self._turn
+        if turn is None:
+            return
+        turn.batches_done += 1
+        turn.images_done += num_images
+        turn.loss_sum += loss
+        turn.last_loss = loss
+        if turn.kind == "train":
+            self._row(turn.client).train_loss = loss
+        if self._clock() - self._last_refresh >= _SECONDS_BETWEEN_REFRESHES:
+            self._refresh()
+
+    def turn_done(self) -> None:
+        """The current turn counts; a training turn's mean loss replaces its last batch's in the table."""
+        turn = self._turn
+        if turn is None:
+            return
+        row = self._row(turn.client)
+        row.state = "waits"
+        turn.is_over = True
+        if turn.kind == "train":
+            self._turns_done += 1
+            self._turns_done_in_round += 1
+            if turn.batches_done:
+                row.train_loss = turn.loss_sum / turn.batches_done
+            if not self.is_live:
+                log.info("%s", self._line(turn, row))
+        self._refresh()
+
+    def client_state(self, client: str, state: str) -> None:
+        """Anything else that a client does, in a word or two: "lost", "rolled back", "waits", "finished"."""
+        self._row(client).state = state
+        if self._turn is not None and self._turn.client == client:
+            self._turn.is_over = True
+        self._refresh()
+
+    def scores(self, client: str, phase: str, scores: Mapping[str, float]) -> None:
+        """What an evaluation gave; once there are test scores the table no longer shows validation scores."""
+        shown = ", ".join(f"{name} {scores[key]:.3f}" for key, name in _HEADLINES.items() if key in scores)
+        row = self._row(client)
+        if phase == "test" or not row.has_test_scores:
+            row.scores = f"{phase}: {shown or _NOTHING}"
+            row.has_test_scores = phase == "test"
+        if not self.is_live:
+            log.info("%s %s: %s", client, phase, shown or "no scores")
+        self._refresh()
+
+    def finished(self) -> None:
+        """The run is over, well or not: leave the last picture, give the cursor back. May be repeated."""
+        if self._live is not None:
+            self._refresh()
+            self._live.stop()
+            self._live = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.finished()
+
+    def seconds_left(self) -> float | None:
+        """Time to the end of the last round at the pace so far, None before there is a pace."""
+        turn, num_clients = self._turn, sum(row.state != "lost" for row in self._rows.values())
+        if turn is None or num_clients == 0:
+            return None
+        part = 0.0
+        if turn.kind == "train" and not turn.is_over and turn.num_batches:
+            part = min(1.0, turn.batches_done / turn.num_batches)
+        done = self._turns_done + part
+        if done == 0:
+            return None
+        in_round = min(float(num_clients), self._turns_done_in_round + part)
+        left = max(0.0, (self._num_rounds - turn.round + 1) * num_clients - in_round)
+        return (self._clock() - self._started) / done * left
+
+    def _row(self, client: str) -> _Row:
+        return self._rows.setdefault(client, _Row())
+
+    def _refresh(self) -> None:
+        if self._live is not None:
+            self._last_refresh = self._clock()
+            self._live.refresh()
+
+    def _line(self, turn: _CurrentTurn, row: _Row) -> str:
+        seconds = max(self._clock() - turn.started, 1e-9)
+        loss = _NOTHING if row.train_loss is None else f"{row.train_loss:.4f}"
+        return (
+            f"round {turn.round} of {self._num_rounds}, turn {turn.turn}: {turn.client} trained "
+            f"{turn.batches_done} batches, loss {loss}, {turn.images_done / seconds:.0f} images/s"
+            f", {_duration(self.seconds_left())} left"
+        )
+
+    def _picture(self) -> Group:
+        """The whole display, drawn anew at each refresh."""
+        table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
+        for name, justify in (
+            ("client", "left"),
+            ("", "left"),
+            ("train loss", "right"),
+            ("last scores", "left"),
+        ):
+            table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        for client, row in self._rows.items():
+            loss = _NOTHING if row.train_loss is None else f"{row.train_loss:.4f}"
+            table.add_row(
+                Text(client), Text(row.state, style=_STYLES.get(row.state, "dim")), loss, row.scores
+            )
+        return Group(self._headline(), "", table)
+
+    def _headline(self) -> Group | Text:
+        turn = self._turn
+        if turn is None:
+            return Text(f"waiting for the first of {self._num_rounds} rounds", style="dim")
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        total = turn.batches_done if turn.is_over else turn.num_batches
+        seconds = max(self._clock() - turn.started, 1e-9)
+        loss = _NOTHING if turn.last_loss is None else f"{turn.last_loss:.4f}"
+        verb = "" if turn.is_over else "trains" if turn.kind == "train" else "evaluates"
+        grid.add_row(
+            Text(f"round {turn.round} of {self._num_rounds}", style="bold"),
+            Text(f"{turn.client} {verb}".rstrip(), style="bold cyan"),
+            ProgressBar(total=total or 1, completed=turn.batches_done, width=24, pulse=total is None),
+            Text(f"{turn.batches_done}/{'?' if total is None else total} batches"),
+        )
+        speed = "" if turn.is_over else f"{turn.images_done / seconds:.0f} images/s, "
+        return Group(grid, Text(f"loss {loss}, {speed}{_duration(self.seconds_left())} left"))
+
+
+def final_table(summary: Mapping[str, Any]) -> Table:
+    """Scores of every client at the end of a run, and their mean.
+
+    Args:
+        summary: content of RUN/summary.json; a client whose evaluation was missed has dashes.
+    """
+    columns = _COLUMNS[summary["task"]]
+    table = Table(title=f"{summary['model']} cut at {summary['cut']}: {summary['task']}, test images")
+    table.add_column("client", no_wrap=True)
+    for name in ("train loss", *columns.values()):
+        table.add_column(name, justify="right")
+    rows = []
+    for client, phases in summary["clients"].items():
+        test = phases.get("test") or {}
+        rows.append([(phases.get("train") or {}).get("loss"), *(test.get(key) for key in columns)])
+        table.add_row(Text(client), *map(_number, rows[-1]))
+    if len(rows) > 1:
+        table.add_section()
+        table.add_row("mean", *(_number(_mean(column)) for column in zip(*rows, strict=True)), style="bold")
+    return table
+
+
+def print_final_table(summary: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print ``final_table`` on stdout (or on ``console``)."""
+    (console or Console()).print(final_table(summary))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _number(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:.3f}"
+
+
+def _duration(seconds: float | None) -> str:
+    return "?" if seconds is None else str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,194 @@
+"""What each rank of a run does, from options to exit: the server, a client, or all of them in one process."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import models.registry as nets
+from launch import build, figures, folder
+from launch.config import RunOptions, _set
+from launch.keepsakes import ClientFolder
+from launch.logs import set_up
+from launch.progress import Progress, print_final_table
+from launch.summary import final_metrics, summarise, write_summary
+from runtime import endpoints, transport
+from runtime.coordinator import Coordinator
+from runtime.errors import ConfigError
+from runtime.exchange import AutogradExchange, LocalExchange
+from runtime.server import Server
+from runtime.session import Member, run_local, take_part
+from runtime.tracking import METRICS_FILE, Tracker, read_metrics
+from runtime.transport import Transport, TransportConfig
+
+log = logging.getLogger(__name__)
+
+
+def run_rank(options: RunOptions) -> None:
+    """One rank under torchrun: rank 0 serves, the others are clients.
+
+    Raises:
+        SutureError: the run could not start, or stopped.
+    """
+    world = int(os.environ["WORLD_SIZE"])
+    if world < 2:
+        raise ConfigError(
+            f"a run needs one server and at least one client, got {world} rank; "
+            "use torchrun --nproc_per_node=2 or more"
+        )
+    if options.clients not in (None, world - 1):
+        raise ConfigError(
+            f"clients is {options.clients}, but torchrun started {world} ranks (one server and {world - 1} "
+            f"clients); leave --clients out or use --nproc_per_node={_set(options.clients) + 1}"
+        )
+    config = TransportConfig.from_environment(options.interface, options.lease)
+    options = replace(options.resolved(), clients=world - 1)
+    use_threads(options)
+    line = Transport(config)
+    try:
+        if config.rank == transport.SERVER_RANK:
+            serve(options, line)
+        else:
+            join(options, line)
+    finally:
+        line.leave()
+
+
+def use_threads(options: RunOptions) -> None:
+    """Sets torch's threads: torchrun sets them to one, but only one rank computes at a time."""
+    torch.set_num_threads(options.threads or os.cpu_count() or 1)
+
+
+def serve(options: RunOptions, line: Transport) -> None:
+    """The server rank."""
+    progress = Progress()
+    set_up("server", progress.console)
+    options = _restarted(options, line)
+    place = folder.open_folder(options, build.new_run_id())
+    line.publish("run_dir", str(place.path.resolve()))
+    # The server opens no data source: how many classes there are, the first client says.
+    num_classes = int(line.hear("classes"))
+    server = build.build_server(options, num_classes, build.device_of(options, 0))
+
+    def play(coordinator: Coordinator) -> None:
+        line.join(transport.SERVER)
+        coordinator.wait()
+
+    _conduct(options, server, place, num_classes, progress, play)
+
+
+def _restarted(options: RunOptions, line: Transport) -> RunOptions:
+    """After a restart by torchrun's agent, goes on with the run that this job had begun."""
+    begun = line.of_earlier_attempt("run_dir")
+    if begun is None or options.resume:
+        return options
+    log.info("torchrun restarted this job: resuming %s", begun)
+    return replace(options, run_dir=begun, resume=True)
+
+
+def _conduct(
+    options: RunOptions,
+    server: Server,
+    place: folder.RunFolder,
+    num_classes: int,
+    progress: Progress,
+    play: Callable[[Coordinator], None],
+) -> None:
+    """A whole run at the server; ``play`` returns when its last turn has been played."""
+    coordinator = build.build_coordinator(
+        options, server, run=place.run, run_dir=place.path, num_classes=num_classes, watcher=progress
+    )
+    with ExitStack() as stack:
+        tracker: Tracker
+
+        def open_recorder(step: int | None) -> Tracker:
+            nonlocal tracker
+            tracker = Tracker(place.path, resume_step=step)
+            stack.callback(tracker.close)
+            return tracker
+
+        coordinator.begin(place.resumed, open_recorder)
+        stack.callback(progress.finished)
+        endpoints.open_run(coordinator)
+        stack.callback(endpoints.close_run)
+        progress.start(_set(options.epochs), [build.client_name(i) for i in range(_set(options.clients))])
+        play(coordinator)
+        progress.finished()
+        conclude(options, coordinator, place.path, tracker)
+
+
+def conclude(options: RunOptions, coordinator: Coordinator, run_dir: Path, tracker: Tracker) -> None:
+    """After the last round: summary, hparams, figures, and the table of clients."""
+    summary = summarise(options, coordinator)
+    write_summary(run_dir, summary)
+    tracker.hparams(
+        {name: value for name, value in vars(options).items() if value is not None}, final_metrics(summary)
+    )
+    tracker.close()
+    records = read_metrics(run_dir / METRICS_FILE)
+    charts = run_dir / "figures"
+    charts.mkdir(exist_ok=True)
+    figures.training_loss(records, charts / "training_loss.png")
+    figures.metrics_by_round(records, summary["task"], charts / "metrics_by_round.png")
+    print_final_table(summary)
+    print(f"weights_sha256 {summary['weights_sha256']}")
+    print(f"Everything is in {run_dir}; for the curves: tensorboard --logdir {run_dir}")
+
+
+def join(options: RunOptions, line: Transport) -> None:
+    """A client rank."""
+    index = line.config.rank - 1
+    name = build.client_name(index)
+    set_up(name)
+    images = build.build_images(options, _set(options.clients))
+    if index == 0:
+        for note in images.source.notes:
+            log.info("%s: %s", images.source.name, note)
+    line.publish("classes", str(len(images.source.classes)))
+    data = build.build_data(options, images, index)
+    run_dir = Path(line.hear("run_dir"))
+    key = build.handoff_key(options, run_dir, line.config.one_host)
+    given = options.handoff_key is not None or build.KEY_VARIABLE in os.environ
+    # Where one person's machine made the key for all clients there is no one to be protected from.
+    memory = run_dir / "clients" / name / "handoff.json" if given else None
+    device = build.device_of(options, int(os.environ.get("LOCAL_RANK", "0")))
+    client = build.build_client(options, data, name, key, device, memory)
+    keepsakes = ClientFolder(options, nets.model_entry(_set(options.model)).normalisation, data.task)
+    line.join(name)
+    member = Member(client, AutogradExchange(), keepsakes)
+    take_part(member, options.agreement(len(data.classes)), name)
+
+
+def run_in_one_process(options: RunOptions) -> None:
+    """``--exchange local``: the server and all clients here, through the same protocol."""
+    progress = Progress()
+    set_up("local", progress.console)
+    options = replace(options, clients=options.clients or 2).resolved()
+    use_threads(options)
+    num_clients = _set(options.clients)
+    images = build.build_images(options, num_clients)
+    for note in images.source.notes:
+        log.info("%s: %s", images.source.name, note)
+    data = [build.build_data(options, images, index) for index in range(num_clients)]
+    device = build.device_of(options, 0)
+    num_classes = len(images.source.classes)
+    place = folder.open_folder(options, build.new_run_id())
+    key = build.handoff_key(options, place.path, one_host=True)
+    server = build.build_server(options, num_classes, device)
+
+    def play(coordinator: Coordinator) -> None:
+        members = []
+        for index in range(num_clients):
+            client = build.build_client(options, data[index], build.client_name(index), key, device, None)
+            normalisation = nets.model_entry(_set(options.model)).normalisation
+            keepsakes = ClientFolder(options, normalisation, images.source.task)
+            members.append(Member(client, LocalExchange(coordinator), keepsakes))
+        run_local(members, options.agreement(num_classes))
+
+    _conduct(options, server, place, num_classes, progress, play)

@@ -1,0 +1,66 @@
+"""RUN/summary.json: what a run came to, in one small file."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import models.registry as nets
+from launch.config import RunOptions, _set
+from runtime.checkpoint import write_atomically
+from runtime.coordinator import Coordinator
+
+
+def summarise(options: RunOptions, coordinator: Coordinator) -> dict[str, Any]:
+    """The summary of a run that has ended."""
+    totals = coordinator.totals
+    clients: dict[str, dict[str, dict[str, float]]] = {}
+    for name in coordinator.trained_clients():
+        clients[name] = dict(coordinator.scores.get(name, {}))
+        if name in coordinator.train_loss:
+            clients[name]["train"] = {"loss": coordinator.train_loss[name]}
+    memory = {"server": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024} | coordinator.peak_memory()
+    return {
+        **header(options),
+        "clients": clients,
+        "wall_seconds": coordinator.wall_seconds(),
+        "images_per_second": totals.train_images / max(totals.train_seconds, 1e-9),
+        "wire_bytes_per_step": {"up": totals.bytes_up, "down": totals.bytes_down},
+        "peak_memory_bytes": memory,
+        "turns": len(coordinator.ledger.entries),
+        "rolled_back_turns": totals.rolled_back,
+        "lost_clients": list(totals.lost),
+        "best_round": coordinator.best_round,
+        "attack": {},
+        "weights_sha256": coordinator.weights_sha256(),
+    }
+
+
+def header(options: RunOptions) -> dict[str, Any]:
+    """What was trained on what."""
+    return {
+        "task": nets.model_entry(_set(options.model)).task,
+        "model": options.model,
+        "cut": options.cut,
+        "data": options.data.partition(":")[0],
+        "seed": options.seed,
+        "exchange": "unsplit" if options.unsplit else options.exchange,
+    }
+
+
+def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
+    """Writes RUN/summary.json atomically."""
+    write_atomically(run_dir / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+
+
+def final_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Means over the clients of the last train loss and test scores, for TensorBoard's HPARAMS tab."""
+    collected: dict[str, list[float]] = {}
+    for scores in summary["clients"].values():
+        for phase in ("train", "test"):
+            for name, value in scores.get(phase, {}).items():
+                collected.setdefault(f"{phase}_{name}", []).append(value)
+    return {name: sum(values) / len(values) for name, values in collected.items()}

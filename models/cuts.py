@@ -1,0 +1,112 @@
+"""What each cut of a net costs: bytes on the wire, parameters and work at the client.
+
+Cut late and the client works more and sends less; cut early and the reverse. Only data here, no printing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.registry import build, cut_points, model_entry, validate_image_size
+from models.shapes import PartShapes, part_shapes
+from models.split import SplitModel
+
+FLOAT_BYTES = 4
+LABEL_BYTES = 8  # int64
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutRow:
+    """One cut of a net at one image size and batch size."""
+
+    index: int | None
+    """The study's number; None for a cut inside a layer."""
+    name: str
+    """The last block that the client keeps."""
+    smashed_shape: tuple[int, ...]
+    """Of one image."""
+    bytes_up: int
+    """Tensor bytes from the client a step, without the messages' own few bytes."""
+    bytes_down: int
+    """Tensor bytes to the client a step, likewise."""
+    client_params: int
+    """Parameters of bottom and head."""
+    total_params: int
+    """Parameters of the whole net."""
+    client_flop_share: float
+    """The client's share, 0..1, of the forward pass's FLOPs (convolutions and matrix products)."""
+
+
+def cut_table(
+    name: str,
+    image_size: int,
+    batch_size: int = 32,
+    *,
+    num_outputs: int | None = None,
+    labels: str | None = None,
+    width: int | None = None,
+    inside_layers: bool = False,
+) -> list[CutRow]:
+    """Measures every cut of the net ``name``, on shapes only: no weights are drawn and no image is needed.
+
+    Args:
+        name: a key of ``MODELS``.
+        image_size: pixels a side.
+        batch_size: images a step.
+        num_outputs: classes or output channels; None is 2 classes, or 1 channel.
+        labels: "shared" or "home"; None is the net's default.
+        width: as in ``registry.build``.
+        inside_layers: with a row for each cut inside a layer.
+
+    Raises:
+        ValueError: as ``registry.build`` and ``validate_image_size``; or ``batch_size`` is below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch size must be at least 1, got {batch_size}; use --batch-size 32, say")
+    validate_image_size(name, image_size)
+    num_outputs = model_entry(name).num_outputs if num_outputs is None else num_outputs
+    rows = []
+    for point in cut_points(name, labels, inside_layers=inside_layers):
+        with torch.device("meta"):
+            split = build(name, cut=point.name, num_outputs=num_outputs, labels=labels, width=width)
+        flops = {part: FlopCounterMode(display=False) for part in split.parts()}
+        shapes = part_shapes(split, image_size, flops.__getitem__)
+        counts = {part: counter.get_total_flops() for part, counter in flops.items()}
+        bytes_up, bytes_down = step_bytes(split, shapes, batch_size)
+        params = {part: _num_parameters(module) for part, module in split.parts().items()}
+        rows.append(
+            CutRow(
+                index=point.index,
+                name=point.name,
+                smashed_shape=shapes.smashed,
+                bytes_up=bytes_up,
+                bytes_down=bytes_down,
+                client_params=sum(params.values()) - params["top"],
+                total_params=sum(params.values()),
+                client_flop_share=1 - counts["top"] / sum(counts.values()),
+            )
+        )
+    return rows
+
+
+def step_bytes(split: SplitModel, shapes: PartShapes, batch_size: int) -> tuple[int, int]:
+    """Float32 tensor bytes (up, down) of one training step.
+
+    Labels shared: smashed data and int64 labels go up, the gradient of the smashed data comes down. Labels at
+    home: smashed data and the gradient of the top's output go up, the top's output and the gradient of the
+    smashed data come down.
+    """
+    smashed = FLOAT_BYTES * math.prod(shapes.smashed) * batch_size
+    if split.head is None:
+        return smashed + LABEL_BYTES * batch_size, smashed
+    top_output = FLOAT_BYTES * math.prod(shapes.top_output) * batch_size
+    return smashed + top_output, top_output + smashed
+
+
+def _num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,130 @@
+"""Checkpoints that a crash cannot damage: written beside, synced, renamed; digest first, ``weights_only`` always.
+
+A file is 32 bytes of SHA-256 followed by what ``torch.save`` wrote, so that a flipped bit is noticed and not
+trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+
+def write_atomically(path: Path, *chunks: bytes | memoryview) -> None:
+    """Writes ``chunks`` to ``path`` so that a crash leaves the old file or the new one, never half of one."""
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        with draft.open("wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+class Checkpoints:
+    """The checkpoints of one run: one a turn, the newest ``keep`` of them.
+
+    Args:
+        folder: RUN/checkpoints, made where missing.
+        keep: how many turns to keep; at least 2, so that a damaged one has one before it.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self._keep = max(keep, 2)
+
+    def save(self, turn: int, state: Mapping[str, Any]) -> None:
+        """Writes ``state`` as what holds after ``turn``; returns when it is on the disk.
+
+        Raises:
+            CheckpointError: the disk is full, the folder read-only or gone; older checkpoints are untouched.
+        """
+        self._write(self._path(turn), state)
+        for old in self.turns()[: -self._keep]:
+            self._path(old).unlink(missing_ok=True)
+
+    def save_best(self, state: Mapping[str, Any]) -> None:
+        """Writes ``state`` as the best round's, in place of the one before.
+
+        Raises:
+            CheckpointError: as `save`.
+        """
+        self._write(self.best, state)
+
+    @property
+    def best(self) -> Path:
+        """The best round's file; it exists once a round was validated."""
+        return self.folder / "best.pt"
+
+    def _write(self, path: Path, state: Mapping[str, Any]) -> None:
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        payload = buffer.getbuffer()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, hashlib.sha256(payload).digest(), payload)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write checkpoint {path}: {error.strerror}; the last whole checkpoint is kept: "
+                "make room, then start again with --resume"
+            ) from error
+
+    def load_newest(self) -> tuple[int, dict[str, Any]] | None:
+        """The newest whole checkpoint and its turn; damaged ones are skipped and named; None where none is.
+
+        Raises:
+            CheckpointError: there are checkpoints and all are damaged.
+        """
+        turns = self.turns()
+        for turn in reversed(turns):
+            path = self._path(turn)
+            try:
+                return turn, read_checkpoint(path)
+            except CheckpointError as error:
+                log.warning("%s; falling back to the checkpoint before it", error)
+        if turns:
+            raise CheckpointError(f"every checkpoint in {self.folder} is damaged; start a new run")
+        return None
+
+    def turns(self) -> list[int]:
+        """The turns that have a checkpoint, oldest first."""
+        return sorted(int(path.stem.removeprefix("turn_")) for path in self.folder.glob("turn_*.pt"))
+
+    def _path(self, turn: int) -> Path:
+        return self.folder / f"turn_{turn:06d}.pt"
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The state in one checkpoint file.
+
+    Raises:
+        CheckpointError: it cannot be read, or its bytes are not those that were written.
+    """
+    try:
+        data = memoryview(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"cannot read checkpoint {path}: {error.strerror}") from error
+    if hashlib.sha256(data[32:]).digest() != bytes(data[:32]):
+        raise CheckpointError(f"checkpoint {path} is damaged (its digest does not match its {len(data)} bytes)")
+    state: dict[str, Any] = torch.load(io.BytesIO(data[32:]), weights_only=True)
+    return state

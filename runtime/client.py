@@ -1,0 +1,300 @@
+"""The client's half of a step: bottom and head, their optimizer, the doors of a defence and a detector.
+
+Shape legend: N batch; C, H, W image; D dimensions at the cut (h_ND).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.split import SplitModel
+from runtime.checkpoint import write_atomically
+from runtime.data.client_data import Batch, ClientData
+from runtime.errors import DivergedError, HandoffError
+from runtime.handoff import HandoffSeal, part_digest
+from runtime.hooks import Defence, Detector
+from runtime.metrics import build_criterion, build_scores
+from runtime.optim import OptimizerConfig, step_with
+from runtime.randomness import EVALUATION_BATCH, Randomness
+from runtime.scheduler import Turn
+from runtime.wire import Hello, LossReply, Release, SealedHandoff, TensorSpec
+
+log = logging.getLogger(__name__)
+
+TopCall = Callable[[Tensor, Tensor | None], Any]  # (smashed, labels or None) -> LossReply or the top's output
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientConfig:
+    """How a client trains.
+
+    Attributes:
+        name: the member's name (letters, digits, underscore).
+        labels_shared: labels go up and the loss is the server's; else both stay here, and so does the head.
+        batch_size: images a step.
+        optimizer: for bottom and head.
+        class_weights: weights_K of the loss, None for equal ones.
+        accept_rollback: a turn number older than the newest this client knows that it may go back to.
+        memory: file in which the client remembers the newest hand-off it has seen; None to remember it for
+            the length of the process only.
+    """
+
+    name: str
+    labels_shared: bool
+    batch_size: int
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    class_weights: tuple[float, ...] | None = None
+    accept_rollback: int | None = None
+    memory: Path | None = None
+
+
+class Client:
+    """One hospital. Built in its own process; refuses to be pickled.
+
+    Args:
+        split: the whole net's parts, of which the client keeps bottom and head.
+        data: its images.
+        config: how it trains.
+        key: the clients' hand-off key.
+        randomness: derived from that key.
+        output: what the top's output must look like where labels are at home; its shape elsewhere.
+        defence: what it does to what it sends.
+        detector: what watches the gradient that comes home.
+        device: where bottom and head compute; tensors cross the wire on the CPU.
+    """
+
+    def __init__(
+        self,
+        split: SplitModel,
+        data: ClientData,
+        config: ClientConfig,
+        *,
+        key: bytes,
+        randomness: Randomness,
+        output: TensorSpec,
+        defence: Defence | None = None,
+        detector: Detector | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.device = torch.device(device)
+        self.bottom = split.bottom.to(self.device)
+        self.head = None if split.head is None else split.head.to(self.device)
+        self.defence = Defence() if defence is None else defence
+        self.detector = Detector() if detector is None else detector
+        self.randomness = randomness
+        self._output = output
+        self._key = key
+        self._parts: dict[str, nn.Module] = {"bottom": self.bottom}
+        if self.head is not None:
+            self._parts["head"] = self.head
+        self.optimizer = config.optimizer.build(p for part in self._parts.values() for p in part.parameters())
+        weights = None if config.class_weights is None else torch.tensor(config.class_weights)
+        self.criterion = build_criterion(data.task, weights)
+        self._seal: HandoffSeal | None = None
+        self._newest: SealedHandoff | None = None
+
+    @property
+    def name(self) -> str:
+        """The member's name."""
+        return self.config.name
+
+    # Joining and hand-off ------------------------------------------------------------------------
+
+    def hello(self, agreement: Mapping[str, str]) -> Hello:
+        """The first message: who this is and which options it was started with."""
+        weights = self.config.class_weights if self.config.labels_shared else None
+        return Hello(
+            client=self.name,
+            agreement=dict(agreement),
+            num_images=len(self.data.share.train),
+            num_batches=self.data.num_train_batches(self.config.batch_size),
+            class_weights=None if weights is None else torch.tensor(weights),
+        )
+
+    def join(self, run: str) -> None:
+        """Binds this client to a run: only that run's hand-offs open."""
+        newest = 0
+        if self.config.memory is not None and self.config.memory.exists():
+            remembered = json.loads(self.config.memory.read_text())
+            newest = int(remembered["turn"]) if remembered["run"] == run else 0
+        if self.config.accept_rollback is not None:
+            newest = min(newest, self.config.accept_rollback)
+        self._run = run
+        self._seal = HandoffSeal(self._key, run, newest)
+
+    def holds(self, turn: int) -> bool:
+        """Whether this client's parts are those that ``turn`` left (turn 0: the initial ones)."""
+        return turn == (0 if self._newest is None else self._newest.turn)
+
+    def seal(self, turn: int) -> SealedHandoff:
+        """Seals the parts and their optimizer after ``turn``."""
+        assert self._seal is not None
+        return self._seal.seal(self._state(), turn, self._newest)
+
+    def committed(self, handoff: SealedHandoff) -> None:
+        """The server has made the turn count: from now on nothing older is accepted."""
+        assert self._seal is not None
+        self._newest, self._seal.newest = handoff, handoff.turn
+        self._remember()
+
+    def open(self, handoff: SealedHandoff | None) -> None:
+        """Takes up the parts that another client left.
+
+        Raises:
+            HandoffError: there is none although one was promised, it does not open, or it is too old.
+        """
+        assert self._seal is not None
+        if handoff is None:
+            raise HandoffError(f"{self.name}: the server promised a hand-off and sent none")
+        state = self._seal.open(handoff)
+        for name, part in self._parts.items():
+            part.load_state_dict(state["parts"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.defence.load_state_dict(state["defence"])
+        self._newest = handoff
+        self._remember()
+
+    def peek(self, handoff: SealedHandoff) -> dict[str, dict[str, Tensor]]:
+        """The parts' state dicts in ``handoff``, without taking them up (the best round's, at the end)."""
+        assert self._seal is not None
+        seal = HandoffSeal(self._key, self._run)
+        parts: dict[str, dict[str, Tensor]] = seal.open(handoff)["parts"]
+        return parts
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "parts": {name: part.state_dict() for name, part in self._parts.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "defence": self.defence.state_dict(),
+        }
+
+    def _remember(self) -> None:
+        if self.config.memory is not None and self._newest is not None:
+            self.config.memory.parent.mkdir(parents=True, exist_ok=True)
+            line = json.dumps({"run": self._run, "turn": self._newest.turn})
+            write_atomically(self.config.memory, line.encode())
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 (hex) of each part's state."""
+        return {name: part_digest(part.state_dict()) for name, part in self._parts.items()}
+
+    # One turn ------------------------------------------------------------------------------------
+
+    def batches(self, turn: Turn) -> Iterator[Batch]:
+        """The turn's training batches: order and augmentation follow from the key, round and client alone."""
+        place = (turn.round, self.name)
+        order = self.randomness.seed("order", *place)
+        return self.data.train_batches(
+            self.config.batch_size, order, lambda batch: self.randomness.seed("augment", *place, batch)
+        )
+
+    def forward(self, turn: Turn, batch: Batch, top: TopCall) -> tuple[Tensor, float]:
+        """The whole forward pass of one training batch, with the top at the other end of ``top``.
+
+        Returns:
+            The root of backward (the loss and the defence's penalty) and the task loss as a number.
+
+        Raises:
+            DivergedError: the loss is not finite; names client, round and batch.
+        """
+        place = (turn.round, self.name, batch.number)
+        inputs, targets = batch.inputs.to(self.device), batch.targets
+        for part in self._parts.values():
+            part.train()
+        self.randomness.reseed("bottom", *place)
+        smashed, skips = self.bottom(inputs)
+        sent = self.defence.transform(smashed)
+        self._watch_gradient(sent, targets)
+        reply = top(sent.cpu(), targets if self.config.labels_shared else None)
+        if isinstance(reply, LossReply):
+            loss, shown = reply.loss, reply.task_loss
+        else:
+            self._output.check(reply, "server", "output")
+            self.randomness.reseed("head", *place)
+            assert self.head is not None
+            logits = self.head(reply.to(self.device), skips)
+            loss = self.criterion(logits, targets.to(self.device))
+            shown = float(loss.detach())
+        if not torch.isfinite(loss.detach()).all():
+            raise DivergedError(
+                f"{self.name}: round {turn.round}, batch {batch.number}: the loss is {float(loss.detach())}; "
+                "lower --lr, or look at this client's images; the last good checkpoint is kept"
+            )
+        penalty = self.defence.penalty(inputs, smashed)
+        # Adding a zero would put a node into the graph of every undefended run.
+        total = loss if isinstance(penalty, float) and penalty == 0.0 else loss + penalty
+        return total, shown
+
+    def _watch_gradient(self, sent: Tensor, targets: Tensor) -> None:
+        detector = self.detector
+        if type(detector) is not Detector:
+            shown = sent.detach()
+            sent.register_hook(lambda grad: detector.observe(shown, grad, targets))
+
+    def step(self, gradients: Mapping[Tensor, Tensor]) -> None:
+        """Steps the optimizer of bottom and head with the gradients of one backward, then the defence's own."""
+        step_with(self.optimizer, gradients)
+        self.defence.step()
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All parameters that this client steps."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        predict: Callable[[str, int, Tensor], Tensor],
+        round: int,
+        seen: Callable[[str, Batch, Tensor, Tensor], None] = lambda phase, batch, smashed, logits: None,
+    ) -> dict[str, dict[str, float]]:
+        """Scores the model that this client holds on its own validation and test images.
+
+        Args:
+            predict: the top in evaluation mode: (phase, batch, smashed) -> output.
+            round: for the noise of a defence that acts in evaluation too.
+            seen: is shown every batch, for pictures on the client's own disk.
+
+        Returns:
+            Scores by phase and metric, with ``loss`` beside them.
+        """
+        for part in self._parts.values():
+            part.eval()
+        scores = {}
+        for phase in ("validation", "test"):
+            collected, losses, num_images = build_scores(self.data.task, len(self.data.classes)), 0.0, 0
+            for batch in self.data.test_batches(self.config.batch_size, phase):
+                place = (round, self.name, EVALUATION_BATCH - batch.number)
+                self.randomness.reseed(f"bottom/{phase}", *place)
+                smashed, skips = self.bottom(batch.inputs.to(self.device))
+                sent = self.defence.transform(smashed) if self.defence.acts_in_evaluation else smashed
+                logits = predict(phase, batch.number, sent.cpu())
+                self._output.check(logits, "server", "output")
+                if self.head is not None:
+                    logits = self.head(logits.to(self.device), skips).cpu()
+                loss = self.criterion(logits, batch.targets)
+                collected.update(logits, batch.targets)
+                losses, num_images = losses + float(loss) * len(logits), num_images + len(logits)
+                seen(phase, batch, sent.cpu(), logits)
+            if num_images:
+                scores[phase] = {"loss": losses / num_images, **collected.compute()}
+        return scores
+
+    def whole_model(self, release: Release, best: bool) -> dict[str, dict[str, Tensor]]:
+        """State dicts by part of the released model, of the last round or of the best one."""
+        if best and release.best_top is not None and release.best_handoff is not None:
+            return self.peek(release.best_handoff) | {"top": release.best_top}
+        parts = {name: dict(part.state_dict()) for name, part in self._parts.items()}
+        return parts | {"top": release.top}
+
+    def __reduce__(self) -> str:
+        raise TypeError("a Client holds images and refuses to be pickled")

@@ -1,0 +1,1 @@
+"""Data sources, their division among clients, and one client's images in memory."""

@@ -1,0 +1,42 @@
+"""Sources that are arrays in memory: MedMNIST's npz and MNIST's IDX files."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from runtime.data.pictures import fit_square
+from runtime.data.source import Example, Source, Task
+
+
+class ArraySource(Source):
+    """A classification source of uint8 images, (n, H, W) or (n, H, W, 3)."""
+
+    def __init__(
+        self,
+        name: str,
+        classes: Sequence[str],
+        parts: Sequence[tuple[str, NDArray[np.uint8], NDArray[np.int64]]],
+        *,
+        mirror: bool,
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Take (split, images, labels) of each part; the part named "test" is the official test set.
+
+        Nothing tells which images belong to one person, so each is its own patient.
+        """
+        self._images = [image for _, images, _ in parts for image in images]
+        examples = [
+            Example(key=key, patient=key, label=int(label), official_test=split == "test")
+            for split, _, labels in parts
+            for key, label in ((f"{split}{number:06d}", label) for number, label in enumerate(labels))
+        ]
+        super().__init__(name, Task.CLASSIFICATION, classes, examples, mirror=mirror, notes=notes)
+
+    def read(self, index: int, size: int, channels: int) -> tuple[Tensor, Tensor]:
+        """Resize one image; see ``Source.read``."""
+        image = fit_square(Image.fromarray(self._images[index]), size, channels)
+        return image, torch.tensor(self.examples[index].label, dtype=torch.int64)

@@ -1,0 +1,176 @@
+"""One client's images: decoded once into memory, shuffled, augmented and normalised batch by batch.
+
+Shape legend: N batch · C,H,W image.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from runtime.data.augment import augment
+from runtime.data.normalise import Normalisation, check_normalisation, normalise
+from runtime.data.partition import Share
+from runtime.data.source import Source, Task
+from runtime.errors import ConfigError
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What goes through the network in one step.
+
+    Attributes:
+        inputs: x_NCHW float32, normalised.
+        targets: y_N int64, or mask_N1HW float32 of zeros and ones.
+        number: 0-based within the turn.
+        keys: Indices of the examples in ``source.examples``; they stay with the client.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    number: int
+    keys: tuple[int, ...]
+
+
+class ClientData:
+    """The images of one share.
+
+    Pictures stay uint8 in memory (12 KB each at 64 px) and become float only in a batch. No file is opened
+    after construction, so that the process may lose its right to read images.
+
+    Args:
+        source: Where to read.
+        share: What to read.
+        image_size: Edge length in pixels.
+        channels: 1 or 3.
+        normalisation: "imagenet" (3 channels) or "symmetric" ([-1, 1]).
+        augment: Whether training batches are augmented; see ``augment``.
+
+    Raises:
+        ConfigError: A normalisation that does not fit the channels.
+        DataError: A file cannot be read.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        share: Share,
+        *,
+        image_size: int,
+        channels: int,
+        normalisation: Normalisation,
+        augment: bool,
+    ) -> None:
+        check_normalisation(normalisation, channels)
+        self.task = source.task
+        self.classes = source.classes
+        self.share = share
+        self._normalisation = normalisation
+        self._augment = augment
+        self._mirror = source.mirror
+        self._splits: dict[str, _Decoded] = {
+            "train": _decode(source, share.train, image_size, channels),
+            "validation": _decode(source, share.validation, image_size, channels),
+            "test": _decode(source, share.test, image_size, channels),
+        }
+
+    def num_train_batches(self, batch_size: int) -> int:
+        """Batches in a turn."""
+        return len(_cuts(len(self.share.train), batch_size, drop_single=True))
+
+    def train_batches(
+        self, batch_size: int, order_seed: int, augment_seed: Callable[[int], int]
+    ) -> Iterator[Batch]:
+        """One turn's batches, a pure function of the seeds: a resumed run repeats them bit for bit.
+
+        A last batch that is short is kept, unless it would hold a single image: batch normalisation cannot
+        train on one, so that image sits out this turn (another one in the next). With a batch size of 1
+        nothing is dropped.
+
+        Args:
+            batch_size: At least 1.
+            order_seed: Fixes the order of the images; 64 bits, of which torch's CPU generator uses 32.
+            augment_seed: From the batch's number to the seed of its augmentation.
+
+        Raises:
+            ConfigError: ``batch_size`` below 1.
+        """
+        decoded = self._splits["train"]
+        order = torch.randperm(len(decoded.keys), generator=torch.Generator().manual_seed(order_seed))
+        for number, cut in enumerate(_cuts(len(order), batch_size, drop_single=True)):
+            rows = order[cut]
+            images, masks = decoded.floats(rows)
+            if self._augment:
+                generator = torch.Generator().manual_seed(augment_seed(number))
+                images, masks = augment(images, masks, mirror=self._mirror, generator=generator)
+            yield self._batch(decoded, rows, images, masks, number)
+
+    def test_batches(self, batch_size: int, split: Split = "test") -> Iterator[Batch]:
+        """A split in its fixed order, unaugmented and whole; "train" serves to measure the fit."""
+        decoded = self._splits[split]
+        order = torch.arange(len(decoded.keys))
+        for number, cut in enumerate(_cuts(len(order), batch_size, drop_single=False)):
+            rows = order[cut]
+            images, masks = decoded.floats(rows)
+            yield self._batch(decoded, rows, images, masks, number)
+
+    def class_counts(self, split: Split = "train") -> tuple[int, ...]:
+        """Images by class; for segmentation, pixels outside and inside the masks."""
+        targets = self._splits[split].targets.flatten().long()
+        return tuple(int(n) for n in torch.bincount(targets, minlength=len(self.classes)))
+
+    def majority_share(self, split: Split = "test") -> float:
+        """The accuracy of always naming the commonest class (segmentation: pixel accuracy); nan if empty."""
+        counts = self.class_counts(split)
+        return max(counts) / sum(counts) if sum(counts) else float("nan")
+
+    def _batch(
+        self, decoded: "_Decoded", rows: Tensor, images: Tensor, masks: Tensor | None, number: int
+    ) -> Batch:
+        targets = decoded.targets[rows] if masks is None else masks
+        keys = tuple(decoded.keys[row] for row in rows.tolist())
+        return Batch(normalise(images, self._normalisation), targets, number, keys)
+
+    def __reduce__(self) -> str | tuple[object, ...]:
+        """Refuse to be pickled: images do not leave the client's process."""
+        raise TypeError("ClientData is not picklable: images stay in the client's process")
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """A split in memory: images uint8 NCHW; targets int64 N, or uint8 N1HW masks."""
+
+    keys: tuple[int, ...]
+    images: Tensor
+    targets: Tensor
+
+    def floats(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images in [0, 1] and, for segmentation, float masks."""
+        images = self.images[rows].float().div_(255.0)
+        return images, self.targets[rows].float() if self.targets.ndim == 4 else None
+
+
+def _decode(source: Source, indices: Sequence[int], size: int, channels: int) -> _Decoded:
+    images = torch.empty((len(indices), channels, size, size), dtype=torch.uint8)
+    if source.task is Task.SEGMENTATION:
+        targets = torch.empty((len(indices), 1, size, size), dtype=torch.uint8)
+    else:
+        targets = torch.empty(len(indices), dtype=torch.int64)
+    for row, index in enumerate(indices):
+        image, target = source.read(index, size, channels)
+        images[row] = image
+        targets[row] = target.to(targets.dtype)
+    return _Decoded(tuple(indices), images, targets)
+
+
+def _cuts(count: int, batch_size: int, *, drop_single: bool) -> list[slice]:
+    if batch_size < 1:
+        raise ConfigError(f"batch size must be at least 1, got {batch_size}")
+    cuts = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+    if drop_single and batch_size > 1 and count % batch_size == 1:
+        cuts.pop()
+    return cuts

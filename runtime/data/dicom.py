@@ -1,0 +1,117 @@
+"""A folder of monochrome CR or DX DICOM files and a CSV with the columns image and level.
+
+The CSV may also have patient and site. Without a patient the rule for names holds (the stem without a final
+_left or _right): the files' own PatientID would mean opening every one of them first.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from runtime.data.patients import patient_of
+from runtime.data.pictures import fit_square, scale_to_bytes, unreadable
+from runtime.data.source import Example, Source, Task
+from runtime.data.tables import grade_classes, parse_grade, read_columns
+from runtime.errors import ConfigError, DataError
+
+
+class DicomFiles(Source):
+    """A classification source of DICOM files."""
+
+    def __init__(
+        self, classes: tuple[str, ...], examples: list[Example], files: list[Path], notes: list[str]
+    ) -> None:
+        """Take the examples and, in the same order, their files."""
+        self.files = files
+        super().__init__("dicom", Task.CLASSIFICATION, classes, examples, notes=notes)
+
+    def read(self, index: int, size: int, channels: int) -> tuple[Tensor, Tensor]:
+        """Decode one file; see ``Source.read``."""
+        image = Image.fromarray(read_dicom(self.files[index]))
+        return fit_square(image, size, channels), torch.tensor(self.examples[index].label, dtype=torch.int64)
+
+
+def open_dicom(path: Path, *, grades: str) -> Source:
+    """Index the folder.
+
+    Args:
+        path: A folder with one CSV and the files, at any depth.
+        grades: "binary" (level > 0) or "all".
+
+    Raises:
+        ConfigError: pydicom is not installed.
+        DataError: No CSV or several, a column missing, or no file for any row.
+    """
+    try:
+        import pydicom  # noqa: F401  (an extra: only who reads DICOM needs it)
+    except ImportError as error:
+        raise ConfigError("data source dicom needs pydicom: pip install suture[dicom]") from error
+    table = _find_table(path)
+    rows = read_columns(table, ("image", "level"), ("patient", "site"))
+    files = {f.stem: f for f in sorted(path.rglob("*")) if f.suffix.lower() == ".dcm" and f.is_file()}
+    found = [(stem, row) for row in rows if (stem := row["image"].removesuffix(".dcm")) in files]
+    if not found:
+        raise DataError(
+            f"{path}: none of the {len(rows)} images of {table.name} is there as IMAGE.dcm; the column image "
+            "must hold the files' names"
+        )
+    classes, labels = grade_classes([parse_grade(row["level"], table) for _, row in found], grades, ())
+    examples = [
+        Example(
+            key=stem,
+            patient=row["patient"] or patient_of(stem),
+            label=label,
+            site=row["site"],
+            official_test=stem.endswith("_test"),
+        )
+        for (stem, row), label in zip(found, labels, strict=True)
+    ]
+    missing = len(rows) - len(found)
+    notes = [f"skipped {missing} of {len(rows)} rows without an image file"] if missing else []
+    return DicomFiles(classes, examples, [files[stem] for stem, _ in found], notes)
+
+
+def read_dicom(path: Path) -> NDArray[np.uint8]:
+    """Read a monochrome image as it is meant to be seen, (H, W) in 0..255.
+
+    Rescale slope and intercept, then the first window (or the whole range where there is none), then
+    MONOCHROME1, in which high values are dark, is turned round.
+
+    Raises:
+        DataError: Damaged, compressed in a way that cannot be decoded here, or not a single grey image.
+    """
+    import pydicom
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+
+    try:
+        dataset = pydicom.dcmread(path)
+        kind = str(dataset.get("PhotometricInterpretation", ""))
+        if not kind.startswith("MONOCHROME"):
+            raise ValueError(
+                f"PhotometricInterpretation is {kind or 'missing'}, only MONOCHROME1 and 2 are read"
+            )
+        stored = dataset.pixel_array
+        if stored.ndim != 2:
+            raise ValueError(f"pixels have shape {stored.shape}, only single images are read")
+        shown = apply_voi_lut(apply_modality_lut(stored, dataset), dataset)
+        grey = scale_to_bytes(np.asarray(shown, dtype=np.float32))
+    except Exception as error:
+        # pydicom and its decoders raise many kinds, and a damaged file may meet any of them.
+        raise unreadable(path, error) from error
+    return 255 - grey if kind == "MONOCHROME1" else grey
+
+
+def _find_table(path: Path) -> Path:
+    if not path.is_dir():
+        raise DataError(f"dicom: {path} is not a folder; give the folder of the .dcm files and their CSV")
+    tables = sorted(path.glob("*.csv"))
+    if len(tables) != 1:
+        raise DataError(
+            f"{path} must hold one CSV with the columns image and level, found {len(tables)}; "
+            "move the others away"
+        )
+    return tables[0]

@@ -1,0 +1,72 @@
+"""Pictures sorted into folders: PATH/CLASS/IMAGE, or PATH/SITE/CLASS/IMAGE for several hospitals.
+
+Sites are recognised by folders, not pictures, on the second level. The patient is the file's stem without a
+final _left or _right, and the same name at two sites means two people. An index.csv in PATH with the columns
+image and patient says better. Stems that end in _test are official test images.
+"""
+
+from pathlib import Path
+
+from runtime.data.kaggle_dr import PictureFiles
+from runtime.data.patients import patient_of
+from runtime.data.pictures import is_picture
+from runtime.data.source import Example, Source
+from runtime.data.tables import read_columns
+from runtime.errors import DataError
+
+
+def open_image_folder(path: Path) -> Source:
+    """Index the folder; classes are numbered in alphabetical order.
+
+    Raises:
+        DataError: No folders, fewer than two classes, or no pictures.
+    """
+    sites = _sites(path)
+    found = [
+        (site, folder.name, file)
+        for site, parent in sites
+        for folder in _folders(parent)
+        for file in sorted(folder.rglob("*"))
+        if is_picture(file)
+    ]
+    classes = tuple(sorted({name for _, name, _ in found}))
+    if len(classes) < 2:
+        raise DataError(
+            f"{path} holds pictures of {len(classes)} classes, at least 2 are needed; sort them into "
+            "PATH/CLASS/ or PATH/SITE/CLASS/"
+        )
+    index = path / "index.csv"
+    rows = read_columns(index, ("image", "patient")) if index.is_file() else []
+    patients = {Path(row["image"]).stem: row["patient"] for row in rows if row["patient"]}
+    examples = [
+        Example(
+            key=file.relative_to(path).as_posix(),
+            patient=patients.get(file.stem) or "/".join(filter(None, (site, patient_of(file.stem)))),
+            label=classes.index(name),
+            site=site,
+            official_test=file.stem.endswith("_test"),
+        )
+        for site, name, file in found
+    ]
+    return PictureFiles("image-folder", classes, examples, [f for _, _, f in found], mirror=False, notes=[])
+
+
+def _sites(path: Path) -> list[tuple[str, Path]]:
+    """(site, folder of its classes); one nameless site where PATH holds the classes themselves."""
+    tops = _folders(path)
+    if not tops:
+        raise DataError(f"{path} has no folders; sort the pictures into PATH/CLASS/ or PATH/SITE/CLASS/")
+    deep = [top for top in tops if _folders(top) and not any(is_picture(f) for f in top.iterdir())]
+    if len(deep) == len(tops):
+        return [(top.name, top) for top in tops]
+    if deep:
+        shallow = next(top.name for top in tops if top not in deep)
+        raise DataError(
+            f"{path}: {deep[0].name!r} holds folders but {shallow!r} does not; use PATH/CLASS/ throughout or "
+            "PATH/SITE/CLASS/ throughout"
+        )
+    return [("", path)]
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))

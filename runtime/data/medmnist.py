@@ -1,0 +1,67 @@
+"""A MedMNIST-style npz file: {train,val,test}_{images,labels}, grey or RGB, 28 to 224 pixels.
+
+Labels stay as they are. The test part is used for testing only; val goes with train, for the partition holds
+out validation images itself.
+"""
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.data.arrays import ArraySource
+from runtime.data.source import Source
+from runtime.errors import DataError
+
+_SPLITS = ("train", "val", "test")
+
+
+def open_medmnist(path: Path) -> Source:
+    """Read the file.
+
+    Raises:
+        DataError: Not an npz, an array missing or of the wrong shape, or several labels an image.
+    """
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise DataError(f"{path} is a single array, not an npz; give MedMNIST's .npz file")
+        with archive:
+            parts = [_read_part(archive, split, path) for split in _SPLITS if _present(archive, split)]
+            names = archive.files
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"cannot read {path}: {error}; give MedMNIST's .npz file") from error
+    if "train" not in [split for split, _, _ in parts]:
+        raise DataError(
+            f"{path} has no arrays train_images and train_labels; it holds: {', '.join(names) or 'nothing'}"
+        )
+    num_classes = max(int(labels.max(initial=0)) for _, _, labels in parts) + 1
+    return ArraySource("medmnist", [str(label) for label in range(num_classes)], parts, mirror=False)
+
+
+def _present(archive: np.lib.npyio.NpzFile, split: str) -> bool:
+    return f"{split}_images" in archive.files and f"{split}_labels" in archive.files
+
+
+def _read_part(
+    archive: np.lib.npyio.NpzFile, split: str, path: Path
+) -> tuple[str, NDArray[np.uint8], NDArray[np.int64]]:
+    images, labels = archive[f"{split}_images"], archive[f"{split}_labels"]
+    colour = images.ndim == 4 and images.shape[-1] == 3
+    if images.dtype != np.uint8 or not (images.ndim == 3 or colour):
+        raise DataError(
+            f"{path}: {split}_images must be uint8 (n, H, W) or (n, H, W, 3), got {images.dtype} "
+            f"{images.shape}; 3D and float sets are not supported"
+        )
+    if len(labels) != len(images):
+        raise DataError(
+            f"{path}: {len(images)} {split} images but {len(labels)} labels; fetch the file again"
+        )
+    if labels.size != len(images) or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(
+            f"{path}: {split}_labels must be one whole number an image, got {labels.dtype} {labels.shape}; "
+            "sets with several labels an image are not supported"
+        )
+    return split, images, labels.reshape(-1).astype(np.int64)

@@ -1,0 +1,187 @@
+"""The data sources by name: what ``--data NAME[:PATH]`` can say, and opening one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from runtime.data.chest_phantom import ChestPhantom
+from runtime.data.dicom import open_dicom
+from runtime.data.fundus_phantom import FundusPhantom
+from runtime.data.idx import open_fashion_mnist, open_mnist
+from runtime.data.image_folder import open_image_folder
+from runtime.data.kaggle_cxr import open_kaggle_cxr
+from runtime.data.kaggle_dr import open_kaggle_dr
+from runtime.data.medmnist import open_medmnist
+from runtime.data.source import Source, Task
+from runtime.errors import ConfigError, DataError
+
+Grades = Literal["binary", "all"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenRequest:
+    """What a source may look at when it is opened.
+
+    Attributes:
+        path: What follows the colon; exists. Path(".") for sources without an argument.
+        grades: Whether disease grades become healthy and diseased, or stay apart.
+        need: How many examples the run wants; phantoms list twice as many.
+        seed: The run's public seed.
+    """
+
+    path: Path
+    grades: Grades
+    need: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceEntry:
+    """A line of the registry.
+
+    Attributes:
+        name: As on the command line.
+        description: One line for ``--help``.
+        argument: What follows the colon, such as "PATH"; empty where nothing does.
+        open: Opens the source.
+        task: What is learnt from it, known before it is opened.
+    """
+
+    name: str
+    description: str
+    argument: str
+    open: Callable[[OpenRequest], Source]
+    task: Task = Task.CLASSIFICATION
+
+
+# A phantom's list costs nothing until a picture is drawn. Twice what is wanted leaves room for patients who
+# belong to one set only and for class proportions far from half and half.
+_SLACK, _LEAST = 2, 64
+
+_ENTRIES = (
+    SourceEntry(
+        "fundus-phantom",
+        "drawn fundus photographs, healthy or with retinopathy (no files needed)",
+        "",
+        lambda request: FundusPhantom(max(_LEAST, _SLACK * request.need), request.seed),
+    ),
+    SourceEntry(
+        "chest-phantom",
+        "drawn chest X-rays with lung masks (no files needed)",
+        "",
+        lambda request: ChestPhantom(max(_LEAST, _SLACK * request.need), request.seed),
+        Task.SEGMENTATION,
+    ),
+    SourceEntry(
+        "kaggle-dr",
+        "Kaggle 'Diabetic Retinopathy Resized', or IDRiD in its layout",
+        "PATH",
+        lambda request: open_kaggle_dr(request.path, grades=request.grades),
+    ),
+    SourceEntry(
+        "kaggle-cxr",
+        "Kaggle 'Chest Xray Masks and Labels': lung segmentation",
+        "PATH",
+        lambda request: open_kaggle_cxr(request.path),
+        Task.SEGMENTATION,
+    ),
+    SourceEntry(
+        "medmnist",
+        "a MedMNIST-style npz file with images and labels of train, val and test",
+        "FILE.npz",
+        lambda request: open_medmnist(request.path),
+    ),
+    SourceEntry(
+        "mnist", "MNIST's four IDX files, raw or .gz", "PATH", lambda request: open_mnist(request.path)
+    ),
+    SourceEntry(
+        "fashion-mnist",
+        "Fashion-MNIST's four IDX files, raw or .gz",
+        "PATH",
+        lambda request: open_fashion_mnist(request.path),
+    ),
+    SourceEntry(
+        "image-folder",
+        "PATH/CLASS/IMAGE, or PATH/SITE/CLASS/IMAGE",
+        "PATH",
+        lambda request: open_image_folder(request.path),
+    ),
+    SourceEntry(
+        "dicom",
+        "CR/DX DICOM files and a CSV with the columns image and level",
+        "PATH",
+        lambda request: open_dicom(request.path, grades=request.grades),
+    ),
+)
+
+SOURCES: dict[str, SourceEntry] = {entry.name: entry for entry in _ENTRIES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how they are shown to the network.
+
+    Attributes:
+        spec: NAME or NAME:PATH; see ``SOURCES``.
+        classes: "binary" (grade above 0 is diseased) or "all" grades; only graded sources look at it.
+        image_size: Edge length in pixels, 8 to 4096.
+        augment: Whether training images are rotated, scaled, flipped and varied in brightness.
+    """
+
+    spec: str = "fundus-phantom"
+    classes: Grades = "binary"
+    image_size: int = 64
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        """Check every field; paths are looked at only when the source is opened.
+
+        Raises:
+            ConfigError: Unknown source, path missing or superfluous, unknown classes, size out of range.
+        """
+        split_spec(self.spec)
+        if self.classes not in ("binary", "all"):
+            raise ConfigError(f"classes must be binary or all, got {self.classes!r}")
+        if not 8 <= self.image_size <= 4096:
+            raise ConfigError(f"image size must lie in 8..4096 pixels, got {self.image_size}")
+
+
+def split_spec(spec: str) -> tuple[SourceEntry, str]:
+    """Find the entry of NAME[:PATH] and return it with the path as written.
+
+    Raises:
+        ConfigError: The name is unknown (the message lists the known), or a path is missing or superfluous.
+    """
+    name, _, argument = spec.partition(":")
+    entry = SOURCES.get(name)
+    if entry is None:
+        known = ", ".join(e.name + (f":{e.argument}" if e.argument else "") for e in SOURCES.values())
+        raise ConfigError(f"unknown data source {name!r}; known: {known}")
+    if entry.argument and not argument:
+        raise ConfigError(f"data source {name} needs a path: {name}:{entry.argument}")
+    if argument and not entry.argument:
+        raise ConfigError(f"data source {name} takes no path, got {spec!r}; write {name}")
+    return entry, argument
+
+
+def open_source(spec: str, *, grades: Grades, need: int, seed: int) -> Source:
+    """Open a data source; reads its index, no picture.
+
+    Args:
+        spec: NAME or NAME:PATH.
+        grades: "binary" or "all", see ``DataConfig.classes``.
+        need: How many examples the run wants in all: phantoms list twice as many.
+        seed: The run's public seed; phantoms are drawn from it.
+
+    Raises:
+        ConfigError: See ``split_spec``; or a package that the source needs is not installed.
+        DataError: The path does not exist or does not hold what it should.
+    """
+    entry, argument = split_spec(spec)
+    path = Path(argument or ".").expanduser()
+    if not path.exists():
+        raise DataError(f"{entry.name}: {path} does not exist; give the path of the downloaded data")
+    return entry.open(OpenRequest(path=path, grades=grades, need=need, seed=seed))

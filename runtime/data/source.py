@@ -1,0 +1,110 @@
+"""What a data source is: an index of examples, known at once, whose pictures are read one at a time."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from torch import Tensor
+
+from runtime.errors import DataError
+
+
+class Task(StrEnum):
+    """What is learnt from a source."""
+
+    CLASSIFICATION = "classification"
+    SEGMENTATION = "segmentation"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One image of a source, by name only.
+
+    Attributes:
+        key: Unique name within the source, usually the file's stem.
+        patient: Whose image it is; a patient is never in two sets, whatever the number of images.
+        label: Class number, or None where the target is a mask.
+        site: Hospital, or "" where the source does not say.
+        official_test: The source's authors keep this image for testing.
+    """
+
+    key: str
+    patient: str
+    label: int | None
+    site: str = ""
+    official_test: bool = False
+
+
+class Source(ABC):
+    """One data source.
+
+    Attributes:
+        name: As on the command line, without the path.
+        task: Classification or segmentation.
+        classes: Class names by label; for segmentation the names of mask values 0 and 1.
+        examples: The index.
+        mirror: Whether augmentation may flip images left to right. Not for digits (a mirrored digit is
+            none) nor for chests (the heart lies on the left).
+        notes: What a person should be told, such as "skipped 3 rows without an image file"; launch logs
+            them. They name no image and no patient.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        task: Task,
+        classes: Sequence[str],
+        examples: Iterable[Example],
+        *,
+        mirror: bool = False,
+        notes: Iterable[str] = (),
+    ) -> None:
+        """Take over the index.
+
+        Raises:
+            DataError: The index is empty, a key occurs twice, or a label is not a class.
+        """
+        self.name = name
+        self.task = task
+        self.classes = tuple(classes)
+        self.examples: Sequence[Example] = tuple(examples)
+        self.mirror = mirror
+        self.notes = list(notes)
+        self._check()
+
+    @abstractmethod
+    def read(self, index: int, size: int, channels: int) -> tuple[Tensor, Tensor]:
+        """Read or draw one example.
+
+        Args:
+            index: Position in ``examples``.
+            size: Edge length in pixels. A picture that is not square is padded with black first.
+            channels: 1 (grey) or 3 (RGB).
+
+        Returns:
+            The image, uint8 (channels, size, size), and its target: an int64 scalar, or for segmentation
+            a float32 mask (1, size, size) of zeros and ones.
+
+        Raises:
+            DataError: The file cannot be read; the message names it.
+        """
+
+    def _check(self) -> None:
+        if not self.examples:
+            raise DataError(f"{self.name} holds no images; check the path and what lies below it")
+        twice = [key for key, count in Counter(e.key for e in self.examples).items() if count > 1]
+        if twice:
+            raise DataError(
+                f"{self.name}: {len(twice)} image names occur more than once, such as {twice[0]!r}; "
+                "remove the copies or point at the folder of one copy"
+            )
+        for example in self.examples:
+            if self.task is Task.CLASSIFICATION and not (
+                example.label is not None and 0 <= example.label < len(self.classes)
+            ):
+                raise DataError(
+                    f"{self.name}: image {example.key!r} has label {example.label}; "
+                    f"labels must lie in 0..{len(self.classes) - 1} ({', '.join(self.classes)})"
+                )

@@ -1,0 +1,75 @@
+"""Every error a person can meet, one class a kind; each message names the value, the bound and the remedy.
+
+Errors cross the wire as (class name, message), see ``wire.Refusal``; ``ERRORS`` turns the name back into
+the class. They therefore take one message string and nothing else.
+"""
+
+
+class SutureError(RuntimeError):
+    """Base of all errors that are not a defect of the program: shown without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(SutureError):
+    """An option has a value that cannot work; nothing was started. Correct the option."""
+
+    exit_code = 2
+
+
+class DataError(SutureError):
+    """A data source is missing, damaged or too small; nothing was trained on it. Mend the data."""
+
+    exit_code = 3
+
+
+class WireError(SutureError):
+    """A peer sent something that the protocol does not allow; it was refused and not used."""
+
+    exit_code = 4
+
+
+class HandoffError(SutureError):
+    """A sealed hand-off could not be opened: wrong key, altered, of another run, or older than allowed."""
+
+    exit_code = 5
+
+
+class CheckpointError(SutureError):
+    """A checkpoint could not be written or none can be read; the last whole one stays where it is."""
+
+    exit_code = 6
+
+
+class DivergedError(SutureError):
+    """The loss or a gradient is not finite; training stopped and the last good checkpoint was kept."""
+
+    exit_code = 7
+
+
+class PeerLostError(SutureError):
+    """The other side cannot be reached, or did not answer within the timeout. Start again with --resume."""
+
+    exit_code = 8
+
+
+class StoppedError(SutureError):
+    """The run was stopped by what happened at another rank; the message repeats that rank's error."""
+
+    exit_code = 9
+
+
+ERRORS: dict[str, type[SutureError]] = {
+    error.__name__: error
+    for error in (
+        SutureError,
+        ConfigError,
+        DataError,
+        WireError,
+        HandoffError,
+        CheckpointError,
+        DivergedError,
+        PeerLostError,
+        StoppedError,
+    )
+}

@@ -1,0 +1,80 @@
+"""What every exchange does: a client's calls to the server, and one training step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.futures import Future
+
+from runtime import endpoints
+from runtime.client import Client
+from runtime.data.client_data import Batch
+from runtime.scheduler import Turn, TurnKind
+from runtime.wire import Farewell, Hello, Refusal, Release, Report, SealedHandoff, Upload, Welcome
+
+
+class Exchange(ABC):
+    """One client's line to the server."""
+
+    @abstractmethod
+    def call(self, endpoint: Callable[..., Any], *args: Any) -> Any:
+        """Calls an endpoint from this client's seat; raises what the server refused with."""
+
+    @abstractmethod
+    def train_step(self, client: Client, turn: Turn, batch: Batch) -> float:
+        """Forward, backward and both sides' optimizer steps for one batch; returns the task loss."""
+
+    @abstractmethod
+    def next_turn(self) -> Future[Turn | Refusal]:
+        """A future of this client's next turn."""
+
+    def join(self, hello: Hello, rpc_name: str = "") -> Welcome:
+        """Takes a seat and says who sits on it."""
+        welcome: Welcome = self.call(endpoints.hello, hello, rpc_name)
+        return welcome
+
+    def top(self, turn: Turn, batch: int) -> Callable[[Tensor, Tensor | None], Any]:
+        """The server's top in training mode, as a function of smashed data and labels."""
+
+        def forward(smashed: Tensor, labels: Tensor | None) -> Any:
+            return self.call(endpoints.forward, Upload(turn.number, batch, "train", smashed, labels))
+
+        return forward
+
+    def predict(self, turn: Turn) -> Callable[[str, int, Tensor], Tensor]:
+        """The server's top in evaluation mode, as a function of phase, batch number and smashed data."""
+
+        def predict(phase: str, batch: int, smashed: Tensor) -> Tensor:
+            output: Tensor = self.call(endpoints.predict, Upload(turn.number, batch, phase, smashed))
+            return output
+
+        return predict
+
+    def fetch(self) -> SealedHandoff | None:
+        """The newest hand-off."""
+        handoff: SealedHandoff | None = self.call(endpoints.fetch)
+        return handoff
+
+    def commit(self, handoff: SealedHandoff) -> None:
+        """Ends a training turn."""
+        self.call(endpoints.commit, handoff)
+
+    def report(self, turn: Turn, scores: dict[str, dict[str, float]]) -> None:
+        """Ends an evaluation turn."""
+        self.call(endpoints.report, Report(turn.number, scores))
+
+    def abort(self, turn: Turn, reason: str) -> None:
+        """Gives a turn up."""
+        self.call(endpoints.abort, turn.number if turn.kind is not TurnKind.END else 0, reason)
+
+    def finish(self, farewell: Farewell) -> Release:
+        """Says goodbye after the last turn."""
+        release: Release = self.call(endpoints.finish, farewell)
+        return release
+
+    def leave(self) -> None:
+        """Gives the seat back."""
+        self.call(endpoints.leave)

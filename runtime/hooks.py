@@ -1,0 +1,107 @@
+"""Four narrow doors through which threats and protections touch training; identity by default.
+
+The type of a door is its threat model: an `Attack` is handed what crossed the wire and nothing else, a
+`Defence` and a `Detector` only what a real client holds. The base classes are null objects: the honest
+server is ``Attack()``, the unprotected client ``Defence()`` and ``Detector()``.
+
+Shape legend: N batch; C, H, W image; D dimensions at the cut (h_ND).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SmashedBatch:
+    """One batch as the server received it, after the wire's checks: all that an attack may see.
+
+    Attributes:
+        smashed: h_ND, float32, on the server's device. In ``observe`` it is detached.
+        labels: y_N int64 where labels are shared, else None.
+        client: the member's name.
+        round: from 1.
+        batch: from 0 within the turn.
+        phase: "train", "validation" or "test".
+    """
+
+    smashed: Tensor
+    labels: Tensor | None
+    client: str
+    round: int
+    batch: int
+    phase: str = "train"
+
+
+class Attack:
+    """What a server does beyond the protocol; this base is the honest server.
+
+    All four doors are called on the server, by one thread at a time. A subclass owns its nets and their
+    optimizers; it must not read ``.grad`` of tensors it did not step itself.
+    """
+
+    threat_model: ClassVar[str] = "honest"
+    knows: ClassVar[frozenset[str]] = frozenset()
+
+    def observe(self, batch: SmashedBatch) -> None:
+        """Passive tap: sees every batch, detached, of every phase."""
+
+    def loss(self, batch: SmashedBatch, task_loss: Tensor) -> Tensor:
+        """Active, labels shared: the scalar the client will differentiate instead of the task's loss."""
+        return task_loss
+
+    def gradient(self, batch: SmashedBatch, grad: Tensor) -> Tensor:
+        """Active, labels at home: the gradient (shape of ``batch.smashed``) sent back instead of ``grad``."""
+        return grad
+
+    def step(self) -> None:
+        """Steps the attack's own optimizers; called after the client's backward, never during it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a checkpoint must keep, plain types and tensors only."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` returned: on resume, and when a turn is rolled back."""
+
+    def __repr__(self) -> str:
+        known = ", ".join(sorted(self.knows)) or "nothing beyond the wire"
+        return f"{type(self).__name__}(threat_model={self.threat_model!r}, knows: {known})"
+
+
+class Defence:
+    """What a client does to what it sends; this base does nothing."""
+
+    acts_in_evaluation: ClassVar[bool] = False
+
+    def transform(self, smashed: Tensor) -> Tensor:
+        """The tensor that crosses the wire in place of ``smashed`` (h_ND, same shape), differentiable."""
+        return smashed
+
+    def penalty(self, inputs: Tensor, smashed: Tensor) -> Tensor | float:
+        """A scalar added to the loss at the client; ``inputs`` x_NCHW normalised, ``smashed`` before door 1."""
+        return 0.0
+
+    def step(self) -> None:
+        """Steps the defence's own nets, if it has any; called after the client's optimizer stepped."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """State that travels in the sealed hand-off to the next client, plain types and tensors only."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` returned."""
+
+
+class Detector:
+    """Watches, on the client, the gradient that comes home; this base sees nothing suspicious."""
+
+    def observe(self, smashed: Tensor, grad: Tensor, labels: Tensor) -> None:
+        """Called during backward with what was sent (h_ND), its gradient (same shape) and the targets."""
+
+    def score(self) -> float:
+        """How suspicious the server looks so far; higher is worse."""
+        return 0.0

@@ -1,0 +1,136 @@
+"""The server's half of a step: the top, its loss and its optimizer, and the doors of an attack.
+
+Shape legend: N batch; D dimensions at the cut (h_ND); K classes (logits_NK).
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from runtime.handoff import part_digest
+from runtime.hooks import Attack, SmashedBatch
+from runtime.optim import step_with
+from runtime.randomness import EVALUATION_BATCH, PUBLIC, Randomness
+from runtime.wire import LossReply, TensorSpec
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """Computes; who may ask for it is the coordinator's business, under whose lock every method runs.
+
+    Args:
+        top: the server's part.
+        optimizer: over the top's parameters.
+        smashed: what smashed data must look like.
+        labels: what labels must look like where they are shared (loss at the server), None where the loss is
+            at the client.
+        attack: what this server does beyond the protocol; the base class is the honest server.
+        seed: the run's public seed.
+        device: where the top computes; tensors cross the wire on the CPU.
+    """
+
+    def __init__(
+        self,
+        top: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        smashed: TensorSpec,
+        labels: TensorSpec | None,
+        attack: Attack | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.top = top
+        self.optimizer = optimizer
+        self.smashed = smashed
+        self.labels = labels
+        self.attack = Attack() if attack is None else attack
+        self._randomness = Randomness(PUBLIC, seed)
+        self._device = torch.device(device)
+
+    def forward(self, batch: SmashedBatch, class_weights: Tensor | None = None) -> LossReply | Tensor:
+        """One training batch through the top, keeping the graph for the backward that the client starts.
+
+        Args:
+            batch: checked smashed data with its graph, on the CPU.
+            class_weights: weights_K of the loss, None for equal ones.
+
+        Returns:
+            Labels shared: the loss; labels at home: the top's output, on the CPU.
+        """
+        # The alias gives the server a node of its own in the graph, where its hook cannot touch the client's.
+        smashed = batch.smashed.view_as(batch.smashed)
+        seen = self._seen(batch, smashed)
+        self.attack.observe(self._seen(batch, smashed.detach()))
+        self.top.train()
+        self._randomness.reseed("top", batch.round, batch.client, batch.batch)
+        output: Tensor = self.top(seen.smashed)
+        if batch.labels is None:
+            smashed.register_hook(lambda grad: self._attacked(seen, grad))
+            return output.cpu()
+        weights = None if class_weights is None else class_weights.to(output)
+        task_loss = cross_entropy(output, batch.labels.to(output.device), weight=weights)
+        loss = self.attack.loss(seen, task_loss)
+        return LossReply(loss.cpu(), float(task_loss.detach()))
+
+    def _seen(self, batch: SmashedBatch, smashed: Tensor) -> SmashedBatch:
+        return SmashedBatch(
+            smashed.to(self._device), batch.labels, batch.client, batch.round, batch.batch, batch.phase
+        )
+
+    def _attacked(self, seen: SmashedBatch, grad: Tensor) -> Tensor:
+        # Autograd runs hooks with gradients disabled; an attack differentiates its own nets here.
+        with torch.enable_grad():
+            return self.attack.gradient(seen, grad.to(self._device)).to(grad.device)
+
+    @torch.no_grad()
+    def predict(self, batch: SmashedBatch) -> Tensor:
+        """The top's output in evaluation mode, on the CPU; no graph, no autograd context, nothing updated."""
+        seen = self._seen(batch, batch.smashed.detach())
+        self.attack.observe(seen)
+        self.top.eval()
+        self._randomness.reseed("top", batch.round, batch.client, EVALUATION_BATCH - batch.batch)
+        output: Tensor = self.top(seen.smashed)
+        return output.cpu()
+
+    def step(self, gradients: Mapping[Tensor, Tensor]) -> None:
+        """Steps the top's optimizer with the gradients of one backward, then the attack's own."""
+        step_with(self.optimizer, gradients)
+        self.attack.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of all that training changes here, on the CPU: what a checkpoint and a rollback need."""
+        state = {
+            "top": self.top.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "attack": self.attack.state_dict(),
+        }
+        return {name: _to_cpu(copy.deepcopy(part)) for name, part in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes back to ``state``."""
+        self.top.load_state_dict(state["top"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self.attack.load_state_dict(copy.deepcopy(state["attack"]))
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the top's state."""
+        return part_digest(self.top.state_dict())
+
+
+def _to_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, Mapping):
+        return {key: _to_cpu(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_to_cpu(item) for item in value)
+    return value

@@ -1,0 +1,166 @@
+"""THE loop: the protocol as one client lives it, and the same loop with all roles in one process.
+
+    client                                   server
+    join(hello)                 ->           agree on the options, or refuse
+    next_turn()                 ->           wait until it is this client's turn
+      fetch()                   ->           the newest sealed hand-off
+      train_step() ...         <->           smashed data up, gradient at the cut down, both sides step
+      commit(seal())            ->           the turn counts: checkpoint, then the next client
+      or: predict() ..., report(scores)      evaluation: no graph, no step
+    finish(farewell)            ->           after the last round: the trained top
+    leave()                     ->           the seat is free
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from runtime.client import Client
+from runtime.data.client_data import Batch
+from runtime.errors import StoppedError, SutureError, WireError
+from runtime.exchange.seam import Exchange
+from runtime.scheduler import Turn, TurnKind
+from runtime.transport import unwrap
+from runtime.wire import Farewell, Release, Welcome
+
+log = logging.getLogger(__name__)
+
+
+class Keepsakes(Protocol):
+    """What a client keeps on its own disk: pictures while it evaluates, the model at the end."""
+
+    def joined(self, client: Client, welcome: Welcome) -> None: ...
+    def evaluated(self, turn: Turn, phase: str, batch: Batch, smashed: Tensor, logits: Tensor) -> None: ...
+    def finished(self, client: Client, release: Release) -> None: ...
+
+
+class Nothing:
+    """Keeps nothing."""
+
+    def joined(self, client: Client, welcome: Welcome) -> None: ...
+    def evaluated(self, turn: Turn, phase: str, batch: Batch, smashed: Tensor, logits: Tensor) -> None: ...
+    def finished(self, client: Client, release: Release) -> None: ...
+
+
+@dataclass
+class Member:
+    """A client, its line to the server and what it keeps."""
+
+    client: Client
+    exchange: Exchange
+    keepsakes: Keepsakes
+
+
+def take_part(member: Member, agreement: Mapping[str, str], rpc_name: str) -> None:
+    """One client's whole run, in its own process.
+
+    Raises:
+        SutureError: the run stopped, here or elsewhere; the turn was given up and rolled back.
+    """
+    join(member, agreement, rpc_name)
+    try:
+        while (turn := unwrap(member.exchange.next_turn().wait())).kind is not TurnKind.END:
+            take_turn(member, turn)
+        end(member, turn)
+    finally:
+        _quietly(member.exchange.leave)
+
+
+def run_local(members: list[Member], agreement: Mapping[str, str]) -> None:
+    """All clients' whole runs in one process: whoever's turn it is takes it.
+
+    Raises:
+        SutureError: as `take_part`.
+    """
+    waiting = {}
+    for member in members:
+        join(member, agreement, member.client.name)
+    for member in members:
+        waiting[member.client.name] = (member, member.exchange.next_turn())
+    try:
+        while waiting:
+            name = next(name for name, (_, future) in waiting.items() if future.done())
+            member, future = waiting.pop(name)
+            turn = unwrap(future.value())
+            if turn.kind is TurnKind.END:
+                end(member, turn)
+            else:
+                take_turn(member, turn)
+                waiting[name] = (member, member.exchange.next_turn())
+    finally:
+        for member in members:
+            _quietly(member.exchange.leave)
+
+
+def join(member: Member, agreement: Mapping[str, str], rpc_name: str) -> None:
+    """Joins the run; the server names the run and its folder."""
+    welcome = member.exchange.join(member.client.hello(agreement), rpc_name)
+    member.client.join(welcome.run)
+    member.keepsakes.joined(member.client, welcome)
+
+
+def take_turn(member: Member, turn: Turn) -> None:
+    """One turn, whole or not at all.
+
+    Raises:
+        SutureError: the turn failed and was given up.
+    """
+    client, exchange = member.client, member.exchange
+    if turn.kind is TurnKind.WAIT:
+        return
+    try:
+        if not client.holds(turn.handoff):
+            client.open(exchange.fetch())
+        if turn.kind is TurnKind.TRAIN:
+            for batch in client.batches(turn):
+                exchange.train_step(client, turn, batch)
+            handoff = client.seal(turn.number)
+            exchange.commit(handoff)
+            client.committed(handoff)
+        else:
+            keep = member.keepsakes.evaluated
+            scores = client.evaluate(
+                exchange.predict(turn),
+                turn.round,
+                lambda phase, batch, smashed, logits: keep(turn, phase, batch, smashed, logits),
+            )
+            exchange.report(turn, scores)
+    except SutureError as error:
+        reason = str(error)
+        if client.name not in reason:
+            reason = f"{client.name}: round {turn.round}, turn {turn.number}: {reason}"
+        _quietly(lambda: exchange.abort(turn, reason))
+        raise type(error)(reason) from None
+
+
+def end(member: Member, turn: Turn) -> None:
+    """The run is over: say goodbye and keep the model.
+
+    Raises:
+        StoppedError: it is over because something failed elsewhere.
+        WireError: the final model's hand-off cannot be had.
+    """
+    if turn.reason:
+        raise StoppedError(turn.reason)
+    client, exchange = member.client, member.exchange
+    if not client.holds(turn.handoff):
+        client.open(exchange.fetch())
+    if not client.holds(turn.handoff):
+        raise WireError(f"{client.name}: the server offered another hand-off than that of turn {turn.handoff}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    release = exchange.finish(Farewell(client.digests(), peak))
+    member.keepsakes.finished(client, release)
+
+
+def _quietly(say: Callable[[], None]) -> None:
+    """Says goodbye to a server that may be gone already."""
+    try:
+        say()
+    except SutureError as error:
+        log.debug("the server did not hear the goodbye: %s", error)

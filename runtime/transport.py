@@ -1,0 +1,276 @@
+"""Joining and leaving torch RPC, and calling the server: the only module that touches RPC's private parts.
+
+Membership is a star. Every member joins a dynamic group in a namespace of its own, in which it finds the server
+and nobody else: clients never learn of each other, a dead client wedges nobody's join, and a replacement with a
+fresh name and rank joins while the others train.
+
+Transport: torch's default shared-memory transport busy-polls (an idle rank burns a whole core), so members use
+``uv``, with cross-memory attach (``cma``) between processes of one host.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import psutil
+import torch
+import torch.distributed as dist
+import torch.distributed.autograd as dist_autograd
+from torch.distributed import rpc
+from torch.distributed.rpc import api
+
+from runtime.errors import ConfigError, PeerLostError
+from runtime.wire import Refusal
+
+log = logging.getLogger(__name__)
+
+SERVER = "server"
+SERVER_RANK = 0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransportConfig:
+    """Where and how a member joins.
+
+    Attributes:
+        host: address of the rendezvous store (torchrun's MASTER_ADDR).
+        port: its port (MASTER_PORT).
+        rank: 0 for the server; each client's is its own and never used again in a run.
+        hosted: True where torchrun's agent already hosts the store; else the server does.
+        attempt: torchrun's restart count: a restarted run must not read the last attempt's keys.
+        one_host: all members share this host, so tensors may be copied from process to process.
+        interface: network interface for all traffic, None for the system's choice.
+        timeout: seconds after which an unanswered call fails.
+    """
+
+    host: str
+    port: int
+    rank: int
+    hosted: bool = False
+    attempt: int = 0
+    one_host: bool = True
+    interface: str | None = None
+    timeout: float = 120.0
+
+    def __post_init__(self) -> None:
+        if not self.timeout > 0:
+            raise ConfigError(f"the timeout must be above 0 seconds, got {self.timeout}")
+        if self.interface is not None and self.interface not in psutil.net_if_addrs():
+            known = ", ".join(sorted(psutil.net_if_addrs()))
+            raise ConfigError(f"interface must be one of {known}, got {self.interface!r}")
+
+    @classmethod
+    def from_environment(cls, interface: str | None, timeout: float) -> TransportConfig:
+        """The membership that torchrun assigned to this process (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
+        world, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+        return cls(
+            host=os.environ["MASTER_ADDR"],
+            port=int(os.environ["MASTER_PORT"]),
+            rank=int(os.environ["RANK"]),
+            hosted=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+            one_host=local == world,
+            interface=interface,
+            timeout=timeout,
+        )
+
+
+class Transport:
+    """One process's membership, from ``join`` to ``leave``. Main thread only."""
+
+    def __init__(self, config: TransportConfig) -> None:
+        self.config = config
+        self.store = self._open_store()
+
+    def _open_store(self) -> dist.Store:
+        config = self.config
+        try:
+            store: dist.Store = dist.TCPStore(
+                config.host,
+                config.port,
+                is_master=config.rank == SERVER_RANK and not config.hosted,
+                wait_for_workers=False,
+                multi_tenant=True,
+                timeout=timedelta(seconds=config.timeout),
+            )
+        except (RuntimeError, dist.DistError) as error:
+            reason = str(error).splitlines()[0]
+            raise PeerLostError(
+                f"no rendezvous at {config.host}:{config.port} within {config.timeout:g} s ({reason}); "
+                "is the server running, and is its port open?"
+            ) from None
+        self._root = dist.PrefixStore("suture", store)
+        return dist.PrefixStore(f"attempt{config.attempt}", self._root)
+
+    def publish(self, key: str, value: str) -> None:
+        """Tells every rank something before there is RPC; the first value stays."""
+        self.store.compare_set(f"public/{key}", "", value)
+        self._root.set(f"newest/{key}", value)
+
+    def hear(self, key: str) -> str:
+        """Waits for what some rank publishes.
+
+        Raises:
+            PeerLostError: nobody did within the timeout.
+        """
+        try:
+            return self.store.get(f"public/{key}").decode()
+        except (RuntimeError, dist.DistError):
+            raise PeerLostError(
+                f"no rank said {key!r} within {self.config.timeout:g} s; see the other ranks' errors"
+            ) from None
+
+    def of_earlier_attempt(self, key: str) -> str | None:
+        """What was published under ``key`` before torchrun restarted the ranks; None on the first attempt."""
+        if self.config.attempt == 0 or not self._root.check([f"newest/{key}"]):
+            return None
+        return self._root.get(f"newest/{key}").decode()
+
+    def join(self, name: str) -> None:
+        """Joins under ``name`` (letters, digits, underscore); a client waits for the server first.
+
+        Raises:
+            PeerLostError: the server did not appear or did not answer within the timeout.
+        """
+        if self.config.interface is not None:
+            os.environ["TP_SOCKET_IFNAME"] = os.environ["GLOO_SOCKET_IFNAME"] = self.config.interface
+        elif self.config.one_host:
+            os.environ.setdefault("TP_SOCKET_IFNAME", _loopback())
+        rank = self.config.rank
+        try:
+            if rank != SERVER_RANK:
+                self._find_only_the_server(name)
+            dist_autograd._init(rank)
+            # init_rpc would put all members into one namespace; everything else it does is done here.
+            rpc._init_rpc_backend(  # type: ignore[attr-defined]
+                rpc.BackendType.TENSORPIPE,  # type: ignore[attr-defined]
+                _namespace(self.store, name),
+                name,
+                rank,
+                None,
+                self._options(),
+            )
+        except (RuntimeError, dist.DistError) as error:
+            raise PeerLostError(
+                f"{name} could not join within {self.config.timeout:g} s ({str(error).splitlines()[0]}); "
+                "is the server running?"
+            ) from None
+        if rank == SERVER_RANK:
+            self.store.set("server/ready", "1")
+
+    def _find_only_the_server(self, name: str) -> None:
+        self.store.wait(["server/ready"], timedelta(seconds=self.config.timeout))
+        own, servers = _namespace(self.store, name), _namespace(self.store, SERVER)
+        address = dist.PrefixStore("addrs", servers).get(SERVER)
+        dist.PrefixStore("addrs", own).set(SERVER, address)
+        names = dist.PrefixStore("names", own)
+        names.set(str(SERVER_RANK), SERVER)
+        names.set("_ALL_WORKER_INFOS", f"{SERVER}-{SERVER_RANK},")
+
+        def publish(own_store: dist.Store, server_store: dist.Store) -> None:
+            # The server looks up a newcomer's address in its own namespace, while the newcomer is still inside
+            # the call that announces it.
+            server_store.set(name, own_store.get(name))
+
+        stores = (dist.PrefixStore("addrs", own.clone()), dist.PrefixStore("addrs", servers.clone()))
+        threading.Thread(target=publish, args=stores, name="publish-address", daemon=True).start()
+
+    def _options(self) -> rpc.TensorPipeRpcBackendOptions:
+        channels = ["cma", "basic"] if self.config.one_host else ["basic"]
+        try:
+            return rpc.TensorPipeRpcBackendOptions(
+                rpc_timeout=self.config.timeout, _transports=["uv"], _channels=channels
+            )
+        except TypeError:  # the two arguments are private and may go
+            log.warning("this torch does not let us choose RPC's transport: idle ranks will use a core each")
+            return rpc.TensorPipeRpcBackendOptions(rpc_timeout=self.config.timeout)
+
+    def leave(self) -> None:
+        """Leaves without waiting for anyone: the protocol's own farewell has been said, or nobody listens."""
+        if api._is_current_rpc_agent_set():
+            # The graceful path asks members that a star does not know.
+            rpc.shutdown(graceful=False)
+
+
+def first_to_say(message: str) -> bool:
+    """Whether no other rank of this host, started by the same torchrun, has shown ``message`` yet."""
+    try:
+        config = TransportConfig.from_environment(None, timeout=5)
+        if not config.hosted:
+            return True
+        line = Transport(config)
+        key = f"said/{socket.gethostname()}/{hashlib.sha256(message.encode()).hexdigest()}"
+        said = f"{config.rank}"
+        return line.store.compare_set(key, "", said).decode() == said
+    except (KeyError, RuntimeError, dist.DistError):
+        return True  # better twice than never
+
+
+def _namespace(store: dist.Store, name: str) -> dist.Store:
+    return dist.PrefixStore(f"members/{name}", store)
+
+
+def _loopback() -> str:
+    for interface, addresses in psutil.net_if_addrs().items():
+        if any(address.family == socket.AF_INET and address.address == "127.0.0.1" for address in addresses):
+            return interface
+    return "lo"
+
+
+def forget(name: str) -> None:
+    """On the server: drops a member that left or died from RPC's list."""
+    agent = rpc._get_current_rpc_agent()  # type: ignore[attr-defined]
+    for info in agent.get_worker_infos():
+        if info.name == name:
+            agent._update_group_membership(info, [], {}, False)
+
+
+def unwrap(answer: T | Refusal) -> T:
+    """An endpoint's answer, or the error that it refused with."""
+    if isinstance(answer, Refusal):
+        answer.raise_it()
+        raise AssertionError("unreachable")
+    return answer
+
+
+def call(endpoint: Callable[..., Any], *args: Any) -> Any:
+    """Calls one of the server's endpoints and waits for the answer.
+
+    Raises:
+        PeerLostError: the server is gone or did not answer within the timeout.
+        SutureError: the server refused; the error is of the class that it named.
+    """
+    try:
+        return unwrap(rpc.rpc_sync(SERVER, endpoint, args=args))
+    except RuntimeError as error:
+        raise _peer_lost(error) from None
+
+
+def backward(context: int, roots: list[torch.Tensor]) -> None:
+    """Distributed backward from ``roots``, through the server and back.
+
+    Raises:
+        PeerLostError: the server is gone or did not answer within the timeout.
+    """
+    try:
+        dist_autograd.backward(context, roots)
+    except RuntimeError as error:
+        raise _peer_lost(error) from None
+
+
+def _peer_lost(error: RuntimeError) -> RuntimeError:
+    """``error`` itself if it is ours or a defect; a PeerLostError if the connection is what failed."""
+    text = str(error)
+    signs = ("RPC ran for more than", "EOF", "EPIPE", "ECONNRE", "pipe closed", "shutdown", "destroyed agent")
+    if type(error) is RuntimeError and any(sign in text for sign in signs):
+        return PeerLostError(f"the server is gone or does not answer ({text.splitlines()[0]:.120}); see its log")
+    return error

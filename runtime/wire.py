@@ -1,0 +1,243 @@
+"""What crosses the wire: the typed messages of the protocol, and the checks that every one must pass.
+
+A peer is believed in nothing: each field is checked for type, rank, shape, dtype, range and finiteness, and
+refused with an error that names the client and the field.
+
+Shape legend: N batch; D dimensions at the cut (h_ND).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.errors import ERRORS, SutureError, WireError
+
+PROTOCOL = 1
+PHASES = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An error as an answer. Raised exceptions lose their class in RPC and print a traceback at the callee."""
+
+    error: str
+    message: str
+
+    @classmethod
+    def of(cls, error: SutureError) -> Refusal:
+        return cls(type(error).__name__, str(error))
+
+    def raise_it(self) -> None:
+        """Raises the error that the other side refused with."""
+        raise ERRORS.get(str(self.error), SutureError)(str(self.message))
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A client's first message.
+
+    Attributes:
+        client: the member's name.
+        agreement: options that must be the same on both sides, as strings.
+        num_images: training images, for the server's log and progress.
+        num_batches: training batches a turn.
+        class_weights: weights_K of the loss where labels are shared and classes are weighted, else None.
+    """
+
+    client: str
+    agreement: dict[str, str]
+    num_images: int
+    num_batches: int
+    class_weights: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The server's answer: the run that the client has joined and the folder that the server chose for it."""
+
+    run: str
+    run_dir: str
+    lease: float
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One batch of smashed data on its way up; ``labels`` only where they are shared and in training."""
+
+    turn: int
+    batch: int
+    phase: str
+    smashed: Tensor
+    labels: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LossReply:
+    """Labels shared: ``loss`` is the root that the client differentiates, ``task_loss`` what it is shown."""
+
+    loss: Tensor
+    task_loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """Backward has run: the server may step. ``loss`` is the task loss that the client saw."""
+
+    turn: int
+    batch: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class SealedHandoff:
+    """A client's parts, sealed: the server relays and keeps what it cannot read.
+
+    Attributes:
+        turn: number of the turn that produced it; bound as associated data.
+        previous: SHA-256 of the hand-off before it (empty for the first); bound as associated data.
+        nonce: 12 bytes, never used twice with one key.
+        ciphertext: uint8, one dimension, authenticated.
+    """
+
+    turn: int
+    previous: bytes
+    nonce: bytes
+    ciphertext: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A client's scores after an evaluation turn, by phase and metric."""
+
+    turn: int
+    scores: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Farewell:
+    """A client's last message: SHA-256 of its parts (hex, by part's name) and its peak memory in bytes."""
+
+    digests: dict[str, str]
+    peak_memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The trained top, handed to a client that finished; ``best_*`` where another round validated better."""
+
+    top: dict[str, Tensor]
+    best_round: int
+    best_top: dict[str, Tensor] | None = None
+    best_handoff: SealedHandoff | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What one tensor on the wire must look like.
+
+    Attributes:
+        shape: without the batch dimension.
+        dtype: exactly this one.
+        max_batch: largest batch accepted; the smallest is 1.
+        below: for integers, an exclusive upper bound; the lower bound is 0.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    max_batch: int
+    below: int | None = None
+
+    def check(self, tensor: Any, peer: str, field: str) -> Tensor:
+        """Returns ``tensor`` if it fits.
+
+        Raises:
+            WireError: it does not; the message names peer, field, what was expected and what came.
+        """
+
+        def refuse(expected: str, got: object) -> WireError:
+            return WireError(f"{peer}: {field}: expected {expected}, got {got}; refused")
+
+        if not isinstance(tensor, Tensor):
+            raise refuse("a tensor", type(tensor).__name__)
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            raise refuse("a dense tensor", tensor.layout)
+        if tensor.dtype is not self.dtype:
+            raise refuse(str(self.dtype), tensor.dtype)
+        wanted = f"shape (1..{self.max_batch}, {', '.join(map(str, self.shape))})".replace(", )", ")")
+        if tensor.dim() != 1 + len(self.shape) or tuple(tensor.shape[1:]) != self.shape:
+            raise refuse(wanted, tuple(tensor.shape))
+        if not 1 <= tensor.shape[0] <= self.max_batch:
+            raise refuse(wanted, tuple(tensor.shape))
+        if self.below is not None and (int(tensor.min()) < 0 or int(tensor.max()) >= self.below):
+            raise refuse(f"values in 0..{self.below - 1}", f"{int(tensor.min())}..{int(tensor.max())}")
+        check_finite(tensor, peer, field)
+        return tensor
+
+
+def check_finite(tensor: Tensor, peer: str, field: str) -> None:
+    """Refuses NaN and infinities.
+
+    Raises:
+        WireError: with the number of values that are not finite.
+    """
+    if not tensor.is_floating_point():
+        return
+    values = tensor.detach()
+    # One non-finite value makes the sum non-finite, and a sum is several times cheaper than isfinite; only a
+    # sum that overflowed needs the second look.
+    if torch.isfinite(values.sum()):
+        return
+    num_bad = int((~torch.isfinite(values)).sum())
+    if num_bad:
+        raise WireError(f"{peer}: {field}: {num_bad} of {values.numel()} values are NaN or infinite; refused")
+
+
+def check_scores(scores: Any, peer: str) -> dict[str, dict[str, float]]:
+    """Returns a report's scores as plain floats.
+
+    Raises:
+        WireError: a phase is unknown, a name is not a short word, or a value is not a finite number.
+    """
+    if not isinstance(scores, Mapping):
+        raise WireError(f"{peer}: scores: expected a mapping, got {type(scores).__name__}; refused")
+    checked: dict[str, dict[str, float]] = {}
+    for phase, values in scores.items():
+        if phase not in PHASES or not isinstance(values, Mapping) or len(values) > 64:
+            raise WireError(f"{peer}: scores: expected phases {', '.join(PHASES)}, got {phase!r:.40}; refused")
+        for name, value in values.items():
+            if not isinstance(name, str) or not name.isidentifier() or len(name) > 40:
+                raise WireError(f"{peer}: scores: expected a metric's name, got {name!r:.40}; refused")
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise WireError(f"{peer}: scores.{name}: expected a finite number, got {value!r:.40}; refused")
+        checked[phase] = {name: float(value) for name, value in values.items()}
+    return checked
+
+
+def check_handoff(handoff: Any, peer: str, max_bytes: int) -> SealedHandoff:
+    """Returns ``handoff`` if its outside is sound; its inside can be checked by clients alone.
+
+    Raises:
+        WireError: a field has another type or size than the protocol's.
+    """
+    if not isinstance(handoff, SealedHandoff):
+        raise WireError(f"{peer}: handoff: expected a sealed hand-off, got {type(handoff).__name__}; refused")
+    if not isinstance(handoff.turn, int) or handoff.turn < 1:
+        raise WireError(f"{peer}: handoff.turn: expected a positive number, got {handoff.turn!r:.40}; refused")
+    if not isinstance(handoff.previous, bytes) or len(handoff.previous) not in (0, 32):
+        raise WireError(f"{peer}: handoff.previous: expected 0 or 32 bytes; refused")
+    if not isinstance(handoff.nonce, bytes) or len(handoff.nonce) != 12:
+        raise WireError(f"{peer}: handoff.nonce: expected 12 bytes; refused")
+    if not isinstance(handoff.ciphertext, Tensor) or handoff.ciphertext.dtype is not torch.uint8:
+        raise WireError(f"{peer}: handoff.ciphertext: expected uint8; refused")
+    if handoff.ciphertext.dim() != 1 or not 16 <= handoff.ciphertext.numel() <= max_bytes:
+        raise WireError(
+            f"{peer}: handoff.ciphertext: expected one dimension of 16..{max_bytes} bytes, "
+            f"got {tuple(handoff.ciphertext.shape)}; refused"
+        )
+    return handoff

@@ -1,0 +1,148 @@
+"""MedMNIST's npz and MNIST's IDX files."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+
+from runtime.data.idx import open_fashion_mnist, open_mnist
+from runtime.data.medmnist import open_medmnist
+from runtime.errors import DataError
+
+
+def npz(path, colour=False, **changes):
+    arrays = {}
+    for number, (split, count) in enumerate((("train", 6), ("val", 2), ("test", 4))):
+        shape = (count, 28, 28, 3) if colour else (count, 28, 28)
+        arrays[f"{split}_images"] = np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
+        arrays[f"{split}_labels"] = (np.arange(count) % 3).astype(np.uint8)[:, None]
+    np.savez(path, **{k: v for k, v in (arrays | changes).items() if v is not None})
+    return path
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_an_npz_is_read_and_its_test_part_kept_for_testing(tmp_path, colour):
+    path = npz(tmp_path / "a.npz", colour)
+    source = open_medmnist(path)
+    assert [e.official_test for e in source.examples] == [False] * 8 + [True] * 4
+    assert source.classes == ("0", "1", "2")
+    assert len({e.patient for e in source.examples}) == 12
+    image, label = source.read(9, 28, 3)
+    stored = np.load(path)["test_images"][1]
+    assert np.array_equal(image.numpy()[0], stored[..., 0] if colour else stored)
+    assert int(label) == 1
+
+
+def test_labels_without_a_second_axis_and_a_missing_val_are_taken(tmp_path):
+    path = npz(tmp_path / "a.npz", val_images=None, train_labels=np.array([0, 1, 2, 0, 1, 2]))
+    assert len(open_medmnist(path).examples) == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_images": None}, "has no arrays train_images and train_labels; it holds: train_labels"),
+        ({"train_images": np.zeros((6, 28, 28, 28), np.uint8)}, "3D and float sets are not supported"),
+        ({"train_images": np.zeros((6, 28, 28))}, "must be uint8 .*got float64"),
+        ({"train_labels": np.zeros((6, 14), np.uint8)}, "several labels an image are not supported"),
+        ({"train_labels": np.zeros((5, 1), np.uint8)}, "6 train images but 5 labels"),
+        ({"train_labels": np.zeros((6, 1))}, "must be one whole number an image, got float64"),
+        ({"train_labels": np.array([{}] * 6)}, "cannot read .*Object arrays cannot be loaded"),
+        ({"train_labels": np.full((6, 1), -1)}, r"has label -1; labels must lie in 0\.\.2"),
+    ],
+)
+def test_an_npz_of_another_kind_is_refused(tmp_path, changes, message):
+    with pytest.raises(DataError, match=message):
+        open_medmnist(npz(tmp_path / "a.npz", **changes))
+
+
+def test_a_damaged_npz_is_refused(tmp_path):
+    path = npz(tmp_path / "a.npz")
+    content = path.read_bytes()
+    for damage in (
+        b"",
+        b"no archive",
+        content[: len(content) // 2],
+        content[:300] + b"x" * 200 + content[500:],
+    ):
+        path.write_bytes(damage)
+        with pytest.raises(DataError, match=r"cannot read .*a\.npz.*give MedMNIST's \.npz file"):
+            open_medmnist(path)
+    np.save(tmp_path / "b.npy", np.zeros(3))
+    with pytest.raises(DataError, match="is a single array, not an npz"):
+        open_medmnist(tmp_path / "b.npy")
+
+
+def write_idx(folder, zipped=False):
+    folder.mkdir(parents=True, exist_ok=True)
+    for prefix, count in (("train", 12), ("t10k", 10)):
+        images = np.random.default_rng(count).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        files = {
+            f"{prefix}-images-idx3-ubyte": struct.pack(">IIII", 0x803, count, 28, 28) + images.tobytes(),
+            f"{prefix}-labels-idx1-ubyte": struct.pack(">II", 0x801, count) + labels.tobytes(),
+        }
+        for name, content in files.items():
+            (folder / (name + ".gz" * zipped)).write_bytes(gzip.compress(content) if zipped else content)
+    return folder
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize(
+    ("opener", "nested", "mirror"),
+    [
+        (open_mnist, "MNIST/raw", False),
+        (open_fashion_mnist, "FashionMNIST/raw", True),
+        (open_mnist, "", False),
+    ],
+)
+def test_idx_files_are_found_nested_or_flat_raw_or_zipped(tmp_path, opener, nested, mirror, zipped):
+    write_idx(tmp_path / nested, zipped)
+    source = opener(tmp_path)
+    assert len(source.classes) == 10 and source.mirror == mirror
+    assert sum(e.official_test for e in source.examples) == 10
+    image, label = source.read(12 + 3, 28, 1)
+    expected = np.random.default_rng(10).integers(0, 256, (10, 28, 28), dtype=np.uint8)[3]
+    assert np.array_equal(image[0].numpy(), expected) and int(label) == 3
+
+
+def test_a_missing_idx_file_is_named(tmp_path):
+    (write_idx(tmp_path) / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(DataError, match=r"mnist: neither t10k-labels-idx1-ubyte nor .*gz lies in"):
+        open_mnist(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("train-images-idx3-ubyte", lambda c: c[:-5], "holds 9403 bytes but its header says 12x28x28"),
+        ("train-images-idx3-ubyte", lambda c: c[:6], "is not an IDX file of bytes with 3 dimensions"),
+        ("train-labels-idx1-ubyte", lambda c: b"\0\0\x0d\1" + c[4:], "is not an IDX file of bytes with 1"),
+        (
+            "train-labels-idx1-ubyte",
+            lambda c: struct.pack(">II", 0x801, 2) + b"\0\1",
+            "holds 12 images but train-labels-idx1-ubyte 2 labels",
+        ),
+    ],
+)
+def test_a_damaged_idx_file_is_named(tmp_path, name, change, message):
+    path = write_idx(tmp_path) / name
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(DataError, match=message):
+        open_mnist(tmp_path)
+
+
+def test_a_damaged_gz_is_named(tmp_path):
+    path = write_idx(tmp_path, zipped=True) / "train-images-idx3-ubyte.gz"
+    whole = path.read_bytes()
+    for damage in (b"no gzip", whole[: len(whole) // 2], whole[:200] + b"x" * 100 + whole[300:]):
+        path.write_bytes(damage)
+        with pytest.raises(DataError, match=r"cannot read .*idx3-ubyte\.gz: .*; fetch it again"):
+            open_mnist(tmp_path)
+
+
+def test_ten_thousand_digits_are_read(real_data):
+    source = open_medmnist(real_data / "mnist10k" / "mnist10k.npz")
+    assert len(source.examples) == 10_000 and len(source.classes) == 10
+    assert sum(e.official_test for e in source.examples) == 4_000

@@ -1,0 +1,119 @@
+"""DICOM: rescale, window, MONOCHROME1, patients, and what is refused."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from runtime.data.dicom import open_dicom, read_dicom
+from runtime.errors import ConfigError, DataError
+
+pydicom = pytest.importorskip("pydicom")
+
+
+def write_dicom(path, pixels, *, photometric="MONOCHROME2", **elements):
+    """A computed radiograph of 16-bit pixels, written by pydicom."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = ComputedRadiographyImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
+    dataset.SOPClassUID = ComputedRadiographyImageStorage
+    dataset.Modality, dataset.SamplesPerPixel, dataset.PhotometricInterpretation = "CR", 1, photometric
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
+    dataset.PixelData = pixels.astype("<u2").tobytes()
+    for name, value in elements.items():
+        setattr(dataset, name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+RAMP = np.arange(0, 4096, 16, dtype=np.uint16).reshape(16, 16)
+
+
+def test_without_a_window_the_whole_range_is_shown(tmp_path):
+    grey = read_dicom(write_dicom(tmp_path / "a.dcm", RAMP))
+    assert grey.dtype == np.uint8
+    assert np.array_equal(grey.ravel(), np.arange(256))
+
+
+def test_monochrome1_is_turned_round(tmp_path):
+    grey = read_dicom(write_dicom(tmp_path / "a.dcm", RAMP, photometric="MONOCHROME1"))
+    assert np.array_equal(grey.ravel(), 255 - np.arange(256))
+
+
+def test_slope_intercept_and_window_are_applied(tmp_path):
+    """Oracle: DICOM PS3.3 C.11.2.1.2, the linear window, by hand: below it black, above it white."""
+    path = write_dicom(
+        tmp_path / "a.dcm", RAMP, RescaleSlope="2", RescaleIntercept="-1000", WindowCenter="1000",
+        WindowWidth="1001",
+    )  # fmt: skip
+    grey = read_dicom(path).ravel().astype(float)
+    values = RAMP.ravel() * 2.0 - 1000.0
+    expected = np.clip((values - 999.5) / 1000.0 + 0.5, 0, 1) * 255
+    assert np.abs(grey - expected).max() <= 1.0
+
+
+def test_a_folder_with_a_table_is_a_source(tmp_path):
+    for name in ("1_left", "1_right", "2_left", "x_test"):
+        write_dicom(tmp_path / "deep" / "er" / f"{name}.dcm", RAMP)
+    (tmp_path / "labels.csv").write_text(
+        "row,image,level,site,patient\n0,1_left,2,north,\n1,1_right.dcm,0,north,\n2,2_left,0,south,anna\n"
+        "3,x_test,1,south,\n4,gone,1,south,\n"
+    )
+    source = open_dicom(tmp_path, grades="binary")
+    assert [e.patient for e in source.examples] == ["1", "1", "anna", "x_test"]
+    assert [e.label for e in source.examples] == [1, 0, 0, 1]
+    assert [e.site for e in source.examples] == ["north", "north", "south", "south"]
+    assert [e.official_test for e in source.examples] == [False, False, False, True]
+    assert source.notes == ["skipped 1 of 5 rows without an image file"]
+    assert open_dicom(tmp_path, grades="all").classes == ("grade 0", "grade 1", "grade 2")
+
+
+def test_a_colour_image_and_a_damaged_file_are_named(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, photometric="RGB")
+    with pytest.raises(
+        DataError, match=r"cannot read image .*a\.dcm: .*is RGB, only MONOCHROME1 and 2.*remove"
+    ):
+        read_dicom(path)
+    path.write_bytes(b"not a dicom file")
+    with pytest.raises(DataError, match=r"cannot read image .*a\.dcm: .*; remove or replace it"):
+        read_dicom(path)
+    short = write_dicom(tmp_path / "b.dcm", RAMP, PixelData=b"\0\0")
+    with pytest.raises(DataError, match=r"cannot read image .*b\.dcm"):
+        read_dicom(short)
+
+
+def test_pydicoms_own_test_file_is_read():
+    """A real CT of 128 x 128 pixels with a negative intercept, shipped with pydicom."""
+    from pydicom.data import get_testdata_file
+
+    grey = read_dicom(pydicom.misc.Path(str(get_testdata_file("CT_small.dcm"))))
+    assert grey.shape == (128, 128) and grey.min() == 0 and grey.max() == 255
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "must hold one CSV with the columns image and level, found 0"),
+        ({"a.csv": "image,level\n", "b.csv": "image,level\n"}, "found 2; move the others away"),
+        ({"a.csv": "file,level\n"}, r"a\.csv has no column 'image'; its columns are: file, level"),
+        ({"a.csv": "image,level\nx,1\n"}, "none of the 1 images of a.csv is there as IMAGE.dcm"),
+    ],
+)
+def test_a_folder_that_is_not_one_is_refused(tmp_path, files, message):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        open_dicom(tmp_path, grades="binary")
+
+
+def test_without_pydicom_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(ConfigError, match=r"needs pydicom: pip install suture\[dicom\]"):
+        open_dicom(tmp_path, grades="binary")
