@@ -77,11 +77,11 @@ class Unsplit:
 
     def train_batches(self, round: int, client: str) -> Iterator[Batch]:
         """The batches of one client's turn, in the order that its split run would take."""
-        seed = self._hidden.seed
+        generator = self._hidden.generator
         return self.data[client].train_batches(
             _set(self.options.batch_size),
-            seed("order", round, client),
-            lambda batch: seed("augment", round, client, batch),
+            generator("order", round, client),
+            lambda batch: generator("augment", round, client, batch),
         )
 
     def train_step(self, round: int, client: str, batch: Batch) -> float:

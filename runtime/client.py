@@ -193,9 +193,11 @@ class Client:
     def batches(self, turn: Turn) -> Iterator[Batch]:
         """The turn's training batches: order and augmentation follow from the key, round and client alone."""
         place = (turn.round, self.name)
-        order = self.randomness.seed("order", *place)
+        generator = self.randomness.generator
         return self.data.train_batches(
-            self.config.batch_size, order, lambda batch: self.randomness.seed("augment", *place, batch)
+            self.config.batch_size,
+            generator("order", *place),
+            lambda batch: generator("augment", *place, batch),
         )
 
     def forward(self, turn: Turn, batch: Batch, top: TopCall) -> tuple[Tensor, float]:

@@ -4,21 +4,30 @@ What the server must not know (initial bottom and head, data order, augmentation
 client) is derived from the clients' hand-off key; what it may know (the initial top) from the public seed
 alone. Because each draw names its place (round, client, batch), a killed and resumed run repeats it exactly.
 
-Reference: HKDF, RFC 5869 (Krawczyk and Eronen 2010).
+References: HKDF, RFC 5869 (Krawczyk and Eronen 2010); MT19937 (Matsumoto and Nishimura 1998).
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from torch import Tensor
 
 PUBLIC = b"public"  # the server's "secret": its draws depend on the seed alone
-EVALUATION_BATCH = -1  # dropout is off in evaluation; noise defences still draw
+EVALUATION_BATCH = -1  # evaluation's batches count down from here, apart from training's
+
+# Where torch's serialised CPU generator keeps MT19937's 624 words, each in eight bytes, after 24 bytes of
+# header; `_state` checks it against torch itself.
+_WORDS, _HEADER = 624, 24
 
 
 class Randomness:
-    """Derives seeds from a secret.
+    """Derives generators from a secret.
+
+    ``torch.manual_seed`` keeps 32 bits of a seed, few enough to try them all, so a derived generator's whole
+    state comes from the secret.
 
     Args:
         secret: the hand-off key at a client, ``PUBLIC`` at the server.
@@ -29,15 +38,33 @@ class Randomness:
         self._secret = secret
         self._salt = seed.to_bytes(16, "big", signed=True)
 
-    def seed(self, purpose: str, *place: int | str) -> int:
-        """A seed in 0 .. 2**63 - 1 for ``purpose`` at ``place``, for example ("order", round, client)."""
+    def derive(self, length: int, purpose: str, *place: int | str) -> bytes:
+        """``length`` bytes (at most 8,160) for ``purpose`` at ``place``, such as ("order", round, client)."""
         info = "/".join(("suture", purpose, *map(str, place))).encode()
-        derived = HKDF(SHA256(), length=8, salt=self._salt, info=info).derive(self._secret)
-        return int.from_bytes(derived, "big") >> 1
+        return HKDF(SHA256(), length=length, salt=self._salt, info=info).derive(self._secret)
+
+    def generator(self, purpose: str, *place: int | str) -> torch.Generator:
+        """A CPU generator of its own for ``purpose`` at ``place``."""
+        generator = torch.Generator()
+        generator.set_state(self._state(purpose, *place))
+        return generator
 
     def reseed(self, purpose: str, *place: int | str) -> None:
-        """Seeds torch's default generators (CPU and GPU), which dropout and weight initialisation draw from."""
-        torch.manual_seed(self.seed(purpose, *place))
+        """Puts torch's default generators (CPU and GPU) where ``purpose`` at ``place`` begins.
+
+        Dropout, stochastic depth and weight initialisation draw from them.
+        """
+        torch.default_generator.set_state(self._state(purpose, *place))
+        if torch.cuda.is_available():
+            # Philox takes 64 bits of key.
+            torch.cuda.manual_seed_all(int.from_bytes(self.derive(8, purpose, *place), "big") >> 1)
+
+    def _state(self, purpose: str, *place: int | str) -> Tensor:
+        # A freshly seeded generator's header says: no words used, make new ones at the first draw.
+        state = torch.Generator().manual_seed(0).get_state()
+        words = np.frombuffer(self.derive(4 * _WORDS, purpose, *place), dtype="<u4").astype("<u8")
+        state[_HEADER : _HEADER + 8 * _WORDS] = torch.from_numpy(words.view(np.uint8))
+        return state
 
     def __reduce__(self) -> str:
         raise TypeError("Randomness holds the run's secret and refuses to be pickled")

@@ -83,9 +83,9 @@ class ClientData:
         return len(_cuts(len(self.share.train), batch_size, drop_single=True))
 
     def train_batches(
-        self, batch_size: int, order_seed: int, augment_seed: Callable[[int], int]
+        self, batch_size: int, order: torch.Generator, augmentation: Callable[[int], torch.Generator]
     ) -> Iterator[Batch]:
-        """One turn's batches, a pure function of the seeds: a resumed run repeats them bit for bit.
+        """One turn's batches, a pure function of the generators: a resumed run repeats them bit for bit.
 
         A last batch that is short is kept, unless it would hold a single image: batch normalisation cannot
         train on one, so that image sits out this turn (another one in the next). With a batch size of 1
@@ -93,20 +93,19 @@ class ClientData:
 
         Args:
             batch_size: At least 1.
-            order_seed: Fixes the order of the images; 64 bits, of which torch's CPU generator uses 32.
-            augment_seed: From the batch's number to the seed of its augmentation.
+            order: Draws the order of the images.
+            augmentation: From a batch's number to the generator that draws its augmentation.
 
         Raises:
             ConfigError: ``batch_size`` below 1.
         """
         decoded = self._splits["train"]
-        order = torch.randperm(len(decoded.keys), generator=torch.Generator().manual_seed(order_seed))
-        for number, cut in enumerate(_cuts(len(order), batch_size, drop_single=True)):
-            rows = order[cut]
+        permutation = torch.randperm(len(decoded.keys), generator=order)
+        for number, cut in enumerate(_cuts(len(permutation), batch_size, drop_single=True)):
+            rows = permutation[cut]
             images, masks = decoded.floats(rows)
             if self._augment:
-                generator = torch.Generator().manual_seed(augment_seed(number))
-                images, masks = augment(images, masks, mirror=self._mirror, generator=generator)
+                images, masks = augment(images, masks, mirror=self._mirror, generator=augmentation(number))
             yield self._batch(decoded, rows, images, masks, number)
 
     def test_batches(self, batch_size: int, split: Split = "test") -> Iterator[Batch]:

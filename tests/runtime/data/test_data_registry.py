@@ -130,7 +130,9 @@ def test_a_source_can_be_divided_and_batched(source):
     config = PartitionConfig(train_images=many, validation_images=0, test_images=2)
     shares = partition(source, config, 2, 0)
     data = ClientData(source, shares[0], image_size=16, channels=3, normalisation="imagenet", augment=True)
-    (batch,) = data.train_batches(many, 1, lambda number: number)
+    (batch,) = data.train_batches(
+        many, torch.Generator().manual_seed(1), lambda number: torch.Generator().manual_seed(number)
+    )
     assert batch.inputs.shape == (many, 3, 16, 16) and bool(batch.inputs.isfinite().all())
 
 
