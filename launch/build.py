@@ -18,15 +18,18 @@ from launch.config import RunOptions, _set, as_config_error, parse_cut
 from models.split import SplitModel
 from runtime.checkpoint import Checkpoints
 from runtime.client import Client, ClientConfig
-from runtime.coordinator import Coordinator, RunConfig, Watcher
+from runtime.coordinator import Coordinator, RunConfig
 from runtime.data.client_data import ClientData
 from runtime.data.partition import Share, partition
 from runtime.data.registry import open_source
 from runtime.data.source import Source, Task
 from runtime.errors import ConfigError
 from runtime.handoff import parse_key, read_key, shared_key
+from runtime.journal import Journal
 from runtime.ledger import Ledger
+from runtime.members import Members
 from runtime.metrics import MAIN_METRICS
+from runtime.observers import Watcher
 from runtime.randomness import PUBLIC, Randomness
 from runtime.scheduler import parse_schedule
 from runtime.server import Server
@@ -106,7 +109,7 @@ def build_split(options: RunOptions, num_classes: int, secret: bytes) -> SplitMo
         split = nets.build(
             entry.name,
             cut=parse_cut(_set(options.cut)),
-            num_outputs=num_classes if entry.task == Task.CLASSIFICATION else 1,
+            num_outputs=num_classes if Task(entry.task) is Task.CLASSIFICATION else 1,
             labels=options.labels,
             width=options.width,
             init=lambda part: (public if part == "top" else hidden).reseed("initial weights", part),
@@ -122,7 +125,9 @@ def _state_dict(path: Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # torch.load raises what the file makes it raise: pickle, zip and OS errors
         raise ConfigError(f"cannot read weights from {path}: {str(error).splitlines()[0]:.200}") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ConfigError(f"weights in {path} must be a state dict: names and tensors; save model.state_dict()")
+        raise ConfigError(
+            f"weights in {path} must be a state dict: names and tensors; save model.state_dict()"
+        )
     return state
 
 
@@ -164,17 +169,12 @@ def build_coordinator(
 ) -> Coordinator:
     """The run at the server, not yet begun."""
     task = nets.model_entry(_set(options.model)).task
-    config = RunConfig(
-        run=run,
-        run_dir=run_dir,
-        clients=_set(options.clients),
-        lease=options.lease,
-        agreement=options.agreement(num_classes),
-        best_by=MAIN_METRICS[task],
-        release_top=options.release_top,
-    )
     ledger = Ledger(parse_schedule(options.schedule, options.seed), _set(options.epochs))
-    return Coordinator(server, ledger, config, Checkpoints(run_dir / "checkpoints"), watcher)
+    checkpoints = Checkpoints(run_dir / "checkpoints")
+    journal = Journal(run, run_dir, server, ledger, checkpoints, MAIN_METRICS[task])
+    members = Members(_set(options.clients), options.agreement(num_classes))
+    config = RunConfig(run=run, run_dir=run_dir, lease=options.lease, release_top=options.release_top)
+    return Coordinator(journal, members, config, watcher)
 
 
 def build_data(options: RunOptions, images: Images, index: int) -> ClientData:

@@ -115,10 +115,14 @@ def rank(options: RunOptions) -> None:
 @click.argument("model")
 @click.option("--image-size", type=int, default=224, help="pixels a side [224]")
 @click.option("--batch-size", type=int, default=32, help="images a step [32]")
-@click.option("--labels", type=str, default=None, metavar="shared|home", help="where labels are [the net's default]")
+@click.option(
+    "--labels", type=str, default=None, metavar="shared|home", help="where labels are [the net's default]"
+)
 @click.option("--width", type=int, default=None, help="channels of the U-Net's first block")
 @click.option("--blocks", is_flag=True, help="also the cuts inside a layer, by name")
-def cuts(model: str, image_size: int, batch_size: int, labels: str | None, width: int | None, blocks: bool) -> None:
+def cuts(
+    model: str, image_size: int, batch_size: int, labels: str | None, width: int | None, blocks: bool
+) -> None:
     """Where MODEL can be cut, and what each cut costs."""
     from launch.tables import print_cuts
     from models.cuts import cut_table

@@ -68,18 +68,27 @@ class RunOptions:
     """
 
     data: str = _option("fundus-phantom", "data source, NAME or NAME:PATH", agree=True)
-    grades: str = _option("binary", "binary (grade above 0) or all grades", choices=("binary", "all"), agree=True)
+    grades: str = _option(
+        "binary", "binary (grade above 0) or all grades", choices=("binary", "all"), agree=True
+    )
     model: str | None = _option(None, "network to train", choices=tuple(nets.MODELS), agree=True)
     width: int | None = _option(None, "channels of the U-Net's first block", agree=True)
-    cut: str | None = _option(None, "cut layer, a number or a block's name; see 'suture cuts MODEL'", agree=True)
+    cut: str | None = _option(
+        None, "cut layer, a number or a block's name; see 'suture cuts MODEL'", agree=True
+    )
     labels: str | None = _option(
-        None, "shared (loss at the server) or home (loss at the client)", choices=("shared", "home"), agree=True
+        None,
+        "shared (loss at the server) or home (loss at the client)",
+        choices=("shared", "home"),
+        agree=True,
     )
     weights: str | None = _option(None, "state dict of the whole net to start from")
     image_size: int | None = _option(None, "pixels a side", agree=True)
     augment: bool = _option(True, "rotate, scale and flip training images a little")
     train_images: int | None = _option(None, "training images per client")
-    validation_images: int | None = _option(None, "validation images per client, held out of the training patients")
+    validation_images: int | None = _option(
+        None, "validation images per client, held out of the training patients"
+    )
     test_images: int | None = _option(None, "test images per client")
     partition: str = _option("iid", "iid, dirichlet:ALPHA, quantity:ALPHA or by-site")
     epochs: int | None = _option(None, "rounds; every client trains once a round", free=True)
@@ -90,11 +99,19 @@ class RunOptions:
     schedule: str = _option("round-robin", "order of turns: round-robin, shuffled or replay:TURNS.JSONL")
     exchange: str = _option("autograd", "how a step crosses the wire", choices=tuple(EXCHANGES))
     clients: int | None = _option(None, "number of clients (under torchrun: its ranks less one)")
-    unsplit: bool = _option(False, "train the joined net in one process, batch for batch the same: the oracle")
+    unsplit: bool = _option(
+        False, "train the joined net in one process, batch for batch the same: the oracle"
+    )
     pooled: bool = _option(False, "with --unsplit: shuffle all clients' images together (central training)")
-    seed: int = _option(0, "public seed; what the server must not know also depends on the hand-off key", agree=True)
-    handoff_key: str | None = _option(None, "file with the clients' shared key; made for you on a single machine")
-    accept_rollback: int | None = _option(None, "let this client go back to the hand-off of this turn", free=True)
+    seed: int = _option(
+        0, "public seed; what the server must not know also depends on the hand-off key", agree=True
+    )
+    handoff_key: str | None = _option(
+        None, "file with the clients' shared key; made for you on a single machine"
+    )
+    accept_rollback: int | None = _option(
+        None, "let this client go back to the hand-off of this turn", free=True
+    )
     release_top: bool = _option(True, "hand the trained top to the clients at the end")
     lease: float = _option(120.0, "seconds of silence after which a peer counts as lost", free=True)
     interface: str | None = _option(None, "network interface for all traffic between ranks", free=True)
@@ -150,12 +167,16 @@ class RunOptions:
 
         assert self.model is not None and self.cut is not None
         with as_config_error(), torch.device("meta"):
-            nets.build(self.model, cut=parse_cut(self.cut), num_outputs=2, labels=self.labels, width=self.width)
+            nets.build(
+                self.model, cut=parse_cut(self.cut), num_outputs=2, labels=self.labels, width=self.width
+            )
 
     def data_config(self) -> DataConfig:
         """The part that concerns images."""
         grades: Any = self.grades
-        return DataConfig(spec=self.data, classes=grades, image_size=_set(self.image_size), augment=self.augment)
+        return DataConfig(
+            spec=self.data, classes=grades, image_size=_set(self.image_size), augment=self.augment
+        )
 
     def partition_config(self) -> PartitionConfig:
         """The part that concerns sharing images out."""

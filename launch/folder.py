@@ -46,14 +46,18 @@ def open_folder(options: RunOptions, new_run: str) -> RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         occupied = (path / IDENTITY).exists() or any(path.iterdir())
     except OSError as error:
-        raise ConfigError(f"cannot make run folder {path}: {error.strerror}; name another --run-dir") from None
+        raise ConfigError(
+            f"cannot make run folder {path}: {error.strerror}; name another --run-dir"
+        ) from None
     if occupied:
         raise ConfigError(f"{path} is not empty; go on with its run with --resume, or name another --run-dir")
     try:
         write_atomically(path / CONFIG, to_toml(options, _NOTE.format(path=path)).encode())
         write_atomically(path / IDENTITY, json.dumps({"run": new_run, "clients": options.clients}).encode())
     except OSError as error:
-        raise ConfigError(f"cannot write to run folder {path}: {error.strerror}; name another --run-dir") from None
+        raise ConfigError(
+            f"cannot write to run folder {path}: {error.strerror}; name another --run-dir"
+        ) from None
     return RunFolder(path, new_run, resumed=False)
 
 

@@ -41,7 +41,9 @@ class ClientFolder:
         folder: where to write, None for RUN/clients/NAME in the folder that the server names.
     """
 
-    def __init__(self, options: RunOptions, normalisation: str, task: Task, folder: Path | None = None) -> None:
+    def __init__(
+        self, options: RunOptions, normalisation: str, task: Task, folder: Path | None = None
+    ) -> None:
         self._options = options
         self._normalisation = normalisation
         self._task = task

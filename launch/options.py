@@ -34,8 +34,12 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar = None if kind is not str else "TEXT"
             choices = option.metadata.get("choices")
             metavar = "|".join(choices) if choices else metavar
-            wrapped = click.option(name, type=kind, default=None, metavar=metavar, help=help_text + shown)(wrapped)
-    return click.option("--config", metavar="FILE.toml", help="options from a file; the command line wins")(wrapped)
+            wrapped = click.option(name, type=kind, default=None, metavar=metavar, help=help_text + shown)(
+                wrapped
+            )
+    return click.option("--config", metavar="FILE.toml", help="options from a file; the command line wins")(
+        wrapped
+    )
 
 
 def merge(config: str | None, given: dict[str, Any]) -> RunOptions:

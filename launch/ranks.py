@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +20,12 @@ from launch.progress import Progress, print_final_table
 from launch.summary import final_metrics, summarise, write_summary
 from runtime import endpoints, transport
 from runtime.coordinator import Coordinator
+from runtime.data.client_data import ClientData
 from runtime.errors import ConfigError
 from runtime.exchange import AutogradExchange, LocalExchange
+from runtime.observers import NoRecorder
 from runtime.server import Server
-from runtime.session import Member, run_local, take_part
+from runtime.session import Keepsakes, Member, NoKeepsakes, run_local, take_part
 from runtime.tracking import METRICS_FILE, Tracker, read_metrics
 from runtime.transport import Transport, TransportConfig
 
@@ -183,12 +185,50 @@ def run_in_one_process(options: RunOptions) -> None:
     server = build.build_server(options, num_classes, device)
 
     def play(coordinator: Coordinator) -> None:
-        members = []
-        for index in range(num_clients):
-            client = build.build_client(options, data[index], build.client_name(index), key, device, None)
-            normalisation = nets.model_entry(_set(options.model)).normalisation
-            keepsakes = ClientFolder(options, normalisation, images.source.task)
-            members.append(Member(client, LocalExchange(coordinator), keepsakes))
-        run_local(members, options.agreement(num_classes))
+        normalisation = nets.model_entry(_set(options.model)).normalisation
+        keepsakes = [ClientFolder(options, normalisation, images.source.task) for _ in data]
+        _play(options, coordinator, data, key, device, keepsakes)
 
     _conduct(options, server, place, num_classes, progress, play)
+
+
+def play_locally(options: RunOptions, key: bytes, run_dir: Path) -> Coordinator:
+    """A whole run in this process that shows nothing and keeps nothing but its checkpoints.
+
+    Args:
+        options: resolved, with ``clients`` set.
+        key: the clients' hand-off key.
+        run_dir: where the checkpoints go; exists.
+
+    Returns:
+        The coordinator of the run that has ended.
+    """
+    images = build.build_images(options, _set(options.clients))
+    data = [build.build_data(options, images, index) for index in range(_set(options.clients))]
+    device, num_classes = build.device_of(options, 0), len(images.source.classes)
+    server = build.build_server(options, num_classes, device)
+    coordinator = build.build_coordinator(
+        options, server, run=build.new_run_id(), run_dir=run_dir, num_classes=num_classes
+    )
+    coordinator.begin(False, lambda step: NoRecorder())
+    endpoints.open_run(coordinator)
+    try:
+        _play(options, coordinator, data, key, device, [NoKeepsakes() for _ in data])
+    finally:
+        endpoints.close_run()
+    return coordinator
+
+
+def _play(
+    options: RunOptions,
+    coordinator: Coordinator,
+    data: Sequence[ClientData],
+    key: bytes,
+    device: torch.device,
+    keepsakes: Sequence[Keepsakes],
+) -> None:
+    members = []
+    for index, (images, keeps) in enumerate(zip(data, keepsakes, strict=True)):
+        client = build.build_client(options, images, build.client_name(index), key, device, None)
+        members.append(Member(client, LocalExchange(coordinator), keeps))
+    run_local(members, options.agreement(len(data[0].classes)))

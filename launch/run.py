@@ -1,7 +1,7 @@
 """The entry point under torchrun: one rank of a run.
 
-    torchrun --nproc_per_node=5 launch/run.py                      # 1 server and 4 clients, no options needed
-    torchrun --nproc_per_node=3 launch/run.py --data kaggle-dr:PATH --image-size 128 --cut 3
+torchrun --nproc_per_node=5 launch/run.py                      # 1 server and 4 clients, no options needed
+torchrun --nproc_per_node=3 launch/run.py --data kaggle-dr:PATH --image-size 128 --cut 3
 """
 
 import os

@@ -16,24 +16,25 @@ from runtime.coordinator import Coordinator
 
 def summarise(options: RunOptions, coordinator: Coordinator) -> dict[str, Any]:
     """The summary of a run that has ended."""
-    totals = coordinator.totals
+    journal, totals = coordinator.journal, coordinator.journal.totals
     clients: dict[str, dict[str, dict[str, float]]] = {}
     for name in coordinator.trained_clients():
-        clients[name] = dict(coordinator.scores.get(name, {}))
-        if name in coordinator.train_loss:
-            clients[name]["train"] = {"loss": coordinator.train_loss[name]}
-    memory = {"server": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024} | coordinator.peak_memory()
+        clients[name] = dict(journal.scores.get(name, {}))
+        if name in journal.train_loss:
+            clients[name]["train"] = {"loss": journal.train_loss[name]}
+    memory = {seat.name: seat.farewell.peak_memory for seat in coordinator.members if seat.farewell}
+    memory |= {"server": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
     return {
         **header(options),
         "clients": clients,
-        "wall_seconds": coordinator.wall_seconds(),
+        "wall_seconds": journal.wall_seconds(),
         "images_per_second": totals.train_images / max(totals.train_seconds, 1e-9),
         "wire_bytes_per_step": {"up": totals.bytes_up, "down": totals.bytes_down},
         "peak_memory_bytes": memory,
-        "turns": len(coordinator.ledger.entries),
+        "turns": len(journal.ledger.entries),
         "rolled_back_turns": totals.rolled_back,
-        "lost_clients": list(totals.lost),
-        "best_round": coordinator.best_round,
+        "lost_clients": list(coordinator.members.lost),
+        "best_round": journal.best_round,
         "attack": {},
         "weights_sha256": coordinator.weights_sha256(),
     }

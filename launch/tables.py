@@ -13,7 +13,15 @@ from models.cuts import CutRow
 def print_cuts(model: str, image_size: int, batch_size: int, rows: Sequence[CutRow]) -> None:
     """One line a cut: what crosses the wire and what the client carries."""
     table = Table(title=f"{model} at {image_size} px, batch {batch_size}", title_justify="left")
-    for heading in ("cut", "after", "smashed", "up a step", "down a step", "client parameters", "client FLOPs"):
+    for heading in (
+        "cut",
+        "after",
+        "smashed",
+        "up a step",
+        "down a step",
+        "client parameters",
+        "client FLOPs",
+    ):
         table.add_column(heading, justify="left" if heading in ("after", "smashed") else "right")
     for row in rows:
         table.add_row(

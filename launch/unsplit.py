@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-import models.registry as nets
 from launch import build, folder
 from launch.config import RunOptions, _set
 from launch.logs import set_up
@@ -88,7 +87,9 @@ class Unsplit:
         """One ordinary step; returns the loss."""
         data = self.data[client]
         weights = build.class_weights(self.options, data)
-        criterion = build_criterion(data.task, None if weights is None else torch.tensor(weights)).to(self.device)
+        criterion = build_criterion(data.task, None if weights is None else torch.tensor(weights)).to(
+            self.device
+        )
         self.place = Place(round, client, batch.number)
         self.model.train()
         self.optimizer.zero_grad()
@@ -192,7 +193,8 @@ def _train(trainer: Unsplit, options: RunOptions, progress: Progress, tracker: T
     return {
         **header(options),
         "clients": {
-            client: scores[client] | {"train": {"loss": trainer.losses.get(client, trainer.losses.get(POOL, 0.0))}}
+            client: scores[client]
+            | {"train": {"loss": trainer.losses.get(client, trainer.losses.get(POOL, 0.0))}}
             for client in clients
         },
         "wall_seconds": time.monotonic() - begun,
@@ -205,5 +207,3 @@ def _train(trainer: Unsplit, options: RunOptions, progress: Progress, tracker: T
         "attack": {},
         "weights_sha256": trainer.weights_sha256(),
     }
-
-

@@ -125,6 +125,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"cannot read checkpoint {path}: {error.strerror}") from error
     if hashlib.sha256(data[32:]).digest() != bytes(data[:32]):
-        raise CheckpointError(f"checkpoint {path} is damaged (its digest does not match its {len(data)} bytes)")
+        raise CheckpointError(
+            f"checkpoint {path} is damaged (its digest does not match its {len(data)} bytes)"
+        )
     state: dict[str, Any] = torch.load(io.BytesIO(data[32:]), weights_only=True)
     return state

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.distributed import rpc
 from torch.futures import Future
 
-from runtime.coordinator import Coordinator, Seat
+from runtime.coordinator import Coordinator
 from runtime.errors import SutureError
+from runtime.members import Seat
 from runtime.scheduler import Turn
 from runtime.wire import (
     Farewell,
@@ -82,7 +83,7 @@ def hello(seat: SeatRef, message: Hello, rpc_name: str) -> Welcome:
     return _run().admit(_seat(seat), message, rpc_name)
 
 
-@rpc.functions.async_execution
+@rpc.functions.async_execution  # type: ignore[untyped-decorator]
 def next_turn(seat: SeatRef) -> Future[Turn | Refusal]:
     """Waits for this client's next turn without holding a thread."""
     try:

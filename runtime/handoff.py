@@ -74,7 +74,9 @@ def read_key(path: Path) -> bytes:
     try:
         return parse_key(path.read_text(), f"hand-off key file {path}")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read hand-off key file {path}: {error}; make one with 'suture keygen'") from None
+        raise ConfigError(
+            f"cannot read hand-off key file {path}: {error}; make one with 'suture keygen'"
+        ) from None
 
 
 def parse_key(text: str, origin: str) -> bytes:
@@ -84,7 +86,9 @@ def parse_key(text: str, origin: str) -> bytes:
     except ValueError:
         key = b""
     if len(key) != KEY_BYTES:
-        raise ConfigError(f"{origin} must hold {2 * KEY_BYTES} hex digits; make one with 'suture keygen FILE'")
+        raise ConfigError(
+            f"{origin} must hold {2 * KEY_BYTES} hex digits; make one with 'suture keygen FILE'"
+        )
     return key
 
 
@@ -93,7 +97,7 @@ def handoff_digest(handoff: SealedHandoff | None) -> bytes:
     if handoff is None:
         return b""
     digest = hashlib.sha256(f"{handoff.turn}/".encode() + handoff.previous + handoff.nonce)
-    digest.update(handoff.ciphertext.numpy())
+    digest.update(handoff.ciphertext.numpy().data)
     return digest.digest()
 
 
@@ -121,7 +125,9 @@ class HandoffSeal:
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         if buffer.tell() > MAX_BYTES:
-            raise HandoffError(f"the hand-off has {buffer.tell()} bytes, the limit is {MAX_BYTES}; cut earlier")
+            raise HandoffError(
+                f"the hand-off has {buffer.tell()} bytes, the limit is {MAX_BYTES}; cut earlier"
+            )
         # A random 96-bit nonce under a key of this run alone: 2**32 hand-offs before reuse is a concern.
         nonce, before = secrets.token_bytes(12), handoff_digest(previous)
         sealed = self._cipher.encrypt(nonce, buffer.getbuffer(), self._bound(turn, before))
@@ -164,7 +170,7 @@ def part_digest(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}/".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -82,9 +82,13 @@ class Replay:
     def __init__(self, path: Path) -> None:
         try:
             lines = [json.loads(line) for line in path.read_text().splitlines()]
-            self._turns = [(line["round"], line["client"]) for line in lines if line["kind"] == TurnKind.TRAIN]
+            self._turns = [
+                (line["round"], line["client"]) for line in lines if line["kind"] == TurnKind.TRAIN
+            ]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"cannot replay turns from {path}: {error}; name a run's turns.jsonl") from error
+            raise ConfigError(
+                f"cannot replay turns from {path}: {error}; name a run's turns.jsonl"
+            ) from error
 
     def order(self, round: int, clients: Sequence[str]) -> list[str]:
         return [client for turn_round, client in self._turns if turn_round == round]

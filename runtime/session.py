@@ -1,14 +1,14 @@
 """THE loop: the protocol as one client lives it, and the same loop with all roles in one process.
 
-    client                                   server
-    join(hello)                 ->           agree on the options, or refuse
-    next_turn()                 ->           wait until it is this client's turn
-      fetch()                   ->           the newest sealed hand-off
-      train_step() ...         <->           smashed data up, gradient at the cut down, both sides step
-      commit(seal())            ->           the turn counts: checkpoint, then the next client
-      or: predict() ..., report(scores)      evaluation: no graph, no step
-    finish(farewell)            ->           after the last round: the trained top
-    leave()                     ->           the seat is free
+client                                   server
+join(hello)                 ->           agree on the options, or refuse
+next_turn()                 ->           wait until it is this client's turn
+  fetch()                   ->           the newest sealed hand-off
+  train_step() ...         <->           smashed data up, gradient at the cut down, both sides step
+  commit(seal())            ->           the turn counts: checkpoint, then the next client
+  or: predict() ..., report(scores)      evaluation: no graph, no step
+finish(farewell)            ->           after the last round: the trained top
+leave()                     ->           the seat is free
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Keepsakes(Protocol):
     def finished(self, client: Client, release: Release) -> None: ...
 
 
-class Nothing:
+class NoKeepsakes:
     """Keeps nothing."""
 
     def joined(self, client: Client, welcome: Welcome) -> None: ...
@@ -152,7 +152,9 @@ def end(member: Member, turn: Turn) -> None:
     if not client.holds(turn.handoff):
         client.open(exchange.fetch())
     if not client.holds(turn.handoff):
-        raise WireError(f"{client.name}: the server offered another hand-off than that of turn {turn.handoff}")
+        raise WireError(
+            f"{client.name}: the server offered another hand-off than that of turn {turn.handoff}"
+        )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     release = exchange.finish(Farewell(client.digests(), peak))
     member.keepsakes.finished(client, release)

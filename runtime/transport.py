@@ -171,7 +171,7 @@ class Transport:
         self.store.wait(["server/ready"], timedelta(seconds=self.config.timeout))
         own, servers = _namespace(self.store, name), _namespace(self.store, SERVER)
         address = dist.PrefixStore("addrs", servers).get(SERVER)
-        dist.PrefixStore("addrs", own).set(SERVER, address)
+        dist.PrefixStore("addrs", own).set(SERVER, address.decode())
         names = dist.PrefixStore("names", own)
         names.set(str(SERVER_RANK), SERVER)
         names.set("_ALL_WORKER_INFOS", f"{SERVER}-{SERVER_RANK},")
@@ -179,7 +179,7 @@ class Transport:
         def publish(own_store: dist.Store, server_store: dist.Store) -> None:
             # The server looks up a newcomer's address in its own namespace, while the newcomer is still inside
             # the call that announces it.
-            server_store.set(name, own_store.get(name))
+            server_store.set(name, own_store.get(name).decode())
 
         stores = (dist.PrefixStore("addrs", own.clone()), dist.PrefixStore("addrs", servers.clone()))
         threading.Thread(target=publish, args=stores, name="publish-address", daemon=True).start()
@@ -210,7 +210,7 @@ def first_to_say(message: str) -> bool:
         line = Transport(config)
         key = f"said/{socket.gethostname()}/{hashlib.sha256(message.encode()).hexdigest()}"
         said = f"{config.rank}"
-        return line.store.compare_set(key, "", said).decode() == said
+        return bool(line.store.compare_set(key, "", said).decode() == said)
     except (KeyError, RuntimeError, dist.DistError):
         return True  # better twice than never
 
@@ -228,7 +228,7 @@ def _loopback() -> str:
 
 def forget(name: str) -> None:
     """On the server: drops a member that left or died from RPC's list."""
-    agent = rpc._get_current_rpc_agent()  # type: ignore[attr-defined]
+    agent: Any = rpc._get_current_rpc_agent()  # type: ignore[attr-defined]
     for info in agent.get_worker_infos():
         if info.name == name:
             agent._update_group_membership(info, [], {}, False)
@@ -272,5 +272,7 @@ def _peer_lost(error: RuntimeError) -> RuntimeError:
     text = str(error)
     signs = ("RPC ran for more than", "EOF", "EPIPE", "ECONNRE", "pipe closed", "shutdown", "destroyed agent")
     if type(error) is RuntimeError and any(sign in text for sign in signs):
-        return PeerLostError(f"the server is gone or does not answer ({text.splitlines()[0]:.120}); see its log")
+        return PeerLostError(
+            f"the server is gone or does not answer ({text.splitlines()[0]:.120}); see its log"
+        )
     return error

@@ -209,12 +209,16 @@ def check_scores(scores: Any, peer: str) -> dict[str, dict[str, float]]:
     checked: dict[str, dict[str, float]] = {}
     for phase, values in scores.items():
         if phase not in PHASES or not isinstance(values, Mapping) or len(values) > 64:
-            raise WireError(f"{peer}: scores: expected phases {', '.join(PHASES)}, got {phase!r:.40}; refused")
+            raise WireError(
+                f"{peer}: scores: expected phases {', '.join(PHASES)}, got {phase!r:.40}; refused"
+            )
         for name, value in values.items():
             if not isinstance(name, str) or not name.isidentifier() or len(name) > 40:
                 raise WireError(f"{peer}: scores: expected a metric's name, got {name!r:.40}; refused")
             if not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise WireError(f"{peer}: scores.{name}: expected a finite number, got {value!r:.40}; refused")
+                raise WireError(
+                    f"{peer}: scores.{name}: expected a finite number, got {value!r:.40}; refused"
+                )
         checked[phase] = {name: float(value) for name, value in values.items()}
     return checked
 
@@ -228,7 +232,9 @@ def check_handoff(handoff: Any, peer: str, max_bytes: int) -> SealedHandoff:
     if not isinstance(handoff, SealedHandoff):
         raise WireError(f"{peer}: handoff: expected a sealed hand-off, got {type(handoff).__name__}; refused")
     if not isinstance(handoff.turn, int) or handoff.turn < 1:
-        raise WireError(f"{peer}: handoff.turn: expected a positive number, got {handoff.turn!r:.40}; refused")
+        raise WireError(
+            f"{peer}: handoff.turn: expected a positive number, got {handoff.turn!r:.40}; refused"
+        )
     if not isinstance(handoff.previous, bytes) or len(handoff.previous) not in (0, 32):
         raise WireError(f"{peer}: handoff.previous: expected 0 or 32 bytes; refused")
     if not isinstance(handoff.nonce, bytes) or len(handoff.nonce) != 12:
@@ -241,3 +247,34 @@ def check_handoff(handoff: Any, peer: str, max_bytes: int) -> SealedHandoff:
             f"got {tuple(handoff.ciphertext.shape)}; refused"
         )
     return handoff
+
+
+def check_upload(
+    upload: Upload, peer: str, smashed: TensorSpec, labels: TensorSpec | None, training: bool
+) -> None:
+    """Checks one batch on its way up.
+
+    Args:
+        upload: as it came.
+        peer: who sent it.
+        smashed: what smashed data must look like.
+        labels: what labels must look like; None where there must be none.
+        training: whether it is a training turn.
+
+    Raises:
+        WireError: names the client and the field.
+    """
+    if upload.phase not in PHASES or (upload.phase == "train") is not training:
+        raise WireError(f"{peer}: phase: {upload.phase!r:.40} does not fit the turn; refused")
+    if type(upload.batch) is not int or upload.batch < 0:
+        raise WireError(f"{peer}: batch: expected a number from 0, got {upload.batch!r:.40}; refused")
+    smashed.check(upload.smashed, peer, "smashed")
+    if labels is None:
+        if upload.labels is not None:
+            raise WireError(f"{peer}: labels: they must stay at home here; refused")
+        return
+    labels.check(upload.labels, peer, "labels")
+    if upload.labels is not None and len(upload.labels) != len(upload.smashed):
+        raise WireError(
+            f"{peer}: labels: expected {len(upload.smashed)}, one a smashed image, got {len(upload.labels)}; refused"
+        )

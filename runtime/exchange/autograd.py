@@ -31,7 +31,9 @@ class AutogradExchange(Exchange):
         return transport.call(endpoint, self._seat, *args)
 
     def next_turn(self) -> Future[Turn | Refusal]:
-        future: Future[Turn | Refusal] = rpc.rpc_async(transport.SERVER, endpoints.next_turn, args=(self._seat,))
+        future: Future[Turn | Refusal] = rpc.rpc_async(
+            transport.SERVER, endpoints.next_turn, args=(self._seat,)
+        )
         return future
 
     def train_step(self, client: Client, turn: Turn, batch: Batch) -> float:

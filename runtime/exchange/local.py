@@ -34,7 +34,7 @@ class LocalExchange(Exchange):
 
     def train_step(self, client: Client, turn: Turn, batch: Batch) -> float:
         total, loss = client.forward(turn, batch, self.top(turn, batch.number))
-        ours, tops = client.parameters(), list(self._coordinator.server.top.parameters())
+        ours, tops = client.parameters(), list(self._coordinator.journal.server.top.parameters())
         # autograd.grad leaves the parameters of an attack's or a defence's own nets alone, as a context does.
         gradients = torch.autograd.grad(total, ours + tops, allow_unused=True)
         found: dict[Tensor, Tensor] = {

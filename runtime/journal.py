@@ -1,0 +1,172 @@
+"""Everything of a run that outlives a process: what counted, the weights it led to, and their checkpoints.
+
+The snapshot is what held when the last turn counted. It is what a checkpoint writes, what a rollback goes back
+to and what ``--resume`` starts from, so all three agree by construction.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.checkpoint import Checkpoints, read_checkpoint, write_atomically
+from runtime.errors import CheckpointError
+from runtime.ledger import Ledger
+from runtime.server import Server
+from runtime.wire import Release, SealedHandoff
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+
+
+@dataclass
+class Totals:
+    """Sums over the whole run, kept across resume."""
+
+    train_images: int = 0
+    train_seconds: float = 0.0
+    rolled_back: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+class Journal:
+    """The state of a run.
+
+    Args:
+        run: the run's id.
+        run_dir: RUN; turns.jsonl goes there.
+        server: whose weights are kept.
+        ledger: which turns counted.
+        checkpoints: where the state goes.
+        best_by: names of the metrics that select the best round, in order of preference.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        run_dir: Path,
+        server: Server,
+        ledger: Ledger,
+        checkpoints: Checkpoints,
+        best_by: tuple[str, ...],
+    ) -> None:
+        self.server = server
+        self.ledger = ledger
+        self.handoff: SealedHandoff | None = None
+        self.totals = Totals()
+        self.train_loss: dict[str, float] = {}
+        self.scores: dict[str, dict[str, dict[str, float]]] = {}
+        self.best_round = 0
+        self._best_value = float("-inf")
+        self._run = run
+        self._run_dir = run_dir
+        self._checkpoints = checkpoints
+        self._best_by = best_by
+        self._earlier_seconds = 0.0
+        self._begun = time.monotonic()
+        self._snapshot = self._state()
+
+    def begin(self, resume: bool) -> int | None:
+        """Writes turn 0, or with ``resume`` goes on from the newest whole checkpoint.
+
+        Returns:
+            The turn that the run goes on after, None for a run that starts.
+
+        Raises:
+            CheckpointError: nothing can be read (resume) or written.
+        """
+        found = self._checkpoints.load_newest() if resume else None
+        if found is None:
+            self._checkpoints.save(0, self._snapshot)
+            return 0 if resume else None
+        turn, state = found
+        if state.get("format") != FORMAT or state["run"] != self._run:
+            raise CheckpointError(
+                f"the checkpoint is of run {state.get('run')}, format {state.get('format')}; "
+                f"expected run {self._run}, format {FORMAT}"
+            )
+        self._restore(state)
+        self._write_turns()
+        log.info("resumed after turn %d: round %d, step %d", turn, self.ledger.round, self.ledger.step)
+        return turn
+
+    def save(self) -> None:
+        """Makes what now holds the state to go back to, and returns when it is on the disk.
+
+        Raises:
+            CheckpointError: it cannot be written; the last checkpoint stays whole.
+        """
+        self._snapshot = self._state()
+        self._checkpoints.save(len(self.ledger.entries), self._snapshot)
+        self._write_turns()
+
+    def roll_back(self) -> None:
+        """Undoes what the server learnt since the last turn counted."""
+        self.server.load_state_dict(self._snapshot["server"])
+        self.totals.rolled_back += 1
+
+    def keep_best(self) -> None:
+        """Keeps this round if the mean validation metric over the clients is the highest so far."""
+        values = []
+        for scores in self.scores.values():
+            validation = scores.get("validation", {})
+            values += [validation[name] for name in self._best_by if name in validation][:1]
+        if not values or sum(values) / len(values) <= self._best_value:
+            return
+        self.best_round, self._best_value = self.ledger.round, sum(values) / len(values)
+        top = self.server.state_dict()["top"]
+        self._checkpoints.save_best({"top": top, "handoff": _plain(self.handoff)})
+
+    def release(self) -> Release:
+        """The trained top, of the last round and of the best one where that is another."""
+        top = {name: tensor.detach().cpu() for name, tensor in self.server.top.state_dict().items()}
+        if self.best_round in (0, self.ledger.round):
+            return Release(top, self.best_round)
+        best = read_checkpoint(self._checkpoints.best)
+        return Release(top, self.best_round, best["top"], SealedHandoff(**best["handoff"]))
+
+    def wall_seconds(self) -> float:
+        """Seconds of this run, those before a resume included."""
+        return self._earlier_seconds + time.monotonic() - self._begun
+
+    def _state(self) -> dict[str, Any]:
+        """Everything that resuming needs; a copy, so that training does not change it."""
+        return {
+            "format": FORMAT,
+            "run": self._run,
+            "ledger": self.ledger.state_dict(),
+            "server": self.server.state_dict(),
+            "handoff": _plain(self.handoff),
+            "scores": dict(self.scores),
+            "train_loss": dict(self.train_loss),
+            "best": [self.best_round, self._best_value],
+            "totals": asdict(self.totals),
+            "wall_seconds": self.wall_seconds(),
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._snapshot = state
+        self.ledger.load_state_dict(state["ledger"])
+        self.server.load_state_dict(state["server"])
+        self.handoff = None if state["handoff"] is None else SealedHandoff(**state["handoff"])
+        self.scores, self.train_loss = dict(state["scores"]), dict(state["train_loss"])
+        self.best_round, self._best_value = state["best"]
+        self.totals = Totals(**state["totals"])
+        self._earlier_seconds = state["wall_seconds"]
+
+    def _write_turns(self) -> None:
+        try:
+            write_atomically(self._run_dir / "turns.jsonl", self.ledger.lines())
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self._run_dir}/turns.jsonl: {error.strerror}") from error
+
+
+def _plain(handoff: SealedHandoff | None) -> dict[str, Any] | None:
+    # Not asdict: it would copy the ciphertext, which nobody changes.
+    if handoff is None:
+        return None
+    return {name: getattr(handoff, name) for name in ("turn", "previous", "nonce", "ciphertext")}

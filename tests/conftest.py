@@ -1,0 +1,41 @@
+"""What all tests share: where the real images are, and a check that no test leaves a process behind."""
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+# Children of the tests must import torch as quietly and with as many threads as the tests do.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+@pytest.fixture(scope="session")
+def real_images() -> Path:
+    """The folder with idrid, lungs and mnist10k; skips where SUTURE_DATA does not name it."""
+    folder = os.environ.get("SUTURE_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("SUTURE_DATA does not name a folder of real images (see docs/data.md)")
+    return Path(folder).resolve()
+
+
+@pytest.fixture(autouse=True)
+def no_process_left():
+    """Fails a test that leaves a child process running."""
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    yield
+    left = [c for c in psutil.Process().children(recursive=True) if c.pid not in before and c.is_running()]
+    left = [child for child in left if child.status() != psutil.STATUS_ZOMBIE]
+    names = [" ".join(child.cmdline())[:120] for child in left]
+    for child in left:
+        child.kill()
+    assert not names, f"processes left behind: {names}"
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    """A test may set torch's threads; the next one starts as if it had not."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,128 @@
+"""Split training over real processes equals unsplit training, to the last bit.
+
+Oracle: `launch.unsplit.Unsplit`, ordinary training of the joined net with the same seeds, images and order.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from launch import build
+from launch.config import RunOptions
+from launch.ranks import play_locally
+from launch.unsplit import Unsplit
+from runtime.scheduler import parse_schedule
+
+KEY = bytes(range(32))
+RESNET = {
+    "model": "resnet18",
+    "image_size": 32,
+    "train_images": 8,
+    "validation_images": 0,
+    "test_images": 4,
+    "batch_size": 4,
+    "epochs": 2,
+    "lr": 1e-3,
+}
+UNET = RESNET | {"data": "chest-phantom", "model": "unet", "width": 4}
+
+
+def _cases() -> list[dict]:
+    cases = [RESNET | {"cut": str(cut), "clients": 1 + cut % 2} for cut in range(9)]
+    cases += [RESNET | {"cut": "layer2.0", "clients": 2}, RESNET | {"cut": "3", "clients": 1}]
+    cases += [UNET | {"cut": str(cut), "clients": clients} for cut in (1, 2, 3, 4) for clients in (1, 2)]
+    cases += [
+        RESNET | {"cut": "5", "clients": 2, "labels": "home"},
+        RESNET | {"cut": "3", "clients": 2, "optimizer": "sgd", "lr": 0.01},
+        RESNET | {"cut": "3", "clients": 2, "schedule": "shuffled", "class_weights": "balanced"},
+    ]
+    return cases
+
+
+CASES = _cases()
+NAMES = [
+    f"{c['model']}-cut{c['cut']}-{c['clients']}-{c.get('labels', '')}{c.get('optimizer', '')}{c.get('schedule', '')}"
+    for c in CASES
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> dict[int, dict]:
+    """All cases, played by one server and two client processes; what each rank reported."""
+    out = tmp_path_factory.mktemp("world")
+    (out / "cases.json").write_text(json.dumps(CASES))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = Path(__file__).with_name("world.py")
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(port), str(out / "cases.json"), str(out)],
+            env=os.environ | {"WORLD": "3", "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(3)
+    ]
+    try:
+        for rank in ranks:
+            _, errors = rank.communicate(timeout=240)
+            assert rank.returncode == 0, errors[-3000:]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    return {rank: json.loads((out / f"{rank}.json").read_text()) for rank in range(3)}
+
+
+def _unsplit(case: dict) -> Unsplit:
+    torch.set_num_threads(1)
+    options = RunOptions(**case).resolved()
+    images = build.build_images(options, options.clients)
+    names = [build.client_name(index) for index in range(options.clients)]
+    data = {name: build.build_data(options, images, index) for index, name in enumerate(names)}
+    trainer = Unsplit(options, data, KEY, len(images.source.classes))
+    scheduler = parse_schedule(options.schedule, options.seed)
+    for round in range(1, options.epochs + 1):
+        for client in scheduler.order(round, names):
+            losses = [
+                trainer.train_step(round, client, batch) for batch in trainer.train_batches(round, client)
+            ]
+            trainer.losses[client] = sum(losses) / len(losses)
+    return trainer
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=NAMES)
+def test_processes_end_with_the_weights_of_unsplit_training(world, number):
+    """Oracle: unsplit training, bit for bit; losses and test scores are its own, too."""
+    expected = _unsplit(CASES[number])
+    served = world[0]["cases"][number]
+    assert served["weights_sha256"] == expected.weights_sha256()
+    assert served["train_loss"] == expected.losses
+    for client, scores in served["scores"].items():
+        assert scores["test"] == pytest.approx(expected.evaluate(client)["test"], abs=1e-6)
+
+
+@pytest.mark.parametrize("number", range(0, len(CASES), 3), ids=NAMES[::3])
+def test_one_process_ends_with_the_weights_of_many(world, number, tmp_path):
+    """Oracle: the same case over RPC."""
+    torch.set_num_threads(1)
+    coordinator = play_locally(RunOptions(**CASES[number]).resolved(), KEY, tmp_path)
+    assert coordinator.weights_sha256() == world[0]["cases"][number]["weights_sha256"]
+
+
+def test_no_client_receives_a_python_call(world):
+    """Oracle: the functions that RPC ran at each rank; the server's are its endpoints and no others."""
+    from runtime import endpoints
+
+    assert world[1]["calls"] == [] and world[2]["calls"] == []
+    served = set(world[0]["calls"])
+    assert {"take_seat", "hello", "next_turn", "forward", "step", "commit", "fetch", "report"} <= served
+    # RPC itself announces a newcomer to the server.
+    assert served <= set(vars(endpoints)) | {"_get_device_infos", "_update_group_membership"}

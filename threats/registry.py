@@ -1,0 +1,97 @@
+"""Every attack, defence and detector by name: what ``--attack``, ``--defence`` and ``--detector`` can say.
+
+A new one is a file of its own and an entry here; ``--help``, the parser and the tests that run over all entries
+follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from runtime.hooks import Attack, Defence, Detector
+from threats.client_view import ClientView
+from threats.defences.compose import ComposedDefence
+from threats.defences.dcor import DcorConfig, DcorDefence
+from threats.defences.dropout import DropoutConfig, DropoutDefence
+from threats.defences.noise import NoiseConfig, NoiseDefence
+from threats.defences.proxy import ProxyConfig, ProxyDefence
+from threats.defences.quantise import QuantiseConfig, QuantiseDefence
+from threats.spec import Entry, Registry, Spec
+
+__all__ = ["ATTACKS", "DEFENCES", "DETECTORS", "build_defence", "build_detector"]
+
+ATTACKS: Registry[Attack] = Registry("attack", ())
+
+DEFENCES: Registry[Defence] = Registry(
+    "defence",
+    (
+        Entry(
+            name="dcor",
+            summary="distance correlation of images and smashed data as a second loss (NoPeek)",
+            paper="Vepakomma et al., ICDM Workshops 2020, arXiv:2008.09161",
+            plugin=DcorDefence,
+            config=DcorConfig,
+        ),
+        Entry(
+            name="proxy",
+            summary="the client trains an inverter of its own and the bottom against it",
+            paper="Li et al. (ResSFL), CVPR 2022, arXiv:2205.04007",
+            plugin=ProxyDefence,
+            config=ProxyConfig,
+        ),
+        Entry(
+            name="noise",
+            summary="Gaussian noise on smashed data, or Laplace noise on clipped values",
+            paper="Titcombe et al., 2021, arXiv:2104.05743",
+            plugin=NoiseDefence,
+            config=NoiseConfig,
+        ),
+        Entry(
+            name="quantise",
+            summary="smashed data rounded to 2**bits levels, gradient straight through",
+            paper="Pham et al., IEEE TIFS 2023, arXiv:2206.04864",
+            plugin=QuantiseDefence,
+            config=QuantiseConfig,
+        ),
+        Entry(
+            name="dropout",
+            summary="whole channels of smashed data left out at random",
+            paper="He, Zhang, Lee, IEEE Internet of Things Journal 2021",
+            plugin=DropoutDefence,
+            config=DropoutConfig,
+        ),
+    ),
+)
+
+DETECTORS: Registry[Detector] = Registry("detector", ())
+
+
+def build_defence(
+    specs: tuple[Spec[Defence], ...],
+    view: ClientView,
+    seed_weights: Callable[[str], None] = lambda name: None,
+) -> Defence:
+    """The defences of a chain as one, in the order in which they are written.
+
+    Args:
+        specs: of ``DEFENCES.parse_chain``; the empty chain is the undefended client.
+        view: the client's own run.
+        seed_weights: is called with a defence's name before that is built, and puts torch's default generator
+            where its initial weights are to come from.
+    """
+    parts = {}
+    for spec in specs:
+        seed_weights(spec.entry.name)
+        parts[spec.entry.name] = spec.entry.plugin(spec.config, view)
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    return ComposedDefence(parts) if parts else Defence()
+
+
+def build_detector(spec: Spec[Detector] | None, view: ClientView) -> Detector:
+    """The detector that was asked for; None is the one that sees nothing.
+
+    Raises:
+        ConfigError: it cannot work on this run (labels, task).
+    """
+    return Detector() if spec is None else spec.entry.plugin(spec.config, view)
