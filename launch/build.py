@@ -24,7 +24,7 @@ from runtime.data.partition import Share, partition
 from runtime.data.registry import open_source
 from runtime.data.source import Source, Task
 from runtime.errors import ConfigError
-from runtime.handoff import parse_key, read_key, shared_key
+from runtime.handoff import parse_key, read_key
 from runtime.journal import Journal
 from runtime.ledger import Ledger
 from runtime.members import Members
@@ -34,6 +34,8 @@ from runtime.randomness import PUBLIC, Randomness
 from runtime.scheduler import parse_schedule
 from runtime.server import Server
 from runtime.wire import TensorSpec
+from threats.client_view import ClientView
+from threats.registry import build_defence, build_detector
 
 KEY_VARIABLE = "SUTURE_HANDOFF_KEY"
 
@@ -56,8 +58,8 @@ def device_of(options: RunOptions, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
-def handoff_key(options: RunOptions, run_dir: Path, one_host: bool) -> bytes:
-    """The clients' shared key: ``--handoff-key``, SUTURE_HANDOFF_KEY, or on one host a file made for them.
+def given_key(options: RunOptions, one_host: bool = True) -> bytes | None:
+    """The clients' shared key from ``--handoff-key`` or SUTURE_HANDOFF_KEY; None where neither is set.
 
     Raises:
         ConfigError: there is none and the run spans several hosts, or it is malformed.
@@ -71,7 +73,7 @@ def handoff_key(options: RunOptions, run_dir: Path, one_host: bool) -> bytes:
             "clients on several machines need one shared --handoff-key FILE; make it with 'suture keygen FILE' "
             "and give it to every client, not to the server"
         )
-    return shared_key(generated_key(run_dir))
+    return None
 
 
 def generated_key(run_dir: Path) -> Path:
@@ -90,7 +92,8 @@ class Images:
 def build_images(options: RunOptions, num_clients: int) -> Images:
     """Opens the data source and shares it out; reads no picture."""
     config = options.partition_config()
-    need = num_clients * (config.train_images + config.validation_images + config.test_images)
+    each = config.train_images + config.validation_images + config.test_images + config.held_out_images
+    need = num_clients * each + (options.auxiliary_images() if not options.unsplit else 0)
     data = options.data_config()
     source = open_source(data.spec, grades=data.classes, need=need, seed=options.seed)
     return Images(source, partition(source, config, num_clients, options.seed))
@@ -200,6 +203,20 @@ def class_weights(options: RunOptions, data: ClientData) -> tuple[float, ...] | 
     return tuple(sum(counts) / (len(counts) * max(count, 1)) for count in counts)
 
 
+def client_view(options: RunOptions, split: SplitModel, data: ClientData) -> ClientView:
+    """What a defence or detector is told of the run."""
+    entry = nets.model_entry(_set(options.model))
+    size = _set(options.image_size)
+    return ClientView(
+        images=(entry.in_channels, size, size),
+        smashed=smashed_spec(options, split).shape,
+        normalisation=entry.normalisation,
+        task=entry.task,
+        num_classes=len(data.classes),
+        labels_shared=options.labels == "shared",
+    )
+
+
 def build_client(
     options: RunOptions,
     data: ClientData,
@@ -210,6 +227,8 @@ def build_client(
 ) -> Client:
     """One client, in its own process."""
     split = build_split(options, len(data.classes), key)
+    view = client_view(options, split, data)
+    randomness = Randomness(key, options.seed)
     config = ClientConfig(
         name=name,
         labels_shared=options.labels == "shared",
@@ -218,14 +237,22 @@ def build_client(
         class_weights=class_weights(options, data),
         accept_rollback=options.accept_rollback,
         memory=memory,
+        on_alarm=options.on_alarm,
+        offered_from=options.first_query_round(),
     )
     return Client(
         split,
         data,
         config,
         key=key,
-        randomness=Randomness(key, options.seed),
+        randomness=randomness,
         output=output_spec(options, split),
+        defence=build_defence(
+            options.defence_specs(),
+            view,
+            lambda name: randomness.reseed("initial weights", f"defence/{name}"),
+        ),
+        detector=build_detector(options.detector_spec(), view),
         device=device,
     )
 

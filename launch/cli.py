@@ -133,6 +133,79 @@ def cuts(
 
 
 @suture.command()
+@click.argument("run_or_model", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="where results go")
+@click.option("--which", default="best", type=click.Choice(["best", "last"]), help="round of the model [best]")
+@click.option("--batch-size", type=int, default=16, help="images at a time [16]")
+@click.option("--overwrite", is_flag=True, help="replace DIR/predictions.csv and DIR/masks")
+def predict(
+    run_or_model: Path, folder: Path, out: Path, which: str, batch_size: int, overwrite: bool
+) -> int:
+    """Classify or segment every image below FOLDER with the model of a run.
+
+    RUN_OR_MODEL is a run folder or a client's model.pt. DIR/predictions.csv gets a line an image; for
+    segmentation DIR/masks gets a mask an image, 0 or 255, at the image's own size. An image that cannot be read
+    is named and left out, and the exit code is then 3.
+    """
+    from launch.predict import SOME_UNREADABLE, predict_folder
+    from launch.trained import load_trained
+
+    model = load_trained(run_or_model, which)
+    outcome = predict_folder(model, folder, out, batch_size=batch_size, overwrite=overwrite)
+    for problem in outcome.problems:
+        click.echo(f"suture: left out: {problem}", err=True)
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(outcome.predicted.items()))
+    click.echo(f"{counts}; {len(outcome.problems)} left out; see {out / 'predictions.csv'}")
+    return SOME_UNREADABLE if outcome.problems else 0
+
+
+@suture.command()
+@click.argument("run_or_model", type=click.Path(path_type=Path))
+@click.option("--format", "form", required=True, metavar="torchscript|onnx", help="onnx needs suture[onnx]")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="where to write")
+@click.option("--which", default="best", type=click.Choice(["best", "last"]), help="round of the model [best]")
+@click.option("--overwrite", is_flag=True, help="replace FILE")
+def export(run_or_model: Path, form: str, out: Path, which: str, overwrite: bool) -> None:
+    """Write the whole net of a run as one TorchScript or ONNX file.
+
+    Input: images in [0, 1], (N, channels, size, size), padded to a square with black; the normalisation is
+    inside. Output: probabilities, one a class (classification) or one a pixel (segmentation). The file is run
+    against torch before it is kept. torch has deprecated TorchScript: prefer ONNX for new work.
+    """
+    from launch.export import export as write
+    from launch.trained import load_trained
+
+    verified = write(load_trained(run_or_model, which), form, out, overwrite=overwrite)
+    click.echo(f"wrote {out}; {verified}")
+
+
+@suture.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--attack", "spec", required=True, metavar="SPEC", help="a passive attack; see 'suture train --help'")
+@click.option("--handoff-key", metavar="FILE", help="the clients' key [the one in RUN]")
+@click.option("--name", metavar="NAME", help="folder under RUN/attacks [from SPEC]")
+def attack(run: Path, spec: str, handoff_key: str | None, name: str | None) -> None:
+    """Attack what crossed the wire in RUN, recorded with --tape, and judge what came of it."""
+    from launch.attack import attack_tape
+    from launch.tables import print_verdict
+
+    print_verdict(attack_tape(run, spec, handoff_key=handoff_key, name=name))
+
+
+@suture.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--handoff-key", metavar="FILE", help="the clients' key [the one in RUN]")
+@click.option("--name", metavar="NAME", help="an attack under RUN/attacks [the live one]")
+def judge(run: Path, handoff_key: str | None, name: str | None) -> None:
+    """Judge the attack on RUN again: rebuild the clients' images and score what the attack made of them."""
+    from launch.judging import judge_run
+    from launch.tables import print_verdict
+
+    print_verdict(judge_run(run, handoff_key=handoff_key, folder=run / "attacks" / name if name else None))
+
+
+@suture.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def keygen(file: Path) -> None:
     """Make a hand-off key for the clients; give FILE to every client and not to the server."""
@@ -140,6 +213,26 @@ def keygen(file: Path) -> None:
 
     write_key(file)
     click.echo(f"wrote {file}; copy it to every client over a channel you trust, and not to the server")
+
+
+@suture.group()
+def bench() -> None:
+    """Measure, and write a page of docs/."""
+
+
+@bench.command("train")
+@click.option("--full", is_flag=True, help="the U-Net at batch 32 too; three quarters of an hour")
+@click.option("--quick", is_flag=True, help="a run of seconds that shows that it works and measures nothing")
+@click.option("--only", metavar="TEXT", help="only rows whose name holds TEXT, such as resnet34-128px-cut3")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="where the page goes [docs]")
+def bench_train(full: bool, quick: bool, only: str | None, out: Path | None) -> None:
+    """Time of a split step against an unsplit one, bytes a step, memory, and what idle ranks use.
+
+    With --quick or --only nothing is written unless --out is given: the page in docs/ is of a whole benchmark.
+    """
+    from launch.bench.train import run_command
+
+    run_command(full=full, quick=quick, only=only, out=out)
 
 
 def main() -> NoReturn:

@@ -19,8 +19,13 @@ from runtime.data.registry import DataConfig, split_spec
 from runtime.data.source import Task
 from runtime.errors import ConfigError
 from runtime.exchange import EXCHANGES
+from runtime.hooks import Attack, Defence, Detector
 from runtime.optim import OptimizerConfig
 from runtime.scheduler import parse_schedule
+from threats.client_view import ClientView
+from threats.auxiliary import SAME_SOURCE
+from threats.registry import ATTACKS, DEFENCES, DETECTORS, build_detector
+from threats.spec import Spec
 
 DEFAULTS: dict[Task, dict[str, Any]] = {
     Task.CLASSIFICATION: {
@@ -96,6 +101,26 @@ class RunOptions:
     optimizer: str | None = _option(None, "optimizer of every part", choices=("adam", "sgd"), agree=True)
     lr: float | None = _option(None, "learning rate", agree=True)
     class_weights: str = _option("none", "weigh classes against imbalance", choices=("none", "balanced"))
+    defence: str | None = _option(
+        None,
+        "what clients do to what they send: SPEC, or SPEC+SPEC from the bottom to the wire; all clients alike, and "
+        "the server may know (see below)",
+        agree=True,
+    )
+    detector: str | None = _option(None, "what watches the gradient that comes home, SPEC (see below)")
+    on_alarm: str = _option(
+        "log",
+        "what a detector's alarm leads to; stop: the client leaves before sending more",
+        choices=("log", "stop"),
+        free=True,
+    )
+    attack: str | None = _option(
+        None, "what the server does beyond the protocol, SPEC (see below); a lab's setting: all ranks are told"
+    )
+    held_out_images: int = _option(0, "images per client that only attacks are judged on")
+    tape: str = _option(
+        "off", "record what crosses the wire under RUN/tape, for 'suture attack'", choices=("off", "last-round", "all")
+    )
     schedule: str = _option("round-robin", "order of turns: round-robin, shuffled or replay:TURNS.JSONL")
     exchange: str = _option("autograd", "how a step crosses the wire", choices=tuple(EXCHANGES))
     clients: int | None = _option(None, "number of clients (under torchrun: its ranks less one)")
@@ -135,10 +160,16 @@ class RunOptions:
             raise ConfigError(f"seed must lie in 0..2**63 - 1, got {self.seed}")
         if self.pooled and not self.unsplit:
             raise ConfigError("pooled goes with --unsplit: split training never mixes the clients' images")
+        if self.unsplit and (self.defence_specs() or self.detector_spec()):
+            raise ConfigError(
+                "defence and detector guard what crosses the cut: with --unsplit nothing does; leave out"
+            )
         if self.resume and self.run_dir is None:
             raise ConfigError("resume needs --run-dir: name the folder of the run to go on with")
         split_spec(self.data)
-        parse_schedule(self.schedule, self.seed) if not self.schedule.startswith("replay:") else None
+        self.defence_specs(), self.detector_spec(), self.attack_spec()
+        if self.unsplit and (self.attack_spec() or self.tape != "off"):
+            raise ConfigError("attack and tape need a server: with --unsplit there is none; leave them out")
 
     def resolved(self) -> RunOptions:
         """These options with the task's defaults filled in, checked against each other."""
@@ -158,6 +189,10 @@ class RunOptions:
             nets.validate_image_size(filled.model, filled.image_size, filled.batch_size)
         filled = dataclasses.replace(filled, labels=filled.labels or net.labels[0])
         filled.data_config(), filled.partition_config(), filled.optimizer_config()
+        parse_schedule(filled.schedule, filled.seed)
+        if filled.weights is not None and not Path(filled.weights).is_file():
+            raise ConfigError(f"weights {filled.weights} is no file; name a state dict saved by torch.save")
+        filled.check_detector()
         filled.check_cut()
         return filled
 
@@ -170,6 +205,42 @@ class RunOptions:
             nets.build(
                 self.model, cut=parse_cut(self.cut), num_outputs=2, labels=self.labels, width=self.width
             )
+
+    def defence_specs(self) -> tuple[Spec[Defence], ...]:
+        """The defences asked for, in order."""
+        return DEFENCES.parse_chain(self.defence)
+
+    def attack_spec(self) -> Spec[Attack] | None:
+        """The attack asked for."""
+        return None if self.attack in (None, "none") else ATTACKS.parse(str(self.attack))
+
+    def auxiliary_images(self) -> int:
+        """Images of the run's own source that the attacker is to own."""
+        spec = self.attack_spec()
+        takes = spec is not None and getattr(spec.config, "aux", "") == SAME_SOURCE
+        return int(spec.config.aux_images) if spec is not None and takes else 0
+
+    def first_query_round(self) -> int:
+        """The round from which a lab's client passes an attacker's images through its bottom."""
+        spec = self.attack_spec()
+        return max(1, _set(self.epochs) + 1 - int(getattr(spec.config, "average", 1) if spec else 1))
+
+    def detector_spec(self) -> Spec[Detector] | None:
+        """The detector asked for."""
+        return None if self.detector in (None, "none") else DETECTORS.parse(self.detector)
+
+    def check_detector(self) -> None:
+        """Refuses a detector that cannot work with this task and these labels, before any process is started."""
+        entry = nets.model_entry(_set(self.model))
+        view = ClientView(
+            images=(entry.in_channels, _set(self.image_size), _set(self.image_size)),
+            smashed=(1, 1, 1),
+            normalisation=entry.normalisation,
+            task=entry.task,
+            num_classes=2,
+            labels_shared=self.labels == "shared",
+        )
+        build_detector(self.detector_spec(), view)
 
     def data_config(self) -> DataConfig:
         """The part that concerns images."""
@@ -185,6 +256,7 @@ class RunOptions:
             train_images=_set(self.train_images),
             validation_images=_set(self.validation_images),
             test_images=_set(self.test_images),
+            held_out_images=self.held_out_images,
         )
 
     def optimizer_config(self) -> OptimizerConfig:

@@ -50,13 +50,14 @@ def export(model: TrainedModel, form: str, out: Path, *, overwrite: bool = False
     draft = out.with_name(f".{out.stem}.draft{out.suffix}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write(model, draft)
-        verified = _verify(model, verifier, draft)
-        draft.replace(out)
+        try:
+            write(model, draft)
+            verified = _verify(model, verifier, draft)
+            draft.replace(out)
+        finally:
+            draft.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot write {out}: {error.strerror}; give another --out") from None
-    finally:
-        draft.unlink(missing_ok=True)
     return verified
 
 
@@ -100,9 +101,11 @@ def _about(model: TrainedModel) -> dict[str, str]:
 
 
 def _write_torchscript(model: TrainedModel, path: Path) -> None:
+    content = io.BytesIO()  # torch reports a full disk as anything but an OSError
     with _without_warnings():
-        traced = torch.jit.trace(model.net, (_random_images(model, 2),))  # type: ignore[no-untyped-call, unused-ignore]
-        torch.jit.save(traced, path, _extra_files={METADATA: json.dumps(_about(model))})  # type: ignore[no-untyped-call, unused-ignore]
+        traced = torch.jit.trace(model.net, (_random_images(model, 2),))
+        torch.jit.save(traced, content, _extra_files={METADATA: json.dumps(_about(model))})
+    path.write_bytes(content.getbuffer())
 
 
 def _torchscript_runner(path: Path) -> tuple[str, Run]:
@@ -115,32 +118,36 @@ def _torchscript_runner(path: Path) -> tuple[str, Run]:
 
 
 def _require_onnx() -> None:
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    missing = [name for name in _PACKAGES if not is_installed(name)]
     if missing:
         raise ConfigError(f"format onnx needs {' and '.join(missing)}: pip install suture[onnx]")
+
+
+def is_installed(package: str) -> bool:
+    """Whether ``package`` can be imported; does not import it."""
+    return importlib.util.find_spec(package) is not None
 
 
 def _write_onnx(model: TrainedModel, path: Path) -> None:
     import onnx
 
     with _without_warnings():
-        torch.onnx.export(
+        program = torch.onnx.export(
             model.net,
             (_random_images(model, 2),),
-            path,
             input_names=["image"],
             output_names=["probability"],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
-            external_data=False,  # one file; our nets are far below ONNX's 2 GB
             verbose=False,
         )
-    content = onnx.load(path)
+    assert program is not None, "torch.onnx.export returns a program where it is given no file"
+    content = program.model_proto
     onnx.helper.set_model_props(content, _about(model))
-    onnx.save(content, path)
+    onnx.save(content, path)  # one file: our nets are far below ONNX's 2 GB
 
 
 def _onnx_runner(path: Path) -> tuple[str, Run]:
-    if importlib.util.find_spec("onnxruntime") is not None:
+    if is_installed("onnxruntime"):
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -148,7 +155,9 @@ def _onnx_runner(path: Path) -> tuple[str, Run]:
     from onnx.reference import ReferenceEvaluator
 
     evaluator = ReferenceEvaluator(str(path))
-    return "onnx's reference evaluator", lambda x: torch.from_numpy(evaluator.run(None, {"image": x.numpy()})[0])
+    return "onnx's reference evaluator", lambda x: torch.from_numpy(
+        evaluator.run(None, {"image": x.numpy()})[0]
+    )
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ beside the server's own; across hosts nothing is copied.
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 from pathlib import Path
@@ -29,6 +30,7 @@ from runtime.wire import Release, Welcome
 
 log = logging.getLogger(__name__)
 MODEL_FORMAT = 1
+DETECTOR_FILE = "detector.jsonl"
 
 
 class ClientFolder:
@@ -50,6 +52,7 @@ class ClientFolder:
         self._folder = folder
         self._pictures: ClientPictures | None = None
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
+        self._alarmed = False
 
     @property
     def folder(self) -> Path:
@@ -76,6 +79,19 @@ class ClientFolder:
             images = denormalise(batch.inputs, self._normalisation)  # type: ignore[arg-type]
             self._last = images, batch.targets, (logits > 0).float()
             self._pictures.segmentation(turn.step, *self._last)
+
+    def watched(self, turn: Turn, batch: Batch, score: float, alarm: str) -> None:
+        """Writes a detector's score after each batch; tells a person when it first gives alarm."""
+        if self._pictures is None:
+            self._pictures = ClientPictures(self.folder / "tensorboard")
+        step = turn.step + batch.number + 1
+        self._pictures.detector(step, score, bool(alarm))
+        line = {"step": step, "round": turn.round, "turn": turn.number, "score": score, "alarm": alarm}
+        with (self.folder / DETECTOR_FILE).open("a") as lines:
+            lines.write(json.dumps(line) + "\n")
+        if alarm and not self._alarmed:
+            self._alarmed = True
+            log.warning("%s: step %d: alarm: %s", turn.client, step, alarm)
 
     def finished(self, client: Client, release: Release) -> None:
         """Draws the figures and writes the model."""

@@ -89,7 +89,9 @@ def predict_folder(
                     rows.append([image, f"{MASKS}/{names[path].as_posix()}", f"{share:.6f}"])
                     predicted[MASKS] += 1
         if not rows:
-            raise DataError(f"none of the {len(paths)} images in {folder} can be read; the first: {problems[0]}")
+            raise DataError(
+                f"none of the {len(paths)} images in {folder} can be read; the first: {problems[0]}"
+            )
         (draft / TABLE).write_text(_table(model, rows))
     return Outcome(predicted, tuple(problems))
 
@@ -103,7 +105,9 @@ def find_images(folder: Path, out: Path | None = None) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give a folder of images")
     own = None if out is None else out.resolve()
-    found = [path for path in sorted(folder.rglob("*")) if (is_picture(path) or _is_dicom(path)) and path.is_file()]
+    found = [
+        path for path in sorted(folder.rglob("*")) if (is_picture(path) or _is_dicom(path)) and path.is_file()
+    ]
     found = [path for path in found if own is None or own not in path.resolve().parents]
     if not found:
         raise DataError(f"{folder} holds no images (png, jpg, tif, bmp, webp, dcm); give a folder that does")
@@ -135,7 +139,9 @@ def original_mask(p_HW: Tensor, size: tuple[int, int]) -> Tensor:
     width, height = size
     edge = max(size)
     if edge != p_HW.shape[-1]:
-        p_HW = functional.interpolate(p_HW[None, None], (edge, edge), mode="bilinear", align_corners=False)[0, 0]
+        p_HW = functional.interpolate(p_HW[None, None], (edge, edge), mode="bilinear", align_corners=False)[
+            0, 0
+        ]
     top, left = (edge - height) // 2, (edge - width) // 2
     return p_HW[top : top + height, left : left + width] > 0.5
 
@@ -191,7 +197,9 @@ def _draft_of(out: Path, overwrite: bool) -> Iterator[Path]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not overwrite and any(out.iterdir()):
-            raise ConfigError(f"{out} is not empty; give another --out, or replace what is in it with --overwrite")
+            raise ConfigError(
+                f"{out} is not empty; give another --out, or replace what is in it with --overwrite"
+            )
         draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=out))
     except OSError as error:
         raise ConfigError(f"cannot write to {out}: {error.strerror}; give another --out") from None
@@ -204,6 +212,8 @@ def _draft_of(out: Path, overwrite: bool) -> Iterator[Path]:
             if (draft / name).exists():
                 (draft / name).replace(out / name)
     except OSError as error:
-        raise ConfigError(f"cannot write to {out}: {error.strerror}; make room or give another --out") from None
+        raise ConfigError(
+            f"cannot write to {out}: {error.strerror}; make room or give another --out"
+        ) from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import models.registry as nets
-from launch import build, figures, folder
+from launch import build, figures, folder, lab
 from launch.config import RunOptions, _set
 from launch.keepsakes import ClientFolder
 from launch.logs import set_up
@@ -22,6 +22,7 @@ from runtime import endpoints, transport
 from runtime.coordinator import Coordinator
 from runtime.data.client_data import ClientData
 from runtime.errors import ConfigError
+from runtime.handoff import shared_key
 from runtime.exchange import AutogradExchange, LocalExchange
 from runtime.observers import NoRecorder
 from runtime.server import Server
@@ -72,11 +73,14 @@ def serve(options: RunOptions, line: Transport) -> None:
     progress = Progress()
     set_up("server", progress.console)
     options = _restarted(options, line)
+    # The server opens no data source: how many classes there are, the clients say, each when it has its images.
+    # Only then is there a folder, so that a run which could not begin leaves none.
+    for index in range(_set(options.clients)):
+        num_classes = int(line.hear(f"classes of {build.client_name(index)}"))
     place = folder.open_folder(options, build.new_run_id())
     line.publish("run_dir", str(place.path.resolve()))
-    # The server opens no data source: how many classes there are, the first client says.
-    num_classes = int(line.hear("classes"))
     server = build.build_server(options, num_classes, build.device_of(options, 0))
+    lab.arm(server, options, place.run, place.path, num_classes)
 
     def play(coordinator: Coordinator) -> None:
         line.join(transport.SERVER)
@@ -103,6 +107,9 @@ def _conduct(
     play: Callable[[Coordinator], None],
 ) -> None:
     """A whole run at the server; ``play`` returns when its last turn has been played."""
+    if not place.resumed:
+        # Before the first checkpoint, so that a turn rolled back to it does not pre-train again.
+        server.attack.prepare()
     coordinator = build.build_coordinator(
         options, server, run=place.run, run_dir=place.path, num_classes=num_classes, watcher=progress
     )
@@ -122,6 +129,7 @@ def _conduct(
         progress.start(_set(options.epochs), [build.client_name(i) for i in range(_set(options.clients))])
         play(coordinator)
         progress.finished()
+        server.attack.finish()
         conclude(options, coordinator, place.path, tracker)
 
 
@@ -140,6 +148,10 @@ def conclude(options: RunOptions, coordinator: Coordinator, run_dir: Path, track
     figures.metrics_by_round(records, summary["task"], charts / "metrics_by_round.png")
     print_final_table(summary)
     print(f"weights_sha256 {summary['weights_sha256']}")
+    if options.attack_spec() is not None:
+        from launch.judging import start_judge
+
+        start_judge(options, run_dir)
     print(f"Everything is in {run_dir}; for the curves: tensorboard --logdir {run_dir}")
 
 
@@ -152,13 +164,14 @@ def join(options: RunOptions, line: Transport) -> None:
     if index == 0:
         for note in images.source.notes:
             log.info("%s: %s", images.source.name, note)
-    line.publish("classes", str(len(images.source.classes)))
     data = build.build_data(options, images, index)
+    given = build.given_key(options, line.config.one_host)
+    line.publish(f"classes of {name}", str(len(data.classes)))
     run_dir = Path(line.hear("run_dir"))
-    key = build.handoff_key(options, run_dir, line.config.one_host)
-    given = options.handoff_key is not None or build.KEY_VARIABLE in os.environ
+    key = given or shared_key(build.generated_key(run_dir))
+    lab.prepare_client(options, data, index, run_dir)
     # Where one person's machine made the key for all clients there is no one to be protected from.
-    memory = run_dir / "clients" / name / "handoff.json" if given else None
+    memory = run_dir / "clients" / name / "handoff.json" if given is not None else None
     device = build.device_of(options, int(os.environ.get("LOCAL_RANK", "0")))
     client = build.build_client(options, data, name, key, device, memory)
     keepsakes = ClientFolder(options, nets.model_entry(_set(options.model)).normalisation, data.task)
@@ -180,9 +193,13 @@ def run_in_one_process(options: RunOptions) -> None:
     data = [build.build_data(options, images, index) for index in range(num_clients)]
     device = build.device_of(options, 0)
     num_classes = len(images.source.classes)
+    given = build.given_key(options)
     place = folder.open_folder(options, build.new_run_id())
-    key = build.handoff_key(options, place.path, one_host=True)
+    key = given or shared_key(build.generated_key(place.path))
+    for index, own in enumerate(data):
+        lab.prepare_client(options, own, index, place.path)
     server = build.build_server(options, num_classes, device)
+    lab.arm(server, options, place.run, place.path, num_classes)
 
     def play(coordinator: Coordinator) -> None:
         normalisation = nets.model_entry(_set(options.model)).normalisation
@@ -192,13 +209,14 @@ def run_in_one_process(options: RunOptions) -> None:
     _conduct(options, server, place, num_classes, progress, play)
 
 
-def play_locally(options: RunOptions, key: bytes, run_dir: Path) -> Coordinator:
+def play_locally(options: RunOptions, key: bytes, run_dir: Path, *, resume: bool = False) -> Coordinator:
     """A whole run in this process that shows nothing and keeps nothing but its checkpoints.
 
     Args:
         options: resolved, with ``clients`` set.
         key: the clients' hand-off key.
         run_dir: where the checkpoints go; exists.
+        resume: go on from the newest checkpoint there.
 
     Returns:
         The coordinator of the run that has ended.
@@ -210,7 +228,7 @@ def play_locally(options: RunOptions, key: bytes, run_dir: Path) -> Coordinator:
     coordinator = build.build_coordinator(
         options, server, run=build.new_run_id(), run_dir=run_dir, num_classes=num_classes
     )
-    coordinator.begin(False, lambda step: NoRecorder())
+    coordinator.begin(resume, lambda step: NoRecorder())
     endpoints.open_run(coordinator)
     try:
         _play(options, coordinator, data, key, device, [NoKeepsakes() for _ in data])

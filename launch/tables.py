@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -39,3 +40,48 @@ def print_cuts(model: str, image_size: int, batch_size: int, rows: Sequence[CutR
 def megabytes(count: int) -> str:
     """Bytes for people: 25.69 MB is 25,690,000 bytes."""
     return f"{count / 1e6:,.2f} MB"
+
+
+def print_verdict(found: Mapping[str, Any]) -> None:
+    """The judge's table: the attack beside what needs no attack, for each kind of image."""
+    kinds = {"held_out": "held-out images", "train": "training images", "test": "test images"}
+    table = Table(
+        title=f"{found['spec']} ({found['threat_model']}), round {found['chosen_round']}", title_justify="left"
+    )
+    for heading in ("images", "row", "MSE", "of mean", "PSNR", "SSIM", "re-identified", "median", "worst tenth", "read"):
+        table.add_column(heading, justify="left" if heading in ("images", "row") else "right")
+    for kind, rows in found["scores"].items():
+        base = rows["mean image"]["mse"]
+        for number, (name, values) in enumerate(rows.items()):
+            table.add_row(
+                f"{kinds[kind]} ({int(rows['attack']['num_images'])})" if number == 0 else "",
+                name,
+                _digits(values.get("mse"), 4),
+                _digits(values["mse"] / base if "mse" in values and base > 0 else None, 2),
+                _digits(values.get("psnr"), 1),
+                _digits(values.get("ssim"), 3),
+                _percent(values.get("reidentified")),
+                _digits(values.get("mse_median"), 4),
+                _digits(values.get("mse_worst_tenth"), 4),
+                _percent(values.get("read")),
+                end_section=number == len(rows) - 1,
+            )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=130)  # a log file has room
+    console.print(table)
+    utility = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.get("utility", {}).items())
+    stopped = f"; the attack stopped: {found['stopped']}" if found.get("stopped") else ""
+    chance = min(rows["attack"]["chance"] for rows in found["scores"].values())
+    console.print(
+        f"clients: {utility or 'no scores'}; attack: {found['cpu_seconds']:.0f} CPU seconds; re-identified by chance: "
+        f"{chance:.1%}{stopped}"
+    )
+
+
+def _digits(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}%"

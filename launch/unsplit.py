@@ -27,7 +27,7 @@ from launch.summary import final_metrics, header, write_summary
 from models.split import JoinedModel
 from runtime.data.client_data import Batch, ClientData
 from runtime.data.partition import Share
-from runtime.handoff import part_digest, weights_digest
+from runtime.handoff import part_digest, shared_key, weights_digest
 from runtime.metrics import build_criterion, build_scores
 from runtime.randomness import PUBLIC, Randomness
 from runtime.scheduler import Scheduler, parse_schedule
@@ -135,8 +135,9 @@ def run_unsplit(options: RunOptions) -> None:
     if options.pooled:
         images = build.Images(images.source, (_pool(images.shares), *images.shares))
     data = {name: build.build_data(options, images, index) for index, name in _names(options)}
+    given = build.given_key(options)
     place = folder.open_folder(options, build.new_run_id())
-    key = build.handoff_key(options, place.path, one_host=True)
+    key = given or shared_key(build.generated_key(place.path))
     trainer = Unsplit(options, data, key, len(images.source.classes))
     tracker = Tracker(place.path)
     try:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import logging
 import os
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -128,5 +129,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint {path} is damaged (its digest does not match its {len(data)} bytes)"
         )
-    state: dict[str, Any] = torch.load(io.BytesIO(data[32:]), weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(data[32:]), weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"checkpoint {path} holds what no checkpoint may hold; it is not ours") from error
     return state

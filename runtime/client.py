@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models.split import SplitModel
 from runtime.checkpoint import write_atomically
-from runtime.data.client_data import Batch, ClientData
+from runtime.data.client_data import Batch, ClientData, Split
 from runtime.errors import DivergedError, HandoffError
 from runtime.handoff import HandoffSeal, part_digest
 from runtime.hooks import Defence, Detector
@@ -25,9 +25,18 @@ from runtime.metrics import build_criterion, build_scores
 from runtime.optim import OptimizerConfig, step_with
 from runtime.randomness import EVALUATION_BATCH, Randomness
 from runtime.scheduler import Turn
-from runtime.wire import Hello, LossReply, Release, SealedHandoff, TensorSpec
+from runtime.wire import QUERY, Hello, LossReply, Release, SealedHandoff, TensorSpec
 
 log = logging.getLogger(__name__)
+
+# Splits that are passed through the whole net after a round, and the phase that the server is told. Held-out images
+# look to it like any other test image. Where split and phase differ nothing is scored.
+_EVALUATED: tuple[tuple[Split, str], ...] = (
+    ("validation", "validation"),
+    ("test", "test"),
+    ("held_out", "test"),
+    ("offered", QUERY),
+)
 
 TopCall = Callable[[Tensor, Tensor | None], Any]  # (smashed, labels or None) -> LossReply or the top's output
 
@@ -45,6 +54,8 @@ class ClientConfig:
         accept_rollback: a turn number older than the newest this client knows that it may go back to.
         memory: file in which the client remembers the newest hand-off it has seen; None to remember it for
             the length of the process only.
+        on_alarm: what a detector's alarm leads to: "log", or "stop", leave before sending more.
+        offered_from: lab mode: the round from which an attacker's own images are passed through the bottom.
     """
 
     name: str
@@ -54,6 +65,8 @@ class ClientConfig:
     class_weights: tuple[float, ...] | None = None
     accept_rollback: int | None = None
     memory: Path | None = None
+    on_alarm: str = "log"
+    offered_from: int = 1
 
 
 class Client:
@@ -100,6 +113,7 @@ class Client:
         self.optimizer = config.optimizer.build(p for part in self._parts.values() for p in part.parameters())
         weights = None if config.class_weights is None else torch.tensor(config.class_weights)
         self.criterion = build_criterion(data.task, weights)
+        self._learns = True
         self._seal: HandoffSeal | None = None
         self._newest: SealedHandoff | None = None
 
@@ -215,8 +229,10 @@ class Client:
             part.train()
         self.randomness.reseed("bottom", *place)
         smashed, skips = self.bottom(inputs)
-        sent = self.defence.transform(smashed)
-        self._watch_gradient(sent, targets)
+        fake = self._fake_labels(turn, batch)
+        self._learns = fake is None
+        targets = targets if fake is None else fake
+        sent = self._watched(self.defence.transform(smashed), targets)
         reply = top(sent.cpu(), targets if self.config.labels_shared else None)
         if isinstance(reply, LossReply):
             loss, shown = reply.loss, reply.task_loss
@@ -232,19 +248,42 @@ class Client:
                 f"{self.name}: round {turn.round}, batch {batch.number}: the loss is {float(loss.detach())}; "
                 "lower --lr, or look at this client's images; the last good checkpoint is kept"
             )
+        if not self._learns:
+            return loss, shown
         penalty = self.defence.penalty(inputs, smashed)
         # Adding a zero would put a node into the graph of every undefended run.
         total = loss if isinstance(penalty, float) and penalty == 0.0 else loss + penalty
         return total, shown
 
-    def _watch_gradient(self, sent: Tensor, targets: Tensor) -> None:
-        detector = self.detector
-        if type(detector) is not Detector:
-            shown = sent.detach()
-            sent.register_hook(lambda grad: detector.observe(shown, grad, targets))
+    @property
+    def is_watching(self) -> bool:
+        """Whether this client has a detector."""
+        return type(self.detector) is not Detector
+
+    def _watched(self, sent: Tensor, targets: Tensor) -> Tensor:
+        if not self.is_watching:
+            return sent
+        detector, shown = self.detector, sent.detach()
+        # An alias of its own: where the defence changes nothing ``sent`` is ``smashed``, and a hook on that would
+        # also see the penalty's gradient, which did not come from the server.
+        alias = sent.view_as(sent)
+        alias.register_hook(lambda grad: detector.observe(shown, grad, targets))
+        return alias
+
+    def _fake_labels(self, turn: Turn, batch: Batch) -> Tensor | None:
+        if not self.is_watching or not self.config.labels_shared:
+            return None
+        num_before = (turn.round - 1) * self.data.num_train_batches(self.config.batch_size) + batch.number
+        generator = self.randomness.generator("fake batch", turn.round, self.name, batch.number)
+        return self.detector.fake_labels(batch.targets, num_before, generator)
 
     def step(self, gradients: Mapping[Tensor, Tensor]) -> None:
-        """Steps the optimizer of bottom and head with the gradients of one backward, then the defence's own."""
+        """Steps the optimizer of bottom and head with the gradients of one backward, then the defence's own.
+
+        After a detector's fake batch the client throws the gradients away; its batch norms have seen true images.
+        """
+        if not self._learns:
+            return
         step_with(self.optimizer, gradients)
         self.defence.step()
 
@@ -271,16 +310,21 @@ class Client:
         """
         for part in self._parts.values():
             part.eval()
-        scores = {}
-        for phase in ("validation", "test"):
+        scores, numbers = {}, {"validation": 0, "test": 0, QUERY: 0}
+        for split, phase in _EVALUATED:
             collected, losses, num_images = build_scores(self.data.task, len(self.data.classes)), 0.0, 0
-            for batch in self.data.test_batches(self.config.batch_size, phase):
+            if split == "offered" and round < self.config.offered_from:
+                continue
+            for batch in self.data.test_batches(self.config.batch_size, split):
                 place = (round, self.name, EVALUATION_BATCH - batch.number)
-                self.randomness.reseed(f"bottom/{phase}", *place)
+                self.randomness.reseed(f"bottom/{split}", *place)
                 smashed, skips = self.bottom(batch.inputs.to(self.device))
                 sent = self.defence.transform(smashed) if self.defence.acts_in_evaluation else smashed
-                logits = predict(phase, batch.number, sent.cpu())
+                logits = predict(phase, numbers[phase], sent.cpu())
+                numbers[phase] += 1
                 self._output.check(logits, "server", "output")
+                if split != phase:
+                    continue
                 if self.head is not None:
                     logits = self.head(logits.to(self.device), skips).cpu()
                 loss = self.criterion(logits, batch.targets)

@@ -18,7 +18,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.futures import Future
 
-from runtime.errors import CheckpointError, DivergedError, StoppedError, SutureError, WireError
+from runtime.errors import ERRORS, CheckpointError, DivergedError, StoppedError, SutureError, WireError
 from runtime.handoff import MAX_BYTES, handoff_digest, weights_digest
 from runtime.hooks import SmashedBatch
 from runtime.journal import Journal
@@ -149,7 +149,13 @@ class Coordinator:
     def admit(self, seat: Seat, hello: Hello, rpc_name: str) -> Welcome:
         """Takes a member in; see `Members.admit`."""
         with self._lock:
-            self.members.admit(seat, hello, rpc_name)
+            try:
+                self.members.admit(seat, hello, rpc_name)
+            except SutureError as error:
+                # The ranks of a run that was started as a whole are not replaced: it cannot begin any more.
+                if not self.members.complete:
+                    self.stop(error)
+                raise
             log.info("%s joined with %d training images", seat.name, hello.num_images)
             self._recorder.event("joined", client=seat.name)
             self._watcher.client_state(seat.name, "waits")
@@ -180,8 +186,7 @@ class Coordinator:
             if self._error is None and seat.farewell is None:
                 self._lose(seat, "it left")
             seat.left = True
-            if self.members.all_left:
-                self._ended.set()
+            self._end_if_over()
 
     # Turns ---------------------------------------------------------------------------------------
 
@@ -274,20 +279,21 @@ class Coordinator:
                 self._save(closing_round=True)
             self._dispatch()
 
-    def abort(self, seat: Seat, turn: int, reason: str) -> None:
+    def abort(self, seat: Seat, why: Refusal) -> None:
         """A client gives its turn up. The error would come again, so the run stops, rolled back."""
         with self._lock:
             self.members.heard(seat)
-            reason = str(reason)[:1000]
+            error = ERRORS.get(str(why.error), StoppedError)(str(why.message)[:1000])
             if self._running is not None and self._running.turn.client == seat.name:
-                self._roll_back(reason)
-            self.stop(StoppedError(reason))
+                self._roll_back(str(error))
+            self.stop(error)
 
     def stop(self, error: SutureError) -> None:
         """Ends the run early: every member is told why."""
         with self._lock:
             self._error = self._error or error
             self._dispatch()
+            self._end_if_over()
 
     def _held(self, seat: Seat, number: int, kind: TurnKind) -> _Running:
         self.members.heard(seat)
@@ -325,7 +331,8 @@ class Coordinator:
         """Grants the next turn if its client waits for it, or tells everyone that the run is over."""
         ledger = self.journal.ledger
         if self._error is not None:
-            self._answer_all(Turn(TurnKind.END, reason=str(self._error)))
+            name = type(self._error).__name__
+            self._answer_all(Turn(TurnKind.END, reason=str(self._error), error=name))
         elif self._running is None and self.members.complete:
             turn = ledger.next_turn(self.members.lost)
             while turn is None and not ledger.finished and self.members.present():
@@ -373,8 +380,13 @@ class Coordinator:
             self._error = self._error or StoppedError(
                 f"no client is left; the last was {seat.name}: {reason}"
             )
-            self._ended.set()
         self._dispatch()
+        self._end_if_over()
+
+    def _end_if_over(self) -> None:
+        """Lets the server's process go once nobody is left who could call."""
+        if self.members.all_left or (self._error is not None and not len(self.members)):
+            self._ended.set()
 
     def _roll_back(self, reason: str) -> None:
         """Undoes the running turn whole."""

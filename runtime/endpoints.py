@@ -131,9 +131,9 @@ def report(seat: SeatRef, message: Report) -> None:
 
 
 @_endpoint
-def abort(seat: SeatRef, turn: int, reason: str) -> None:
-    """Gives a turn up: it is rolled back whole and the run stops with ``reason``."""
-    _run().abort(_seat(seat), turn, reason)
+def abort(seat: SeatRef, why: Refusal) -> None:
+    """Gives the running turn up: it is rolled back whole and the run stops with that error."""
+    _run().abort(_seat(seat), why)
 
 
 @_endpoint

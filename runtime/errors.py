@@ -59,6 +59,12 @@ class StoppedError(SutureError):
     exit_code = 9
 
 
+class AlarmError(SutureError):
+    """A client's detector holds the server for hostile, and the client left before sending more. Ask the server."""
+
+    exit_code = 10
+
+
 ERRORS: dict[str, type[SutureError]] = {
     error.__name__: error
     for error in (
@@ -71,5 +77,6 @@ ERRORS: dict[str, type[SutureError]] = {
         DivergedError,
         PeerLostError,
         StoppedError,
+        AlarmError,
     )
 }

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 
@@ -25,7 +26,8 @@ class SmashedBatch:
         client: the member's name.
         round: from 1.
         batch: from 0 within the turn.
-        phase: "train", "validation" or "test".
+        phase: "train", "validation" or "test"; "query" where a lab lets the attacker pass images of its own
+            through a client's bottom.
     """
 
     smashed: Tensor
@@ -46,6 +48,9 @@ class Attack:
     threat_model: ClassVar[str] = "honest"
     knows: ClassVar[frozenset[str]] = frozenset()
 
+    def prepare(self) -> None:
+        """Once, before a new run's first turn: what needs no client, such as pre-training."""
+
     def observe(self, batch: SmashedBatch) -> None:
         """Passive tap: sees every batch, detached, of every phase."""
 
@@ -59,6 +64,9 @@ class Attack:
 
     def step(self) -> None:
         """Steps the attack's own optimizers; called after the client's backward, never during it."""
+
+    def finish(self) -> None:
+        """Once, after the last turn, when every client has left: what is learnt only from the whole run."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a checkpoint must keep, plain types and tensors only."""
@@ -105,3 +113,20 @@ class Detector:
     def score(self) -> float:
         """How suspicious the server looks so far; higher is worse."""
         return 0.0
+
+    def alarm(self) -> str:
+        """Why the client should not go on, in one line; empty where there is no alarm. Once raised it stays."""
+        return ""
+
+    def fake_labels(self, labels: Tensor, num_before: int, generator: torch.Generator) -> Tensor | None:
+        """Wrong labels to send in place of ``labels`` (y_N) now; None, as nearly always, for an honest batch.
+
+        Asked before each training batch, where labels are shared. To the server a fake batch is a batch like
+        any other: it answers and steps. The client watches the gradient and does not learn from it.
+
+        Args:
+            num_before: this client's training batches before this one, a function of the place in the run.
+            generator: derived from the clients' key and the place, so that a repeated or resumed run sends the
+                same and the server cannot foresee it.
+        """
+        return None

@@ -127,7 +127,7 @@ class Journal:
         if self.best_round in (0, self.ledger.round):
             return Release(top, self.best_round)
         best = read_checkpoint(self._checkpoints.best)
-        return Release(top, self.best_round, best["top"], SealedHandoff(**best["handoff"]))
+        return Release(top, self.best_round, best["top"], _handoff(best["handoff"]))
 
     def wall_seconds(self) -> float:
         """Seconds of this run, those before a resume included."""
@@ -152,7 +152,7 @@ class Journal:
         self._snapshot = state
         self.ledger.load_state_dict(state["ledger"])
         self.server.load_state_dict(state["server"])
-        self.handoff = None if state["handoff"] is None else SealedHandoff(**state["handoff"])
+        self.handoff = _handoff(state["handoff"])
         self.scores, self.train_loss = dict(state["scores"]), dict(state["train_loss"])
         self.best_round, self._best_value = state["best"]
         self.totals = Totals(**state["totals"])
@@ -166,7 +166,19 @@ class Journal:
 
 
 def _plain(handoff: SealedHandoff | None) -> dict[str, Any] | None:
-    # Not asdict: it would copy the ciphertext, which nobody changes.
+    """``handoff`` in types that ``weights_only`` loading takes; it refuses empty bytes, so they go as hex."""
     if handoff is None:
         return None
-    return {name: getattr(handoff, name) for name in ("turn", "previous", "nonce", "ciphertext")}
+    return {
+        "turn": handoff.turn,
+        "previous": handoff.previous.hex(),
+        "nonce": handoff.nonce.hex(),
+        "ciphertext": handoff.ciphertext,
+    }
+
+
+def _handoff(state: dict[str, Any] | None) -> SealedHandoff | None:
+    if state is None:
+        return None
+    previous, nonce = bytes.fromhex(state["previous"]), bytes.fromhex(state["nonce"])
+    return SealedHandoff(state["turn"], previous, nonce, state["ciphertext"])

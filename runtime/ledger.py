@@ -77,7 +77,7 @@ class Ledger:
     def count(self, turn: Turn, num_batches: int) -> None:
         """Writes ``turn`` down as done."""
         self._plan.remove((turn.kind, turn.client))
-        self.entries.append(Entry(turn.number, turn.round, turn.client, turn.kind, num_batches))
+        self.entries.append(Entry(turn.number, turn.round, turn.client, turn.kind.value, num_batches))
         if turn.kind is TurnKind.TRAIN:
             self.step += num_batches
             self.handoff = turn.number

@@ -52,6 +52,9 @@ class Members:
     def __iter__(self) -> Iterator[Seat]:
         return iter(list(self._seats.values()))
 
+    def __len__(self) -> int:
+        return len(self._seats)
+
     def get(self, name: str) -> Seat | None:
         """The seat of a member, None where there is none of that name."""
         return self._seats.get(name)

@@ -34,6 +34,7 @@ class Turn:
         step: train batches of the whole run before this turn.
         handoff: number of the turn that sealed the newest hand-off, 0 while there is none.
         reason: with kind end, why the run stopped early, else empty.
+        error: with a reason, the name of the error's class; see ``errors.ERRORS``.
     """
 
     kind: TurnKind
@@ -43,6 +44,7 @@ class Turn:
     step: int = 0
     handoff: int = 0
     reason: str = ""
+    error: str = ""
 
 
 class Scheduler(Protocol):

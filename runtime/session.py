@@ -23,7 +23,7 @@ from torch import Tensor
 
 from runtime.client import Client
 from runtime.data.client_data import Batch
-from runtime.errors import StoppedError, SutureError, WireError
+from runtime.errors import ERRORS, AlarmError, StoppedError, SutureError, WireError
 from runtime.exchange.seam import Exchange
 from runtime.scheduler import Turn, TurnKind
 from runtime.transport import unwrap
@@ -37,6 +37,7 @@ class Keepsakes(Protocol):
 
     def joined(self, client: Client, welcome: Welcome) -> None: ...
     def evaluated(self, turn: Turn, phase: str, batch: Batch, smashed: Tensor, logits: Tensor) -> None: ...
+    def watched(self, turn: Turn, batch: Batch, score: float, alarm: str) -> None: ...
     def finished(self, client: Client, release: Release) -> None: ...
 
 
@@ -45,6 +46,7 @@ class NoKeepsakes:
 
     def joined(self, client: Client, welcome: Welcome) -> None: ...
     def evaluated(self, turn: Turn, phase: str, batch: Batch, smashed: Tensor, logits: Tensor) -> None: ...
+    def watched(self, turn: Turn, batch: Batch, score: float, alarm: str) -> None: ...
     def finished(self, client: Client, release: Release) -> None: ...
 
 
@@ -120,6 +122,7 @@ def take_turn(member: Member, turn: Turn) -> None:
         if turn.kind is TurnKind.TRAIN:
             for batch in client.batches(turn):
                 exchange.train_step(client, turn, batch)
+                _watch(member, turn, batch)
             handoff = client.seal(turn.number)
             exchange.commit(handoff)
             client.committed(handoff)
@@ -135,19 +138,35 @@ def take_turn(member: Member, turn: Turn) -> None:
         reason = str(error)
         if client.name not in reason:
             reason = f"{client.name}: round {turn.round}, turn {turn.number}: {reason}"
-        _quietly(lambda: exchange.abort(turn, reason))
-        raise type(error)(reason) from None
+        named = type(error)(reason)
+        _quietly(lambda: exchange.abort(named))
+        raise named from None
+
+
+def _watch(member: Member, turn: Turn, batch: Batch) -> None:
+    """Writes down what the client's detector makes of the step.
+
+    Raises:
+        AlarmError: it gives alarm and this client does not go on then.
+    """
+    client = member.client
+    if not client.is_watching:
+        return
+    alarm = client.detector.alarm()
+    member.keepsakes.watched(turn, batch, client.detector.score(), alarm)
+    if alarm and client.config.on_alarm == "stop":
+        raise AlarmError(alarm)
 
 
 def end(member: Member, turn: Turn) -> None:
     """The run is over: say goodbye and keep the model.
 
     Raises:
-        StoppedError: it is over because something failed elsewhere.
+        SutureError: it is over because something failed elsewhere; the error is that rank's.
         WireError: the final model's hand-off cannot be had.
     """
     if turn.reason:
-        raise StoppedError(turn.reason)
+        raise ERRORS.get(turn.error, StoppedError)(turn.reason)
     client, exchange = member.client, member.exchange
     if not client.holds(turn.handoff):
         client.open(exchange.fetch())

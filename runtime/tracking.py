@@ -181,7 +181,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 class ClientPictures:
-    """TensorBoard pictures that a client writes on its own disk; they never go to the server.
+    """TensorBoard pictures and curves that a client writes on its own disk; they never go to the server.
 
     Args:
         folder: where the event file goes, RUN/clients/<name>/tensorboard; made when missing.
@@ -209,6 +209,11 @@ class ClientPictures:
         grid = make_grid(channels, nrow=columns, normalize=True, scale_each=True, padding=1, pad_value=1.0)
         self._writer.add_image("smashed data", grid, step)
 
+    def detector(self, step: int, score: float, alarm: bool) -> None:
+        """What the client's detector makes of the server after a batch: a curve, and 0 or 1 for its alarm."""
+        self._writer.add_scalar("detector/score", score, step)
+        self._writer.add_scalar("detector/alarm", float(alarm), step)
+
     def segmentation(self, step: int, images: Tensor, masks_true: Tensor, masks_predicted: Tensor) -> None:
         """At most 8 rows of image | true mask | predicted mask.
 
@@ -229,6 +234,22 @@ class ClientPictures:
         rows = torch.stack([shown, *masks], dim=1).flatten(0, 1)
         grid = make_grid(rows, nrow=3, padding=2, pad_value=0.5)
         self._writer.add_image("image, truth, prediction", grid, step)
+
+    def reconstructions(self, step: int, truth: Tensor, rebuilt: Tensor, attack: str) -> None:
+        """What an attack made of this client's images: truth over reconstruction, at most 8 columns.
+
+        Args:
+            step: batches trained when the smashed data were seen.
+            truth: x_NCHW in [0, 1].
+            rebuilt: the same shape.
+            attack: names the picture.
+        """
+        from torchvision.utils import make_grid  # type: ignore[import-untyped, unused-ignore]
+
+        count = min(len(truth), _MAX_IMAGES)
+        rows = torch.cat([truth[:count], rebuilt[:count]]).float().clamp(0, 1)
+        grid = make_grid(rows, nrow=count, padding=2, pad_value=0.5)
+        self._writer.add_image(f"{attack}: truth over reconstruction", grid, step)
 
     def close(self) -> None:
         """Flush and close the event file."""

@@ -123,7 +123,7 @@ class Transport:
             PeerLostError: nobody did within the timeout.
         """
         try:
-            return self.store.get(f"public/{key}").decode()
+            return str(self.store.get(f"public/{key}").decode())
         except (RuntimeError, dist.DistError):
             raise PeerLostError(
                 f"no rank said {key!r} within {self.config.timeout:g} s; see the other ranks' errors"
@@ -133,7 +133,7 @@ class Transport:
         """What was published under ``key`` before torchrun restarted the ranks; None on the first attempt."""
         if self.config.attempt == 0 or not self._root.check([f"newest/{key}"]):
             return None
-        return self._root.get(f"newest/{key}").decode()
+        return str(self._root.get(f"newest/{key}").decode())
 
     def join(self, name: str) -> None:
         """Joins under ``name`` (letters, digits, underscore); a client waits for the server first.

@@ -20,6 +20,8 @@ from runtime.errors import ERRORS, SutureError, WireError
 
 PROTOCOL = 1
 PHASES = ("train", "validation", "test")
+# In lab mode a client may pass an attacker's own images through its bottom; they are scored by nobody.
+QUERY = "query"
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +266,7 @@ def check_upload(
     Raises:
         WireError: names the client and the field.
     """
-    if upload.phase not in PHASES or (upload.phase == "train") is not training:
+    if upload.phase not in (*PHASES, QUERY) or (upload.phase == "train") is not training:
         raise WireError(f"{peer}: phase: {upload.phase!r:.40} does not fit the turn; refused")
     if type(upload.batch) is not int or upload.batch < 0:
         raise WireError(f"{peer}: batch: expected a number from 0, got {upload.batch!r:.40}; refused")

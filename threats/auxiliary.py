@@ -100,8 +100,8 @@ def read_auxiliary(
     ranked = sorted((free[i] for i in order), key=lambda index: source.examples[index].official_test)
     if len(ranked) < count:
         raise DataError(
-            f"aux-images is {count}, but {source.name} has {len(ranked)} images of patients that no client has; "
-            f"use aux-images={len(ranked)} or fewer --train-images"
+            f"aux-images is {count}, but {source.name} has {len(ranked)} images of patients that no "
+            f"client has; use aux-images={len(ranked)} or fewer --train-images"
         )
     images = torch.empty((count, channels, image_size, image_size), dtype=torch.uint8)
     labels = torch.zeros(count, dtype=torch.int64)
@@ -120,7 +120,7 @@ def content_hashes(images: Tensor) -> list[bytes]:
 def check_disjoint(auxiliary: Tensor, private: Tensor, owner: str) -> None:
     """Refuses auxiliary images that are also ``owner``'s: such an attack would prove nothing.
 
-    Rule 1 of judging (disjoint sets, asserted by content) is kept here before training and in `judge` after it.
+    Rule 1 of judging (disjoint sets, by content) is kept here before training and in `judge` after it.
 
     Raises:
         DataError: with the number of images in both.

@@ -1,9 +1,9 @@
 """FSHA, feature-space hijacking: an active server trains the client's net into a feature space of its own.
 
 Pasquini, Ateniese, Bernaschi: Unleashing the Tiger: Inference Attacks on Split Learning, CCS 2021,
-arXiv:2012.02670. The server ignores the task. It trains a pilot and a decoder on public images, and a critic that
-tells the client's smashed data from the pilot's features; the client is sent the critic's gradient instead of the
-task's, until its smashed data live in the pilot's feature space, which the decoder reads.
+arXiv:2012.02670. The server ignores the task. It trains a pilot and a decoder on public images, and a critic
+that tells the client's smashed data from the pilot's features; the client is sent the critic's gradient
+instead of the task's, until its smashed data live in the pilot's feature space, which the decoder reads.
 
 Shape legend: N batch; C, H, W image; D dimensions at the cut (h_ND).
 """
@@ -67,7 +67,9 @@ class FshaConfig:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"fsha: {name} must be above 0, got {getattr(self, name)}")
         if self.penalty < 0 or self.task < 0:
-            raise ConfigError(f"fsha: penalty and task must not be below 0, got {self.penalty} and {self.task}")
+            raise ConfigError(
+                f"fsha: penalty and task must not be below 0, got {self.penalty} and {self.task}"
+            )
 
     @classmethod
     def published(cls) -> FshaConfig:
@@ -95,8 +97,8 @@ class FshaAttack(LiveAttack):
         for net in self.nets.values():
             net.to(vantage.device)
         self.pilot, self.critic = self.nets["pilot"], self.nets["critic"]
-        # Per channel: features are centred and scaled once after pre-training, so that critic and client work at
-        # unit scale, and the decoder undoes it.
+        # Per channel: features are centred and scaled once after pre-training, so that critic and client work
+        # at unit scale, and the decoder undoes it.
         depth = vantage.smashed_shape[0]
         self.shift = torch.zeros(depth, device=vantage.device)
         self.spread = torch.ones(depth, device=vantage.device)
@@ -138,8 +140,8 @@ class FshaAttack(LiveAttack):
 
     def _loss(self, batch: SmashedBatch, task_loss: Tensor) -> Tensor:
         gradient = self.hijack(batch.smashed.detach())
-        # Linear in the smashed data: its gradient there is ``gradient``, exactly, and no net of the attack is in
-        # the graph that the client's backward walks, so they can step now.
+        # Linear in the smashed data: its gradient there is ``gradient``, exactly, and no net of the attack is
+        # in the graph that the client's backward walks, so they can step now.
         loss = (batch.smashed * gradient).sum()
         return loss + self.config.task * task_loss if self.config.task else loss
 
@@ -148,7 +150,7 @@ class FshaAttack(LiveAttack):
         return gradient + self.config.task * grad if self.config.task else gradient
 
     def hijack(self, smashed: Tensor) -> Tensor:
-        """Steps the attack's nets on one private batch (h_ND, no graph); returns the client's gradient (h_ND)."""
+        """Steps the attack's nets on one private batch (h_ND, no graph); the client's gradient (h_ND)."""
         self.prepare()
         self.steps += 1
         for _ in range(self.config.critic_steps):
@@ -166,7 +168,7 @@ class FshaAttack(LiveAttack):
             mix = torch.rand(len(smashed), generator=self.generator).to(smashed)
             mix = mix.reshape(-1, *[1] * (smashed.ndim - 1))
             between = (mix * smashed + (1 - mix) * public).requires_grad_()
-            # One pass serves all: the critic's loss on private data is minus the client's, and so its gradient.
+            # One pass serves all: the critic's loss on private data is minus the client's.
             scores = self.critic(torch.cat([private, public, between]))
             on_private, on_public, on_between = scores.split(len(smashed))
             penalty = gradient_penalty(on_between, between)
@@ -195,7 +197,7 @@ class FshaAttack(LiveAttack):
         return float(loss.detach())
 
     def coder_loss(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        """What pilot and decoder minimise on public images (x_NCHW in [-1, 1]): their reconstruction's MSE."""
+        """What pilot and decoder minimise on public images (x_NCHW in [-1, 1]): the MSE."""
         return F.mse_loss(self.decode(self.features(images)), images)
 
     def _pretrain(self) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +32,8 @@ class NetSizes:
 
     def scaled(self, width: float) -> NetSizes:
         """All channels times ``width``, at least 4."""
-        scale = lambda channels: max(4, round(channels * width))  # noqa: E731
-        return NetSizes(coder=scale(self.coder), critic=scale(self.critic), blocks=self.blocks)
+        coder, critic = (max(4, round(channels * width)) for channels in (self.coder, self.critic))
+        return NetSizes(coder=coder, critic=critic, blocks=self.blocks)
 
 
 SIZES: dict[str, NetSizes] = {
@@ -60,7 +59,12 @@ class Pilot(nn.Module):
     """
 
     def __init__(
-        self, image_shape: tuple[int, int, int], smashed_shape: tuple[int, ...], channels: int, *, nonnegative: bool
+        self,
+        image_shape: tuple[int, int, int],
+        smashed_shape: tuple[int, ...],
+        channels: int,
+        *,
+        nonnegative: bool,
     ) -> None:
         super().__init__()
         depth, height, width = _spatial(smashed_shape)
@@ -145,7 +149,7 @@ class ResidualBlock(nn.Module):
 
 
 class Critic(nn.Module):
-    """h_ND to one score a sample: high for a client's smashed data, low for the pilot's (the paper's signs)."""
+    """h_ND to one score a sample: high for a client's smashed data, low for the pilot's (as published)."""
 
     def __init__(self, smashed_shape: tuple[int, ...], channels: int, blocks: int) -> None:
         super().__init__()

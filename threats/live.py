@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, DataError
 from runtime.hooks import Attack, SmashedBatch
 from threats.auxiliary import Auxiliary
 from threats.vantage import Vantage
@@ -42,13 +42,14 @@ class LiveAttack(Attack):
 
     Args:
         vantage: where it stands.
-        auxiliary: the images it owns.
+        auxiliary: the images it owns; None where it comes to own them only during the run.
     """
 
-    def __init__(self, vantage: Vantage, auxiliary: Auxiliary) -> None:
-        auxiliary.check_shape(vantage.image_shape)
+    def __init__(self, vantage: Vantage, auxiliary: Auxiliary | None) -> None:
+        if auxiliary is not None:
+            auxiliary.check_shape(vantage.image_shape)
         self.vantage = vantage
-        self.auxiliary = auxiliary
+        self._auxiliary = auxiliary
         self.stopped = ""  # why it stopped, empty while it runs
         self.steps = 0
         self.cpu_seconds = 0.0
@@ -71,7 +72,7 @@ class LiveAttack(Attack):
         return self._guarded(lambda: self._gradient(batch, grad), grad)
 
     def finish(self) -> None:
-        """After the last turn: what a passive attack trains only now; then its nets and report are written."""
+        """After the last turn: what a passive attack trains now; then nets and report are written."""
         self._guarded(self._finish, None)
         self.write()
 
@@ -111,6 +112,17 @@ class LiveAttack(Attack):
         self.generator.set_state(state["generator"])
         self.evidence = {round: dict(values) for round, values in state["evidence"].items()}
 
+    @property
+    def auxiliary(self) -> Auxiliary:
+        """The images it owns.
+
+        Raises:
+            DataError: it has none yet.
+        """
+        if self._auxiliary is None:
+            raise DataError(f"{type(self).__name__} has no auxiliary images yet")
+        return self._auxiliary
+
     def chosen_round(self) -> int:
         """The round that the attacker holds for its best, by evidence of its own; 0 without evidence."""
         means = {round: sum(v.values()) / len(v) for round, v in self.evidence.items() if v}
@@ -118,11 +130,12 @@ class LiveAttack(Attack):
 
     def report(self) -> dict[str, Any]:
         """What the attacker itself knows of its attack, as plain values."""
+        owned = self._auxiliary
         return {
-            "name": type(self).__name__,
+            "spec": self.vantage.spec,
             "threat_model": self.threat_model,
             "knows": sorted(self.knows),
-            "auxiliary": {"images": len(self.auxiliary), "origin": self.auxiliary.origin},
+            "auxiliary": {} if owned is None else {"images": len(owned), "origin": owned.origin},
             "stopped": self.stopped,
             "steps": self.steps,
             "cpu_seconds": round(self.cpu_seconds, 3),
@@ -139,7 +152,7 @@ class LiveAttack(Attack):
     # For subclasses ------------------------------------------------------------------------------
 
     def build_nets(self, build: Callable[[], T]) -> T:
-        """Runs ``build`` with the attack's own seed, leaving torch's default generator as it was."""
+        """Runs ``build`` with the attack's own seed; torch's default generator stays as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self._net_seed)
             return build()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from runtime.hooks import Attack, Defence, Detector
+from threats.adra import AdraAttack, AdraConfig
 from threats.client_view import ClientView
 from threats.defences.compose import ComposedDefence
 from threats.defences.dcor import DcorConfig, DcorDefence
@@ -16,11 +17,32 @@ from threats.defences.dropout import DropoutConfig, DropoutDefence
 from threats.defences.noise import NoiseConfig, NoiseDefence
 from threats.defences.proxy import ProxyConfig, ProxyDefence
 from threats.defences.quantise import QuantiseConfig, QuantiseDefence
+from threats.detectors.gradient_scrutinizer import GradientScrutinizer, ScrutinizerConfig
+from threats.detectors.splitguard import SplitguardConfig, SplitguardDetector
+from threats.fsha import FshaAttack, FshaConfig
 from threats.spec import Entry, Registry, Spec
 
 __all__ = ["ATTACKS", "DEFENCES", "DETECTORS", "build_defence", "build_detector"]
 
-ATTACKS: Registry[Attack] = Registry("attack", ())
+ATTACKS: Registry[Attack] = Registry(
+    "attack",
+    (
+        Entry(
+            name="fsha",
+            summary="active: trains the clients' bottom into a feature space that the server can decode",
+            paper="Pasquini, Ateniese, Bernaschi, CCS 2021, arXiv:2012.02670",
+            plugin=FshaAttack,
+            config=FshaConfig,
+        ),
+        Entry(
+            name="adra",
+            summary="passive: a decoder from smashed data to images, trained on leaked, queried or shadow pairs",
+            paper="SLDML, 2021",
+            plugin=AdraAttack,
+            config=AdraConfig,
+        ),
+    ),
+)
 
 DEFENCES: Registry[Defence] = Registry(
     "defence",
@@ -63,7 +85,25 @@ DEFENCES: Registry[Defence] = Registry(
     ),
 )
 
-DETECTORS: Registry[Detector] = Registry("detector", ())
+DETECTORS: Registry[Detector] = Registry(
+    "detector",
+    (
+        Entry(
+            name="splitguard",
+            summary="now and then a batch with wrong labels, which an honest server must answer otherwise",
+            paper="Erdogan, Küpçü, Cicek, WPES 2022, arXiv:2108.09052",
+            plugin=SplitguardDetector,
+            config=SplitguardConfig,
+        ),
+        Entry(
+            name="gradient-scrutinizer",
+            summary="gradients of one class against those of different classes",
+            paper="Fu et al., NDSS 2023",
+            plugin=GradientScrutinizer,
+            config=ScrutinizerConfig,
+        ),
+    ),
+)
 
 
 def build_defence(

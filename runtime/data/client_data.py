@@ -16,7 +16,7 @@ from runtime.data.partition import Share
 from runtime.data.source import Source, Task
 from runtime.errors import ConfigError
 
-Split = Literal["train", "validation", "test"]
+Split = Literal["train", "validation", "test", "held_out", "offered"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,8 @@ class ClientData:
             "train": _decode(source, share.train, image_size, channels),
             "validation": _decode(source, share.validation, image_size, channels),
             "test": _decode(source, share.test, image_size, channels),
+            "held_out": _decode(source, share.held_out, image_size, channels),
+            "offered": _decode(source, (), image_size, channels),
         }
 
     def num_train_batches(self, batch_size: int) -> int:
@@ -109,7 +111,10 @@ class ClientData:
             yield self._batch(decoded, rows, images, masks, number)
 
     def test_batches(self, batch_size: int, split: Split = "test") -> Iterator[Batch]:
-        """A split in its fixed order, unaugmented and whole; "train" serves to measure the fit."""
+        """A split in its fixed order, unaugmented and whole; "train" serves to measure the fit.
+
+        Held-out images are those that a judge scores attacks on; the targets of offered ones are all zero.
+        """
         decoded = self._splits[split]
         order = torch.arange(len(decoded.keys))
         for number, cut in enumerate(_cuts(len(order), batch_size, drop_single=False)):
@@ -121,6 +126,15 @@ class ClientData:
         """Images by class; for segmentation, pixels outside and inside the masks."""
         targets = self._splits[split].targets.flatten().long()
         return tuple(int(n) for n in torch.bincount(targets, minlength=len(self.classes)))
+
+    def offer(self, images: Tensor) -> None:
+        """Lab mode only: has this client pass ``images`` (x_NCHW uint8) through its bottom; see threats/adra.py."""
+        targets = torch.zeros(len(images), dtype=torch.int64)
+        self._splits["offered"] = _Decoded(tuple(range(len(images))), images, targets)
+
+    def pixels(self, split: Split) -> Tensor:
+        """A split's images, x_NCHW uint8, in the order of ``test_batches``; for the lab's checks and judge."""
+        return self._splits[split].images
 
     def majority_share(self, split: Split = "test") -> float:
         """The accuracy of always naming the commonest class (segmentation: pixel accuracy); nan if empty."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from runtime.data.quotas import Counts
 
-# A set of one client: (client, "train" | "validation" | "test").
+# A set of one client: (client, "train" | "validation" | "test" | "held_out").
 Bin = tuple[int, str]
 Deal = dict[Bin, tuple[int, ...]]
 

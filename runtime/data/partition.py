@@ -27,6 +27,7 @@ class Share:
     train: tuple[int, ...]
     validation: tuple[int, ...]
     test: tuple[int, ...]
+    held_out: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +41,15 @@ class PartitionConfig:
         train_images: Training images of a client, at least 2.
         validation_images: Images held out of the training patients, balanced; 0 for none.
         test_images: Test images, balanced, at least 1.
+        held_out_images: Images on which attacks are judged, of the training patients' kind but never trained,
+            validated or tested on, balanced; 0 for none.
     """
 
     scheme: str = "iid"
     train_images: int = 100
     validation_images: int = 16
     test_images: int = 32
+    held_out_images: int = 0
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -54,7 +58,7 @@ class PartitionConfig:
             ConfigError: Unknown scheme, an alpha that is not a positive number, a count out of range.
         """
         self.kind_and_alpha()
-        for name, bound in (("train_images", 2), ("validation_images", 0), ("test_images", 1)):
+        for name, bound in (("train_images", 2), ("validation_images", 0), ("test_images", 1), ("held_out_images", 0)):
             if getattr(self, name) < bound:
                 option = "--" + name.replace("_", "-")
                 raise ConfigError(f"{option} must be at least {bound}, got {getattr(self, name)}")
@@ -136,6 +140,8 @@ def _divide(
         num_classes = training.num_classes
         test = {(c, "test"): even_quota(config.test_images, num_classes) for c in clients}
         held = {(c, "validation"): even_quota(config.validation_images, num_classes) for c in clients}
+        if config.held_out_images:  # a set of zero images would still change how the others are dealt
+            held |= {(c, "held_out"): even_quota(config.held_out_images, num_classes) for c in clients}
         reserved = dict(held) if testing is not None else test | held
         supply = training.supply() - sum(reserved.values(), np.zeros(num_classes, dtype=np.int64))
         train = train_quotas(kind, alpha, config.train_images, len(clients), supply, rng)
@@ -144,7 +150,8 @@ def _divide(
         if testing is not None:
             dealt |= deal(testing, test, rng)
     return tuple(
-        Share(dealt[c, "train"], dealt[c, "validation"], dealt[c, "test"]) for c in range(num_clients)
+        Share(dealt[c, "train"], dealt[c, "validation"], dealt[c, "test"], dealt.get((c, "held_out"), ()))
+        for c in range(num_clients)
     )
 
 

@@ -12,7 +12,8 @@ from torch.futures import Future
 from runtime import endpoints
 from runtime.client import Client
 from runtime.data.client_data import Batch
-from runtime.scheduler import Turn, TurnKind
+from runtime.errors import SutureError
+from runtime.scheduler import Turn
 from runtime.wire import Farewell, Hello, Refusal, Release, Report, SealedHandoff, Upload, Welcome
 
 
@@ -66,9 +67,9 @@ class Exchange(ABC):
         """Ends an evaluation turn."""
         self.call(endpoints.report, Report(turn.number, scores))
 
-    def abort(self, turn: Turn, reason: str) -> None:
-        """Gives a turn up."""
-        self.call(endpoints.abort, turn.number if turn.kind is not TurnKind.END else 0, reason)
+    def abort(self, error: SutureError) -> None:
+        """Gives the running turn up."""
+        self.call(endpoints.abort, Refusal.of(error))
 
     def finish(self, farewell: Farewell) -> Release:
         """Says goodbye after the last turn."""

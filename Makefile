@@ -1,0 +1,41 @@
+# Two commands for a fresh machine: 'make demo' and 'make test'. Everything is installed into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-slow check format bench clean help
+
+help:            ## this list
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
+
+$(INSTALLED): setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)            ## one server and four clients train a split ResNet-34 on drawn fundus images
+	$(BIN)/torchrun --nproc_per_node=5 launch/run.py
+
+test: $(INSTALLED)            ## all tests but the slow ones
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: $(INSTALLED)       ## the slow tests
+	$(BIN)/python -m pytest -m slow
+
+check: $(INSTALLED)           ## ruff, format, mypy strict, import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --config setup.cfg
+
+format: $(INSTALLED)          ## let ruff format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)           ## split training against unsplit; writes docs/benchmarks.md
+	$(BIN)/suture bench train
+
+clean:           ## everything that was made here, but for runs/
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

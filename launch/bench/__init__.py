@@ -1,0 +1,1 @@
+"""Benchmarks: ``suture bench NAME`` measures and writes a page of docs/."""

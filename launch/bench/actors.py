@@ -1,0 +1,176 @@
+"""The processes that a benchmark times: a server rank, client ranks, and the same net unsplit.
+
+Each runs the program's own training (`session.take_part`, `Coordinator`, `Unsplit`) and no loop of its own. Its
+pace is set through its images: `PacedData` hands out the batches of a block when it is told to, and notes the
+time until the trainer comes back for the next one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import models.registry as nets
+from launch import build
+from launch.bench.plan import LEASE
+from launch.config import RunOptions
+from launch.ranks import use_threads
+from launch.unsplit import Unsplit
+from runtime import endpoints, transport
+from runtime.data.client_data import Batch, ClientData
+from runtime.data.partition import Share
+from runtime.data.source import Example, Source, Task
+from runtime.exchange import AutogradExchange
+from runtime.observers import NoRecorder
+from runtime.session import Member, NoKeepsakes, take_part
+from runtime.transport import Transport, TransportConfig
+
+CLASSES = ("a", "b")
+KEY = bytes(32)  # nobody's images are at stake
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What a process is told: its part, and where the others are.
+
+    Attributes:
+        role: "server", "unsplit", or a client's name.
+        rank: of a rank; 0 is the server.
+        options: the run's, resolved.
+        port: of the store on this host.
+        run_dir: where the server checkpoints.
+    """
+
+    role: str
+    rank: int
+    options: RunOptions
+    port: int
+    run_dir: Path
+
+
+def act(part: Part, line: Connection) -> None:
+    """A process's whole life. Sends ("times", seconds of a block), at last ("report", dict), or ("error", text)."""
+    warnings.filterwarnings("ignore", module=r"torch\..*")
+    use_threads(part.options)
+    plays: dict[str, Callable[[Part, Connection], dict[str, Any]]]
+    plays = {"server": _serve, "unsplit": _train_unsplit}
+    try:
+        report = plays.get(part.role, _take_part)(part, line)
+        line.send(("report", report | {"peak_memory_bytes": peak_memory()}))
+        code = 0
+    except Exception:  # whatever it is, it must reach the person at the other end
+        line.send(("error", f"{part.role}: {traceback.format_exc(limit=3)}"))
+        code = 1
+    line.close()
+    # As in launch.cli: a clean exit can wait for RPC's threads for ever.
+    os._exit(code)
+
+
+class PacedData(ClientData):
+    """One batch of noise, handed out again and again: in blocks, and only when told to.
+
+    Args:
+        options: the run's.
+        line: brings the length of the next block (0: the turn is over) and takes its times.
+    """
+
+    def __init__(self, options: RunOptions, line: Connection) -> None:
+        entry = nets.model_entry(str(options.model))
+        self._line = line
+        super().__init__(
+            NoiseSource(Task(entry.task), options.batch_size or 1),
+            Share(tuple(range(options.batch_size or 1)), (), ()),
+            image_size=options.image_size or 0,
+            channels=entry.in_channels,
+            normalisation=entry.normalisation,
+            augment=False,
+        )
+
+    def train_batches(
+        self, batch_size: int, order: torch.Generator, augmentation: Callable[[int], torch.Generator]
+    ) -> Iterator[Batch]:
+        batch, number = next(super().train_batches(batch_size, order, augmentation)), 0
+        while length := self._line.recv():
+            times = []
+            for _ in range(length):
+                begun = time.perf_counter()
+                yield replace(batch, number=number)
+                times.append(time.perf_counter() - begun)
+                number += 1
+            self._line.send(("times", times))
+        if number == 0:  # a turn without a step cannot be committed
+            yield batch
+
+
+class NoiseSource(Source):
+    """Images of noise with targets of noise: a step's time does not depend on what is seen."""
+
+    def __init__(self, task: Task, num_images: int) -> None:
+        labels = [index % 2 if task is Task.CLASSIFICATION else None for index in range(num_images)]
+        examples = [Example(f"noise{index}", f"noise{index}", label) for index, label in enumerate(labels)]
+        super().__init__("noise", task, CLASSES, examples)
+
+    def read(self, index: int, size: int, channels: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(index)
+        image = torch.randint(0, 256, (channels, size, size), dtype=torch.uint8, generator=generator)
+        if self.task is Task.SEGMENTATION:
+            return image, (torch.rand((1, size, size), generator=generator) < 0.5).float()
+        return image, torch.tensor(self.examples[index].label)
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process in bytes."""
+    # Not getrusage: a new process starts with its parent's peak there.
+    for entry in Path("/proc/self/status").read_text().splitlines():
+        if entry.startswith("VmHWM:"):
+            return int(entry.split()[1]) * 1024
+    return 0
+
+
+def _transport(part: Part) -> Transport:
+    config = TransportConfig(host="127.0.0.1", port=part.port, rank=part.rank, hosted=True, timeout=LEASE)
+    return Transport(config)
+
+
+def _serve(part: Part, line: Connection) -> dict[str, Any]:
+    server = build.build_server(part.options, len(CLASSES), torch.device("cpu"))
+    coordinator = build.build_coordinator(
+        part.options, server, run="bench", run_dir=part.run_dir, num_classes=len(CLASSES)
+    )
+    coordinator.begin(False, lambda step: NoRecorder())
+    endpoints.open_run(coordinator)
+    rpc = _transport(part)
+    rpc.join(transport.SERVER)
+    coordinator.wait()
+    rpc.leave()
+    totals = coordinator.journal.totals
+    return {"bytes_up": totals.bytes_up, "bytes_down": totals.bytes_down}
+
+
+def _take_part(part: Part, line: Connection) -> dict[str, Any]:
+    data = PacedData(part.options, line)
+    client = build.build_client(part.options, data, part.role, KEY, torch.device("cpu"), None)
+    rpc = _transport(part)
+    rpc.join(part.role)
+    member = Member(client, AutogradExchange(), NoKeepsakes())
+    take_part(member, part.options.agreement(len(CLASSES)), part.role)
+    rpc.leave()
+    return {}
+
+
+def _train_unsplit(part: Part, line: Connection) -> dict[str, Any]:
+    client = build.client_name(0)
+    trainer = Unsplit(part.options, {client: PacedData(part.options, line)}, KEY, len(CLASSES))
+    for batch in trainer.train_batches(1, client):
+        trainer.train_step(1, client, batch)
+    return {}

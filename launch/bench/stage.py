@@ -1,0 +1,167 @@
+"""Real processes that stay alive together and take turns at being timed, so that noise hits all alike."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import tempfile
+import time
+from collections.abc import Iterable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+import torch.distributed as dist
+
+from launch import build
+from launch.bench.actors import Part, act
+from launch.bench.plan import LEASE
+from launch.config import RunOptions
+from runtime.errors import SutureError
+from runtime.transport import SERVER
+
+UNSPLIT = "unsplit"
+
+
+class Stage:
+    """A server rank, the clients of ``options`` and, on request, the unsplit net, each a process of its own.
+
+    A context manager: no process is left when it ends.
+
+    Args:
+        options: the run's, resolved.
+        unsplit: whether the unsplit net is there too.
+    """
+
+    def __init__(self, options: RunOptions, *, unsplit: bool) -> None:
+        self.clients = [build.client_name(index) for index in range(options.clients or 1)]
+        self._options = options
+        self._roles = [SERVER, *self.clients, *([UNSPLIT] if unsplit else [])]
+        self._processes: dict[str, multiprocessing.process.BaseProcess] = {}
+        self._lines: dict[str, Connection] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="suture-bench-")
+
+    def __enter__(self) -> Stage:
+        # As torchrun sets it; each process then sets its own threads, as in training.
+        os.environ["OMP_NUM_THREADS"] = "1"
+        # libgomp's threads otherwise spin for milliseconds at every barrier: wherever anything else runs, a net of
+        # two threads on two cores then takes several times its time, and one that RPC serves (more threads than
+        # cores, so that libgomp gives spinning up) does not. Noise would hit the unsplit net alone.
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        # A process that has imported torch and nothing more is forked for each part: seconds saved a row.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["launch.bench.actors"])
+        for rank, role in enumerate(self._roles):
+            ours, theirs = context.Pipe()
+            part = Part(
+                role=role,
+                rank=rank,
+                options=self._options,
+                port=self._store.port,
+                run_dir=Path(self._folder.name),
+            )
+            process = context.Process(target=act, args=(part, theirs), name=role, daemon=True)
+            process.start()
+            theirs.close()
+            self._processes[role], self._lines[role] = process, ours
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self._processes.values():
+            process.join(5.0 if kind is None else 0.0)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        for line in self._lines.values():
+            line.close()
+        self._folder.cleanup()
+
+    def block(self, role: str, num_steps: int) -> list[float]:
+        """Lets ``role`` take some steps while the others stand still; returns the seconds of each.
+
+        Raises:
+            SutureError: a process failed.
+        """
+        self._tell(role, num_steps)
+        times: list[float] = self._hear(role, "times")
+        return times
+
+    def cpu_seconds(self, roles: Iterable[str]) -> float:
+        """Processor time that ``roles`` have used so far, all together."""
+        return sum(_cpu_seconds(psutil.Process(self._processes[role].pid)) for role in roles)
+
+    def idle_share(self, roles: Iterable[str], seconds: float, meanwhile: str | None) -> dict[str, float]:
+        """The share of one core that each of ``roles`` uses while ``meanwhile`` trains (None: nobody does)."""
+        watched = {role: psutil.Process(self._processes[role].pid) for role in roles}
+        before, begun = {role: _cpu_seconds(process) for role, process in watched.items()}, time.monotonic()
+        while (elapsed := time.monotonic() - begun) < seconds:
+            if meanwhile is None:
+                time.sleep(seconds - elapsed)
+            else:
+                self.block(meanwhile, 1)
+        return {role: (_cpu_seconds(process) - before[role]) / elapsed for role, process in watched.items()}
+
+    def finish(self) -> dict[str, dict[str, Any]]:
+        """Ends the run; each process's report by role.
+
+        Raises:
+            SutureError: a process failed.
+        """
+        for role in self._roles:
+            if role != SERVER:
+                self._tell(role, 0)
+        return {role: self._hear(role, "report") for role in self._roles}
+
+    def _tell(self, role: str, num_steps: int) -> None:
+        try:
+            self._lines[role].send(num_steps)
+        except OSError:  # it has gone and closed its end
+            raise SutureError(f"benchmark: {self._last_words(role)}") from None
+
+    def _hear(self, role: str, kind: str) -> Any:
+        """Waits for ``role``, with an eye on all: it would wait for ever for one that has died."""
+        line, sentinels = self._lines[role], {p.sentinel: r for r, p in self._processes.items()}
+        deadline = time.monotonic() + LEASE
+        while not line.poll(0):
+            ready = multiprocessing.connection.wait([line, *sentinels], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise SutureError(f"benchmark: {role} did not answer within {LEASE:g} s")
+            for sentinel in ready:
+                dead = sentinels.pop(sentinel, None) if isinstance(sentinel, int) else None
+                if dead is None:
+                    continue
+                self._processes[dead].join()  # a sentinel can be early: the exit code comes with the join
+                if self._processes[dead].exitcode != 0:
+                    raise SutureError(f"benchmark: {self._last_words(dead)}")
+        try:
+            said, content = line.recv()
+        except EOFError:
+            raise SutureError(f"benchmark: {self._last_words(role)}") from None
+        if said == "error":
+            raise SutureError(f"benchmark: {content}")
+        assert said == kind, f"{role} said {said}, expected {kind}"
+        return content
+
+    def _last_words(self, role: str) -> str:
+        line = self._lines[role]
+        try:
+            while line.poll(0):
+                said, content = line.recv()
+                if said == "error":
+                    return str(content)
+        except (EOFError, OSError):
+            pass
+        self._processes[role].join(5.0)
+        return f"{role} ended with code {self._processes[role].exitcode}"
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)

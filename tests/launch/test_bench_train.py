@@ -1,0 +1,87 @@
+"""``suture bench train``: that it runs on real processes, and that it says plainly what it found."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from launch.bench import report
+from launch.bench.train import ratio_interval, run_command
+from runtime.errors import ConfigError
+
+
+def run_python(*arguments):
+    # In a process of its own: the helpers that multiprocessing starts live as long as their parent.
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_the_quick_benchmark_times_both_sides_and_writes_the_page(tmp_path):
+    done = run_python("-m", "launch", "bench", "train", "--quick", "--only", "unet", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "benchmarks.json").read_text())
+    assert content["command"] == "suture bench train --quick --only unet"
+    (row,) = content["rows"]
+    assert row["name"] == "unet-32px-cut1"
+    assert len(row["split_seconds"]) == len(row["unsplit_seconds"]) == 4
+    assert row["ratio"] == pytest.approx(row["split_median"] / row["unsplit_median"])
+    assert row["split_cpu_seconds"] > 0 and row["unsplit_cpu_seconds"] > 0
+    # By hand: float32, batch 2; the bottom gives 4 x 16 x 16, the top 8 x 16 x 16; each crosses both ways.
+    assert row["bytes_up"] == row["bytes_down"] == 4 * 2 * (4 + 8) * 16 * 16
+    assert row["peak_memory_bytes"].keys() == {"server", "client0", "unsplit"}
+    assert all(100e6 < count < 10e9 for count in row["peak_memory_bytes"].values())
+    assert len(content["idle"]) == 3 and all(0 <= share < 2 for share in content["idle"].values())
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert "| unet, width 4 | 32 | 2 | 1 |" in page and "- idle rank below 2% of a core: " in page
+
+
+DIES = """
+import psutil
+from launch.bench.plan import QUICK
+from launch.bench.stage import Stage
+
+if __name__ == "__main__":
+    with Stage(QUICK.rows[1].options(), unsplit=False) as stage:
+        stage.block("client0", 1)
+        stage._processes["server"].kill()
+        stage.finish()
+"""
+
+
+def test_a_process_that_dies_ends_the_benchmark_with_its_name(tmp_path):
+    (tmp_path / "dies.py").write_text(DIES)
+    done = run_python(str(tmp_path / "dies.py"))
+    assert done.returncode == 1
+    # Whichever is noticed first: the server's end, or the client's error about it.
+    assert (
+        "SutureError: benchmark: server ended with code -9" in done.stderr or "PeerLostError" in done.stderr
+    )
+
+
+def test_options_that_cannot_work_are_refused():
+    with pytest.raises(ConfigError, match="full and quick are opposites"):
+        run_command(full=True, quick=True, only=None, out=None)
+    with pytest.raises(
+        ConfigError, match="only must be part of a row's name, got 'vgg'; known: resnet34-64px"
+    ):
+        run_command(full=False, quick=False, only="vgg", out=None)
+
+
+def test_the_ratios_interval_holds_the_ratio_and_is_narrow_where_times_are_steady():
+    low, high = ratio_interval([1.04, 1.05, 1.06] * 4, [1.0, 1.0, 1.01] * 4)
+    assert 1.03 < low <= 1.05 <= high < 1.07
+
+
+@pytest.mark.parametrize(
+    ("ratio", "share", "expected"),
+    [
+        (1.05, 0.0, ["1.05 at 128 px, resnet34: met; the largest is 1.050 at cut 3.", "of a core: met; "]),
+        (1.06, 0.5, ["**not met** at cut 3 (1.060).", "of a core: **not met**; the largest is 50.00%."]),
+    ],
+)
+def test_the_page_says_whether_the_aims_are_met(ratio, share, expected):
+    rows = [{"model": "resnet34", "image_size": 128, "cut": 3, "ratio": ratio}]
+    said = report.verdicts(rows, {"a waiting client": share})
+    assert len(said) == 2
+    for sentence, part in zip(said, expected, strict=True):
+        assert part in sentence
