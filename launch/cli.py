@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from launch.config import RunOptions, as_config_error, option_type
+from launch.config import DEFAULT_CLIENTS, RunOptions, as_config_error, option_type
 from launch.options import run_options, sources_help
 from runtime.errors import ConfigError, SutureError
 
@@ -53,7 +53,7 @@ def start_ranks(options: RunOptions) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     options.resolved()  # refuse bad options before any process exists
-    num_clients = options.clients or 4
+    num_clients = options.clients or DEFAULT_CLIENTS
     _quiet_elastic()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun would; each rank sets its own threads
     launch = LaunchConfig(
@@ -203,6 +203,22 @@ def judge(run: Path, handoff_key: str | None, name: str | None) -> None:
     from launch.tables import print_verdict
 
     print_verdict(judge_run(run, handoff_key=handoff_key, folder=run / "attacks" / name if name else None))
+
+
+@suture.command()
+@click.argument("name")
+@run_options
+@click.option("--seeds", "num_seeds", type=int, default=3, help="runs of every arm, seeds counting up [3]")
+@click.option("--out", "folder", type=click.Path(path_type=Path), default=None, help="[experiments/NAME]")
+def experiment(options: RunOptions, name: str, num_seeds: int, folder: Path | None) -> None:
+    """Runs that together answer one question; NAME: split-vs-central. Resumable: start it again."""
+    from launch.experiment import EXPERIMENTS, run_experiment
+
+    if name not in EXPERIMENTS:
+        raise ConfigError(f"experiment must be one of {', '.join(EXPERIMENTS)}, got {name!r}")
+    if num_seeds < 1:
+        raise ConfigError(f"seeds must be at least 1, got {num_seeds}")
+    run_experiment(name, options, num_seeds, folder or Path("experiments") / name)
 
 
 @suture.command()

@@ -27,6 +27,9 @@ from threats.auxiliary import SAME_SOURCE
 from threats.registry import ATTACKS, DEFENCES, DETECTORS, build_detector
 from threats.spec import Spec
 
+DEFAULT_CLIENTS = 4
+"""How many clients `suture train` starts; under torchrun its ranks decide."""
+
 DEFAULTS: dict[Task, dict[str, Any]] = {
     Task.CLASSIFICATION: {
         "model": "resnet34",
@@ -223,7 +226,8 @@ class RunOptions:
     def first_query_round(self) -> int:
         """The round from which a lab's client passes an attacker's images through its bottom."""
         spec = self.attack_spec()
-        return max(1, _set(self.epochs) + 1 - int(getattr(spec.config, "average", 1) if spec else 1))
+        rounds: int = _set(self.epochs)
+        return max(1, rounds + 1 - int(getattr(spec.config, "average", 1) if spec else 1))
 
     def detector_spec(self) -> Spec[Detector] | None:
         """The detector asked for."""

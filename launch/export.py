@@ -10,6 +10,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -154,7 +155,7 @@ def _onnx_runner(path: Path) -> tuple[str, Run]:
         return "onnxruntime", lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0])
     from onnx.reference import ReferenceEvaluator
 
-    evaluator = ReferenceEvaluator(str(path))
+    evaluator: Any = ReferenceEvaluator(str(path))
     return "onnx's reference evaluator", lambda x: torch.from_numpy(
         evaluator.run(None, {"image": x.numpy()})[0]
     )

@@ -117,7 +117,7 @@ def judge_run(run_dir: Path, *, handoff_key: str | None = None, folder: Path | N
         attack=attack,
         untrained=untrained,
     )
-    found = report | verdict.summary() | {"utility": _utility(run_dir, witnesses)}
+    found: dict[str, Any] = report | verdict.summary() | {"utility": _utility(run_dir, witnesses)}
     (folder / "verdict.json").write_text(json.dumps(found, indent=2) + "\n")
     _into_summary(run_dir, folder, found)
     _draw(run_dir, folder, verdict, witnesses, report)

@@ -13,7 +13,7 @@ import torch
 
 import models.registry as nets
 from launch import build, figures, folder, lab
-from launch.config import RunOptions, _set
+from launch.config import DEFAULT_CLIENTS, RunOptions, _set
 from launch.keepsakes import ClientFolder
 from launch.logs import set_up
 from launch.progress import Progress, print_final_table
@@ -184,7 +184,7 @@ def run_in_one_process(options: RunOptions) -> None:
     """``--exchange local``: the server and all clients here, through the same protocol."""
     progress = Progress()
     set_up("local", progress.console)
-    options = replace(options, clients=options.clients or 2).resolved()
+    options = replace(options, clients=options.clients or DEFAULT_CLIENTS).resolved()
     use_threads(options)
     num_clients = _set(options.clients)
     images = build.build_images(options, num_clients)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from launch import build, folder
-from launch.config import RunOptions, _set
+from launch.config import DEFAULT_CLIENTS, RunOptions, _set
 from launch.logs import set_up
 from launch.progress import Progress, print_final_table
 from launch.ranks import use_threads
@@ -128,7 +128,7 @@ def run_unsplit(options: RunOptions) -> None:
     """
     progress = Progress()
     set_up("unsplit", progress.console)
-    options = replace(options, clients=options.clients or 2).resolved()
+    options = replace(options, clients=options.clients or DEFAULT_CLIENTS).resolved()
     use_threads(options)
     num_clients = _set(options.clients)
     images = build.build_images(options, num_clients)

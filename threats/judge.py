@@ -213,10 +213,8 @@ def collect(
     Raises:
         DataError: a reconstruction has another shape than the images of its batch.
     """
-    if kind == "train":
-        batches = list(enumerate(witness.train_batches(round)))
-    else:
-        batches = witness.evaluated(kind)
+    in_training = kind == "train"
+    batches = list(enumerate(witness.train_batches(round))) if in_training else witness.evaluated(kind)
     phase = "train" if kind == "train" else "test"
     truths, rebuilts, labels = [], [], []
     pixels = witness.data.pixels("train")

@@ -78,8 +78,8 @@ def page(command: str, where: Mapping[str, Any], measured: Mapping[str, Any]) ->
         "sides. Images are noise; "
         "every number is in [benchmarks.json](benchmarks.json).",
         "",
-        "| net | pixels | batch | cut | unsplit, s | split, s | ratio | CPU seconds: unsplit, split | up a step | down a step "
-        "| peak memory: server, client, unsplit |",
+        "| net | pixels | batch | cut | unsplit, s | split, s | ratio | CPU seconds: unsplit, split "
+        "| up a step | down a step | peak memory: server, client, unsplit |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
         *(_line(row) for row in rows),
         "",

@@ -18,6 +18,8 @@ from runtime.errors import ConfigError
 from runtime.hooks import Detector
 from threats.client_view import ClientView, check_bounds
 
+_FLOOR = 0.02  # cosines below this are noise of small batches
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScrutinizerConfig:
@@ -25,11 +27,11 @@ class ScrutinizerConfig:
 
     Attributes:
         window: the score is taken over so many of the newest batches, and the first alarm can come after them.
-        threshold: alarm above this score.
+        threshold: alarm above this score. A critic's gradients score near 1, an honest server's below 0.5.
     """
 
     window: int = 20
-    threshold: float = 0.9
+    threshold: float = 0.8
 
     def __post_init__(self) -> None:
         check_bounds("detector gradient-scrutinizer: window", self.window, 1)
@@ -39,13 +41,19 @@ class ScrutinizerConfig:
 class GradientScrutinizer(Detector):
     """Compares cosines of gradients between images of one class and between images of different classes.
 
-    A classifier's loss pulls images of one class alike and those of different classes apart, most clearly while
-    it still has much to learn; a critic of features does not know the classes. The score is 1 minus the
-    mean gap (same-class cosine minus different-class cosine), 0..1.
+    A classifier's loss pulls images of one class alike and those of different classes apart. A critic of
+    features moves all images alike, whatever their class. With same and different the mean cosines of both kinds
+    of pairs over the window and gap = same - different (at least 0), the score is
+
+        1 - gap / (gap + max(different, 0) + 0.02),
+
+    one minus the share of the gradients' likeness that depends on the class.
 
     Note:
-        The paper's score also uses the overlap of the two sets of cosines and the error of a fitted curve; this
-        one uses the gap alone. The client needs its labels, the server does not: labels may stay at home.
+        The paper's score is made of the gap, the overlap of the two sets of cosines and the error of a fitted
+        curve; this one relates the gap to the common part instead, because a converging critic's gap is as
+        small as an honest one's in a hard batch, and its common part is not.
+        The client needs its labels, the server does not: labels may stay at home.
 
     Raises:
         ConfigError: the task has no classes.
@@ -53,40 +61,51 @@ class GradientScrutinizer(Detector):
 
     def __init__(self, config: ScrutinizerConfig, view: ClientView) -> None:
         if view.task != "classification":
-            raise ConfigError("detector gradient-scrutinizer compares classes, but this task is segmentation")
+            raise ConfigError(
+                "detector gradient-scrutinizer compares classes, but this task is segmentation; leave --detector out"
+            )
         self.config = config
-        self._gaps: deque[float] = deque(maxlen=config.window)
+        self._cosines: deque[tuple[float, float]] = deque(maxlen=config.window)
         self._alarm = ""
 
     def observe(self, smashed: Tensor, grad: Tensor, labels: Tensor) -> None:
-        """Takes the batch's gap; a batch with one class only, or without pairs in a class, says nothing."""
-        gap = class_gap(grad, labels)
-        if gap is None:
+        """Takes the batch's two cosines; a batch that lacks one of the two kinds of pairs says nothing."""
+        cosines = class_cosines(grad, labels)
+        if cosines is None:
             return
-        self._gaps.append(gap)
-        if not self._alarm and len(self._gaps) == self.config.window and self.score() > self.config.threshold:
+        self._cosines.append(cosines)
+        if (
+            not self._alarm
+            and len(self._cosines) == self.config.window
+            and self.score() > self.config.threshold
+        ):
             self._alarm = (
-                f"gradient-scrutinizer: over {self.config.window} batches gradients of one class were no more alike "
-                f"than those of different classes (score {self.score():.2f}, bound {self.config.threshold:g}): the "
-                "server does not teach the task"
+                f"gradient-scrutinizer: over {self.config.window} batches gradients of one class were hardly more "
+                f"alike than those of different classes (score {self.score():.2f}, bound {self.config.threshold:g}): "
+                "the server does not teach the task"
             )
 
     def score(self) -> float:
-        """1 minus the mean gap, held in 0..1; 0 before the first batch."""
-        return min(1.0, max(0.0, 1 - sum(self._gaps) / len(self._gaps))) if self._gaps else 0.0
+        """Over the window, 0..1; 0 before the first batch."""
+        if not self._cosines:
+            return 0.0
+        same, different = (sum(side) / len(side) for side in zip(*self._cosines, strict=True))
+        gap = max(0.0, same - different)
+        return float(1 - gap / (gap + max(0.0, different) + _FLOOR))
 
     def alarm(self) -> str:
         """The first alarm."""
         return self._alarm
 
 
-def class_gap(grad_ND: Tensor, labels_N: Tensor) -> float | None:
-    """Mean cosine of pairs in one class minus that of pairs across classes, -2..2; None without either kind."""
+def class_cosines(grad_ND: Tensor, labels_N: Tensor) -> tuple[float, float] | None:
+    """Mean cosines of pairs in one class and of pairs across classes; None where either kind is missing."""
     g_ND = torch.nn.functional.normalize(grad_ND.flatten(1), dim=1)
     cosines_NN = g_ND @ g_ND.T
+    labels_N = labels_N.to(g_ND.device)
     same_NN = labels_N[:, None] == labels_N[None, :]
     different_NN = ~same_NN
     same_NN.fill_diagonal_(False)
     if not bool(same_NN.any()) or not bool(different_NN.any()):
         return None
-    return float(cosines_NN[same_NN].mean() - cosines_NN[different_NN].mean())
+    return float(cosines_NN[same_NN].mean()), float(cosines_NN[different_NN].mean())

@@ -28,43 +28,47 @@ class SplitguardConfig:
     """Parameters of `SplitguardDetector`.
 
     Attributes:
-        start: batches of a client before its first fake one, at least 2.
+        start: batches of a client before its first fake one, at least 4.
         p: chance of a fake batch from then on.
-        window: as many of the newest regular (and of the newest fake) gradients are compared; at least 4.
+        window: a fake gradient is compared with so many of the newest regular ones, at least 3.
         patience: the alarm looks at the mean score over so many fake batches.
-        threshold: alarm above this mean score. A server whose answers do not depend on labels scores about
-            0.75, an honest one that has learnt something near 0.
+        threshold: alarm above this mean score. A server whose answers do not depend on labels scores about 0.8, an
+            honest one that has begun to learn about 0.3.
     """
 
     start: int = 20
     p: float = 0.1
-    window: int = 100
+    window: int = 11
     patience: int = 5
-    threshold: float = 0.6
+    threshold: float = 0.7
 
     def __post_init__(self) -> None:
-        check_bounds("detector splitguard: start", self.start, 2)
+        check_bounds("detector splitguard: start", self.start, 4)
         check_bounds("detector splitguard: p", self.p, 0.0, 0.5, open_low=True)
-        check_bounds("detector splitguard: window", self.window, 4)
+        check_bounds("detector splitguard: window", self.window, 3)
         check_bounds("detector splitguard: patience", self.patience, 1)
         check_bounds("detector splitguard: threshold", self.threshold, 0.0, 1.0)
 
 
 class SplitguardDetector(Detector):
-    """Compares the gradients of fake batches (wrong labels) with those of regular ones, and these with each other.
+    """Compares the gradient of a fake batch (wrong labels) with those of regular ones, and these with each other.
 
-    For sets A and B of gradients let angle(A, B) be that between their means and gap(A, B) the difference of the
-    means' lengths. With F the fake, R1 and R2 two halves of the regular and R all regular gradients,
+    For a gradient f and a set R of others let angle be that between f and the mean of R, and gap how much longer f
+    is than those of R on average, relative to that average. With the newest regular gradients for R,
 
-        S = (angle(F, R) gap(F, R) - angle(R1, R2) gap(R1, R2)) / (gap(F, R) + gap(R1, R2)),
+        S = (angle(f, R) gap(f, R) - mean of angle(r, R) |gap(r, R)|) / (|gap(f, R)| + mean of |gap(r, R)|),
 
-    and the score is 1 - sigmoid(5 S)**2: 0.75 where fake and regular batches are answered alike.
+    each r compared with the others of R, and the score is 1 - sigmoid(5 S)**2.
 
     Note:
+        The paper compares means over all fake and over all regular gradients so far. In the hundreds of batches of
+        a small run there are a handful of fake ones: their mean is longer than that of many regular ones by its
+        noise alone, and gradients of early and late training are mixed. Hence single gradients and their newest
+        neighbours, and a gap that counts only where the fake gradient is longer.
         The paper compares gradients of the client's parameters. Here only what came home is at hand, so each
         batch's gradient is that of a 1x1 convolution which a client could have as its last layer: the sum over
         images and places of smashed data times gradient, a C x C matrix.
-        Labels must be shared: where they stay at home the loss and its gradient are the client's own.
+        An honest server that does not learn at all cannot be told from a hostile one.
 
     Raises:
         ConfigError: labels stay at home, or the task has no classes.
@@ -79,12 +83,7 @@ class SplitguardDetector(Detector):
         self.config = config
         self._num_classes = view.num_classes
         self._sends_fake = False
-        self._fake: deque[Tensor] = deque(maxlen=config.window)
-        self._regular: tuple[deque[Tensor], deque[Tensor]] = (
-            deque(maxlen=config.window // 2),
-            deque(maxlen=config.window // 2),
-        )
-        self._num_regular = 0
+        self._regular: deque[Tensor] = deque(maxlen=config.window)
         self._scores: deque[float] = deque(maxlen=config.patience)
         self._alarm = ""
 
@@ -98,22 +97,23 @@ class SplitguardDetector(Detector):
         return (labels + shift) % self._num_classes
 
     def observe(self, smashed: Tensor, grad: Tensor, labels: Tensor) -> None:
-        """Files the batch's gradient under fake or regular, and after a fake one scores anew."""
+        """Keeps a regular batch's gradient; scores a fake one's."""
         gradient = last_layer_gradient(smashed, grad)
         if not self._sends_fake:
-            self._regular[self._num_regular % 2].append(gradient)
-            self._num_regular += 1
+            self._regular.append(gradient)
             return
-        self._fake.append(gradient)
-        if min(map(len, self._regular)) < 2:
-            return
-        self._scores.append(1 - guard_score(list(self._fake), *map(list, self._regular)))
-        mean = sum(self._scores) / len(self._scores)
-        if not self._alarm and len(self._scores) == self.config.patience and mean > self.config.threshold:
+        if len(self._regular) < 3:
+            return  # after a resume there may be nothing yet to compare with
+        self._scores.append(1 - guard_score(gradient, list(self._regular)))
+        if (
+            not self._alarm
+            and len(self._scores) == self.config.patience
+            and self.score() > self.config.threshold
+        ):
             self._alarm = (
                 f"splitguard: the last {self.config.patience} batches with wrong labels were answered like those "
-                f"with right ones (score {mean:.2f}, bound {self.config.threshold:g}): the server does not learn "
-                "from labels"
+                f"with right ones (score {self.score():.2f}, bound {self.config.threshold:g}): the server does not "
+                "learn from labels"
             )
 
     def score(self) -> float:
@@ -125,13 +125,26 @@ class SplitguardDetector(Detector):
         return self._alarm
 
 
-def guard_score(fake: list[Tensor], first: list[Tensor], second: list[Tensor]) -> float:
-    """The paper's SG in 0..1: near 1 where fake gradients differ from regular ones more than these do."""
-    f, r1, r2, r = (torch.stack(part).mean(dim=0) for part in (fake, first, second, [*first, *second]))
-    gap_fake, gap_regular = abs(float(f.norm() - r.norm())), abs(float(r1.norm() - r2.norm()))
-    both = gap_fake + gap_regular
-    strength = (_angle(f, r) * gap_fake - _angle(r1, r2) * gap_regular) / both if both > 0 else 0.0
+def guard_score(fake: Tensor, regular: list[Tensor]) -> float:
+    """The paper's SG in 0..1: near 1 where the fake gradient differs from regular ones more than these do."""
+    angle, gap = _difference(fake, regular)
+    among = [_difference(r, regular[:k] + regular[k + 1 :]) for k, r in enumerate(regular)]
+    usual = sum(abs(g) for _, g in among) / len(among)
+    both = abs(gap) + usual
+    strength = (angle * gap - sum(a * abs(g) for a, g in among) / len(among)) / both if both > 0 else 0.0
     return float(1 / (1 + math.exp(-_STEEPNESS * strength)) ** _POWER)
+
+
+def _difference(gradient: Tensor, others: list[Tensor]) -> tuple[float, float]:
+    """Angle in radians to the mean of ``others``, and how much longer than they are on average, as a share."""
+    stacked = torch.stack(others)
+    mean, length = stacked.mean(dim=0), float(stacked.norm(dim=1).mean())
+    lengths = float(gradient.norm() * mean.norm())
+    if lengths == 0 or length == 0:
+        return 0.0, 0.0
+    return math.acos(max(-1.0, min(1.0, float(gradient @ mean) / lengths))), float(
+        gradient.norm()
+    ) / length - 1
 
 
 def last_layer_gradient(smashed_NC: Tensor, grad_NC: Tensor) -> Tensor:
@@ -140,9 +153,3 @@ def last_layer_gradient(smashed_NC: Tensor, grad_NC: Tensor) -> Tensor:
     if h_NCP.dim() == 2:
         h_NCP, g_NCP = h_NCP.unsqueeze(2), g_NCP.unsqueeze(2)
     return torch.einsum("ncp,ndp->dc", h_NCP, g_NCP).flatten()
-
-
-def _angle(first: Tensor, second: Tensor) -> float:
-    """Radians between two vectors, 0 where one of them is 0."""
-    lengths = float(first.norm() * second.norm())
-    return math.acos(max(-1.0, min(1.0, float(first @ second) / lengths))) if lengths > 0 else 0.0

@@ -1,0 +1,146 @@
+"""ADRA: its decoders at every cut, its origins of pairs, and that it beats its controls on a tiny problem."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_fsha import glyphs, small_bottom
+from torch import Tensor, nn
+
+from models.registry import build
+from models.shapes import smashed_shape
+from models.split import BottomOutput
+from runtime.errors import ConfigError, DataError
+from runtime.hooks import SmashedBatch
+from threats.adra import AdraAttack, AdraConfig
+from threats.adra_nets import AdraDecoder
+from threats.adra_training import reconstruction_loss
+from threats.auxiliary import Auxiliary
+from threats.vantage import Vantage
+
+IMAGE = (3, 16, 16)
+
+
+def vantage(**known: object) -> Vantage:
+    return Vantage(**({"smashed_shape": (8, 4, 4), "image_shape": IMAGE, "seed": 1} | known))  # type: ignore[arg-type]
+
+
+def send(attack: AdraAttack, smashed: Tensor, phase: str, round: int = 1, number: int = 0) -> None:
+    attack.observe(SmashedBatch(smashed, None, "client0", round, number, phase))
+
+
+def smash(bottom: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return bottom.eval()(images.float() / 127.5 - 1)
+
+
+@pytest.mark.parametrize("cut", ["0", "1", "2", "3", "4", "5", "6", "7", "8"])
+@pytest.mark.parametrize("size", [32, 50])
+def test_decoder_fits_every_cut_of_resnet34(cut: str, size: int) -> None:
+    """Oracle: shapes alone, at a size that halves evenly and one that does not."""
+    shape = smashed_shape(build("resnet34", cut=cut, num_outputs=2), size)
+    image = (3, size, size)
+    rebuilt = AdraDecoder(shape, image, width=0.25)(torch.rand(2, *shape))
+    assert rebuilt.shape == (2, *image) and 0 <= float(rebuilt.min()) and float(rebuilt.max()) <= 1
+
+
+def test_the_studys_decoder_at_cut_7() -> None:
+    """Oracle: the study's layer list at 224 px: conv 512 to 32, four transposed to 32, one to 3, all stride 2."""
+    decoder = AdraDecoder((512, 7, 7), (3, 224, 224))
+    convs = [m for m in decoder.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    assert [(type(m).__name__, m.in_channels, m.out_channels) for m in convs] == [
+        ("Conv2d", 512, 32),
+        *[("ConvTranspose2d", 32, 32)] * 4,
+        ("ConvTranspose2d", 32, 3),
+    ]
+    assert all(m.stride == (2, 2) for m in convs[1:])
+
+
+def test_losses_are_zero_for_a_perfect_copy_and_known_for_a_constant_error() -> None:
+    """Oracle: closed forms; L1 of an error of 0.1 is 0.1, its MSE 0.01."""
+    x = torch.rand(2, 3, 16, 16) * 0.8
+    assert all(float(reconstruction_loss(n, x, x)) == pytest.approx(0, abs=1e-5) for n in ("l1", "mse", "ssim"))
+    assert float(reconstruction_loss("l1", x + 0.1, x)) == pytest.approx(0.1, rel=1e-4)
+    assert float(reconstruction_loss("mse", x + 0.1, x)) == pytest.approx(0.01, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["l1", "mse", "ssim"])
+def test_queries_rebuild_images_it_never_saw_and_shuffled_pairs_do_not(loss: str) -> None:
+    """Oracle: the mean image; and the same decoder trained on pairs that do not belong together."""
+    bottom, own, private = small_bottom(), glyphs(256, 1), glyphs(64, 2)
+    truth = private.float() / 255
+    mean = float((own.float().div(255).mean(0) - truth).square().mean())
+    errors = {}
+    for name, order in (("attack", torch.arange(256)), ("control", torch.arange(256).roll(1))):
+        attack = AdraAttack(AdraConfig(loss=loss, epochs=25, aux_images=256), vantage(), Auxiliary(own))  # type: ignore[arg-type]
+        send(attack, smash(bottom, own)[order], "query")
+        attack.finish()
+        errors[name] = float((attack.reconstruct(smash(bottom, private)) - truth).square().mean())
+    assert errors["attack"] < 0.4 * mean, (errors, mean)
+    assert errors["control"] > 0.8 * mean, (errors, mean)
+
+
+def test_averaging_rounds_helps_against_noise() -> None:
+    """Oracle: the same attack with one pass; noise differs from round to round where the image does not."""
+    bottom, own, private = small_bottom(), glyphs(256, 1), glyphs(64, 2)
+    generator = torch.Generator().manual_seed(0)
+    own_clean, private_clean = smash(bottom, own), smash(bottom, private)
+    noise = float(own_clean.std()) * 2
+    errors = []
+    for average in (1, 8):
+        attack = AdraAttack(
+            AdraConfig(epochs=15, average=average, aux_images=256), vantage(num_rounds=8), Auxiliary(own)
+        )
+        for round in range(1, 9):
+            for phase, clean in (("query", own_clean), ("test", private_clean)):
+                send(attack, clean + noise * torch.randn(clean.shape, generator=generator), phase, round)
+        attack.fit(*attack.pairs())
+        (heard,) = attack._averaged(attack._recorded("test"))
+        errors.append(float((attack.reconstruct(heard.smashed) - private.float() / 255).square().mean()))
+    assert errors[1] < 0.7 * errors[0], errors
+
+
+def test_a_shadow_needs_no_access_to_the_client() -> None:
+    """Oracle: the mean image; the attacker sees smashed data, its own top and its own labelled images only."""
+    torch.manual_seed(0)
+    own, private = glyphs(256, 1), glyphs(64, 2)
+
+    class Bottom(nn.Sequential):
+        def forward(self, x: Tensor) -> BottomOutput:  # type: ignore[override]
+            return BottomOutput(super().forward(x))
+
+    client, top = small_bottom(3), nn.Sequential(nn.Flatten(), nn.Linear(128, 2))
+    labels = (own.float().mean((1, 2, 3)) > own.float().mean()).long()
+    known = vantage(top=top, fresh_bottom=lambda: Bottom(*small_bottom(7)))
+    config = AdraConfig(origin="shadow", epochs=5, shadow_epochs=3, aux_images=256)
+    attack = AdraAttack(config, known, Auxiliary(own, labels))
+    before = [p.clone() for p in top.parameters()]
+    send(attack, smash(client, private), "test")
+    attack.finish()
+    assert not attack.stopped and attack.steps > 0
+    assert all(torch.equal(a, b) for a, b in zip(before, top.parameters(), strict=True))
+    assert attack.reconstruct(smash(client, private)).shape == private.shape
+
+
+def test_a_shadow_is_refused_where_labels_stay_at_home() -> None:
+    with pytest.raises(ConfigError, match="labels, which stay at home.*--labels shared"):
+        AdraAttack(AdraConfig(origin="shadow"), vantage(labels_shared=False), Auxiliary(glyphs(4, 1)))
+
+
+def test_queries_that_nobody_answered_are_named() -> None:
+    attack = AdraAttack(AdraConfig(), vantage(), Auxiliary(glyphs(8, 1)))
+    with pytest.raises(DataError, match="origin=query needs a client that passed the attacker's images"):
+        attack.finish()
+
+
+def test_it_leaves_reconstructions_where_the_judge_looks_and_no_smashed_data(tmp_path: Path) -> None:
+    bottom, own = small_bottom(), glyphs(64, 1)
+    attack = AdraAttack(AdraConfig(epochs=1, aux_images=64), vantage(folder=tmp_path), Auxiliary(own))
+    send(attack, smash(bottom, own), "query")
+    send(attack, smash(bottom, glyphs(10, 2)), "test", number=3)
+    attack.finish()
+    assert [p.name for p in tmp_path.glob("round_*/*")] == ["client0-test-00003.npy"]
+    assert not (tmp_path / "observed").exists()
+    assert {"report.json", "attack.pt", "losses.jsonl"} <= {p.name for p in tmp_path.iterdir()}
