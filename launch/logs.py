@@ -23,7 +23,9 @@ def set_up(rank: str, console: Console | None = None) -> None:
     if isinstance(handler, RichHandler):
         handler.setFormatter(logging.Formatter(f"{rank}: %(message)s"))
     root.handlers[:] = [handler]
-    root.setLevel(os.environ.get("SUTURE_LOG", "INFO").upper())
+    # Lines of another process would tear the server's live display: beside one, other ranks only warn.
+    beside_display = console is None and sys.stderr.isatty() and "CI" not in os.environ
+    root.setLevel(os.environ.get("SUTURE_LOG", "WARNING" if beside_display else "INFO").upper())
     for noisy in ("matplotlib", "PIL", "torch", "tensorboard"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # torch warns about its own internals (RPC's use of deprecated parts of itself); not for our users.

@@ -86,6 +86,7 @@ class Progress:
         self._turns_done_in_round = 0
         self._started = self._last_refresh = 0.0
         self._live: Live | None = None
+        self._is_finished = False
 
     def start(self, num_rounds: int, clients: Sequence[str]) -> None:
         """The run begins (or goes on: rounds that were done before do not enter the time left).
@@ -160,6 +161,7 @@ class Progress:
 
     def finished(self) -> None:
         """The run is over, well or not: leave the last picture, give the cursor back. May be repeated."""
+        self._is_finished = True
         if self._live is not None:
             self._refresh()
             self._live.stop()
@@ -226,14 +228,22 @@ class Progress:
         turn = self._turn
         if turn is None:
             return Text(f"waiting for the first of {self._num_rounds} rounds", style="dim")
+        if self._is_finished:
+            return Text(f"ended in round {turn.round} of {self._num_rounds}", style="bold")
         grid = Table.grid(padding=(0, 2, 0, 0))
         total = turn.batches_done if turn.is_over else turn.num_batches
         seconds = max(self._clock() - turn.started, 1e-9)
         loss = _NOTHING if turn.last_loss is None else f"{turn.last_loss:.4f}"
         verb = "" if turn.is_over else "trains" if turn.kind == "train" else "evaluates"
-        grid.add_row(
+        place = (
             Text(f"round {turn.round} of {self._num_rounds}", style="bold"),
             Text(f"{turn.client} {verb}".rstrip(), style="bold cyan"),
+        )
+        if turn.kind != "train":
+            grid.add_row(*place)
+            return Group(grid, Text(f"{_duration(self.seconds_left())} left"))
+        grid.add_row(
+            *place,
             ProgressBar(total=total or 1, completed=turn.batches_done, width=24, pulse=total is None),
             Text(f"{turn.batches_done}/{'?' if total is None else total} batches"),
         )

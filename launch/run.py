@@ -4,12 +4,9 @@ torchrun --nproc_per_node=5 launch/run.py                      # 1 server and 4 
 torchrun --nproc_per_node=3 launch/run.py --data kaggle-dr:PATH --image-size 128 --cut 3
 """
 
-import os
 import sys
 from pathlib import Path
 
-# Before torch is imported: its C++ side warns about every connection that a leaving member closes.
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 # Run as a script, Python puts launch/ on the path; the packages are its parent's.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 

@@ -112,12 +112,12 @@ class Tracker:
 
         Args:
             options: resolved options; what is neither number nor text is written as text.
-            final: final scores by name, shown as "final/<name>"; those that are not finite are left out.
+            final: final scores by name, shown as "whole run/<name>"; those that are not finite are left out.
         """
         from torch.utils.tensorboard.summary import hparams
 
         values = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in options.items()}
-        metrics = {f"final/{k}": float(v) for k, v in final.items() if math.isfinite(v)}
+        metrics = {f"whole run/{k}": float(v) for k, v in final.items() if math.isfinite(v)}
         # In a folder of its own: SummaryWriter.add_hparams would open one named by the time, a row each call.
         writer = _open_writer(self._folder / _WHOLE_RUN)
         file_writer = writer._get_file_writer()  # type: ignore[no-untyped-call]

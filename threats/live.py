@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LOSSES_FILE, REPORT_FILE, STATE_FILE = "losses.jsonl", "report.json", "attack.pt"
-KEPT_TRAIN_BATCHES = 8  # reconstructed training batches a turn: enough to judge in-training leakage
+KEPT_TRAIN_BATCHES = 4  # reconstructed training batches a turn: enough to judge in-training leakage
 
 
 class NotFiniteError(Exception):

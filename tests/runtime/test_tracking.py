@@ -203,7 +203,7 @@ def test_options_and_final_scores_are_one_row_of_the_hparams_tab(tmp_path: Path)
     tracker.hparams(options, {"auroc": 0.75, "loss": float("nan")})
     tracker.close()
     folder = tmp_path / "tensorboard" / "whole run"
-    assert _points(folder, "final/auroc") == [(0, 0.75)]
+    assert _points(folder, "whole run/auroc") == [(0, 0.75)]
     accumulator = EventAccumulator(str(folder))
     accumulator.Reload()
     content = accumulator.PluginTagToContent(metadata.PLUGIN_NAME)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,15 @@ from threats.auxiliary import Auxiliary
 from threats.vantage import Vantage
 
 IMAGE = (3, 16, 16)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Nets this small lose more by two threads than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def vantage(**known: object) -> Vantage:
@@ -43,7 +53,7 @@ def test_decoder_fits_every_cut_of_resnet34(cut: str, size: int) -> None:
     shape = smashed_shape(build("resnet34", cut=cut, num_outputs=2), size)
     image = (3, size, size)
     rebuilt = AdraDecoder(shape, image, width=0.25)(torch.rand(2, *shape))
-    assert rebuilt.shape == (2, *image) and 0 <= float(rebuilt.min()) and float(rebuilt.max()) <= 1
+    assert rebuilt.shape == (2, *image) and 0 <= rebuilt.detach().min() and rebuilt.detach().max() <= 1
 
 
 def test_the_studys_decoder_at_cut_7() -> None:
@@ -74,7 +84,7 @@ def test_queries_rebuild_images_it_never_saw_and_shuffled_pairs_do_not(loss: str
     mean = float((own.float().div(255).mean(0) - truth).square().mean())
     errors = {}
     for name, order in (("attack", torch.arange(256)), ("control", torch.arange(256).roll(1))):
-        attack = AdraAttack(AdraConfig(loss=loss, epochs=25, aux_images=256), vantage(), Auxiliary(own))  # type: ignore[arg-type]
+        attack = AdraAttack(AdraConfig(loss=loss, epochs=15, aux_images=256, lr=5e-3, width=0.5), vantage(), Auxiliary(own))  # type: ignore[arg-type]
         send(attack, smash(bottom, own)[order], "query")
         attack.finish()
         errors[name] = float((attack.reconstruct(smash(bottom, private)) - truth).square().mean())

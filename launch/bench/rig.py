@@ -1,0 +1,64 @@
+"""One server and one client in this process, attacked and defended as asked, to be stepped one batch at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from launch import build, lab
+from launch.config import RunOptions
+from runtime import endpoints
+from runtime.client import Client
+from runtime.data.client_data import Batch
+from runtime.exchange import LocalExchange
+from runtime.observers import NoRecorder
+from runtime.scheduler import Turn
+from runtime.session import Member, NoKeepsakes, join
+from runtime.transport import unwrap
+
+_KEY = bytes(range(32))  # a rig's images are nobody's
+
+
+class Rig:
+    """A run in its first training turn.
+
+    Args:
+        options: resolved, one client.
+        run_dir: for checkpoints and what an attack writes; exists.
+    """
+
+    def __init__(self, options: RunOptions, run_dir: Path) -> None:
+        images = build.build_images(options, 1)
+        data = build.build_data(options, images, 0)
+        num_classes, device = len(images.source.classes), torch.device("cpu")
+        lab.prepare_client(options, data, 0, run_dir)
+        self.server = build.build_server(options, num_classes, device)
+        lab.arm(self.server, options, "rig", run_dir, num_classes)
+        self.server.attack.prepare()
+        self._coordinator = build.build_coordinator(
+            options, self.server, run="rig", run_dir=run_dir, num_classes=num_classes
+        )
+        self._coordinator.begin(False, lambda step: NoRecorder())
+        self.client: Client = build.build_client(options, data, build.client_name(0), _KEY, device, None)
+        self._exchange = LocalExchange(self._coordinator)
+        endpoints.open_run(self._coordinator)
+        member = Member(self.client, self._exchange, NoKeepsakes())
+        join(member, options.agreement(num_classes), self.client.name)
+        self.turn: Turn = unwrap(self._exchange.next_turn().wait())
+        self._batches: Iterator[Batch] = self.client.batches(self.turn)
+
+    def step(self) -> float:
+        """One training step; returns its seconds, the image's way into the batch left out.
+
+        Raises:
+            StopIteration: the turn's batches are used up.
+        """
+        batch = next(self._batches)
+        # Endpoints find their run from the process, and several rigs share this one.
+        endpoints.open_run(self._coordinator)
+        begun = time.perf_counter()
+        self._exchange.train_step(self.client, self.turn, batch)
+        return time.perf_counter() - begun
