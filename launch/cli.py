@@ -259,9 +259,9 @@ def bench_attacks(options: RunOptions, num_steps: int) -> None:
 
     Without options: drawn photographs at 64 px, ResNet-18 cut at layer1.
     """
-    from launch.bench.attacks import default_options, run_command
+    from launch.bench.attacks import run_command
 
-    run_command(default_options() if options == RunOptions() else options, num_steps)
+    run_command(options, num_steps)
 
 
 @bench.command("detectors")
@@ -274,10 +274,9 @@ def bench_detectors(options: RunOptions, num_steps: int, honest: int, hostile: i
 
     Without options: drawn photographs at 32 px, ResNet-18 cut at layer1.
     """
-    from launch.bench.detectors import default_options, run_command
+    from launch.bench.detectors import run_command
 
-    chosen = default_options() if options == RunOptions(seed=options.seed) else options
-    run_command(chosen, num_steps, honest, hostile, options.seed)
+    run_command(options, num_steps, honest, hostile)
 
 
 def main() -> NoReturn:

@@ -26,7 +26,7 @@ from runtime.data.client_data import Batch
 from runtime.errors import ERRORS, AlarmError, StoppedError, SutureError, WireError
 from runtime.exchange.seam import Exchange
 from runtime.scheduler import Turn, TurnKind
-from runtime.transport import unwrap
+from runtime.transport import unwrap, wait
 from runtime.wire import Farewell, Release, Welcome
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def take_part(member: Member, agreement: Mapping[str, str], rpc_name: str) -> No
     """
     join(member, agreement, rpc_name)
     try:
-        while (turn := unwrap(member.exchange.next_turn().wait())).kind is not TurnKind.END:
+        while (turn := wait(member.exchange.next_turn())).kind is not TurnKind.END:
             take_turn(member, turn)
         end(member, turn)
     finally:

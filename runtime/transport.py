@@ -26,6 +26,7 @@ import torch.distributed as dist
 import torch.distributed.autograd as dist_autograd
 from torch.distributed import rpc
 from torch.distributed.rpc import api
+from torch.futures import Future
 
 from runtime.errors import ConfigError, PeerLostError
 from runtime.wire import Refusal
@@ -251,6 +252,18 @@ def call(endpoint: Callable[..., Any], *args: Any) -> Any:
     """
     try:
         return unwrap(rpc.rpc_sync(SERVER, endpoint, args=args))
+    except RuntimeError as error:
+        raise _peer_lost(error) from None
+
+
+def wait(answer: Future[T | Refusal]) -> T:
+    """Waits for an endpoint's answer that comes later.
+
+    Raises:
+        PeerLostError, SutureError: as `call`.
+    """
+    try:
+        return unwrap(answer.wait())
     except RuntimeError as error:
         raise _peer_lost(error) from None
 

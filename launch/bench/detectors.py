@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from launch.bench.rig import Rig
+from launch.bench.rig import Rig, over
 from launch.config import RunOptions, _set
+from launch.ranks import use_threads
 from runtime.hooks import Detector
 from threats.client_view import ClientView
 from threats.registry import DETECTORS
@@ -103,10 +104,12 @@ def watch(options: RunOptions, seed: int, attack: str | None, num_steps: int) ->
     return Watched(seed, alarms, {name: detector.score() for name, detector in detectors.items()})
 
 
-def run_command(options: RunOptions, num_steps: int, honest: int, hostile: int, first_seed: int) -> None:
+def run_command(options: RunOptions, num_steps: int, honest: int, hostile: int) -> None:
     """``suture bench detectors``."""
-    runs = [(seed, None) for seed in range(first_seed, first_seed + honest)]
-    runs += [(seed, ATTACK) for seed in range(first_seed, first_seed + hostile)]
+    options = over(default_options(), options)
+    use_threads(options)
+    runs: list[tuple[int, str | None]] = [(seed, None) for seed in range(options.seed, options.seed + honest)]
+    runs += [(seed, ATTACK) for seed in range(options.seed, options.seed + hostile)]
     found: dict[str, list[Watched]] = {"honest": [], "fsha": []}
     for number, (seed, attack) in enumerate(runs, 1):
         kind = "honest" if attack is None else "fsha"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +21,16 @@ from runtime.session import Member, NoKeepsakes, join
 from runtime.transport import unwrap
 
 _KEY = bytes(range(32))  # a rig's images are nobody's
+
+
+def over(defaults: RunOptions, given: RunOptions) -> RunOptions:
+    """``defaults`` with everything that ``given`` sets to something else than a plain run has."""
+    plain = RunOptions()
+    names = [option.name for option in fields(given)]
+    return replace(
+        defaults,
+        **{name: getattr(given, name) for name in names if getattr(given, name) != getattr(plain, name)},
+    )
 
 
 class Rig:

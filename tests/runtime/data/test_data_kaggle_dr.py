@@ -13,8 +13,8 @@ RED = np.dstack([np.full((30, 40), v, dtype=np.uint8) for v in (200, 80, 20)])
 @pytest.fixture
 def folder(tmp_path, png):
     inner = tmp_path / "resized_train_cropped" / "resized_train_cropped"
-    for name in ("10_left", "10_right", "13_left", "7_test"):
-        png(inner / f"{name}.jpeg", RED)
+    for shade, name in enumerate(("10_left", "10_right", "13_left", "7_test")):
+        png(inner / f"{name}.jpeg", RED - 2 * shade)  # equal files would count as one patient's
     png(inner / "._10_left.jpeg", RED)
     (tmp_path / "trainLabels_cropped.csv").write_text(
         ",Unnamed: 0,image,level\n0,0,10_left,0\n1,1,10_right,3\n2,2,13_left,4\n3,3,15_left,2\n4,4,7_test,1\n"
@@ -30,6 +30,15 @@ def test_the_download_is_read_as_it_is(folder):
     assert [e.official_test for e in source.examples] == [False, False, False, True]
     assert source.notes == ["skipped 1 of 5 rows without an image file"]
     assert source.mirror and source.classes == ("no retinopathy", "retinopathy")
+
+
+def test_copies_of_a_photograph_are_one_patients(folder):
+    """Oracle: IDRiD holds one photograph in its training and its test part; it must not be used on both sides."""
+    inner = folder / "resized_train_cropped" / "resized_train_cropped"
+    (inner / "7_test.jpeg").write_bytes((inner / "13_left.jpeg").read_bytes())
+    source = open_kaggle_dr(folder, grades="binary")
+    assert [e.patient for e in source.examples] == ["10", "10", "13", "13"]
+    assert source.notes[-1] == "1 images are copies of others; copies count as one patient's"
 
 
 def test_five_grades_on_request(folder):
