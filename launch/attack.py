@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from launch import build, lab
-from launch.config import RunOptions, _set
+from launch.config import RunOptions, required
 from launch.judging import judge_run, read_run, run_key
 from launch.ranks import use_threads
 from launch.trained import load_trained
@@ -76,7 +76,7 @@ def _final_top(options: RunOptions, run_dir: Path) -> tuple[int, torch.nn.Module
     if newest is None:
         raise CheckpointError(f"{run_dir}/checkpoints is empty; the attack needs the server's top")
     state = newest[1]["server"]["top"]
-    num_classes = len(build.build_images(options, _set(options.clients)).source.classes)
+    num_classes = len(build.build_images(options, required(options.clients)).source.classes)
     top = build.build_split(options, num_classes, PUBLIC).top
     top.load_state_dict(state)
     return num_classes, top
@@ -86,9 +86,9 @@ def _query(options: RunOptions, attack: Attack, run_dir: Path, key: bytes, num_c
     """Has client0, rebuilt with its trained bottom and its defence, pass the attacker's images through it."""
     spec = options.attack_spec()
     assert spec is not None and isinstance(spec.config, AdraConfig) and isinstance(attack, LiveAttack)
-    images = build.build_images(options, _set(options.clients))
+    images = build.build_images(options, required(options.clients))
     data = build.build_data(options, images, 0)
-    name, round = build.client_name(0), _set(options.epochs)
+    name, round = build.client_name(0), required(options.epochs)
     if spec.config.origin == "leaked":
         data.offer(data.pixels("train")[: spec.config.aux_images])
         assert attack.vantage.folder is not None
@@ -101,7 +101,7 @@ def _query(options: RunOptions, attack: Attack, run_dir: Path, key: bytes, num_c
     client.bottom.eval()
     for passed in range(spec.config.average):
         with torch.no_grad():
-            for batch in data.test_batches(_set(options.batch_size), "offered"):
+            for batch in data.test_batches(required(options.batch_size), "offered"):
                 client.randomness.reseed(
                     "bottom/offered", round - passed, name, EVALUATION_BATCH - batch.number
                 )

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import models.registry as nets
-from launch.config import RunOptions, _set, as_config_error, parse_cut
+from launch.config import RunOptions, as_config_error, parse_cut, required
 from models.split import SplitModel
 from runtime.checkpoint import Checkpoints
 from runtime.client import Client, ClientConfig
@@ -107,11 +107,11 @@ def build_split(options: RunOptions, num_classes: int, secret: bytes) -> SplitMo
             other than the clients' own: the server's copies of them are thrown away.
     """
     hidden, public = Randomness(secret, options.seed), Randomness(PUBLIC, options.seed)
-    entry = nets.model_entry(_set(options.model))
+    entry = nets.model_entry(required(options.model))
     with as_config_error():
         split = nets.build(
             entry.name,
-            cut=parse_cut(_set(options.cut)),
+            cut=parse_cut(required(options.cut)),
             num_outputs=num_classes if Task(entry.task) is Task.CLASSIFICATION else 1,
             labels=options.labels,
             width=options.width,
@@ -136,14 +136,14 @@ def _state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 def smashed_spec(options: RunOptions, split: SplitModel) -> TensorSpec:
     """What smashed data must look like on the wire."""
-    shape = nets.smashed_shape(split, _set(options.image_size))
-    return TensorSpec(shape, torch.float32, _set(options.batch_size))
+    shape = nets.smashed_shape(split, required(options.image_size))
+    return TensorSpec(shape, torch.float32, required(options.batch_size))
 
 
 def output_spec(options: RunOptions, split: SplitModel) -> TensorSpec:
     """What the top's output must look like on the wire."""
-    shape = nets.top_output_shape(split, _set(options.image_size))
-    return TensorSpec(shape, torch.float32, _set(options.batch_size))
+    shape = nets.top_output_shape(split, required(options.image_size))
+    return TensorSpec(shape, torch.float32, required(options.batch_size))
 
 
 def build_server(options: RunOptions, num_classes: int, device: torch.device) -> Server:
@@ -155,7 +155,9 @@ def build_server(options: RunOptions, num_classes: int, device: torch.device) ->
         top,
         options.optimizer_config().build(top.parameters()),
         smashed=smashed_spec(options, split),
-        labels=TensorSpec((), torch.int64, _set(options.batch_size), below=num_classes) if shared else None,
+        labels=TensorSpec((), torch.int64, required(options.batch_size), below=num_classes)
+        if shared
+        else None,
         seed=options.seed,
         device=device,
     )
@@ -171,22 +173,22 @@ def build_coordinator(
     watcher: Watcher | None = None,
 ) -> Coordinator:
     """The run at the server, not yet begun."""
-    task = nets.model_entry(_set(options.model)).task
-    ledger = Ledger(parse_schedule(options.schedule, options.seed), _set(options.epochs))
+    task = nets.model_entry(required(options.model)).task
+    ledger = Ledger(parse_schedule(options.schedule, options.seed), required(options.epochs))
     checkpoints = Checkpoints(run_dir / "checkpoints")
     journal = Journal(run, run_dir, server, ledger, checkpoints, MAIN_METRICS[task])
-    members = Members(_set(options.clients), options.agreement(num_classes))
+    members = Members(required(options.clients), options.agreement(num_classes))
     config = RunConfig(run=run, run_dir=run_dir, lease=options.lease, release_top=options.release_top)
     return Coordinator(journal, members, config, watcher)
 
 
 def build_data(options: RunOptions, images: Images, index: int) -> ClientData:
     """One client's images, read into memory."""
-    entry = nets.model_entry(_set(options.model))
+    entry = nets.model_entry(required(options.model))
     return ClientData(
         images.source,
         images.shares[index],
-        image_size=_set(options.image_size),
+        image_size=required(options.image_size),
         channels=entry.in_channels,
         normalisation=entry.normalisation,
         augment=options.augment,
@@ -205,8 +207,8 @@ def class_weights(options: RunOptions, data: ClientData) -> tuple[float, ...] | 
 
 def client_view(options: RunOptions, split: SplitModel, data: ClientData) -> ClientView:
     """What a defence or detector is told of the run."""
-    entry = nets.model_entry(_set(options.model))
-    size = _set(options.image_size)
+    entry = nets.model_entry(required(options.model))
+    size = required(options.image_size)
     return ClientView(
         images=(entry.in_channels, size, size),
         smashed=smashed_spec(options, split).shape,
@@ -232,7 +234,7 @@ def build_client(
     config = ClientConfig(
         name=name,
         labels_shared=options.labels == "shared",
-        batch_size=_set(options.batch_size),
+        batch_size=required(options.batch_size),
         optimizer=options.optimizer_config(),
         class_weights=class_weights(options, data),
         accept_rollback=options.accept_rollback,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from launch.config import DEFAULT_CLIENTS, RunOptions, as_config_error, option_type
+from launch.config import RunOptions, as_config_error
 from launch.options import run_options, sources_help
 from runtime.errors import ConfigError, SutureError
 
@@ -40,59 +39,9 @@ def train(options: RunOptions) -> None:
 
         run_in_one_process(options)
     else:
+        from launch.torchrun import start_ranks
+
         start_ranks(options)
-
-
-def start_ranks(options: RunOptions) -> None:
-    """Starts torchrun's agent here with one server rank and the clients, and waits.
-
-    Raises:
-        SystemExit: with the code of the rank that failed first; it has said why.
-    """
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    options.resolved()  # refuse bad options before any process exists
-    num_clients = options.clients or DEFAULT_CLIENTS
-    _quiet_elastic()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun would; each rank sets its own threads
-    launch = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num_clients + 1,
-        run_id="suture",
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        max_restarts=0,
-        monitor_interval=0.2,
-    )
-    script = str(Path(__file__).with_name("run.py"))
-    try:
-        elastic_launch(launch, sys.executable)("-u", script, *to_arguments(options))
-    except ChildFailedError as failure:
-        _, first = failure.get_first_failure()
-        sys.exit(first.exitcode if first.exitcode > 0 else 1)
-
-
-def _quiet_elastic() -> None:
-    import logging
-
-    # The agent reports a failed rank in a page of its own; the rank has already said why in one line.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-
-
-def to_arguments(options: RunOptions) -> list[str]:
-    """The command line that gives ``options``."""
-    arguments = []
-    for option in fields(options):
-        value, flag = getattr(options, option.name), option.name.replace("_", "-")
-        if value is None or value == option.default:
-            continue
-        if option_type(option) is bool:
-            arguments.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            arguments += [f"--{flag}", str(value)]
-    return arguments
 
 
 @click.command("launch/run.py", context_settings={"max_content_width": 110}, epilog=EPILOG)
@@ -136,12 +85,12 @@ def cuts(
 @click.argument("run_or_model", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="where results go")
-@click.option("--which", default="best", type=click.Choice(["best", "last"]), help="round of the model [best]")
+@click.option(
+    "--which", default="best", type=click.Choice(["best", "last"]), help="round of the model [best]"
+)
 @click.option("--batch-size", type=int, default=16, help="images at a time [16]")
 @click.option("--overwrite", is_flag=True, help="replace DIR/predictions.csv and DIR/masks")
-def predict(
-    run_or_model: Path, folder: Path, out: Path, which: str, batch_size: int, overwrite: bool
-) -> int:
+def predict(run_or_model: Path, folder: Path, out: Path, which: str, batch_size: int, overwrite: bool) -> int:
     """Classify or segment every image below FOLDER with the model of a run.
 
     RUN_OR_MODEL is a run folder or a client's model.pt. DIR/predictions.csv gets a line an image; for
@@ -164,7 +113,9 @@ def predict(
 @click.argument("run_or_model", type=click.Path(path_type=Path))
 @click.option("--format", "form", required=True, metavar="torchscript|onnx", help="onnx needs suture[onnx]")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="where to write")
-@click.option("--which", default="best", type=click.Choice(["best", "last"]), help="round of the model [best]")
+@click.option(
+    "--which", default="best", type=click.Choice(["best", "last"]), help="round of the model [best]"
+)
 @click.option("--overwrite", is_flag=True, help="replace FILE")
 def export(run_or_model: Path, form: str, out: Path, which: str, overwrite: bool) -> None:
     """Write the whole net of a run as one TorchScript or ONNX file.
@@ -182,7 +133,9 @@ def export(run_or_model: Path, form: str, out: Path, which: str, overwrite: bool
 
 @suture.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--attack", "spec", required=True, metavar="SPEC", help="a passive attack; see 'suture train --help'")
+@click.option(
+    "--attack", "spec", required=True, metavar="SPEC", help="a passive attack; see 'suture train --help'"
+)
 @click.option("--handoff-key", metavar="FILE", help="the clients' key [the one in RUN]")
 @click.option("--name", metavar="NAME", help="folder under RUN/attacks [from SPEC]")
 def attack(run: Path, spec: str, handoff_key: str | None, name: str | None) -> None:

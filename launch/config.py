@@ -1,4 +1,4 @@
-"""Every option of a run: one frozen dataclass, the table of defaults per task, and its TOML file.
+"""Every option of a run: one frozen dataclass and the table of defaults per task.
 
 Anything below launch takes small configs of its own; this module is the only place where they meet.
 """
@@ -6,9 +6,6 @@ Anything below launch takes small configs of its own; this module is the only pl
 from __future__ import annotations
 
 import dataclasses
-import json
-import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,8 +19,8 @@ from runtime.exchange import EXCHANGES
 from runtime.hooks import Attack, Defence, Detector
 from runtime.optim import OptimizerConfig
 from runtime.scheduler import parse_schedule
-from threats.client_view import ClientView
 from threats.auxiliary import SAME_SOURCE
+from threats.client_view import ClientView
 from threats.registry import ATTACKS, DEFENCES, DETECTORS, build_detector
 from threats.spec import Spec
 
@@ -118,11 +115,14 @@ class RunOptions:
         free=True,
     )
     attack: str | None = _option(
-        None, "what the server does beyond the protocol, SPEC (see below); a lab's setting: all ranks are told"
+        None,
+        "what the server does beyond the protocol, SPEC (see below); a lab's setting: all ranks are told",
     )
     held_out_images: int = _option(0, "images per client that only attacks are judged on")
     tape: str = _option(
-        "off", "record what crosses the wire under RUN/tape, for 'suture attack'", choices=("off", "last-round", "all")
+        "off",
+        "record what crosses the wire under RUN/tape, for 'suture attack'",
+        choices=("off", "last-round", "all"),
     )
     schedule: str = _option("round-robin", "order of turns: round-robin, shuffled or replay:TURNS.JSONL")
     exchange: str = _option("autograd", "how a step crosses the wire", choices=tuple(EXCHANGES))
@@ -226,7 +226,7 @@ class RunOptions:
     def first_query_round(self) -> int:
         """The round from which a lab's client passes an attacker's images through its bottom."""
         spec = self.attack_spec()
-        rounds: int = _set(self.epochs)
+        rounds: int = required(self.epochs)
         return max(1, rounds + 1 - int(getattr(spec.config, "average", 1) if spec else 1))
 
     def detector_spec(self) -> Spec[Detector] | None:
@@ -235,9 +235,9 @@ class RunOptions:
 
     def check_detector(self) -> None:
         """Refuses a detector that cannot work with this task and these labels, before any process is started."""
-        entry = nets.model_entry(_set(self.model))
+        entry = nets.model_entry(required(self.model))
         view = ClientView(
-            images=(entry.in_channels, _set(self.image_size), _set(self.image_size)),
+            images=(entry.in_channels, required(self.image_size), required(self.image_size)),
             smashed=(1, 1, 1),
             normalisation=entry.normalisation,
             task=entry.task,
@@ -250,22 +250,22 @@ class RunOptions:
         """The part that concerns images."""
         grades: Any = self.grades
         return DataConfig(
-            spec=self.data, classes=grades, image_size=_set(self.image_size), augment=self.augment
+            spec=self.data, classes=grades, image_size=required(self.image_size), augment=self.augment
         )
 
     def partition_config(self) -> PartitionConfig:
         """The part that concerns sharing images out."""
         return PartitionConfig(
             scheme=self.partition,
-            train_images=_set(self.train_images),
-            validation_images=_set(self.validation_images),
-            test_images=_set(self.test_images),
+            train_images=required(self.train_images),
+            validation_images=required(self.validation_images),
+            test_images=required(self.test_images),
             held_out_images=self.held_out_images,
         )
 
     def optimizer_config(self) -> OptimizerConfig:
         """The part that concerns optimisation."""
-        return OptimizerConfig(name=_set(self.optimizer), lr=_set(self.lr))
+        return OptimizerConfig(name=required(self.optimizer), lr=required(self.lr))
 
     def agreement(self, num_classes: int) -> dict[str, str]:
         """The options that every rank must share, as strings, with the versions that must match."""
@@ -279,7 +279,7 @@ class RunOptions:
         return shared | {"classes": str(num_classes), "protocol": str(PROTOCOL), "torch": torch.__version__}
 
 
-def _set(value: Any) -> Any:
+def required(value: Any) -> Any:
     if value is None:
         raise ConfigError("options must be resolved first")
     return value
@@ -298,62 +298,3 @@ class as_config_error:
 def parse_cut(cut: str) -> int | str:
     """``--cut`` as a number where it is one, else as a block's name."""
     return int(cut) if cut.lstrip("-").isdigit() else cut
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Options from a file.
-
-    Raises:
-        ConfigError: the file is missing, is not TOML, or sets an option that does not exist.
-    """
-    try:
-        values = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"cannot read options from {path}: {error}") from None
-    return check_names(values, str(path))
-
-
-def check_names(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """``values`` with their types checked against `RunOptions`.
-
-    Raises:
-        ConfigError: an unknown option (the known ones are listed) or a value of another type.
-    """
-    known = {option.name: option for option in fields(RunOptions)}
-    checked: dict[str, Any] = {}
-    for name, value in values.items():
-        name = name.replace("-", "_")
-        if name not in known:
-            raise ConfigError(f"{origin}: unknown option {name!r}; known: {', '.join(known)}")
-        kind = option_type(known[name])
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if kind is str and name == "cut":
-            value = str(value)
-        if type(value) is not kind:
-            raise ConfigError(f"{origin}: {name} must be a {kind.__name__}, got {value!r}")
-        checked[name] = value
-    return checked
-
-
-def option_type(option: dataclasses.Field[Any]) -> type:
-    """str, int, float or bool."""
-    return {"str": str, "int": int, "float": float, "bool": bool}[str(option.type).split(" |")[0]]
-
-
-def to_toml(options: RunOptions, note: str) -> str:
-    """A file that ``--config`` takes; options that are None, and the run's own place, are left out."""
-    lines = [f"# {line}" for line in note.splitlines()]
-    for option in fields(options):
-        value = getattr(options, option.name)
-        if value is None or option.name in ("run_dir", "resume", "accept_rollback"):
-            continue
-        if isinstance(value, bool):
-            text = "true" if value else "false"
-        elif isinstance(value, str):
-            # JSON's escapes are a subset of TOML's basic strings.
-            text = json.dumps(value, ensure_ascii=False)
-        else:
-            text = repr(value)
-        lines.append(f"{option.name} = {text}")
-    return "\n".join(lines) + "\n"

@@ -23,8 +23,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from launch.cli import to_arguments
 from launch.config import RunOptions
+from launch.written import to_arguments
 from runtime.checkpoint import write_atomically
 from runtime.errors import SutureError
 from runtime.handoff import write_key
@@ -108,9 +108,13 @@ def _run(arm: Arm, options: RunOptions, seed: int, runs: Path) -> dict[str, Any]
             arguments.append("--resume")
         elif folder.exists():
             # An unsplit run has no checkpoints: what it left when it was killed cannot be gone on with.
-            folder.rename(folder.with_name(f"{folder.name}.killed-{len(list(runs.glob(f'{folder.name}.killed-*')))}"))
+            folder.rename(
+                folder.with_name(f"{folder.name}.killed-{len(list(runs.glob(f'{folder.name}.killed-*')))}")
+            )
         ended = subprocess.run(
-            [sys.executable, "-m", "launch", "train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [sys.executable, "-m", "launch", "train", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         if ended.returncode != 0:
             said = ended.stderr.decode(errors="replace").strip().splitlines()
@@ -136,7 +140,9 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
     return mean, _T95.get(len(values) - 1, 1.96) * math.sqrt(variance / len(values))
 
 
-def _write_table(name: str, arms: Sequence[Arm], results: dict[str, list[dict[str, Any]]], folder: Path) -> None:
+def _write_table(
+    name: str, arms: Sequence[Arm], results: dict[str, list[dict[str, Any]]], folder: Path
+) -> None:
     metrics = _SHOWN[next(iter(results.values()))[0]["task"]]
     lines = [
         f"| {' | '.join(('training', 'seeds', *(m.replace('_', ' ') for m in metrics), 'weights_sha256'))} |",
@@ -148,7 +154,9 @@ def _write_table(name: str, arms: Sequence[Arm], results: dict[str, list[dict[st
     for arm in arms:
         rows = [[_client_mean(summary, metric) for metric in metrics] for summary in results[arm.name]]
         for row, summary in zip(rows, results[arm.name], strict=True):
-            writer.writerow([arm.name, summary["seed"], *(f"{value:.6f}" for value in row), summary["weights_sha256"]])
+            writer.writerow(
+                [arm.name, summary["seed"], *(f"{value:.6f}" for value in row), summary["weights_sha256"]]
+            )
         cells = []
         for column in zip(*rows, strict=True):
             mean, half = mean_and_interval(column)
@@ -158,7 +166,9 @@ def _write_table(name: str, arms: Sequence[Arm], results: dict[str, list[dict[st
     text = "\n".join(lines) + "\n"
     write_atomically(folder / "table.csv", table.getvalue().encode())
     write_atomically(folder / "table.md", text.encode())
-    print(f"{name}: test images, mean over clients; ± is the 95 % interval over seeds; digest of the first seed\n")
+    print(
+        f"{name}: test images, mean over clients; ± is the 95 % interval over seeds; digest of the first seed\n"
+    )
     print(text)
     print(f"Everything is in {folder}")
 

@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from launch.config import RunOptions, check_names, read_toml, to_toml
+from launch.config import RunOptions
+from launch.written import check_names, read_toml, to_toml
 from runtime.checkpoint import write_atomically
 from runtime.errors import ConfigError
 

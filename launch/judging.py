@@ -21,11 +21,12 @@ import torch
 
 import models.registry as nets
 from launch import build, lab
-from launch.config import RunOptions, _set, check_names, read_toml
+from launch.config import RunOptions, required
 from launch.figures.attacks import attack_losses, read_losses, reconstructions
 from launch.folder import CONFIG, IDENTITY
 from launch.ranks import use_threads
 from launch.summary import write_summary
+from launch.written import check_names, read_toml
 from runtime.data.source import Task
 from runtime.errors import ConfigError
 from runtime.handoff import parse_key, read_key
@@ -106,7 +107,7 @@ def judge_run(run_dir: Path, *, handoff_key: str | None = None, folder: Path | N
     witnesses = build_witnesses(options, key)
     auxiliary, leaked = _auxiliary(options, folder)
     attack, untrained = _rebuilt(options, folder, key, len(witnesses[0].data.classes))
-    entry = nets.model_entry(_set(options.model))
+    entry = nets.model_entry(required(options.model))
     verdict = judge(
         folder,
         witnesses,
@@ -126,15 +127,15 @@ def judge_run(run_dir: Path, *, handoff_key: str | None = None, folder: Path | N
 
 def build_witnesses(options: RunOptions, key: bytes) -> list[Witness]:
     """Every client of the run, rebuilt from data and key."""
-    images = build.build_images(options, _set(options.clients))
+    images = build.build_images(options, required(options.clients))
     return [
         Witness(
             build.client_name(index),
             build.build_data(options, images, index),
             Randomness(key, options.seed),
-            _set(options.batch_size),
+            required(options.batch_size),
         )
-        for index in range(_set(options.clients))
+        for index in range(required(options.clients))
     ]
 
 

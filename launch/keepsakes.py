@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from launch.config import RunOptions, _set
+from launch.config import RunOptions, required
 from launch.figures import activations, bottom_stages, segmentation
 from runtime.checkpoint import write_atomically
 from runtime.client import Client
@@ -136,7 +136,7 @@ class ClientFolder:
             "classes": list(client.data.classes),
             "normalisation": self._normalisation,
             "best_round": release.best_round,
-            "epochs": _set(self._options.epochs),
+            "epochs": required(self._options.epochs),
             **models,
         }
         buffer = io.BytesIO()

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from launch.config import DEFAULTS, RunOptions, option_type, read_toml
+from launch.config import DEFAULTS, RunOptions
+from launch.written import option_type, read_toml
 from runtime.data.registry import SOURCES
 from runtime.errors import ConfigError
 

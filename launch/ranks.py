@@ -13,7 +13,7 @@ import torch
 
 import models.registry as nets
 from launch import build, figures, folder, lab
-from launch.config import DEFAULT_CLIENTS, RunOptions, _set
+from launch.config import DEFAULT_CLIENTS, RunOptions, required
 from launch.keepsakes import ClientFolder
 from launch.logs import set_up
 from launch.progress import Progress, print_final_table
@@ -22,8 +22,8 @@ from runtime import endpoints, transport
 from runtime.coordinator import Coordinator
 from runtime.data.client_data import ClientData
 from runtime.errors import ConfigError
-from runtime.handoff import shared_key
 from runtime.exchange import AutogradExchange, LocalExchange
+from runtime.handoff import shared_key
 from runtime.observers import NoRecorder
 from runtime.server import Server
 from runtime.session import Keepsakes, Member, NoKeepsakes, run_local, take_part
@@ -48,7 +48,7 @@ def run_rank(options: RunOptions) -> None:
     if options.clients not in (None, world - 1):
         raise ConfigError(
             f"clients is {options.clients}, but torchrun started {world} ranks (one server and {world - 1} "
-            f"clients); leave --clients out or use --nproc_per_node={_set(options.clients) + 1}"
+            f"clients); leave --clients out or use --nproc_per_node={required(options.clients) + 1}"
         )
     config = TransportConfig.from_environment(options.interface, options.lease)
     options = replace(options.resolved(), clients=world - 1)
@@ -75,7 +75,7 @@ def serve(options: RunOptions, line: Transport) -> None:
     options = _restarted(options, line)
     # The server opens no data source: how many classes there are, the clients say, each when it has its images.
     # Only then is there a folder, so that a run which could not begin leaves none.
-    for index in range(_set(options.clients)):
+    for index in range(required(options.clients)):
         num_classes = int(line.hear(f"classes of {build.client_name(index)}"))
     place = folder.open_folder(options, build.new_run_id())
     line.publish("run_dir", str(place.path.resolve()))
@@ -126,7 +126,9 @@ def _conduct(
         stack.callback(progress.finished)
         endpoints.open_run(coordinator)
         stack.callback(endpoints.close_run)
-        progress.start(_set(options.epochs), [build.client_name(i) for i in range(_set(options.clients))])
+        progress.start(
+            required(options.epochs), [build.client_name(i) for i in range(required(options.clients))]
+        )
         play(coordinator)
         progress.finished()
         server.attack.finish()
@@ -160,7 +162,7 @@ def join(options: RunOptions, line: Transport) -> None:
     index = line.config.rank - 1
     name = build.client_name(index)
     set_up(name)
-    images = build.build_images(options, _set(options.clients))
+    images = build.build_images(options, required(options.clients))
     if index == 0:
         for note in images.source.notes:
             log.info("%s: %s", images.source.name, note)
@@ -174,7 +176,7 @@ def join(options: RunOptions, line: Transport) -> None:
     memory = run_dir / "clients" / name / "handoff.json" if given is not None else None
     device = build.device_of(options, int(os.environ.get("LOCAL_RANK", "0")))
     client = build.build_client(options, data, name, key, device, memory)
-    keepsakes = ClientFolder(options, nets.model_entry(_set(options.model)).normalisation, data.task)
+    keepsakes = ClientFolder(options, nets.model_entry(required(options.model)).normalisation, data.task)
     line.join(name)
     member = Member(client, AutogradExchange(), keepsakes)
     take_part(member, options.agreement(len(data.classes)), name)
@@ -186,7 +188,7 @@ def run_in_one_process(options: RunOptions) -> None:
     set_up("local", progress.console)
     options = replace(options, clients=options.clients or DEFAULT_CLIENTS).resolved()
     use_threads(options)
-    num_clients = _set(options.clients)
+    num_clients = required(options.clients)
     images = build.build_images(options, num_clients)
     for note in images.source.notes:
         log.info("%s: %s", images.source.name, note)
@@ -202,7 +204,7 @@ def run_in_one_process(options: RunOptions) -> None:
     lab.arm(server, options, place.run, place.path, num_classes)
 
     def play(coordinator: Coordinator) -> None:
-        normalisation = nets.model_entry(_set(options.model)).normalisation
+        normalisation = nets.model_entry(required(options.model)).normalisation
         keepsakes = [ClientFolder(options, normalisation, images.source.task) for _ in data]
         _play(options, coordinator, data, key, device, keepsakes)
 
@@ -221,8 +223,8 @@ def play_locally(options: RunOptions, key: bytes, run_dir: Path, *, resume: bool
     Returns:
         The coordinator of the run that has ended.
     """
-    images = build.build_images(options, _set(options.clients))
-    data = [build.build_data(options, images, index) for index in range(_set(options.clients))]
+    images = build.build_images(options, required(options.clients))
+    data = [build.build_data(options, images, index) for index in range(required(options.clients))]
     device, num_classes = build.device_of(options, 0), len(images.source.classes)
     server = build.build_server(options, num_classes, device)
     coordinator = build.build_coordinator(

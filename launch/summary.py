@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import models.registry as nets
-from launch.config import RunOptions, _set
+from launch.config import RunOptions, required
 from runtime.checkpoint import write_atomically
 from runtime.coordinator import Coordinator
 
@@ -43,7 +43,7 @@ def summarise(options: RunOptions, coordinator: Coordinator) -> dict[str, Any]:
 def header(options: RunOptions) -> dict[str, Any]:
     """What was trained on what."""
     return {
-        "task": nets.model_entry(_set(options.model)).task,
+        "task": nets.model_entry(required(options.model)).task,
         "model": options.model,
         "cut": options.cut,
         "data": options.data.partition(":")[0],

@@ -46,9 +46,21 @@ def print_verdict(found: Mapping[str, Any]) -> None:
     """The judge's table: the attack beside what needs no attack, for each kind of image."""
     kinds = {"held_out": "held-out images", "train": "training images", "test": "test images"}
     table = Table(
-        title=f"{found['spec']} ({found['threat_model']}), round {found['chosen_round']}", title_justify="left"
+        title=f"{found['spec']} ({found['threat_model']}), round {found['chosen_round']}",
+        title_justify="left",
     )
-    for heading in ("images", "row", "MSE", "of mean", "PSNR", "SSIM", "re-identified", "median", "worst tenth", "read"):
+    for heading in (
+        "images",
+        "row",
+        "MSE",
+        "of mean",
+        "PSNR",
+        "SSIM",
+        "re-identified",
+        "median",
+        "worst tenth",
+        "read",
+    ):
         table.add_column(heading, justify="left" if heading in ("images", "row") else "right")
     for kind, rows in found["scores"].items():
         base = rows["mean image"]["mse"]
@@ -70,7 +82,9 @@ def print_verdict(found: Mapping[str, Any]) -> None:
     if not console.is_terminal:
         console = Console(width=130)  # a log file has room
     console.print(table)
-    utility = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.get("utility", {}).items())
+    utility = ", ".join(
+        f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.get("utility", {}).items()
+    )
     stopped = f"; the attack stopped: {found['stopped']}" if found.get("stopped") else ""
     chance = min(rows["attack"]["chance"] for rows in found["scores"].values())
     console.print(

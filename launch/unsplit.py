@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from launch import build, folder
-from launch.config import DEFAULT_CLIENTS, RunOptions, _set
+from launch.config import DEFAULT_CLIENTS, RunOptions, required
 from launch.logs import set_up
 from launch.progress import Progress, print_final_table
 from launch.ranks import use_threads
@@ -78,7 +78,7 @@ class Unsplit:
         """The batches of one client's turn, in the order that its split run would take."""
         generator = self._hidden.generator
         return self.data[client].train_batches(
-            _set(self.options.batch_size),
+            required(self.options.batch_size),
             generator("order", round, client),
             lambda batch: generator("augment", round, client, batch),
         )
@@ -106,7 +106,7 @@ class Unsplit:
         for phase in ("validation", "test"):
             collected, losses, num_images = build_scores(data.task, len(data.classes)), 0.0, 0
             criterion = build_criterion(data.task, None)
-            for batch in data.test_batches(_set(self.options.batch_size), phase):
+            for batch in data.test_batches(required(self.options.batch_size), phase):
                 logits = self.model(batch.inputs.to(self.device)).cpu()
                 collected.update(logits, batch.targets)
                 losses += float(criterion(logits, batch.targets)) * len(logits)
@@ -130,7 +130,7 @@ def run_unsplit(options: RunOptions) -> None:
     set_up("unsplit", progress.console)
     options = replace(options, clients=options.clients or DEFAULT_CLIENTS).resolved()
     use_threads(options)
-    num_clients = _set(options.clients)
+    num_clients = required(options.clients)
     images = build.build_images(options, num_clients)
     if options.pooled:
         images = build.Images(images.source, (_pool(images.shares), *images.shares))
@@ -154,7 +154,7 @@ def run_unsplit(options: RunOptions) -> None:
 
 def _names(options: RunOptions) -> list[tuple[int, str]]:
     """Which share each member has: with ``--pooled`` the pool is the first."""
-    names = [build.client_name(index) for index in range(_set(options.clients))]
+    names = [build.client_name(index) for index in range(required(options.clients))]
     return list(enumerate([POOL, *names] if options.pooled else names))
 
 
@@ -167,14 +167,14 @@ def _train(trainer: Unsplit, options: RunOptions, progress: Progress, tracker: T
     scheduler: Scheduler = parse_schedule(options.schedule, options.seed)
     clients = [name for name in trainer.data if name != POOL]
     trained = [POOL] if options.pooled else clients
-    progress.start(_set(options.epochs), trained)
+    progress.start(required(options.epochs), trained)
     step, turn, num_images, begun = 0, 0, 0, time.monotonic()
     seconds = 0.0
     scores: dict[str, dict[str, dict[str, float]]] = {}
-    for round in range(1, _set(options.epochs) + 1):
+    for round in range(1, required(options.epochs) + 1):
         for client in scheduler.order(round, trained):
             turn, started, losses = turn + 1, time.monotonic(), []
-            num_batches = trainer.data[client].num_train_batches(_set(options.batch_size))
+            num_batches = trainer.data[client].num_train_batches(required(options.batch_size))
             progress.turn_started(round, turn, client, "train", num_batches)
             for batch in trainer.train_batches(round, client):
                 step, loss = step + 1, trainer.train_step(round, client, batch)

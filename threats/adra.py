@@ -18,7 +18,7 @@ Shape legend: N batch; C, H, W image; D dimensions at the cut (h_ND).
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -143,7 +143,8 @@ class AdraAttack(LiveAttack):
 
     def _finish(self) -> None:
         self.fit(*self.pairs())
-        for batch in (*self._recorded("train"), *self._averaged(self._recorded("test"))):
+        evaluated = self._averaged(self._recorded("test"))
+        for batch in (*self._in_evaluations_units(self._recorded("train"), evaluated), *evaluated):
             self.keep_reconstruction(batch)
         if self._tape is not None:
             self._tape.erase()
@@ -214,6 +215,21 @@ class AdraAttack(LiveAttack):
             raise DataError(f"adra: origin=leaked found no {path}; a lab's client writes it when it joins")
         return Auxiliary(torch.from_numpy(np.load(path)), origin="leaked from client0's training images")
 
+    def _in_evaluations_units(
+        self, train: list[SmashedBatch], evaluated: list[SmashedBatch]
+    ) -> list[SmashedBatch]:
+        """Training's smashed data with the channel means and deviations of evaluation's.
+
+        In training batch norm scales by the batch, in evaluation by running statistics; early in a run the two lie
+        far apart, and a decoder that learnt from the one reads nothing in the other.
+        """
+        if not train or not evaluated:
+            return train
+        mean, deviation = _channel_moments([batch.smashed for batch in evaluated])
+        here, spread = _channel_moments([batch.smashed for batch in train])
+        scale = deviation / spread.clamp_min(1e-6)
+        return [replace(batch, smashed=(batch.smashed - here) * scale + mean) for batch in train]
+
     def _averaged(self, batches: list[SmashedBatch]) -> list[SmashedBatch]:
         """One batch a place: the mean over the recorded rounds, under the newest round's number."""
         by_place: dict[tuple[str, int], list[SmashedBatch]] = defaultdict(list)
@@ -236,6 +252,13 @@ class AdraAttack(LiveAttack):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.decoder.load_state_dict(state["decoder"])
+
+
+def _channel_moments(smashed: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and deviation a channel, shaped to broadcast over h_ND."""
+    h = torch.cat(smashed)
+    others = [dim for dim in range(h.ndim) if dim != 1]
+    return h.mean(others, keepdim=True), h.std(others, keepdim=True)
 
 
 _KNOWN = {

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from launch.bench.rig import Rig, over
-from launch.config import RunOptions, _set
+from launch.config import RunOptions, required
 from launch.ranks import use_threads
 from runtime.hooks import Detector
 from threats.client_view import ClientView
@@ -87,7 +87,7 @@ def watch(options: RunOptions, seed: int, attack: str | None, num_steps: int) ->
     with tempfile.TemporaryDirectory(prefix="suture-detectors-") as folder:
         rig = Rig(options, Path(folder))
         view = ClientView(
-            images=(3, _set(options.image_size), _set(options.image_size)),
+            images=(3, required(options.image_size), required(options.image_size)),
             smashed=rig.server.smashed.shape,
             normalisation="imagenet",
             task="classification",

@@ -77,7 +77,9 @@ def test_a_mask_of_another_size(run, tmp_path):
     for number in range(12):
         name = f"MCUCXR_{number:04d}_0.png"
         Image.new("L", (32, 32)).save(tmp_path / "Lung Segmentation" / "CXR_png" / name)
-        Image.fromarray(np.full((32, 20), 255, np.uint8)).save(tmp_path / "Lung Segmentation" / "masks" / name)
+        Image.fromarray(np.full((32, 20), 255, np.uint8)).save(
+            tmp_path / "Lung Segmentation" / "masks" / name
+        )
     sizes = "--train-images 4 --validation-images 0 --test-images 2 --clients 1 --image-size 32 --width 4"
     line = run("--data", f"kaggle-cxr:{tmp_path}", *sizes.split(), code=3)
     assert "20" in line and "32" in line and "mask" in line
@@ -91,7 +93,12 @@ def test_a_class_with_too_few_images(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("model", "cut", "bound"),
-    [("resnet34", "12", "0..8"), ("resnet34", "-1", "0..8"), ("unet", "5", "1..4"), ("resnet18", "layer9", "layer4.1, layer4, avgpool")],
+    [
+        ("resnet34", "12", "0..8"),
+        ("resnet34", "-1", "0..8"),
+        ("unet", "5", "1..4"),
+        ("resnet18", "layer9", "layer4.1, layer4, avgpool"),
+    ],
 )
 def test_a_cut_out_of_range(run, model, cut, bound):
     data = "chest-phantom" if model == "unet" else "fundus-phantom"
@@ -110,7 +117,10 @@ def test_more_clients_than_patients(run, tmp_path):
     [
         (["--data", "fundus"], ["unknown data source 'fundus'", "fundus-phantom", "kaggle-dr:PATH"]),
         (["--model", "resnet99"], ["resnet34", "unet", "'resnet99'"]),
-        (["--model", "unet"], ["unet is for segmentation", "fundus-phantom is for classification", "resnet34"]),
+        (
+            ["--model", "unet"],
+            ["unet is for segmentation", "fundus-phantom is for classification", "resnet34"],
+        ),
         (["--image-size", "4"], ["4"]),
         (["--epochs", "0"], ["epochs must be at least 1, got 0"]),
         (["--lr", "-1"], ["lr must be above 0", "-1"]),
@@ -146,7 +156,17 @@ def test_a_folder_that_holds_another_run_is_left_alone(tmp_path):
 
 
 def test_resuming_with_other_options_names_both_values(tmp_path):
-    options = [*TINY, "--exchange", "local", "--clients", "1", "--epochs", "1", "--run-dir", str(tmp_path / "run")]
+    options = [
+        *TINY,
+        "--exchange",
+        "local",
+        "--clients",
+        "1",
+        "--epochs",
+        "1",
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
     assert suture("train", *options).code == 0
     refused(suture("train", *options, "--resume", "--lr", "0.5"), "lr = 0.0003", "0.5")
     missing = suture("train", *TINY, "--exchange", "local", "--run-dir", str(tmp_path / "no"), "--resume")
@@ -156,7 +176,9 @@ def test_resuming_with_other_options_names_both_values(tmp_path):
 
 def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     run = tmp_path / "run"
-    ended = suture("train", *TINY, "--clients", "2", "--lr", "1e30", "--optimizer", "sgd", "--run-dir", str(run))
+    ended = suture(
+        "train", *TINY, "--clients", "2", "--lr", "1e30", "--optimizer", "sgd", "--run-dir", str(run)
+    )
     line = refused(ended, "client0", "round 1", "batch", "--lr")
     assert ended.code == 7, line
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["turn_000000.pt"]

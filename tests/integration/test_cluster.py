@@ -39,7 +39,12 @@ def key(tmp_path) -> list[str]:
 
 def _start(command: list[str]) -> subprocess.Popen:
     return subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | {"CI": "true"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        env=os.environ | {"CI": "true"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -56,7 +61,9 @@ def test_torchrun_restarts_killed_ranks_and_the_run_resumes_by_itself(tmp_path, 
     )
     try:
         deadline = time.monotonic() + 90
-        while not ((run / "turns.jsonl").exists() and len((run / "turns.jsonl").read_text().splitlines()) >= 2):
+        while not (
+            (run / "turns.jsonl").exists() and len((run / "turns.jsonl").read_text().splitlines()) >= 2
+        ):
             assert time.monotonic() < deadline and agent.poll() is None
             time.sleep(0.05)
         ranks = psutil.Process(agent.pid).children()

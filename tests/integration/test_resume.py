@@ -134,7 +134,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path):
     """Oracle: the whole run's weights: the turn that was lost is trained again."""
     key, run = tmp_path / "key", tmp_path / "run"
     suture("keygen", str(key))
-    options = [*TINY, "--clients", "2", "--handoff-key", str(key), "--exchange", "local", "--run-dir", str(run)]
+    options = [
+        *TINY,
+        "--clients",
+        "2",
+        "--handoff-key",
+        str(key),
+        "--exchange",
+        "local",
+        "--run-dir",
+        str(run),
+    ]
     assert suture("train", *options).code == 0
     expected = json.loads((run / "summary.json").read_text())["weights_sha256"]
     newest = max((run / "checkpoints").glob("turn_*.pt"))

@@ -72,7 +72,9 @@ def serve(options: RunOptions, line: Transport, number: int, out: Path) -> dict:
     server = build.build_server(options, num_classes, torch.device("cpu"))
     run_dir = out / f"case{number}"
     run_dir.mkdir()
-    coordinator = build.build_coordinator(options, server, run="run", run_dir=run_dir, num_classes=num_classes)
+    coordinator = build.build_coordinator(
+        options, server, run="run", run_dir=run_dir, num_classes=num_classes
+    )
     from runtime.observers import NoRecorder
 
     coordinator.begin(False, lambda step: NoRecorder())

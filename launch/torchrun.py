@@ -1,0 +1,47 @@
+"""Starting the ranks of a run on this machine, as torchrun would, without its page about a rank that failed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from launch.config import DEFAULT_CLIENTS, RunOptions
+from launch.written import to_arguments
+
+
+def start_ranks(options: RunOptions) -> None:
+    """Starts torchrun's agent here with one server rank and the clients, and waits.
+
+    Raises:
+        SystemExit: with the code of the rank that failed first; it has said why.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    options.resolved()  # refuse bad options before any process exists
+    num_clients = options.clients or DEFAULT_CLIENTS
+    _quiet_elastic()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun would; each rank sets its own threads
+    launch = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_clients + 1,
+        run_id="suture",
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+    script = str(Path(__file__).with_name("run.py"))
+    try:
+        elastic_launch(launch, sys.executable)("-u", script, *to_arguments(options))
+    except ChildFailedError as failure:
+        _, first = failure.get_first_failure()
+        sys.exit(first.exitcode if first.exitcode > 0 else 1)
+
+
+def _quiet_elastic() -> None:
+    # The agent reports a failed rank in a page of its own; the rank has already said why in one line.
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
