@@ -108,13 +108,11 @@ def _run(arm: Arm, options: RunOptions, seed: int, runs: Path) -> dict[str, Any]
             arguments.append("--resume")
         elif folder.exists():
             # An unsplit run has no checkpoints: what it left when it was killed cannot be gone on with.
-            folder.rename(
-                folder.with_name(f"{folder.name}.killed-{len(list(runs.glob(f'{folder.name}.killed-*')))}")
-            )
+            killed_before = len(list(runs.glob(f"{folder.name}.killed-*")))
+            folder.rename(runs / f"{folder.name}.killed-{killed_before}")
         ended = subprocess.run(
             [sys.executable, "-m", "launch", "train", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
         )
         if ended.returncode != 0:
             said = ended.stderr.decode(errors="replace").strip().splitlines()

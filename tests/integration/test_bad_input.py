@@ -38,7 +38,9 @@ def _retina_folder(path: Path, levels: dict[str, int], column: str = "level") ->
     images = path / "resized_train_cropped" / "resized_train_cropped"
     images.mkdir(parents=True)
     for number, name in enumerate(levels):
-        Image.new("RGB", (16, 16), (100 + number, 50, 20)).save(images / f"{name}.jpeg")
+        # Equal files would count as one patient's.
+        pixels = np.random.default_rng(number).integers(0, 255, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(images / f"{name}.jpeg")
     with (path / "trainLabels_cropped.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["", "Unnamed: 0", "image", column])
