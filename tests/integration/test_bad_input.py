@@ -67,7 +67,7 @@ def test_a_corrupt_image(run, tmp_path):
     folder = _retina_folder(tmp_path / "dr", {f"{i}_left": i % 2 for i in range(40)})
     broken = next(folder.rglob("7_left.jpeg"))
     for image in folder.rglob("*.jpeg"):
-        image.write_bytes(b"\xff\xd8 not a picture")
+        image.write_bytes(b"\xff\xd8 not a picture but " + image.name.encode())
     sizes = ("--train-images", "8", "--validation-images", "0", "--test-images", "4", "--clients", "1")
     line = run("--data", f"kaggle-dr:{folder}", *sizes, code=3)
     assert "cannot read image" in line and str(broken.parent) in line and "remove or replace" in line
