@@ -76,6 +76,12 @@ def given_key(options: RunOptions, one_host: bool = True) -> bytes | None:
     return None
 
 
+def memory_folder() -> Path:
+    """Where a client remembers what it has seen: its own place, which no server can choose."""
+    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(state) / "suture"
+
+
 def generated_key(run_dir: Path) -> Path:
     """Where the key is that was made for the clients of one machine."""
     return run_dir / "clients" / "handoff.key"

@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 import click
 
 from launch.config import RunOptions, as_config_error
-from launch.options import run_options, sources_help
+from launch.options import run_options, sources_help, threats_help
 from runtime.errors import ConfigError, SutureError
 
-EPILOG = f"\b\nData sources:\n{sources_help()}"
+EPILOG = f"\b\nData sources:\n{sources_help()}\n\n{threats_help()}"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -184,6 +184,58 @@ def keygen(file: Path) -> None:
     click.echo(f"wrote {file}; copy it to every client over a channel you trust, and not to the server")
 
 
+@suture.command(epilog=EPILOG)
+@click.option("--cuts", default="1,3", metavar="N,N", help="cut layers [1,3]")
+@click.option(
+    "--defences",
+    default="none,dcor,proxy,noise",
+    metavar="NAMES",
+    help="a bare name is audited at up to five strengths, a SPEC as it stands [none,dcor,proxy,noise]",
+)
+@click.option(
+    "--seeds", "num_seeds", type=int, default=3, help="runs of each point, seeds from --seed on [3]"
+)
+@click.option("--aux-images", type=int, default=500, help="images that the attacker owns [500]")
+@click.option(
+    "--budget", type=float, metavar="MINUTES", help="as many strengths as fit; ends when it is used up"
+)
+@click.option(
+    "--check", is_flag=True, help="also train one point with real processes and compare the weights"
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="where it goes [audits/DATA-MODEL]"
+)
+@run_options
+def audit(
+    options: RunOptions,
+    cuts: str,
+    defences: str,
+    num_seeds: int,
+    aux_images: int,
+    budget: float | None,
+    check: bool,
+    out: Path | None,
+) -> None:
+    """What would a hospital leak if it joined? Trains every cut with every defence, attacks each run twice.
+
+    Writes audit.csv, audit.md and frontier.png: the task's metric against SSIM and re-identification. Stopped, the
+    same command goes on where it stopped.
+    """
+    from launch.audit.plan import parse_cuts, parse_defences
+    from launch.audit.run import AuditConfig, audit_options, run_audit
+
+    config = AuditConfig(
+        cuts=parse_cuts(cuts),
+        families=parse_defences(defences),
+        num_seeds=num_seeds,
+        aux_images=aux_images,
+        budget=budget,
+        check=check,
+    )
+    data = options.data.partition(":")[0]
+    run_audit(config, options, out or Path("audits") / f"{data}-{audit_options(options).model or 'default'}")
+
+
 @suture.group()
 def bench() -> None:
     """Measure, and write a page of docs/."""
@@ -218,7 +270,7 @@ def bench_attacks(options: RunOptions, num_steps: int) -> None:
 
 
 @bench.command("detectors")
-@click.option("--steps", "num_steps", type=int, default=150, help="batches a run [150]")
+@click.option("--steps", "num_steps", type=int, default=240, help="batches a run [240]")
 @click.option("--honest", type=int, default=20, help="honest runs [20]")
 @click.option("--hostile", type=int, default=3, help="runs under FSHA [3]")
 @run_options

@@ -6,6 +6,7 @@ Anything below launch takes small configs of its own; this module is the only pl
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -89,18 +90,20 @@ class RunOptions:
     )
     weights: str | None = _option(None, "state dict of the whole net to start from")
     image_size: int | None = _option(None, "pixels a side", agree=True)
-    augment: bool = _option(True, "rotate, scale and flip training images a little")
-    train_images: int | None = _option(None, "training images per client")
+    augment: bool = _option(True, "rotate, scale and flip training images a little", agree=True)
+    train_images: int | None = _option(None, "training images per client", agree=True)
     validation_images: int | None = _option(
-        None, "validation images per client, held out of the training patients"
+        None, "validation images per client, held out of the training patients", agree=True
     )
-    test_images: int | None = _option(None, "test images per client")
-    partition: str = _option("iid", "iid, dirichlet:ALPHA, quantity:ALPHA or by-site")
-    epochs: int | None = _option(None, "rounds; every client trains once a round", free=True)
+    test_images: int | None = _option(None, "test images per client", agree=True)
+    partition: str = _option("iid", "iid, dirichlet:ALPHA, quantity:ALPHA or by-site", agree=True)
+    epochs: int | None = _option(None, "rounds; every client trains once a round", free=True, agree=True)
     batch_size: int | None = _option(None, "images a step", agree=True)
     optimizer: str | None = _option(None, "optimizer of every part", choices=("adam", "sgd"), agree=True)
     lr: float | None = _option(None, "learning rate", agree=True)
-    class_weights: str = _option("none", "weigh classes against imbalance", choices=("none", "balanced"))
+    class_weights: str = _option(
+        "none", "weigh classes against imbalance", choices=("none", "balanced"), agree=True
+    )
     defence: str | None = _option(
         None,
         "what clients do to what they send: SPEC, or SPEC+SPEC from the bottom to the wire; all clients alike, and "
@@ -118,7 +121,7 @@ class RunOptions:
         None,
         "what the server does beyond the protocol, SPEC (see below); a lab's setting: all ranks are told",
     )
-    held_out_images: int = _option(0, "images per client that only attacks are judged on")
+    held_out_images: int = _option(0, "images per client that only attacks are judged on", agree=True)
     tape: str = _option(
         "off",
         "record what crosses the wire under RUN/tape, for 'suture attack'",
@@ -135,7 +138,7 @@ class RunOptions:
         0, "public seed; what the server must not know also depends on the hand-off key", agree=True
     )
     handoff_key: str | None = _option(
-        None, "file with the clients' shared key; made for you on a single machine"
+        None, "file with the clients' shared key; made for you on a single machine", free=True
     )
     accept_rollback: int | None = _option(
         None, "let this client go back to the hand-off of this turn", free=True
@@ -167,6 +170,8 @@ class RunOptions:
             raise ConfigError(
                 "defence and detector guard what crosses the cut: with --unsplit nothing does; leave out"
             )
+        if self.resume and self.unsplit:
+            raise ConfigError("resume does not go with --unsplit, which keeps no checkpoints; start it anew")
         if self.resume and self.run_dir is None:
             raise ConfigError("resume needs --run-dir: name the folder of the run to go on with")
         split_spec(self.data)
@@ -276,6 +281,8 @@ class RunOptions:
         shared = {o.name: str(getattr(self, o.name)) for o in fields(self) if o.metadata.get("agree")}
         # A path differs from site to site; what is behind it must be of one kind.
         shared["data"] = split_spec(self.data)[0].name
+        if self.weights is not None:
+            shared["weights"] = hashlib.sha256(Path(self.weights).read_bytes()).hexdigest()
         return shared | {"classes": str(num_classes), "protocol": str(PROTOCOL), "torch": torch.__version__}
 
 

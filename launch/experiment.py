@@ -32,7 +32,14 @@ from runtime.handoff import write_key
 log = logging.getLogger(__name__)
 
 # Student's t, two-sided 95 %, by degrees of freedom; beyond the table the normal distribution is close enough.
-_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+_T95 = dict(
+    enumerate(
+        (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+        + (2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
+        + (2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+        start=1,
+    )
+)
 _SHOWN = {
     "classification": ("accuracy", "balanced_accuracy", "auroc", "majority_accuracy"),
     "segmentation": ("dice", "jaccard", "pixel_accuracy"),

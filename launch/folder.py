@@ -52,29 +52,37 @@ def open_folder(options: RunOptions, new_run: str) -> RunFolder:
         ) from None
     if occupied:
         raise ConfigError(f"{path} is not empty; go on with its run with --resume, or name another --run-dir")
-    try:
-        write_atomically(path / CONFIG, to_toml(options, _NOTE.format(path=path)).encode())
-        write_atomically(path / IDENTITY, json.dumps({"run": new_run, "clients": options.clients}).encode())
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write to run folder {path}: {error.strerror}; name another --run-dir"
-        ) from None
+    _write(path / CONFIG, to_toml(options, _NOTE.format(path=path)))
+    _write(path / IDENTITY, json.dumps({"run": new_run, "clients": options.clients}))
     return RunFolder(path, new_run, resumed=False)
 
 
 def _resume(path: Path, options: RunOptions) -> RunFolder:
     if not (path / IDENTITY).exists():
         raise ConfigError(f"{path} holds no run to resume; leave out --resume, or name the folder of a run")
-    identity = json.loads((path / IDENTITY).read_text())
+    try:
+        run = str(json.loads((path / IDENTITY).read_text())["run"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ConfigError(f"{path / IDENTITY} is damaged ({error}); the run cannot be identified") from None
     before = RunOptions(**check_names(read_toml(path / CONFIG), str(path / CONFIG)))
     for option in fields(RunOptions):
         was, now = getattr(before, option.name), getattr(options, option.name)
+        if option.name == "data":
+            was, now = str(was).partition(":")[0], str(now).partition(":")[0]  # the images may have moved
         if not option.metadata.get("free") and was != now:
             raise ConfigError(
                 f"{path} was started with {option.name} = {was}, got {now}; resume with the same, "
                 f"for example with --config {path / CONFIG}"
             )
-    return RunFolder(path, identity["run"], resumed=True)
+    _write(path / CONFIG, to_toml(options, _NOTE.format(path=path)))
+    return RunFolder(path, run, resumed=True)
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        write_atomically(file, text.encode())
+    except OSError as error:
+        raise ConfigError(f"cannot write {file}: {error.strerror}; name another --run-dir") from None
 
 
 _NOTE = """All options of the run in {path}. `--config {path}/config.toml` repeats it.

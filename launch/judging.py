@@ -34,8 +34,9 @@ from runtime.randomness import Randomness
 from runtime.tracking import METRICS_FILE, ClientPictures, read_metrics
 from threats.adra import LEAKED_FILE
 from threats.auxiliary import Auxiliary
-from threats.judge import Verdict, Witness, judge
+from threats.judge import Verdict, judge, judge_labels
 from threats.live import LOSSES_FILE, REPORT_FILE, STATE_FILE, LiveAttack
+from threats.witness import Witness
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,12 @@ def judge_run(run_dir: Path, *, handoff_key: str | None = None, folder: Path | N
     key = run_key(options, run_dir, handoff_key)
     witnesses = build_witnesses(options, key)
     auxiliary, leaked = _auxiliary(options, folder)
+    if report.get("target") == "label":
+        found: dict[str, Any] = report | judge_labels(
+            folder, witnesses, auxiliary, chosen_round=int(report["chosen_round"]) or required(options.epochs)
+        )
+        _keep(run_dir, folder, found | {"utility": _utility(run_dir, witnesses)})
+        return found
     attack, untrained = _rebuilt(options, folder, key, len(witnesses[0].data.classes))
     entry = nets.model_entry(required(options.model))
     verdict = judge(
@@ -118,9 +125,8 @@ def judge_run(run_dir: Path, *, handoff_key: str | None = None, folder: Path | N
         attack=attack,
         untrained=untrained,
     )
-    found: dict[str, Any] = report | verdict.summary() | {"utility": _utility(run_dir, witnesses)}
-    (folder / "verdict.json").write_text(json.dumps(found, indent=2) + "\n")
-    _into_summary(run_dir, folder, found)
+    found = report | verdict.summary() | {"utility": _utility(run_dir, witnesses)}
+    _keep(run_dir, folder, found)
     _draw(run_dir, folder, verdict, witnesses, report)
     return found
 
@@ -175,7 +181,9 @@ def _read_summary(run_dir: Path) -> dict[str, Any]:
     return read
 
 
-def _into_summary(run_dir: Path, folder: Path, found: Mapping[str, Any]) -> None:
+def _keep(run_dir: Path, folder: Path, found: Mapping[str, Any]) -> None:
+    """Writes the verdict beside the attack and into RUN/summary.json."""
+    (folder / "verdict.json").write_text(json.dumps(found, indent=2) + "\n")
     summary = _read_summary(run_dir)
     if folder == run_dir / lab.ATTACK:
         summary["attack"] = dict(found)

@@ -22,7 +22,7 @@ from runtime.client import Client
 from runtime.data.client_data import Batch
 from runtime.data.normalise import denormalise
 from runtime.data.source import Task
-from runtime.errors import DataError
+from runtime.errors import ConfigError, DataError
 from runtime.handoff import part_digest, weights_digest
 from runtime.scheduler import Turn
 from runtime.tracking import ClientPictures
@@ -66,7 +66,12 @@ class ClientFolder:
         self._run_dir = Path(welcome.run_dir)
         if self._folder is None:
             self._folder = self._run_dir / "clients" / client.name
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"{client.name} cannot write to {self._folder}: {error.strerror}; give it a --run-dir of its own"
+            ) from None
 
     def evaluated(self, turn: Turn, phase: str, batch: Batch, smashed: Tensor, logits: Tensor) -> None:
         """Draws the first test batch of a round."""

@@ -13,7 +13,7 @@ import click
 from launch.config import DEFAULTS, RunOptions
 from launch.written import option_type, read_toml
 from runtime.data.registry import SOURCES
-from runtime.errors import ConfigError
+from threats.registry import ATTACKS, DEFENCES, DETECTORS
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,8 +46,6 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def merge(config: str | None, given: dict[str, Any]) -> RunOptions:
     """The options of ``--config``, then those of the command line over them."""
     values = {} if config is None else read_toml(Path(config))
-    if values.get("handoff_key") and config is not None and not Path(values["handoff_key"]).exists():
-        raise ConfigError(f"{config}: handoff_key {values['handoff_key']} does not exist; give --handoff-key")
     return RunOptions(**values | {name: value for name, value in given.items() if value is not None})
 
 
@@ -67,6 +65,19 @@ def sources_help() -> str:
         spec = entry.name + (f":{entry.argument}" if entry.argument else "")
         lines.append(f"  {spec:24} {entry.description}")
     return "\n".join(lines)
+
+
+def threats_help() -> str:
+    """Attacks, defences and detectors, a few lines each, for ``--help``."""
+    parts = (
+        ("Attacks (--attack)", ATTACKS),
+        ("Defences (--defence)", DEFENCES),
+        ("Detectors (--detector)", DETECTORS),
+    )
+    # A paragraph of click's that begins with this sign is not wrapped anew.
+    return "\n\n".join(
+        f"\b\n{heading}, NAME:key=value,key=value\n{registry.help()}" for heading, registry in parts
+    )
 
 
 _NAMES = {option.name for option in fields(RunOptions)}

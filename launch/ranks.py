@@ -27,7 +27,7 @@ from runtime.handoff import shared_key
 from runtime.observers import NoRecorder
 from runtime.server import Server
 from runtime.session import Keepsakes, Member, NoKeepsakes, run_local, take_part
-from runtime.tracking import METRICS_FILE, Tracker, read_metrics
+from runtime.tracking import METRICS_FILE, Tracker, read_events, read_metrics
 from runtime.transport import Transport, TransportConfig
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,9 @@ def run_rank(options: RunOptions) -> None:
             f"clients is {options.clients}, but torchrun started {world} ranks (one server and {world - 1} "
             f"clients); leave --clients out or use --nproc_per_node={required(options.clients) + 1}"
         )
-    config = TransportConfig.from_environment(options.interface, options.lease)
+    # An attack may pre-train before it lets the clients in; in a lab they wait for it.
+    timeout = max(options.lease, 900.0) if options.attack_spec() is not None else options.lease
+    config = TransportConfig.from_environment(options.interface, timeout)
     options = replace(options.resolved(), clients=world - 1)
     use_threads(options)
     line = Transport(config)
@@ -137,7 +139,7 @@ def _conduct(
 
 def conclude(options: RunOptions, coordinator: Coordinator, run_dir: Path, tracker: Tracker) -> None:
     """After the last round: summary, hparams, figures, and the table of clients."""
-    summary = summarise(options, coordinator)
+    summary = summarise(options, coordinator, read_events(run_dir / METRICS_FILE))
     write_summary(run_dir, summary)
     tracker.hparams(
         {name: value for name, value in vars(options).items() if value is not None}, final_metrics(summary)
@@ -173,10 +175,14 @@ def join(options: RunOptions, line: Transport) -> None:
     key = given or shared_key(build.generated_key(run_dir))
     lab.prepare_client(options, data, index, run_dir)
     # Where one person's machine made the key for all clients there is no one to be protected from.
-    memory = run_dir / "clients" / name / "handoff.json" if given is not None else None
+    memory = build.memory_folder() if given is not None else None
     device = build.device_of(options, int(os.environ.get("LOCAL_RANK", "0")))
     client = build.build_client(options, data, name, key, device, memory)
-    keepsakes = ClientFolder(options, nets.model_entry(required(options.model)).normalisation, data.task)
+    # On another machine the server's path need not exist: what this client was told wins.
+    elsewhere = options.run_dir is not None and not line.config.one_host
+    folder_here = Path(options.run_dir or "") / "clients" / name if elsewhere else None
+    normalisation = nets.model_entry(required(options.model)).normalisation
+    keepsakes = ClientFolder(options, normalisation, data.task, folder_here)
     line.join(name)
     member = Member(client, AutogradExchange(), keepsakes)
     take_part(member, options.agreement(len(data.classes)), name)
@@ -211,7 +217,14 @@ def run_in_one_process(options: RunOptions) -> None:
     _conduct(options, server, place, num_classes, progress, play)
 
 
-def play_locally(options: RunOptions, key: bytes, run_dir: Path, *, resume: bool = False) -> Coordinator:
+def play_locally(
+    options: RunOptions,
+    key: bytes,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    arm: Callable[[Server, int], None] | None = None,
+) -> Coordinator:
     """A whole run in this process that shows nothing and keeps nothing but its checkpoints.
 
     Args:
@@ -219,6 +232,7 @@ def play_locally(options: RunOptions, key: bytes, run_dir: Path, *, resume: bool
         key: the clients' hand-off key.
         run_dir: where the checkpoints go; exists.
         resume: go on from the newest checkpoint there.
+        arm: gives the server, with that many classes, an attack; None for the honest server.
 
     Returns:
         The coordinator of the run that has ended.
@@ -227,6 +241,11 @@ def play_locally(options: RunOptions, key: bytes, run_dir: Path, *, resume: bool
     data = [build.build_data(options, images, index) for index in range(required(options.clients))]
     device, num_classes = build.device_of(options, 0), len(images.source.classes)
     server = build.build_server(options, num_classes, device)
+    if arm is not None:
+        for index, own in enumerate(data):
+            lab.prepare_client(options, own, index, run_dir)
+        arm(server, num_classes)
+        server.attack.prepare()
     coordinator = build.build_coordinator(
         options, server, run=build.new_run_id(), run_dir=run_dir, num_classes=num_classes
     )
@@ -236,6 +255,7 @@ def play_locally(options: RunOptions, key: bytes, run_dir: Path, *, resume: bool
         _play(options, coordinator, data, key, device, [NoKeepsakes() for _ in data])
     finally:
         endpoints.close_run()
+    server.attack.finish()
     return coordinator
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from runtime.checkpoint import write_atomically
 from runtime.coordinator import Coordinator
 
 
-def summarise(options: RunOptions, coordinator: Coordinator) -> dict[str, Any]:
-    """The summary of a run that has ended."""
+def summarise(
+    options: RunOptions, coordinator: Coordinator, events: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The summary of a run that has ended; ``events`` are all of its metrics.jsonl, before a resume too."""
     journal, totals = coordinator.journal, coordinator.journal.totals
     clients: dict[str, dict[str, dict[str, float]]] = {}
     for name in coordinator.trained_clients():
@@ -32,7 +34,7 @@ def summarise(options: RunOptions, coordinator: Coordinator) -> dict[str, Any]:
         "wire_bytes_per_step": {"up": totals.bytes_up, "down": totals.bytes_down},
         "peak_memory_bytes": memory,
         "turns": len(journal.ledger.entries),
-        "rolled_back_turns": totals.rolled_back,
+        "rolled_back_turns": sum(event["event"] == "rolled_back" for event in events),
         "lost_clients": list(coordinator.members.lost),
         "best_round": journal.best_round,
         "attack": {},

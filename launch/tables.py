@@ -12,26 +12,22 @@ from models.cuts import CutRow
 
 
 def print_cuts(model: str, image_size: int, batch_size: int, rows: Sequence[CutRow]) -> None:
-    """One line a cut: what crosses the wire and what the client carries."""
-    table = Table(title=f"{model} at {image_size} px, batch {batch_size}", title_justify="left")
-    for heading in (
-        "cut",
-        "after",
-        "smashed",
-        "up a step",
-        "down a step",
-        "client parameters",
-        "client FLOPs",
-    ):
-        table.add_column(heading, justify="left" if heading in ("after", "smashed") else "right")
+    """One line a cut: what crosses the wire in a step and what the client carries."""
+    title = f"{model} at {image_size} px, batch {batch_size}: MB a step, and the client's share"
+    table = Table(title=title, title_justify="left")
+    for heading in ("cut", "after", "smashed", "MB up", "MB down", "parameters", "", "FLOPs"):
+        table.add_column(
+            heading, justify="left" if heading in ("after", "smashed") else "right", no_wrap=True
+        )
     for row in rows:
         table.add_row(
             "" if row.index is None else str(row.index),
             row.name,
-            " x ".join(map(str, row.smashed_shape)),
-            megabytes(row.bytes_up),
-            megabytes(row.bytes_down),
-            f"{row.client_params:,} ({row.client_params / row.total_params:.1%})",
+            "×".join(map(str, row.smashed_shape)),
+            f"{row.bytes_up / 1e6:,.2f}",
+            f"{row.bytes_down / 1e6:,.2f}",
+            f"{row.client_params:,}",
+            f"{row.client_params / row.total_params:.1%}",
             f"{row.client_flop_share:.1%}",
         )
     Console().print(table)
@@ -44,6 +40,9 @@ def megabytes(count: int) -> str:
 
 def print_verdict(found: Mapping[str, Any]) -> None:
     """The judge's table: the attack beside what needs no attack, for each kind of image."""
+    if found.get("target") == "label":
+        _print_guesses(found)
+        return
     kinds = {"held_out": "held-out images", "train": "training images", "test": "test images"}
     table = Table(
         title=f"{found['spec']} ({found['threat_model']}), round {found['chosen_round']}",
@@ -91,6 +90,18 @@ def print_verdict(found: Mapping[str, Any]) -> None:
         f"clients: {utility or 'no scores'}; attack: {found['cpu_seconds']:.0f} CPU seconds; re-identified by chance: "
         f"{chance:.1%}{stopped}"
     )
+
+
+def _print_guesses(found: Mapping[str, Any]) -> None:
+    table = Table(
+        title=f"{found['spec']}, round {found['chosen_round']}: labels guessed", title_justify="left"
+    )
+    names = ("attack", "commonest class", "shuffled")
+    for heading in ("images", *names):
+        table.add_column(heading, justify="left" if heading == "images" else "right")
+    for kind, rows in found["scores"].items():
+        table.add_row(kind.replace("_", "-"), *(_percent(rows[name]["guessed"]) for name in names))
+    Console().print(table)
 
 
 def _digits(value: float | None, digits: int) -> str:

@@ -17,6 +17,7 @@ def start_ranks(options: RunOptions) -> None:
     Raises:
         SystemExit: with the code of the rank that failed first; it has said why.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -40,6 +41,8 @@ def start_ranks(options: RunOptions) -> None:
     except ChildFailedError as failure:
         _, first = failure.get_first_failure()
         sys.exit(first.exitcode if first.exitcode > 0 else 1)
+    except SignalException as stopped:  # the agent has ended the ranks
+        sys.exit(128 + int(stopped.sigval))
 
 
 def _quiet_elastic() -> None:

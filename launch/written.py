@@ -65,8 +65,8 @@ def to_toml(options: RunOptions, note: str) -> str:
         if isinstance(value, bool):
             text = "true" if value else "false"
         elif isinstance(value, str):
-            # JSON's escapes are a subset of TOML's basic strings.
-            text = json.dumps(value, ensure_ascii=False)
+            # JSON's escapes are a subset of TOML's basic strings; one control character JSON leaves as it is.
+            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         else:
             text = repr(value)
         lines.append(f"{option.name} = {text}")

@@ -10,7 +10,6 @@ import hashlib
 import io
 import logging
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,6 +102,8 @@ class Checkpoints:
                 return turn, read_checkpoint(path)
             except CheckpointError as error:
                 log.warning("%s; falling back to the checkpoint before it", error)
+                # Out of the count of those that are kept, so that there are two whole ones again soon.
+                path.rename(path.with_suffix(".damaged"))
         if turns:
             raise CheckpointError(f"every checkpoint in {self.folder} is damaged; start a new run")
         return None
@@ -129,8 +130,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint {path} is damaged (its digest does not match its {len(data)} bytes)"
         )
+    not_ours = f"checkpoint {path} holds what no checkpoint may hold; it is not ours"
     try:
-        state: dict[str, Any] = torch.load(io.BytesIO(data[32:]), weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"checkpoint {path} holds what no checkpoint may hold; it is not ours") from error
+        state: Any = torch.load(io.BytesIO(data[32:]), weights_only=True)
+    except (
+        Exception
+    ) as error:  # torch.load raises what the file makes it raise: pickle, zip, key and OS errors
+        raise CheckpointError(not_ours) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(not_ours)
     return state

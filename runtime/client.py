@@ -5,6 +5,7 @@ Shape legend: N batch; C, H, W image; D dimensions at the cut (h_ND).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +26,7 @@ from runtime.metrics import build_criterion, build_scores
 from runtime.optim import OptimizerConfig, step_with
 from runtime.randomness import EVALUATION_BATCH, Randomness
 from runtime.scheduler import Turn
-from runtime.wire import QUERY, Hello, LossReply, Release, SealedHandoff, TensorSpec
+from runtime.wire import QUERY, Hello, Release, SealedHandoff, TensorSpec, check_loss, check_weights
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +53,8 @@ class ClientConfig:
         optimizer: for bottom and head.
         class_weights: weights_K of the loss, None for equal ones.
         accept_rollback: a turn number older than the newest this client knows that it may go back to.
-        memory: file in which the client remembers the newest hand-off it has seen; None to remember it for
-            the length of the process only.
+        memory: this client's own folder, which no server names, where it remembers the newest hand-off it has seen
+            of each run; None to remember it for the length of the process only.
         on_alarm: what a detector's alarm leads to: "log", or "stop", leave before sending more.
         offered_from: lab mode: the round from which an attacker's own images are passed through the bottom.
     """
@@ -112,7 +113,8 @@ class Client:
             self._parts["head"] = self.head
         self.optimizer = config.optimizer.build(p for part in self._parts.values() for p in part.parameters())
         weights = None if config.class_weights is None else torch.tensor(config.class_weights)
-        self.criterion = build_criterion(data.task, weights)
+        self.criterion = build_criterion(data.task, weights).to(self.device)
+        self._plain_criterion = build_criterion(data.task, None)
         self._learns = True
         self._seal: HandoffSeal | None = None
         self._newest: SealedHandoff | None = None
@@ -137,28 +139,42 @@ class Client:
 
     def join(self, run: str) -> None:
         """Binds this client to a run: only that run's hand-offs open."""
-        newest = 0
-        if self.config.memory is not None and self.config.memory.exists():
-            remembered = json.loads(self.config.memory.read_text())
-            newest = int(remembered["turn"]) if remembered["run"] == run else 0
-        if self.config.accept_rollback is not None:
-            newest = min(newest, self.config.accept_rollback)
         self._run = run
-        self._seal = HandoffSeal(self._key, run, newest)
+        newest, digest, memory = 0, b"", self._memory()
+        if memory is not None and memory.exists():
+            try:
+                remembered = json.loads(memory.read_text())
+                newest, digest = int(remembered["turn"]), bytes.fromhex(remembered["digest"])
+            except (ValueError, KeyError, TypeError):
+                raise HandoffError(
+                    f"{memory} is damaged: it held the newest turn that {self.name} has seen; if the server was not "
+                    "set back, remove it"
+                ) from None
+        accepted = self.config.accept_rollback
+        if accepted is not None and accepted <= newest:
+            newest, digest = accepted, b""
+        self._seal = HandoffSeal(self._key, run, newest, digest)
 
     def holds(self, turn: int) -> bool:
         """Whether this client's parts are those that ``turn`` left (turn 0: the initial ones)."""
         return turn == (0 if self._newest is None else self._newest.turn)
 
-    def seal(self, turn: int) -> SealedHandoff:
-        """Seals the parts and their optimizer after ``turn``."""
+    def seal(self, turn: Turn) -> SealedHandoff:
+        """Seals the parts and their optimizer after ``turn``.
+
+        Raises:
+            DivergedError: a weight is not finite; names client and round.
+        """
         assert self._seal is not None
-        return self._seal.seal(self._state(), turn, self._newest)
+        weights = (tensor for part in self._parts.values() for tensor in part.state_dict().values())
+        check_weights(weights, self.name, f"round {turn.round}")
+        return self._seal.seal(self._state(), turn.number, self._newest)
 
     def committed(self, handoff: SealedHandoff) -> None:
         """The server has made the turn count: from now on nothing older is accepted."""
         assert self._seal is not None
-        self._newest, self._seal.newest = handoff, handoff.turn
+        self._newest = handoff
+        self._seal.saw(handoff)
         self._remember()
 
     def open(self, handoff: SealedHandoff | None) -> None:
@@ -193,10 +209,16 @@ class Client:
         }
 
     def _remember(self) -> None:
-        if self.config.memory is not None and self._newest is not None:
-            self.config.memory.parent.mkdir(parents=True, exist_ok=True)
-            line = json.dumps({"run": self._run, "turn": self._newest.turn})
-            write_atomically(self.config.memory, line.encode())
+        memory = self._memory()
+        if memory is not None and self._seal is not None:
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            line = json.dumps({"turn": self._seal.newest, "digest": self._seal.digest.hex()})
+            write_atomically(memory, line.encode())
+
+    def _memory(self) -> Path | None:
+        # The run's name comes from the server: it must not lead out of this client's folder.
+        name = hashlib.sha256(self._run.encode()).hexdigest()[:32]
+        return None if self.config.memory is None else self.config.memory / f"{self.name}-{name}"
 
     def digests(self) -> dict[str, str]:
         """SHA-256 (hex) of each part's state."""
@@ -234,8 +256,9 @@ class Client:
         targets = targets if fake is None else fake
         sent = self._watched(self.defence.transform(smashed), targets)
         reply = top(sent.cpu(), targets if self.config.labels_shared else None)
-        if isinstance(reply, LossReply):
-            loss, shown = reply.loss, reply.task_loss
+        if self.config.labels_shared:
+            answer = check_loss(reply, "server")
+            loss, shown = answer.loss, answer.task_loss
         else:
             self._output.check(reply, "server", "output")
             self.randomness.reseed("head", *place)
@@ -246,7 +269,7 @@ class Client:
         if not torch.isfinite(loss.detach()).all():
             raise DivergedError(
                 f"{self.name}: round {turn.round}, batch {batch.number}: the loss is {float(loss.detach())}; "
-                "lower --lr, or look at this client's images; the last good checkpoint is kept"
+                "start a new run with a lower --lr, or look at this client's images; the last good checkpoint is kept"
             )
         if not self._learns:
             return loss, shown
@@ -327,7 +350,7 @@ class Client:
                     continue
                 if self.head is not None:
                     logits = self.head(logits.to(self.device), skips).cpu()
-                loss = self.criterion(logits, batch.targets)
+                loss = self._plain_criterion(logits, batch.targets)
                 collected.update(logits, batch.targets)
                 losses, num_images = losses + float(loss) * len(logits), num_images + len(logits)
                 seen(phase, batch, sent.cpu(), logits)

@@ -11,14 +11,23 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 from torch.futures import Future
 
-from runtime.errors import ERRORS, CheckpointError, DivergedError, StoppedError, SutureError, WireError
+from runtime.errors import (
+    ERRORS,
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    StoppedError,
+    SutureError,
+    WireError,
+)
 from runtime.handoff import MAX_BYTES, handoff_digest, weights_digest
 from runtime.hooks import SmashedBatch
 from runtime.journal import Journal
@@ -36,9 +45,12 @@ from runtime.wire import (
     StepDone,
     Upload,
     Welcome,
+    check_farewell,
     check_handoff,
+    check_hello,
     check_scores,
     check_upload,
+    check_weights,
 )
 
 log = logging.getLogger(__name__)
@@ -149,7 +161,9 @@ class Coordinator:
     def admit(self, seat: Seat, hello: Hello, rpc_name: str) -> Welcome:
         """Takes a member in; see `Members.admit`."""
         with self._lock:
+            labels = self.journal.server.labels
             try:
+                check_hello(hello, None if labels is None else labels.below)
                 self.members.admit(seat, hello, rpc_name)
             except SutureError as error:
                 # The ranks of a run that was started as a whole are not replaced: it cannot begin any more.
@@ -176,7 +190,7 @@ class Coordinator:
             self.members.heard(seat)
             if not self.journal.ledger.finished:
                 raise WireError(f"{seat.name}: finish: the run is not over; refused")
-            seat.farewell = farewell
+            seat.farewell = check_farewell(farewell, seat.name)
             return self.journal.release() if self.config.release_top else Release({}, self.journal.best_round)
 
     def leave(self, seat: Seat) -> None:
@@ -198,7 +212,7 @@ class Coordinator:
 
     def forward(self, seat: Seat, upload: Upload) -> LossReply | Tensor:
         """One training batch; see `Server.forward`."""
-        with self._lock:
+        with self._working(seat):
             running = self._held(seat, upload.turn, TurnKind.TRAIN)
             batch = self._checked(seat, running.turn, upload)
             if upload.batch != seat.num_stepped:
@@ -213,7 +227,7 @@ class Coordinator:
 
     def predict(self, seat: Seat, upload: Upload) -> Tensor:
         """One evaluation batch; see `Server.predict`."""
-        with self._lock:
+        with self._working(seat):
             running = self._held(seat, upload.turn, TurnKind.EVALUATE)
             return self.journal.server.predict(self._checked(seat, running.turn, upload))
 
@@ -223,7 +237,7 @@ class Coordinator:
         Raises:
             DivergedError: the loss is not finite.
         """
-        with self._lock:
+        with self._working(seat):
             running = self._held(seat, done.turn, TurnKind.TRAIN)
             turn = running.turn
             if seat.uploaded != (done.turn, done.batch):
@@ -239,11 +253,10 @@ class Coordinator:
             step = turn.step + len(running.losses)
             self._recorder.train_step(step, turn.round, turn.number, turn.client, done.loss)
             self._watcher.batch_done(done.loss, running.batch_images)
-            seat.last_seen = time.monotonic()
 
     def commit(self, seat: Seat, handoff: SealedHandoff) -> None:
         """Makes a training turn count: the hand-off is kept and everything is on the disk."""
-        with self._lock:
+        with self._working(seat):
             check_handoff(handoff, seat.name, MAX_BYTES)
             running, journal = self._held(seat, handoff.turn, TurnKind.TRAIN), self.journal
             if handoff.previous != handoff_digest(journal.handoff):
@@ -252,6 +265,9 @@ class Coordinator:
                 )
             if not running.losses:
                 raise WireError(f"{seat.name}: a turn without a step cannot be committed; refused")
+            check_weights(
+                journal.server.top.state_dict().values(), seat.name, f"round {running.turn.round}, the top"
+            )
             journal.handoff = handoff
             journal.train_loss[seat.name] = sum(running.losses) / len(running.losses)
             journal.totals.train_images += running.num_images
@@ -274,18 +290,16 @@ class Coordinator:
                 self._watcher.scores(turn.client, phase, values)
             self._running = None
             self._watcher.turn_done()
-            if journal.ledger.round_done:
-                # Evaluation changes no weights, so a round's evaluations are checkpointed together.
-                self._save(closing_round=True)
             self._dispatch()
 
     def abort(self, seat: Seat, why: Refusal) -> None:
         """A client gives its turn up. The error would come again, so the run stops, rolled back."""
         with self._lock:
             self.members.heard(seat)
+            if self._running is None or self._running.turn.client != seat.name:
+                raise WireError(f"{seat.name}: abort: it holds no turn to give up; refused")
             error = ERRORS.get(str(why.error), StoppedError)(str(why.message)[:1000])
-            if self._running is not None and self._running.turn.client == seat.name:
-                self._roll_back(str(error))
+            self._roll_back(str(error))
             self.stop(error)
 
     def stop(self, error: SutureError) -> None:
@@ -294,6 +308,20 @@ class Coordinator:
             self._error = self._error or error
             self._dispatch()
             self._end_if_over()
+
+    @contextmanager
+    def _working(self, seat: Seat) -> Iterator[None]:
+        """Holds the lock for a call that computes or writes; nobody is lost for the time it kept them waiting."""
+        with self._lock:
+            began = time.monotonic()
+            try:
+                yield
+            finally:
+                took = time.monotonic() - began
+                for other in self.members:
+                    other.last_seen += took
+                    other.waiting_since += took
+                seat.last_seen = time.monotonic()
 
     def _held(self, seat: Seat, number: int, kind: TurnKind) -> _Running:
         self.members.heard(seat)
@@ -335,8 +363,17 @@ class Coordinator:
             self._answer_all(Turn(TurnKind.END, reason=str(self._error), error=name))
         elif self._running is None and self.members.complete:
             turn = ledger.next_turn(self.members.lost)
-            while turn is None and not ledger.finished and self.members.present():
-                ledger.start_round(self.members.present())
+            while turn is None:
+                # Evaluation changes no weights, so a round's evaluations are checkpointed together, at its end.
+                if self.journal.closes_round():
+                    self._save()
+                if ledger.finished or not self.members.present():
+                    break
+                try:
+                    ledger.start_round(self.members.present())
+                except ConfigError as error:
+                    self.stop(error)
+                    return
                 turn = ledger.next_turn(self.members.lost)
             if turn is not None:
                 self._grant(turn)
@@ -376,7 +413,11 @@ class Coordinator:
         self._watcher.client_state(seat.name, "lost")
         if self._running is not None and self._running.turn.client == seat.name:
             self._roll_back(reason)
-        if self.members.all_left:
+        if self.journal.ledger.expects_evaluation(seat.name):
+            self._recorder.event("missing", client=seat.name, round=self.journal.ledger.round)
+        # Whoever is lost after the last turn, when another has said goodbye, takes nothing with it.
+        done = self.journal.ledger.finished and any(seat.farewell for seat in self.members)
+        if self.members.all_left and not done:
             self._error = self._error or StoppedError(
                 f"no client is left; the last was {seat.name}: {reason}"
             )
@@ -398,13 +439,16 @@ class Coordinator:
         log.warning("turn %d of %s was rolled back: %s", turn.number, turn.client, reason)
         self._watcher.client_state(turn.client, "rolled back")
 
-    def _save(self, closing_round: bool = False) -> None:
+    def _save(self) -> None:
         """Checkpoints what now holds; on failure the run stops and the last checkpoint stays whole."""
-        self._recorder.flush()
         try:
-            if closing_round:
-                self.journal.keep_best()
+            self._recorder.flush()
             self.journal.save()
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as failure:
+            error = (
+                failure
+                if isinstance(failure, CheckpointError)
+                else CheckpointError(f"cannot write: {failure}")
+            )
             self.stop(error)
-            raise
+            raise error from failure

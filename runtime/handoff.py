@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from torch import Tensor
 
 from runtime.errors import ConfigError, HandoffError
-from runtime.wire import SealedHandoff
+from runtime.wire import SealedHandoff, check_handoff
 
 KEY_BYTES = 32
 MAX_BYTES = 2**31 - 17  # AES-GCM's limit for one message in OpenSSL
@@ -53,7 +53,7 @@ def shared_key(path: Path) -> bytes:
     """The key at ``path``, made by whichever process of this machine comes first."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"{path.name}.{os.getpid()}")
+        draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
         write_key(draft)
         try:
             # Unlike rename, link fails where the file exists, so all processes read one and the same key.
@@ -108,13 +108,19 @@ class HandoffSeal:
         key: the clients' hand-off key.
         run: the run's id, bound to every hand-off.
         newest: number of the newest turn that this client is known to have sealed or opened.
+        digest: that turn's `handoff_digest`; empty where it is not known.
     """
 
-    def __init__(self, key: bytes, run: str, newest: int = 0) -> None:
+    def __init__(self, key: bytes, run: str, newest: int = 0, digest: bytes = b"") -> None:
         derived = HKDF(SHA256(), length=32, salt=run.encode(), info=b"suture/handoff").derive(key)
         self._cipher = AESGCM(derived)
         self._run = run
         self.newest = newest
+        self.digest = digest
+
+    def saw(self, handoff: SealedHandoff) -> None:
+        """From now on nothing older than ``handoff`` opens, and no other of the same turn."""
+        self.newest, self.digest = handoff.turn, handoff_digest(handoff)
 
     def seal(self, state: Mapping[str, Any], turn: int, previous: SealedHandoff | None) -> SealedHandoff:
         """Seals ``state`` (plain types and tensors) as what ``turn`` produced, after ``previous``.
@@ -138,11 +144,18 @@ class HandoffSeal:
 
         Raises:
             HandoffError: it is older than one already seen, or it does not open under this key and run.
+            WireError: it is malformed.
         """
+        check_handoff(handoff, "server", MAX_BYTES)
         if handoff.turn < self.newest:
             raise HandoffError(
                 f"the server offered the hand-off of turn {handoff.turn}, but this client has seen turn "
                 f"{self.newest}; if the consortium agreed to go back, use --accept-rollback {handoff.turn}"
+            )
+        if handoff.turn == self.newest and self.digest not in (b"", handoff_digest(handoff)):
+            raise HandoffError(
+                f"the server offered another hand-off of turn {handoff.turn} than the one this client has seen; "
+                f"if the consortium agreed to that, use --accept-rollback {handoff.turn}"
             )
         try:
             plain = self._cipher.decrypt(
@@ -153,8 +166,8 @@ class HandoffSeal:
                 f"the hand-off of turn {handoff.turn} does not open: another hand-off key, another run, or it "
                 "was altered; give every client the same --handoff-key"
             ) from None
-        self.newest = handoff.turn
-        state: dict[str, Any] = torch.load(io.BytesIO(plain), weights_only=True)
+        self.saw(handoff)
+        state: dict[str, Any] = torch.load(io.BytesIO(plain), weights_only=True, map_location="cpu")
         return state
 
     def _bound(self, turn: int, previous: bytes) -> bytes:

@@ -62,6 +62,7 @@ class Journal:
         self.scores: dict[str, dict[str, dict[str, float]]] = {}
         self.best_round = 0
         self._best_value = float("-inf")
+        self._closed_round = 0
         self._run = run
         self._run_dir = run_dir
         self._checkpoints = checkpoints
@@ -81,6 +82,12 @@ class Journal:
         """
         found = self._checkpoints.load_newest() if resume else None
         if found is None:
+            turns = self._run_dir / "turns.jsonl"
+            if turns.exists() and turns.read_bytes():
+                raise CheckpointError(
+                    f"{turns} lists turns, but their checkpoints are gone from {self._checkpoints.folder}; "
+                    "bring one back or start a new run"
+                )
             self._checkpoints.save(0, self._snapshot)
             return 0 if resume else None
         turn, state = found
@@ -109,11 +116,25 @@ class Journal:
         self.server.load_state_dict(self._snapshot["server"])
         self.totals.rolled_back += 1
 
-    def keep_best(self) -> None:
-        """Keeps this round if the mean validation metric over the clients is the highest so far."""
+    def closes_round(self) -> bool:
+        """Whether a round has just ended; if so it is kept as the best where it is."""
+        if not self.ledger.round_done or self.ledger.round == self._closed_round:
+            return False
+        self._closed_round = self.ledger.round
+        self._keep_best()
+        return True
+
+    def _keep_best(self) -> None:
+        """Keeps this round if the mean validation metric over the clients is the highest so far.
+
+        Only clients that evaluated in this round count: a mean over old scores would favour whoever was lost.
+        """
+        evaluated = {
+            e.client for e in self.ledger.entries if e.round == self.ledger.round and not e.num_batches
+        }
         values = []
-        for scores in self.scores.values():
-            validation = scores.get("validation", {})
+        for client in sorted(evaluated):
+            validation = self.scores.get(client, {}).get("validation", {})
             values += [validation[name] for name in self._best_by if name in validation][:1]
         if not values or sum(values) / len(values) <= self._best_value:
             return
@@ -126,7 +147,11 @@ class Journal:
         top = {name: tensor.detach().cpu() for name, tensor in self.server.top.state_dict().items()}
         if self.best_round in (0, self.ledger.round):
             return Release(top, self.best_round)
-        best = read_checkpoint(self._checkpoints.best)
+        try:
+            best = read_checkpoint(self._checkpoints.best)
+        except CheckpointError as error:
+            log.warning("%s; the clients get the last round's model only", error)
+            return Release(top, 0)
         return Release(top, self.best_round, best["top"], _handoff(best["handoff"]))
 
     def wall_seconds(self) -> float:
@@ -144,6 +169,7 @@ class Journal:
             "scores": dict(self.scores),
             "train_loss": dict(self.train_loss),
             "best": [self.best_round, self._best_value],
+            "closed_round": self._closed_round,
             "totals": asdict(self.totals),
             "wall_seconds": self.wall_seconds(),
         }
@@ -155,6 +181,7 @@ class Journal:
         self.handoff = _handoff(state["handoff"])
         self.scores, self.train_loss = dict(state["scores"]), dict(state["train_loss"])
         self.best_round, self._best_value = state["best"]
+        self._closed_round = state["closed_round"]
         self.totals = Totals(**state["totals"])
         self._earlier_seconds = state["wall_seconds"]
 

@@ -74,6 +74,10 @@ class Ledger:
             handoff=self.handoff,
         )
 
+    def expects_evaluation(self, client: str) -> bool:
+        """Whether ``client`` has yet to evaluate in the current round."""
+        return (TurnKind.EVALUATE, client) in self._plan
+
     def count(self, turn: Turn, num_batches: int) -> None:
         """Writes ``turn`` down as done."""
         self._plan.remove((turn.kind, turn.client))

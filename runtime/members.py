@@ -74,15 +74,13 @@ class Members:
         return sorted((name for name in self._seats if name not in self.lost), key=natural)
 
     def admit(self, seat: Seat, hello: Hello, rpc_name: str) -> None:
-        """Takes a member in.
+        """Takes a member in, whose ``hello`` has been checked for its form.
 
         Raises:
             ConfigError: an option that must agree differs; both values are named.
-            WireError: the name is taken or the message is malformed.
+            WireError: the name is taken.
         """
         name = hello.client
-        if not isinstance(name, str) or not name.replace("_", "a").isalnum() or len(name) > 64:
-            raise WireError(f"a client's name must be letters, digits and underscores, got {name!r:.70}")
         for option in sorted(self._agreement.keys() | hello.agreement.keys()):
             ours, theirs = self._agreement.get(option), hello.agreement.get(option)
             if ours != theirs:
@@ -92,8 +90,6 @@ class Members:
         present = self._seats.get(name)
         if present is not None and not present.left:
             raise WireError(f"{name} is in the run already; give every client a name of its own")
-        if not isinstance(hello.num_batches, int) or hello.num_batches < 1:
-            raise WireError(f"{name}: num_batches: expected a positive number, got {hello.num_batches!r:.40}")
         seat.name, seat.hello, seat.rpc_name, seat.last_seen = name, hello, rpc_name, time.monotonic()
         self._seats[name] = seat
         if name in self.lost:

@@ -78,10 +78,11 @@ class Replay:
     """Exactly the training turns that counted in another run, from its turns.jsonl.
 
     Raises:
-        ConfigError: the file is missing or is not a list of turns.
+        ConfigError: the file is missing, is not a list of turns, or names a client that is not in this run.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             self._turns = [
@@ -93,7 +94,15 @@ class Replay:
             ) from error
 
     def order(self, round: int, clients: Sequence[str]) -> list[str]:
-        return [client for turn_round, client in self._turns if turn_round == round]
+        order = [client for turn_round, client in self._turns if turn_round == round]
+        for client in order:
+            if client not in clients:
+                # Its turn would be waited for in vain.
+                raise ConfigError(
+                    f"{self._path} has a turn of {client} in round {round}, who is not in this run; start as many "
+                    "clients as the run that it is from"
+                )
+        return order
 
 
 SCHEDULES = ("round-robin", "shuffled", "replay:FILE")

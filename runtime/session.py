@@ -117,13 +117,12 @@ def take_turn(member: Member, turn: Turn) -> None:
     if turn.kind is TurnKind.WAIT:
         return
     try:
-        if not client.holds(turn.handoff):
-            client.open(exchange.fetch())
+        _take_up(member, turn)
         if turn.kind is TurnKind.TRAIN:
             for batch in client.batches(turn):
                 exchange.train_step(client, turn, batch)
                 _watch(member, turn, batch)
-            handoff = client.seal(turn.number)
+            handoff = client.seal(turn)
             exchange.commit(handoff)
             client.committed(handoff)
         else:
@@ -141,6 +140,12 @@ def take_turn(member: Member, turn: Turn) -> None:
         named = type(error)(reason)
         _quietly(lambda: exchange.abort(named))
         raise named from None
+    except Exception as error:  # a defect, or a disk of the client's: the others must not wait for it
+        what = StoppedError(
+            f"{client.name}: round {turn.round}, turn {turn.number}: {type(error).__name__}: {error}"
+        )
+        _quietly(lambda: exchange.abort(what))
+        raise
 
 
 def _watch(member: Member, turn: Turn, batch: Batch) -> None:
@@ -158,6 +163,22 @@ def _watch(member: Member, turn: Turn, batch: Batch) -> None:
         raise AlarmError(alarm)
 
 
+def _take_up(member: Member, turn: Turn) -> None:
+    """Opens the hand-off that the turn starts from, where another client made it.
+
+    Raises:
+        HandoffError: it does not open.
+        WireError: the server offers another one than it promised.
+    """
+    client = member.client
+    if not client.holds(turn.handoff):
+        client.open(member.exchange.fetch())
+    if not client.holds(turn.handoff):
+        raise WireError(
+            f"{client.name}: the server offered another hand-off than that of turn {turn.handoff}"
+        )
+
+
 def end(member: Member, turn: Turn) -> None:
     """The run is over: say goodbye and keep the model.
 
@@ -168,12 +189,7 @@ def end(member: Member, turn: Turn) -> None:
     if turn.reason:
         raise ERRORS.get(turn.error, StoppedError)(turn.reason)
     client, exchange = member.client, member.exchange
-    if not client.holds(turn.handoff):
-        client.open(exchange.fetch())
-    if not client.holds(turn.handoff):
-        raise WireError(
-            f"{client.name}: the server offered another hand-off than that of turn {turn.handoff}"
-        )
+    _take_up(member, turn)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     release = exchange.finish(Farewell(client.digests(), peak))
     member.keepsakes.finished(client, release)

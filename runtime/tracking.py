@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from runtime.errors import WireError
+from runtime.errors import CheckpointError, WireError
 
 # TensorBoard takes most of a second to import; a client that writes no pictures never needs it.
 if TYPE_CHECKING:
@@ -152,7 +152,13 @@ class Tracker:
     def _write(self, record: Mapping[str, object]) -> None:
         # NaN is no JSON: a diverged loss is written as null.
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._lines.write(json.dumps(finite) + "\n")
+        try:
+            self._lines.write(json.dumps(finite) + "\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write {self._lines.name}: {error.strerror}; the last whole checkpoint is kept: make room, "
+                "then start again with --resume"
+            ) from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 SERVER = "server"
 SERVER_RANK = 0
+START_SECONDS = 3600
 T = TypeVar("T")
 
 
@@ -118,16 +119,17 @@ class Transport:
         self._root.set(f"newest/{key}", value)
 
     def hear(self, key: str) -> str:
-        """Waits for what some rank publishes.
+        """Waits for what some rank publishes; reading images may take it long.
 
         Raises:
-            PeerLostError: nobody did within the timeout.
+            PeerLostError: nobody did within an hour.
         """
         try:
+            self.store.wait([f"public/{key}"], timedelta(seconds=START_SECONDS))
             return str(self.store.get(f"public/{key}").decode())
         except (RuntimeError, dist.DistError):
             raise PeerLostError(
-                f"no rank said {key!r} within {self.config.timeout:g} s; see the other ranks' errors"
+                f"no rank said {key!r} within {START_SECONDS} s; see the other ranks' errors"
             ) from None
 
     def of_earlier_attempt(self, key: str) -> str | None:
@@ -223,7 +225,7 @@ def _namespace(store: dist.Store, name: str) -> dist.Store:
 def _loopback() -> str:
     for interface, addresses in psutil.net_if_addrs().items():
         if any(address.family == socket.AF_INET and address.address == "127.0.0.1" for address in addresses):
-            return interface
+            return str(interface)
     return "lo"
 
 

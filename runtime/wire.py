@@ -8,15 +8,15 @@ Shape legend: N batch; D dimensions at the cut (h_ND).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from runtime.errors import ERRORS, SutureError, WireError
+from runtime.errors import ERRORS, DivergedError, SutureError, WireError
 
 PROTOCOL = 1
 PHASES = ("train", "validation", "test")
@@ -167,7 +167,7 @@ class TensorSpec:
 
         if not isinstance(tensor, Tensor):
             raise refuse("a tensor", type(tensor).__name__)
-        if tensor.layout is not torch.strided or tensor.is_quantized:
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
             raise refuse("a dense tensor", tensor.layout)
         if tensor.dtype is not self.dtype:
             raise refuse(str(self.dtype), tensor.dtype)
@@ -200,6 +200,97 @@ def check_finite(tensor: Tensor, peer: str, field: str) -> None:
         raise WireError(f"{peer}: {field}: {num_bad} of {values.numel()} values are NaN or infinite; refused")
 
 
+def check_hello(hello: Any, num_classes: int | None) -> Hello:
+    """Returns ``hello`` if it is sound.
+
+    Args:
+        hello: as it came.
+        num_classes: K where labels are shared, so that the loss is the server's; else None.
+
+    Raises:
+        WireError: a field has another type, shape or range than the protocol's.
+    """
+    if not isinstance(hello, Hello):
+        raise WireError(f"a newcomer: hello: expected a Hello, got {type(hello).__name__}; refused")
+    name = hello.client
+    if not isinstance(name, str) or not name.replace("_", "a").isalnum() or len(name) > 64:
+        raise WireError(f"a client's name must be letters, digits and underscores, got {name!r:.70}")
+    options = hello.agreement
+    if not isinstance(options, dict) or not all(
+        isinstance(text, str) for item in options.items() for text in item
+    ):
+        raise WireError(f"{name}: agreement: expected options as text, got {type(options).__name__}; refused")
+    for field in ("num_images", "num_batches"):
+        value = getattr(hello, field)
+        if type(value) is not int or value < 1:
+            raise WireError(f"{name}: {field}: expected a positive number, got {value!r:.40}; refused")
+    weights: Any = hello.class_weights
+    if weights is not None:
+        if num_classes is None:
+            raise WireError(f"{name}: class_weights: they must stay at home here; refused")
+        TensorSpec((), torch.float32, num_classes).check(weights, name, "class_weights")
+        if len(weights) != num_classes:
+            raise WireError(
+                f"{name}: class_weights: expected shape ({num_classes}), got {tuple(weights.shape)}; refused"
+            )
+        if float(weights.min()) < 0:
+            raise WireError(
+                f"{name}: class_weights: expected values from 0, got {float(weights.min())}; refused"
+            )
+    return hello
+
+
+def check_farewell(farewell: Any, peer: str) -> Farewell:
+    """Returns ``farewell`` if it is sound.
+
+    Raises:
+        WireError: it has no digests, one that is not 64 hex digits, or a number of bytes that is none.
+    """
+    if not isinstance(farewell, Farewell):
+        raise WireError(f"{peer}: farewell: expected a Farewell, got {type(farewell).__name__}; refused")
+    digests = farewell.digests
+    if not isinstance(digests, dict) or not digests or not digests.keys() <= {"bottom", "head"}:
+        raise WireError(f"{peer}: farewell.digests: expected those of bottom and head; refused")
+    for digest in digests.values():
+        if not isinstance(digest, str) or len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+            raise WireError(f"{peer}: farewell.digests: expected 64 hex digits, got {digest!r:.70}; refused")
+    if type(farewell.peak_memory) is not int or farewell.peak_memory < 0:
+        raise WireError(
+            f"{peer}: farewell.peak_memory: expected bytes, got {farewell.peak_memory!r:.40}; refused"
+        )
+    return farewell
+
+
+def check_loss(reply: Any, peer: str) -> LossReply:
+    """Returns ``reply`` if it is a loss; whether it is finite is another question, see `DivergedError`.
+
+    Raises:
+        WireError: the root of backward is not a float32 scalar, or no number stands beside it.
+    """
+    if not isinstance(reply, LossReply):
+        raise WireError(f"{peer}: loss: expected a LossReply, got {type(reply).__name__}; refused")
+    loss: Any = reply.loss
+    if not isinstance(loss, Tensor) or loss.dtype is not torch.float32 or tuple(loss.shape) != ():
+        raise WireError(f"{peer}: loss: expected a float32 scalar, got {type(loss).__name__}; refused")
+    if not isinstance(reply.task_loss, float):
+        raise WireError(f"{peer}: loss: expected a number beside it, got {reply.task_loss!r:.40}; refused")
+    return reply
+
+
+def check_weights(tensors: Iterable[Tensor], peer: str, place: str) -> None:
+    """Refuses weights that left the finite numbers, before they count.
+
+    Raises:
+        DivergedError: names the part's owner and the place.
+    """
+    for tensor in tensors:
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise DivergedError(
+                f"{peer}: {place}: a weight is NaN or infinite; start a new run with a lower --lr, or look at "
+                "this client's images; the last good checkpoint is kept"
+            )
+
+
 def check_scores(scores: Any, peer: str) -> dict[str, dict[str, float]]:
     """Returns a report's scores as plain floats.
 
@@ -217,7 +308,9 @@ def check_scores(scores: Any, peer: str) -> dict[str, dict[str, float]]:
         for name, value in values.items():
             if not isinstance(name, str) or not name.isidentifier() or len(name) > 40:
                 raise WireError(f"{peer}: scores: expected a metric's name, got {name!r:.40}; refused")
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
+            # A whole number may be too large for a float; as one NaN it fails every comparison.
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number or not abs(value) <= sys.float_info.max:
                 raise WireError(
                     f"{peer}: scores.{name}: expected a finite number, got {value!r:.40}; refused"
                 )
@@ -233,7 +326,7 @@ def check_handoff(handoff: Any, peer: str, max_bytes: int) -> SealedHandoff:
     """
     if not isinstance(handoff, SealedHandoff):
         raise WireError(f"{peer}: handoff: expected a sealed hand-off, got {type(handoff).__name__}; refused")
-    if not isinstance(handoff.turn, int) or handoff.turn < 1:
+    if type(handoff.turn) is not int or handoff.turn < 1:
         raise WireError(
             f"{peer}: handoff.turn: expected a positive number, got {handoff.turn!r:.40}; refused"
         )
@@ -241,8 +334,10 @@ def check_handoff(handoff: Any, peer: str, max_bytes: int) -> SealedHandoff:
         raise WireError(f"{peer}: handoff.previous: expected 0 or 32 bytes; refused")
     if not isinstance(handoff.nonce, bytes) or len(handoff.nonce) != 12:
         raise WireError(f"{peer}: handoff.nonce: expected 12 bytes; refused")
-    if not isinstance(handoff.ciphertext, Tensor) or handoff.ciphertext.dtype is not torch.uint8:
-        raise WireError(f"{peer}: handoff.ciphertext: expected uint8; refused")
+    sealed = handoff.ciphertext
+    dense = isinstance(sealed, Tensor) and sealed.layout is torch.strided and sealed.is_contiguous()
+    if not dense or sealed.dtype is not torch.uint8:
+        raise WireError(f"{peer}: handoff.ciphertext: expected uint8 in one piece; refused")
     if handoff.ciphertext.dim() != 1 or not 16 <= handoff.ciphertext.numel() <= max_bytes:
         raise WireError(
             f"{peer}: handoff.ciphertext: expected one dimension of 16..{max_bytes} bytes, "

@@ -1,6 +1,9 @@
 """What all tests share: where the real images are, and a check that no test leaves a process behind."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -9,6 +12,9 @@ import torch
 
 # Children of the tests must import torch as quietly and with as many threads as the tests do.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+# What clients remember of runs must not pile up in the home of whoever runs the tests.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="suture-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

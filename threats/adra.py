@@ -220,8 +220,8 @@ class AdraAttack(LiveAttack):
     ) -> list[SmashedBatch]:
         """Training's smashed data with the channel means and deviations of evaluation's.
 
-        In training batch norm scales by the batch, in evaluation by running statistics; early in a run the two lie
-        far apart, and a decoder that learnt from the one reads nothing in the other.
+        In training batch norm scales by the batch, in evaluation by running statistics; early in a run the
+        two lie far apart, and a decoder that learnt from the one reads nothing in the other.
         """
         if not train or not evaluated:
             return train

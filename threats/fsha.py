@@ -10,8 +10,7 @@ Shape legend: N batch; C, H, W image; D dimensions at the cut (h_ND).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,62 +18,11 @@ from torch.nn import functional as F
 
 from runtime.errors import ConfigError
 from runtime.hooks import SmashedBatch
-from threats.auxiliary import SAME_SOURCE, Auxiliary
-from threats.fsha_nets import SIZES, Critic, Decoder, Pilot
+from threats.auxiliary import Auxiliary
+from threats.fsha_config import FshaConfig
+from threats.fsha_nets import SIZES, Critic, Decoder, Pilot, PropertyReader
 from threats.live import LiveAttack, NotFiniteError
 from threats.vantage import Vantage
-
-
-@dataclass(frozen=True, kw_only=True)
-class FshaConfig:
-    """Parameters of FSHA; the defaults are a recipe for a CPU, ``published()`` the paper's.
-
-    Attributes:
-        aux: the attacker's images: "run" for images of the run's source that no client has, or NAME[:PATH].
-        aux_images: how many.
-        nets: "light" or "published" sizes.
-        width: factor on the channels of all nets.
-        loss: "wgan" with gradient penalty, or the plain "gan".
-        penalty: weight of the gradient penalty (the paper: 500).
-        critic_steps: critic steps for one step of the client.
-        pretrain: steps of pilot and decoder on public images before training begins.
-        pretrain_lr: their learning rate then.
-        lr: of pilot and decoder afterwards.
-        critic_lr: of the critic.
-        scale: factor on the gradient sent to the client: the adaptive form against a client's penalty.
-        task: weight of the honest task loss beside the hijack (the paper: 0).
-    """
-
-    aux: str = SAME_SOURCE
-    aux_images: int = 2000
-    nets: Literal["light", "published"] = "light"
-    width: float = 1.0
-    loss: Literal["wgan", "gan"] = "wgan"
-    penalty: float = 10.0
-    critic_steps: int = 1
-    pretrain: int = 300
-    pretrain_lr: float = 1e-3
-    lr: float = 1e-4
-    critic_lr: float = 1e-3
-    scale: float = 1.0
-    task: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, least in (("aux_images", 2), ("critic_steps", 1), ("pretrain", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"fsha: {name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("width", "pretrain_lr", "lr", "critic_lr", "scale"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(f"fsha: {name} must be above 0, got {getattr(self, name)}")
-        if self.penalty < 0 or self.task < 0:
-            raise ConfigError(
-                f"fsha: penalty and task must not be below 0, got {self.penalty} and {self.task}"
-            )
-
-    @classmethod
-    def published(cls) -> FshaConfig:
-        """The paper's nets and settings; days on a CPU."""
-        return cls(nets="published", penalty=500.0, pretrain=0, lr=1e-5, critic_lr=1e-4)
 
 
 class FshaAttack(LiveAttack):
@@ -92,6 +40,8 @@ class FshaAttack(LiveAttack):
     def __init__(self, config: FshaConfig, vantage: Vantage, auxiliary: Auxiliary) -> None:
         super().__init__(vantage, auxiliary)
         self.config = config
+        if config.target == "label" and auxiliary.labels is None:
+            raise ConfigError("fsha: target=label needs labelled auxiliary images; masks have none")
         sizes = SIZES[config.nets].scaled(config.width)
         self.nets: dict[str, nn.Module] = self.build_nets(lambda: self._build(sizes))
         for net in self.nets.values():
@@ -115,13 +65,18 @@ class FshaAttack(LiveAttack):
             "pilot": Pilot(images, shape, sizes.coder, nonnegative=vantage.nonnegative),
             "decoder": self._build_decoder(sizes.coder, start),
             "critic": Critic(shape, sizes.critic, sizes.blocks),
-        }
+        } | self._build_reader(sizes.coder)
 
     def _build_decoder(self, channels: int, start: Tensor) -> nn.Module:
         return Decoder(self.vantage.smashed_shape, self.vantage.image_shape, channels, start)
 
+    def _build_reader(self, channels: int) -> dict[str, nn.Module]:
+        if self.config.target == "image":
+            return {}
+        return {"reader": PropertyReader(self.vantage.smashed_shape, channels, self.vantage.num_classes)}
+
     def _coder_parameters(self) -> list[nn.Parameter]:
-        return [*self.pilot.parameters(), *self.nets["decoder"].parameters()]
+        return [p for name, net in self.nets.items() if name != "critic" for p in net.parameters()]
 
     # The attack ----------------------------------------------------------------------------------
 
@@ -132,8 +87,10 @@ class FshaAttack(LiveAttack):
             self._prepared = True
 
     def _observe(self, batch: SmashedBatch) -> None:
-        if batch.phase in ("train", "test"):
+        if batch.phase in ("train", "test") and self.config.target == "image":
             self.keep_reconstruction(batch)
+        elif batch.phase in ("train", "test"):
+            self.keep(batch, self.guess(batch.smashed))
         if batch.phase == "test":
             values = self.evidence.setdefault(batch.round, {})
             values[f"{batch.client}/{batch.batch}"] = self.doubt(batch.smashed)
@@ -197,8 +154,15 @@ class FshaAttack(LiveAttack):
         return float(loss.detach())
 
     def coder_loss(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        """What pilot and decoder minimise on public images (x_NCHW in [-1, 1]): the MSE."""
-        return F.mse_loss(self.decode(self.features(images)), images)
+        """What pilot, decoder and reader minimise on public images (x_NCHW in [-1, 1])."""
+        features = self.features(images)
+        loss = F.mse_loss(self.decode(features), images)
+        if self.config.target == "label":
+            assert labels is not None
+            # A pilot that serves the classifier alone keeps nothing but the class, and the critic's match may
+            # then swap classes; with the decoder beside it the match is one of whole images.
+            loss = loss + 0.1 * F.cross_entropy(self.nets["reader"](features), labels)
+        return loss
 
     def _pretrain(self) -> None:
         config, parameters = self.config, self._coder_parameters()
@@ -235,6 +199,12 @@ class FshaAttack(LiveAttack):
         return out
 
     @torch.no_grad()
+    def guess(self, smashed: Tensor) -> Tensor:
+        """The class of each image (N,), with ``target=label``."""
+        logits: Tensor = self.nets["reader"](smashed.to(self.vantage.device))
+        return logits.argmax(1)
+
+    @torch.no_grad()
     def reconstruct(self, smashed: Tensor) -> Tensor:
         return (self.decode(smashed.to(self.vantage.device)) + 1) / 2
 
@@ -251,6 +221,9 @@ class FshaAttack(LiveAttack):
         return values.reshape(-1, *[1] * (like.ndim - 2))
 
     # State ---------------------------------------------------------------------------------------
+
+    def report(self) -> dict[str, Any]:
+        return super().report() | {"target": self.config.target}
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {

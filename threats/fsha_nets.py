@@ -131,6 +131,27 @@ class Decoder(nn.Module):
         return torch.tanh(self.last(h) + self.start)
 
 
+class PropertyReader(nn.Module):
+    """In the decoder's place: h_ND to the logits_NK of a property of the image."""
+
+    def __init__(self, smashed_shape: tuple[int, ...], channels: int, num_classes: int) -> None:
+        super().__init__()
+        depth, height, width = _spatial(smashed_shape)
+        self.body = nn.Sequential(
+            nn.Conv2d(depth, 2 * channels, 3, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(2 * channels, 2 * channels, 3, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Flatten(),
+            nn.Linear(2 * channels * math.ceil(height / 2) * math.ceil(width / 2), num_classes),
+        )
+        self._spatial = (depth, height, width)
+
+    def forward(self, h_ND: Tensor) -> Tensor:
+        logits: Tensor = self.body(h_ND.reshape(len(h_ND), *self._spatial))
+        return logits
+
+
 class ResidualBlock(nn.Module):
     """Pre-activation, without batch norm: a gradient penalty a sample needs samples that do not mix."""
 

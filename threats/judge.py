@@ -22,53 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runtime.data.client_data import Batch, ClientData
 from runtime.data.normalise import Normalisation, denormalise
 from runtime.data.source import Task
 from runtime.errors import DataError
-from runtime.randomness import Randomness
 from threats.auxiliary import Auxiliary, content_hashes
 from threats.live import LiveAttack, reconstruction_path
 from threats.metrics import class_means, mean_image, score
 from threats.reader import read_with, train_reader
+from threats.witness import Witness
 
 KINDS = ("held_out", "train", "test")
-
-
-@dataclass(frozen=True)
-class Witness:
-    """One client as the judge rebuilds it.
-
-    Attributes:
-        name: the member's name.
-        data: its images.
-        randomness: derived from the clients' key.
-        batch_size: images a step.
-    """
-
-    name: str
-    data: ClientData
-    randomness: Randomness
-    batch_size: int
-
-    def train_batches(self, round: int) -> list[Batch]:
-        """The round's batches as they went through the bottom, augmentation included."""
-        place = (round, self.name)
-        generator = self.randomness.generator
-        return list(
-            self.data.train_batches(
-                self.batch_size,
-                generator("order", *place),
-                lambda batch: generator("augment", *place, batch),
-            )
-        )
-
-    def evaluated(self, kind: str) -> list[tuple[int, Batch]]:
-        """Test or held-out batches, with the number under which they were sent."""
-        test = list(self.data.test_batches(self.batch_size, "test"))
-        if kind == "test":
-            return list(enumerate(test))
-        return list(enumerate(self.data.test_batches(self.batch_size, "held_out"), start=len(test)))
 
 
 @dataclass
@@ -173,6 +136,40 @@ def judge(
             for name, own in present.items():
                 pairs.setdefault(name, {})[number] = own
     return Verdict(scores, overlaps, chosen, by_round, pairs, mean)
+
+
+def judge_labels(
+    folder: Path, witnesses: Sequence[Witness], auxiliary: Auxiliary, *, chosen_round: int
+) -> dict[str, Any]:
+    """Scores property inference: the share of labels guessed rightly, beside the commonest class and a
+    shuffle.
+
+    Raises:
+        DataError: sets overlap, or there is nothing to judge.
+    """
+    overlaps = check_four_sets(witnesses, auxiliary)
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    for kind in KINDS:
+        guessed, true = [], []
+        for witness in witnesses:
+            trained = kind == "train"
+            every = enumerate(witness.train_batches(chosen_round)) if trained else witness.evaluated(kind)
+            for number, batch in every:
+                phase = "train" if trained else "test"
+                path = reconstruction_path(folder, chosen_round, witness.name, phase, number)
+                if path.exists():
+                    guessed.append(torch.from_numpy(np.load(path)))
+                    true.append(batch.targets)
+        if not true:
+            continue
+        g, y = torch.cat(guessed), torch.cat(true)
+        commonest = float(torch.bincount(y).max()) / len(y)
+        rows = {"attack": float((g == y).float().mean()), "commonest class": commonest}
+        rows["shuffled"] = float((g.roll(1) == y).float().mean())
+        scores[kind] = {name: {"guessed": value, "num_images": len(y)} for name, value in rows.items()}
+    if not scores:
+        raise DataError(f"{folder} holds no guesses; was the run attacked, and did it evaluate?")
+    return {"chosen_round": chosen_round, "scores": scores, "overlaps": overlaps}
 
 
 def check_four_sets(

@@ -166,12 +166,16 @@ class LiveAttack(Attack):
 
     def keep_reconstruction(self, batch: SmashedBatch) -> None:
         """Writes the guess for ``batch``, named by its place: a repeated turn writes over what it left."""
+        if self.vantage.folder is not None and (batch.phase != "train" or batch.batch < KEPT_TRAIN_BATCHES):
+            self.keep(batch, self.reconstruct(batch.smashed).mul(255).round().clamp(0, 255).to(torch.uint8))
+
+    def keep(self, batch: SmashedBatch, guesses: Tensor) -> None:
+        """Writes guesses (N, ...) for ``batch`` under RUN/attack."""
         if self.vantage.folder is None or (batch.phase == "train" and batch.batch >= KEPT_TRAIN_BATCHES):
             return
-        images = self.reconstruct(batch.smashed).mul(255).round().clamp(0, 255).to(torch.uint8)
         path = reconstruction_path(self.vantage.folder, batch.round, batch.client, batch.phase, batch.batch)
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, images.cpu().numpy())
+        np.save(path, guesses.cpu().numpy())
 
     def record(self, **losses: float) -> None:
         """One line of RUN/attack/losses.jsonl.

@@ -88,8 +88,8 @@ def psnr(rebuilt_NCHW: Tensor, truth_NCHW: Tensor) -> Tensor:
 def ssim(rebuilt_NCHW: Tensor, truth_NCHW: Tensor) -> Tensor:
     """Structural similarity of each image, ssim_N in -1..1, by torchmetrics with a data range of 1.
 
-    The window is the paper's, a Gaussian of deviation 1.5 over 11 pixels, edges reflected; images below 11 pixels get the largest
-    odd window that fits, with the deviation shrunk alike.
+    The window is the paper's, a Gaussian of deviation 1.5 over 11 pixels, edges reflected; images below 11 pixels
+    get the largest odd window that fits, with the deviation shrunk alike.
     """
     # torchmetrics takes most of a second to import: not before something is scored.
     from torchmetrics.functional.image import structural_similarity_index_measure

@@ -19,7 +19,8 @@ from threats.defences.proxy import ProxyConfig, ProxyDefence
 from threats.defences.quantise import QuantiseConfig, QuantiseDefence
 from threats.detectors.gradient_scrutinizer import GradientScrutinizer, ScrutinizerConfig
 from threats.detectors.splitguard import SplitguardConfig, SplitguardDetector
-from threats.fsha import FshaAttack, FshaConfig
+from threats.fsha import FshaAttack
+from threats.fsha_config import FshaConfig
 from threats.spec import Entry, Registry, Spec
 
 __all__ = ["ATTACKS", "DEFENCES", "DETECTORS", "build_defence", "build_detector"]

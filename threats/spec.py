@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -125,14 +126,17 @@ class Registry(Mapping[str, Entry[P]]):
         lines = []
         for entry in self._entries.values():
             taken = parameters(entry)
-            lines.append(f"  {entry.name}{':' + taken if taken else ''}")
-            lines.append(f"      {entry.summary}; {entry.paper}")
+            lines.append(f"  {entry.name:22} {entry.summary}")
+            lines += [
+                f"      {entry.paper}",
+                *textwrap.wrap(taken, 90, initial_indent="      ", subsequent_indent="      "),
+            ]
         return "\n".join(lines)
 
 
 def parameters(entry: Entry[Any]) -> str:
     """The parameters of a plug-in with their defaults, as they would be written."""
-    return ",".join(f"{field.name}={_shown(field.default)}" for field in dataclasses.fields(entry.config))
+    return ", ".join(f"{field.name}={_shown(field.default)}" for field in dataclasses.fields(entry.config))
 
 
 def _shown(value: Any) -> str:

@@ -58,7 +58,12 @@ class PartitionConfig:
             ConfigError: Unknown scheme, an alpha that is not a positive number, a count out of range.
         """
         self.kind_and_alpha()
-        for name, bound in (("train_images", 2), ("validation_images", 0), ("test_images", 1), ("held_out_images", 0)):
+        for name, bound in (
+            ("train_images", 2),
+            ("validation_images", 0),
+            ("test_images", 1),
+            ("held_out_images", 0),
+        ):
             if getattr(self, name) < bound:
                 option = "--" + name.replace("_", "-")
                 raise ConfigError(f"{option} must be at least {bound}, got {getattr(self, name)}")

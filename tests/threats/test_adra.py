@@ -71,7 +71,9 @@ def test_the_studys_decoder_at_cut_7() -> None:
 def test_losses_are_zero_for_a_perfect_copy_and_known_for_a_constant_error() -> None:
     """Oracle: closed forms; L1 of an error of 0.1 is 0.1, its MSE 0.01."""
     x = torch.rand(2, 3, 16, 16) * 0.8
-    assert all(float(reconstruction_loss(n, x, x)) == pytest.approx(0, abs=1e-5) for n in ("l1", "mse", "ssim"))
+    assert all(
+        float(reconstruction_loss(n, x, x)) == pytest.approx(0, abs=1e-5) for n in ("l1", "mse", "ssim")
+    )
     assert float(reconstruction_loss("l1", x + 0.1, x)) == pytest.approx(0.1, rel=1e-4)
     assert float(reconstruction_loss("mse", x + 0.1, x)) == pytest.approx(0.01, rel=1e-4)
 
@@ -84,7 +86,9 @@ def test_queries_rebuild_images_it_never_saw_and_shuffled_pairs_do_not(loss: str
     mean = float((own.float().div(255).mean(0) - truth).square().mean())
     errors = {}
     for name, order in (("attack", torch.arange(256)), ("control", torch.arange(256).roll(1))):
-        attack = AdraAttack(AdraConfig(loss=loss, epochs=15, aux_images=256, lr=5e-3, width=0.5), vantage(), Auxiliary(own))  # type: ignore[arg-type]
+        attack = AdraAttack(
+            AdraConfig(loss=loss, epochs=15, aux_images=256, lr=5e-3, width=0.5), vantage(), Auxiliary(own)
+        )  # type: ignore[arg-type]
         send(attack, smash(bottom, own)[order], "query")
         attack.finish()
         errors[name] = float((attack.reconstruct(smash(bottom, private)) - truth).square().mean())

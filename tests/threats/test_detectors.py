@@ -31,6 +31,12 @@ VIEW = ClientView(
 SEEDS = range(1000, 1020)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Nets this small lose by a second thread; the fixture of all tests puts the number back."""
+    torch.set_num_threads(1)
+
+
 class _World:
     """A tiny split run: classes are patterns in noise; the server teaches them, or chases features of its own."""
 
@@ -86,7 +92,7 @@ class _World:
 def test_at_most_one_of_twenty_honest_runs_gives_alarm(name: str) -> None:
     """Oracle: counting, with the thresholds as shipped and seeds that they were not chosen on."""
     alarms = [
-        _World(seed, hostile=False).run(DETECTORS[name].plugin(DETECTORS[name].config(), VIEW), 150)
+        _World(seed, hostile=False).run(DETECTORS[name].plugin(DETECTORS[name].config(), VIEW), 240)
         for seed in SEEDS
     ]
     print(f"{name}: {sum(step is not None for step in alarms)} of 20 honest runs with alarm")
@@ -97,7 +103,7 @@ def test_at_most_one_of_twenty_honest_runs_gives_alarm(name: str) -> None:
 def test_a_server_that_chases_features_of_its_own_is_found(name: str) -> None:
     """Oracle: a small critic in place of the task's loss, the shape of FSHA; found in at least 4 of 5 runs."""
     alarms = [
-        _World(seed, hostile=True).run(DETECTORS[name].plugin(DETECTORS[name].config(), VIEW), 300)
+        _World(seed, hostile=True).run(DETECTORS[name].plugin(DETECTORS[name].config(), VIEW), 400)
         for seed in range(5)
     ]
     print(f"{name}: alarms at steps {alarms}")

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from runtime.hooks import SmashedBatch
 from threats.auxiliary import Auxiliary
-from threats.fsha import FshaAttack, FshaConfig, gradient_penalty
+from threats.fsha import FshaAttack, gradient_penalty
+from threats.fsha_config import FshaConfig
 from threats.fsha_nets import Critic, Decoder, Pilot
 from threats.vantage import Vantage
 
@@ -47,6 +48,12 @@ def glyphs(count: int, seed: int) -> Tensor:
             image[top : top + 9, left + 6 : left + 8] = 1
     bright = torch.rand(count, 1, 1, generator=generator) * 0.4 + 0.6
     return (255 * images * bright).round().to(torch.uint8)[:, None].expand(-1, 3, -1, -1).clone()
+
+
+def has_foot(images: Tensor) -> Tensor:
+    """Whether a glyph's stroke is brighter below than above, y_N."""
+    rows = images[:, 0].float().sum(2)
+    return (rows[:, 8:].sum(1) > rows[:, :8].sum(1)).long()
 
 
 def batch(smashed: Tensor, number: int = 0, phase: str = "train") -> SmashedBatch:
@@ -116,7 +123,9 @@ def test_the_attacks_nets_step_before_the_clients_backward_and_are_not_in_its_gr
     assert all(p.grad is None for net in hijacker.nets.values() for p in net.parameters())
 
 
-@pytest.mark.parametrize("shape", [(64, 16, 16), (64, 8, 8), (128, 4, 4), (256, 2, 2), (512, 1, 1), (512,), (9, 5, 5)])
+@pytest.mark.parametrize(
+    "shape", [(64, 16, 16), (64, 8, 8), (128, 4, 4), (256, 2, 2), (512, 1, 1), (512,), (9, 5, 5)]
+)
 @pytest.mark.parametrize("size", [32, 30])
 def test_nets_fit_every_cut(shape: tuple[int, ...], size: int) -> None:
     """Oracle: shapes alone; ResNet's cuts at 32 px, an odd one, and features without a picture."""
@@ -144,7 +153,7 @@ def test_state_repeats_the_attack_bit_for_bit() -> None:
     hijacker.prepare()
     smashed = torch.rand(6, 8, 4, 4)
     hijacker.hijack(smashed)
-    state = {k: v for k, v in torch.load(_saved(hijacker.state_dict()), weights_only=True).items()}
+    state = torch.load(_saved(hijacker.state_dict()), weights_only=True)
     first = [hijacker.hijack(smashed) for _ in range(2)]
     hijacker.load_state_dict(state)
     second = [hijacker.hijack(smashed) for _ in range(2)]
@@ -194,3 +203,29 @@ def _saved(state: object) -> object:
     torch.save(state, buffer)
     buffer.seek(0)
     return buffer
+
+
+@pytest.mark.timeout(120)
+def test_property_inference_reads_labels_that_stayed_at_home() -> None:
+    """Oracle: the share of the commonest class; the server gets no label of the client."""
+    own, private, held_out = glyphs(300, 1), glyphs(300, 2), glyphs(100, 3)
+    vantage = Vantage(
+        smashed_shape=(8, 4, 4), image_shape=IMAGE, nonnegative=True, seed=1, labels_shared=False
+    )
+    config = FshaConfig(target="label", pretrain=150, width=0.5, critic_steps=2)
+    hijacker, bottom = FshaAttack(config, vantage, Auxiliary(own, has_foot(own))), small_bottom()
+    optimizer = torch.optim.Adam(bottom.parameters(), lr=1e-3)
+    generator = torch.Generator().manual_seed(0)
+    for number in range(300):
+        x = private[torch.randint(300, (32,), generator=generator)].float() / 127.5 - 1
+        smashed = bottom(x)
+        at_home = SmashedBatch(smashed.detach(), None, "client0", 1, number)
+        gradient = hijacker.gradient(at_home, torch.zeros_like(smashed))
+        optimizer.zero_grad()
+        smashed.backward(gradient)
+        optimizer.step()
+    with torch.no_grad():
+        guessed = hijacker.guess(bottom.eval()(held_out.float() / 127.5 - 1))
+    true = has_foot(held_out)
+    commonest = float(torch.bincount(true).max()) / len(true)
+    assert float((guessed == true).float().mean()) > commonest + 0.15

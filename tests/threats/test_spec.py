@@ -54,7 +54,10 @@ def test_parameters_are_read_by_the_types_of_the_config(text: str, expected: _Co
     ("text", "message"),
     [
         ("c", "unknown gadget 'c'; known: a, b"),
-        ("a:size=1", r"unknown parameter 'size=1'; known: count=3,scale=1.5,is_on=off,kind=soft,limit=None"),
+        (
+            "a:size=1",
+            r"unknown parameter 'size=1'; known: count=3, scale=1.5, is_on=off, kind=soft, limit=None",
+        ),
         ("a:count", "unknown parameter 'count'"),
         ("a:", "unknown parameter ''"),
         ("a:count=2.5", "count must be a whole number, got '2.5'"),

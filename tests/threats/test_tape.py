@@ -16,7 +16,9 @@ ORIGIN = {"run": "a1", "model": "resnet18", "cut": "4", "smashed_shape": [2, 3, 
 
 def batch(round: int, number: int, phase: str = "train") -> SmashedBatch:
     labels = torch.tensor([1, 0]) if phase == "train" else None
-    return SmashedBatch(torch.full((2, 2, 3, 3), round + number / 10), labels, "client0", round, number, phase)
+    return SmashedBatch(
+        torch.full((2, 2, 3, 3), round + number / 10), labels, "client0", round, number, phase
+    )
 
 
 def test_a_tape_plays_what_was_recorded_in_the_order_of_the_run(tmp_path: Path) -> None:
@@ -45,7 +47,9 @@ def test_a_turn_that_is_repeated_writes_over_what_it_left(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("name", "other"), [("run", "b2"), ("cut", "5"), ("smashed_shape", [4, 3, 3])])
 def test_a_tape_of_another_run_or_cut_is_refused(tmp_path: Path, name: str, other: object) -> None:
     Tape(tmp_path, ORIGIN)
-    with pytest.raises(DataError, match=f"recorded with {name} = .*attack needs the tape of its own run and cut"):
+    with pytest.raises(
+        DataError, match=f"recorded with {name} = .*attack needs the tape of its own run and cut"
+    ):
         Tape.open(tmp_path, ORIGIN | {name: other})
 
 

@@ -36,10 +36,10 @@ class SplitguardConfig:
             honest one that has begun to learn about 0.3.
     """
 
-    start: int = 20
+    start: int = 60
     p: float = 0.1
     window: int = 11
-    patience: int = 5
+    patience: int = 10
     threshold: float = 0.7
 
     def __post_init__(self) -> None:
@@ -68,7 +68,9 @@ class SplitguardDetector(Detector):
         The paper compares gradients of the client's parameters. Here only what came home is at hand, so each
         batch's gradient is that of a 1x1 convolution which a client could have as its last layer: the sum over
         images and places of smashed data times gradient, a C x C matrix.
-        An honest server that does not learn at all cannot be told from a hostile one.
+        An honest server that has not learnt anything yet cannot be told from a hostile one. A late start and ten fake
+        batches bridge that time: with the paper's start of 20, three of eight honest runs on a slow task gave alarm
+        with patience 5 and one of nine with 10.
 
     Raises:
         ConfigError: labels stay at home, or the task has no classes.

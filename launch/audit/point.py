@@ -1,0 +1,175 @@
+"""One point of an audit: train with a defence, attack what crossed the wire twice, judge both attackers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import models.registry as nets
+from launch import build, lab
+from launch.audit.plan import Point
+from launch.config import RunOptions, required
+from launch.ranks import play_locally
+from runtime.data.source import Task
+from runtime.handoff import parse_key
+from runtime.hooks import Attack, SmashedBatch
+from runtime.randomness import Randomness
+from runtime.server import Server
+from threats.auxiliary import Auxiliary
+from threats.judge import judge
+from threats.live import LiveAttack
+from threats.witness import Witness
+
+VOID_MARGIN = 0.02  # rule 6: at or below the majority class plus two points a classifier is no classifier
+
+ATTACKERS = {
+    "static": "epochs=15",
+    "adaptive": "epochs=20,width=2,blocks=1,average=3",
+}
+"""Parameters of ADRA by attacker. Both own auxiliary images, may pass them through a client's bottom (with its defence
+on) and train a fresh decoder on the pairs. The static one is as it would be without any defence; the adaptive one has
+twice the width, a residual block, more epochs, and averages the last three rounds' passes against noise."""
+
+
+class Panel(Attack):
+    """Several passive attackers at one wire; none is told of the others.
+
+    Args:
+        attackers: by name.
+    """
+
+    def __init__(self, attackers: Mapping[str, LiveAttack]) -> None:
+        self.attackers = dict(attackers)
+
+    def prepare(self) -> None:
+        for attacker in self.attackers.values():
+            attacker.prepare()
+
+    def observe(self, batch: SmashedBatch) -> None:
+        for attacker in self.attackers.values():
+            attacker.observe(batch)
+
+    def loss(self, batch: SmashedBatch, task_loss: Tensor) -> Tensor:
+        return task_loss
+
+    def finish(self) -> None:
+        for attacker in self.attackers.values():
+            attacker.finish()
+
+
+def options_of(point: Point, base: RunOptions, aux_images: int, attacker: str) -> RunOptions:
+    """The options of a point's run under one of ``ATTACKERS``."""
+    return replace(
+        base,
+        cut=point.cut,
+        defence=None if point.defence == "none" else point.defence,
+        seed=point.seed,
+        attack=f"adra:origin=query,aux_images={aux_images},{ATTACKERS[attacker]}",
+        exchange="local",
+    ).resolved()
+
+
+def run_point(point: Point, base: RunOptions, aux_images: int, key_text: str) -> dict[str, Any]:
+    """Trains, attacks and judges; returns plain values.
+
+    Args:
+        base: options of every run of the audit.
+        aux_images: what the attackers own.
+        key_text: the clients' key (hex).
+
+    Raises:
+        SutureError: the run, an attack or the judge failed.
+    """
+    begun, key = time.monotonic(), parse_key(key_text, "the audit's key")
+    every = {name: options_of(point, base, aux_images, name) for name in ATTACKERS}
+    # The most patient attacker says from which round its images are passed through the bottom.
+    options = min(every.values(), key=lambda o: o.first_query_round())
+    auxiliary = lab.build_auxiliary(options)
+    assert auxiliary is not None
+    attackers: dict[str, LiveAttack] = {}
+    with TemporaryDirectory(prefix="suture-audit-") as folder:
+        run_dir = Path(folder)
+
+        def arm(server: Server, num_classes: int) -> None:
+            for name, own in every.items():
+                attack = lab.build_attack(own, server.top, num_classes, run_dir / name)
+                assert isinstance(attack, LiveAttack)
+                attackers[name] = attack
+            server.attack = Panel(attackers)
+
+        coordinator = play_locally(options, key, run_dir, arm=arm)
+        trained = time.monotonic() - begun
+        witnesses = _witnesses(options, key)
+        # Without labels the judge trains no reader: an audit's question is the image, not what it shows.
+        owned = Auxiliary(auxiliary.images, None, auxiliary.mirror, auxiliary.origin)
+        split = build.build_split(options, len(witnesses[0].data.classes), key)
+        normalisation = nets.model_entry(required(options.model)).normalisation
+        verdicts = {
+            name: judge(
+                run_dir / name,
+                witnesses,
+                owned,
+                normalisation=normalisation,
+                attack=attack,
+                untrained=split.bottom,
+            )
+            for name, attack in attackers.items()
+        }
+        scores = coordinator.journal.scores
+    name = "accuracy" if witnesses[0].data.task is Task.CLASSIFICATION else "dice"
+    metric = _mean([float(client["test"][name]) for client in scores.values()])
+    majority = None
+    if witnesses[0].data.task is Task.CLASSIFICATION:
+        majority = _mean([witness.data.majority_share("test") for witness in witnesses])
+    return {
+        "cut": point.cut,
+        "family": point.family,
+        "defence": point.defence,
+        "rank": point.rank,
+        "seed": point.seed,
+        "metric_name": name,
+        "metric": metric,
+        "majority": majority,
+        "void": is_void(metric, majority),
+        "attackers": {
+            name: {
+                "scores": verdict.scores,
+                "stopped": attackers[name].stopped,
+                "cpu_seconds": attackers[name].cpu_seconds,
+            }
+            for name, verdict in verdicts.items()
+        },
+        "weights_sha256": coordinator.weights_sha256(),
+        "train_seconds": trained,
+        "seconds": time.monotonic() - begun,
+    }
+
+
+def is_void(metric: float, majority: float | None) -> bool:
+    """Whether the task was lost, so that the point says nothing (rule 6); a segmentation has no majority class."""
+    return majority is not None and metric <= majority + VOID_MARGIN
+
+
+def _witnesses(options: RunOptions, key: bytes) -> list[Witness]:
+    count = required(options.clients)
+    images = build.build_images(options, count)
+    return [
+        Witness(
+            build.client_name(index),
+            build.build_data(options, images, index),
+            Randomness(key, options.seed),
+            required(options.batch_size),
+        )
+        for index in range(count)
+    ]
+
+
+def _mean(values: list[float]) -> float:
+    return float(torch.tensor(values, dtype=torch.float64).mean())

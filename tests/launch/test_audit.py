@@ -1,0 +1,240 @@
+"""The audit: its plan, what it makes of results, and a tiny one from end to end."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from launch.audit.plan import (
+    MOST_STRENGTHS,
+    STRENGTHS,
+    Point,
+    fitting_strengths,
+    parse_cuts,
+    parse_defences,
+    points,
+)
+from launch.audit.point import is_void
+from launch.audit.report import grouped, to_csv, to_markdown, verdicts
+from launch.audit.run import AuditConfig, audit_options, run_audit
+from launch.config import RunOptions
+from runtime.errors import ConfigError
+from threats.registry import DEFENCES
+
+
+def _result(
+    defence: str, rank: int, seed: int, metric: float, static: float, adaptive: float
+) -> dict[str, Any]:
+    """A run whose attackers reach these SSIMs."""
+
+    def scores(ssim: float) -> dict[str, float]:
+        names = (
+            "mse",
+            "psnr",
+            "reidentified",
+            "mse_median",
+            "ssim_median",
+            "mse_worst_tenth",
+            "ssim_worst_tenth",
+        )
+        return dict.fromkeys(names, 0.5) | {"ssim": ssim, "chance": 0.01, "num_images": 100.0}
+
+    def attacker(ssim: float) -> dict[str, Any]:
+        rows = {"attack": scores(ssim), "mean image": scores(0.3)}
+        return {"scores": {"held_out": rows, "train": copy.deepcopy(rows)}, "stopped": "", "cpu_seconds": 1.0}
+
+    return {
+        "cut": "4",
+        "family": defence.partition(":")[0],
+        "defence": defence,
+        "rank": rank,
+        "seed": seed,
+        "metric_name": "accuracy",
+        "metric": metric,
+        "majority": 0.5,
+        "void": is_void(metric, 0.5),
+        "attackers": {"static": attacker(static), "adaptive": attacker(adaptive)},
+        "weights_sha256": "",
+        "seconds": 1.0,
+    }
+
+
+@pytest.mark.parametrize("name", DEFENCES)
+def test_every_registered_defence_has_five_strengths_that_it_accepts(name: str) -> None:
+    """Oracle: the registry parses each; rule 6 asks for five."""
+    assert len(STRENGTHS[name]) == MOST_STRENGTHS
+    configs = [DEFENCES.parse(f"{name}:{strength}").config for strength in STRENGTHS[name]]
+    assert len(set(configs)) == MOST_STRENGTHS
+
+
+def test_defences_are_named_bare_or_as_whole_specs() -> None:
+    """Oracle: commas inside a SPEC do not part it."""
+    text = "none,dcor,noise:kind=laplace,clip=1,dropout:p=0.2+quantise"
+    assert parse_defences(text) == ("none", "dcor", "noise:kind=laplace,clip=1", "dropout:p=0.2+quantise")
+    assert parse_cuts(" 1, 3,layer2 ") == ("1", "3", "layer2")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "defences names nothing"),
+        ("none,fog", "unknown defence 'fog'; known: dcor"),
+        ("noise,noise", "noise is named 2 times"),
+        ("noise:scale=-1", "scale must be at least 0"),
+    ],
+)
+def test_defences_that_cannot_be_audited_are_refused(text: str, message: str) -> None:
+    """Oracle: the message, before anything is run."""
+    with pytest.raises(ConfigError, match=message):
+        parse_defences(text)
+
+
+def test_the_plan_covers_everything_once_and_says_something_about_each_defence_early() -> None:
+    """Oracle: counting; undefended runs first, then the middle strength of every cut and defence."""
+    plan = points(("1", "3"), ("none", "dcor", "noise:scale=3"), range(3), MOST_STRENGTHS)
+    assert len(plan) == len({point.name for point in plan}) == 2 * 3 * (1 + 5 + 1)
+    assert all(point.defence == "none" for point in plan[:6])
+    assert {(point.cut, point.family) for point in plan[6:18]} == {
+        (cut, family) for cut in ("1", "3") for family in ("dcor", "noise:scale=3")
+    }
+    assert plan[6].defence == "dcor:alpha=1"
+
+
+def test_the_budget_chooses_as_many_strengths_as_fit() -> None:
+    """Oracle: 1 undefended and s strengths, 3 seeds, 60 s each: 5 strengths need 18 minutes, 2 need 9."""
+    given = (("1",), ("none", "noise"), range(3), 60.0)
+    assert fitting_strengths(*given, 18 * 60) == 5
+    assert fitting_strengths(*given, 18 * 60 - 1) == 4
+    assert fitting_strengths(*given, 9 * 60) == 2
+    assert fitting_strengths(*given, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "majority", "void"),
+    [(0.52, 0.5, True), (0.53, 0.5, False), (0.4, 0.5, True), (0.1, None, False)],
+)
+def test_a_classifier_within_two_points_of_the_majority_class_is_void(
+    metric: float, majority: float | None, void: bool
+) -> None:
+    """Oracle: rule 6."""
+    assert is_void(metric, majority) is void
+
+
+def test_a_group_is_judged_by_the_stronger_attacker_seed_by_seed() -> None:
+    """Oracle: by hand; the larger of the two in each seed, then mean, smallest, largest."""
+    (group,) = grouped(
+        [_result("noise:scale=1", 2, 0, 0.9, 0.2, 0.6), _result("noise:scale=1", 2, 1, 0.8, 0.4, 0.2)]
+    )
+    assert group.worst("ssim") == pytest.approx((0.5, 0.4, 0.6))
+    assert group.metric == pytest.approx((0.85, 0.8, 0.9))
+
+
+def test_void_points_are_marked_and_never_recommended() -> None:
+    """Oracle: the strongest setting hides most and is void; the verdict names the one below it."""
+    results = [
+        _result("none", 0, 0, 0.95, 0.8, 0.9),
+        _result("noise:scale=1", 2, 0, 0.9, 0.3, 0.6),
+        _result("noise:scale=4", 4, 0, 0.51, 0.1, 0.1),
+        _result("dcor:alpha=10", 4, 0, 0.5, 0.1, 0.1),
+    ]
+    noise, dcor = verdicts(grouped(results))
+    assert "`noise:scale=1`, SSIM 0.600" in noise
+    assert "the static attacker alone would suggest SSIM 0.300" in noise
+    assert "void at every strength tried" in dcor
+    about = dict.fromkeys(
+        ("command", "model", "data", "image_size", "clients", "train_images", "epochs", "aux_images"), "x"
+    )
+    page = to_markdown(results, about | {"done": 4, "planned": 9}, "frontier.png")
+    assert page.count("**1 of 1**") == 2
+    assert "mean image MSE 0.5000 and SSIM 0.300" in page
+
+
+def test_the_csv_has_a_line_for_every_run_attacker_set_and_row() -> None:
+    """Oracle: counting and reading back."""
+    rows = list(csv.DictReader(io.StringIO(to_csv([_result("none", 0, 3, 0.95, 0.8, 0.9)]))))
+    assert len(rows) == 2 * 2 * 2
+    chosen = [
+        row
+        for row in rows
+        if (row["attacker"], row["images"], row["row"]) == ("adaptive", "held_out", "attack")
+    ]
+    assert [float(row["ssim"]) for row in chosen] == [0.9]
+
+
+@pytest.mark.parametrize("given", [{"attack": "fsha"}, {"defence": "noise"}, {"unsplit": True}])
+def test_an_audit_brings_attacks_and_defences_itself(given: dict[str, Any]) -> None:
+    """Oracle: the message."""
+    with pytest.raises(ConfigError, match="an audit brings attacks and defences itself"):
+        audit_options(RunOptions(**given))
+
+
+def test_what_a_person_sets_wins_over_the_audits_defaults() -> None:
+    """Oracle: the options."""
+    options = audit_options(RunOptions(epochs=9, model="resnet34"))
+    assert (options.epochs, options.model, options.image_size) == (9, "resnet34", 32)
+
+
+def test_a_tiny_audit_goes_on_where_it_stopped_and_refuses_another_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: the files; a finished point is not run again, a missing one is, with the same weights."""
+    options = RunOptions(
+        data="fundus-phantom",
+        image_size=16,
+        clients=1,
+        train_images=16,
+        test_images=8,
+        held_out_images=8,
+        epochs=3,
+        batch_size=8,
+        threads=1,
+    )
+    config = AuditConfig(cuts=("4",), families=("none", "quantise:bits=1"), num_seeds=1, aux_images=16)
+    run_audit(config, options, tmp_path)
+    names = [Point("4", "none", "none", 0, 0).name, "cut4_quantise_bits=1_seed0"]
+    files = [tmp_path / "points" / f"{name}.json" for name in names]
+    before = [json.loads(file.read_text()) for file in files]
+    for name in ("audit.csv", "audit.md", "frontier.png"):
+        assert (tmp_path / name).stat().st_size > 0
+    kept = files[0].stat().st_mtime_ns
+    files[1].unlink()
+    run_audit(config, options, tmp_path)
+    again = [json.loads(file.read_text()) for file in files]
+    assert files[0].stat().st_mtime_ns == kept
+    assert again[1]["weights_sha256"] == before[1]["weights_sha256"]
+    assert again[1]["attackers"]["adaptive"]["scores"] == before[1]["attackers"]["adaptive"]["scores"]
+    scores = again[1]["attackers"]["static"]["scores"]["held_out"]
+    assert {"attack", "mean image", "shuffled", "untrained client"} <= set(scores)
+    assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in scores.values())
+    with pytest.raises(ConfigError, match="holds an audit with other options"):
+        run_audit(config, RunOptions(**{**vars(options), "epochs": 4}), tmp_path)
+
+
+def test_the_frontier_is_drawn_with_void_points_and_without_a_majority_class(tmp_path: Path) -> None:
+    """Oracle: a PNG of the size asked for, for one cut and for two, and nothing left beside it."""
+    from PIL import Image
+
+    from launch.figures.frontier import Dot, Lines, frontier
+
+    def dot(cut: str, family: str, rank: int, is_void: bool) -> Dot:
+        return Dot(cut, family, rank, (0.9, 0.8, 1.0), (0.5, 0.4, 0.6), (0.2, 0.1, 0.3), is_void)
+
+    for cuts in (("1",), ("1", "layer2")):
+        dots = [
+            dot(cut, family, rank, rank > 0)
+            for cut in cuts
+            for family in ("none", "noise")
+            for rank in (0, 1)
+        ]
+        path = tmp_path / "frontier.png"
+        frontier(dots, dict.fromkeys(cuts, Lines(0.3, 0.01, None)), path, metric="dice", caption="caption")
+        with Image.open(path) as image:
+            assert image.size == (round(150 * max(6.5, 4.2 * len(cuts))), 1080)
+        assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,260 @@
+"""One definition of every option for the command line, the file and the run: nothing is lost between them.
+
+Oracle: the options that went in; messages written out. A new option must be given a value here.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launch.cli import rank, suture
+from launch.config import DEFAULTS, RunOptions
+from launch.options import run_options
+from launch.written import check_names, read_toml, to_arguments, to_toml
+from runtime.data.registry import SOURCES
+from runtime.data.source import Task
+from runtime.errors import ConfigError
+from threats.registry import ATTACKS, DEFENCES, DETECTORS
+
+# A value for every option that is not its default, and what must be set beside it.
+VALUES = {
+    "data": "chest-phantom",
+    "grades": "all",
+    "model": "resnet18",
+    "width": 4,
+    "cut": "layer2.0",
+    "labels": "home",
+    "weights": "w e i g h t s.pt",
+    "image_size": 48,
+    "augment": False,
+    "train_images": 9,
+    "validation_images": 3,
+    "test_images": 5,
+    "partition": "dirichlet:0.5",
+    "epochs": 2,
+    "batch_size": 7,
+    "optimizer": "sgd",
+    "lr": 1e-05,
+    "class_weights": "balanced",
+    "defence": next(iter(DEFENCES)),
+    "detector": next(iter(DETECTORS)),
+    "on_alarm": "stop",
+    "attack": next(iter(ATTACKS)),
+    "held_out_images": 6,
+    "tape": "all",
+    "schedule": "shuffled",
+    "exchange": "local",
+    "clients": 3,
+    "unsplit": True,
+    "pooled": True,
+    "seed": 2**63 - 1,
+    "handoff_key": 'a "quoted" \\ key\n\twith ümlaut',
+    "accept_rollback": 4,
+    "release_top": False,
+    "lease": 7.5,
+    "interface": "lo",
+    "threads": 2,
+    "device": "cpu",
+    "run_dir": "some/where",
+    "resume": True,
+}
+BESIDE = {"pooled": {"unsplit": True}, "resume": {"run_dir": "some/where"}}
+NAMES = [option.name for option in dataclasses.fields(RunOptions)]
+AGREED = {
+    "data", "grades", "model", "width", "cut", "labels", "image_size", "batch_size", "optimizer", "lr", "seed",
+}  # fmt: skip
+
+
+def with_option(name: str) -> RunOptions:
+    return RunOptions(**{name: VALUES[name]} | BESIDE.get(name, {}))
+
+
+def parsed(*arguments: str) -> RunOptions:
+    """What the command line makes of ``arguments``."""
+
+    @click.command()
+    @run_options
+    def command(options: RunOptions) -> RunOptions:
+        return options
+
+    return command.main(list(arguments), standalone_mode=False)
+
+
+def from_toml(options: RunOptions, folder: Path) -> RunOptions:
+    path = folder / "config.toml"
+    path.write_text(to_toml(options, "a note\nof two lines"))
+    return RunOptions(**read_toml(path))
+
+
+def test_every_option_has_a_value_here():
+    """Oracle: the fields of `RunOptions`; each value differs from the default."""
+    assert list(VALUES) == NAMES
+    assert not [name for name in NAMES if getattr(RunOptions(), name) == VALUES[name]]
+    assert all(option.metadata["help"] for option in dataclasses.fields(RunOptions))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_option_survives_its_file(name, tmp_path):
+    """Oracle: the options that were written; a run's own place is not among what repeats it."""
+    options = with_option(name)
+    expected = dataclasses.replace(options, run_dir=None, resume=False, accept_rollback=None)
+    assert from_toml(options, tmp_path) == expected
+
+
+@pytest.mark.parametrize("data", ["fundus-phantom", "chest-phantom"])
+def test_resolved_options_survive_their_file(data, tmp_path):
+    """Oracle: the resolved options; reading them again resolves to the same."""
+    options = RunOptions(data=data, clients=2, lr=0.1 + 0.2).resolved()
+    assert from_toml(options, tmp_path) == options == options.resolved()
+    assert (tmp_path / "config.toml").read_text().startswith("# a note\n# of two lines\n")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(st.characters(codec="utf-8")), st.floats(min_value=1e-300, max_value=1e300))
+def test_any_text_and_number_survive_the_file(tmp_path_factory, text, number):
+    """Oracle: the values that were written, control characters and all."""
+    options = RunOptions(handoff_key=text, lr=number)
+    assert from_toml(options, tmp_path_factory.getbasetemp()) == options
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_option_survives_the_command_line(name):
+    """Oracle: the options that `to_arguments` was given, parsed by click; this is how ranks are started."""
+    options = with_option(name)
+    arguments = to_arguments(options)
+    assert parsed(*arguments) == options
+    assert any(
+        argument.removeprefix("--no-").removeprefix("--") == name.replace("_", "-") for argument in arguments
+    )
+
+
+def test_no_options_need_no_arguments():
+    """Oracle: the defaults."""
+    assert to_arguments(RunOptions()) == [] and parsed() == RunOptions()
+
+
+def test_the_command_line_wins_over_the_file(tmp_path):
+    """Oracle: one option in both, one in the file only."""
+    (tmp_path / "my.toml").write_text("epochs = 3\nbatch-size = 5\nlr = 1\ncut = 2\naugment = false\n")
+    options = parsed("--config", str(tmp_path / "my.toml"), "--epochs", "9", "--augment")
+    assert options == RunOptions(epochs=9, batch_size=5, lr=1.0, cut="2", augment=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"modle": "unet"}, r"my.toml: unknown option 'modle'; known: data, grades, model, .*resume"),
+        ({"epochs": "3"}, "my.toml: epochs must be a int, got '3'"),
+        ({"epochs": 3.0}, "epochs must be a int, got 3.0"),
+        ({"epochs": True}, "epochs must be a int, got True"),
+        ({"lr": "fast"}, "lr must be a float, got 'fast'"),
+        ({"lr": True}, "lr must be a float, got True"),
+        ({"augment": 1}, "augment must be a bool, got 1"),
+        ({"augment": "yes"}, "augment must be a bool, got 'yes'"),
+        ({"data": 3}, "data must be a str, got 3"),
+        ({"clients": [3]}, r"clients must be a int, got \[3\]"),
+        ({"model": {"name": "unet"}}, "model must be a str, got "),
+    ],
+)
+def test_a_file_with_a_wrong_option_is_refused(values, words):
+    """Oracle: the message names file, option and value."""
+    with pytest.raises(ConfigError, match=words):
+        check_names(values, "my.toml")
+
+
+@pytest.mark.parametrize("content", [None, b"epochs = ", b"\xff\xfe", b"epochs = 1\nepochs = 2\n"])
+def test_a_file_that_is_no_toml_is_refused(content, tmp_path):
+    """Oracle: the message names the file."""
+    if content is not None:
+        (tmp_path / "my.toml").write_bytes(content)
+    with pytest.raises(ConfigError, match="cannot read options from .*my.toml: "):
+        read_toml(tmp_path / "my.toml")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"grades": "some"}, "grades must be one of binary, all, got 'some'"),
+        ({"optimizer": "adamw"}, "optimizer must be one of adam, sgd, got 'adamw'"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"clients": 0}, "clients must be at least 1, got 0"),
+        ({"threads": -1}, "threads must be at least 1, got -1"),
+        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"lease": 0.0}, "lease must be above 0 seconds, got 0.0"),
+        ({"lease": float("nan")}, "lease must be above 0 seconds, got nan"),
+        ({"seed": -1}, "seed must lie in 0..2\\*\\*63 - 1, got -1"),
+        ({"seed": 2**63}, "seed must lie in"),
+        ({"pooled": True}, "pooled goes with --unsplit"),
+        ({"resume": True}, "resume needs --run-dir"),
+        (
+            {"unsplit": True, "defence": next(iter(DEFENCES))},
+            "guard what crosses the cut: with --unsplit nothing does",
+        ),
+        ({"unsplit": True, "detector": next(iter(DETECTORS))}, "guard what crosses the cut"),
+        ({"unsplit": True, "attack": next(iter(ATTACKS))}, "need a server: with --unsplit there is none"),
+        ({"unsplit": True, "tape": "all"}, "need a server"),
+        ({"data": "fundus"}, "unknown data source 'fundus'; known: fundus-phantom"),
+        ({"data": "mnist"}, "data source mnist needs a path"),
+        ({"defence": "walls"}, "walls"),
+        ({"attack": "brute"}, "brute"),
+        ({"detector": "dog"}, "dog"),
+    ],
+)
+def test_an_option_that_cannot_work_is_refused(values, words):
+    """Oracle: the message names option, value and bound."""
+    with pytest.raises(ConfigError, match=words):
+        RunOptions(**values)
+
+
+@pytest.mark.parametrize("task", Task)
+def test_the_defaults_of_a_task_fill_what_was_left_open(task):
+    """Oracle: the table of defaults; what was set stays."""
+    data = {Task.CLASSIFICATION: "fundus-phantom", Task.SEGMENTATION: "chest-phantom"}[task]
+    resolved = RunOptions(data=data).resolved()
+    assert {name: getattr(resolved, name) for name in DEFAULTS[task]} == DEFAULTS[task]
+    assert RunOptions(data=data, epochs=77).resolved().epochs == 77
+    assert resolved.labels == {Task.CLASSIFICATION: "shared", Task.SEGMENTATION: "home"}[task]
+
+
+def test_what_must_agree_is_in_the_agreement():
+    """Oracle: the list of options that change the protocol or the weights; keys and places are nobody's business."""
+    options = RunOptions(handoff_key="/secret/key", run_dir="/private/run", weights=None).resolved()
+    agreement = options.agreement(2)
+    assert agreement.keys() >= AGREED | {"classes", "protocol", "torch", "defence"}
+    assert not agreement.keys() & {"handoff_key", "run_dir", "weights", "interface", "threads", "device"}
+    assert all(isinstance(value, str) for value in agreement.values())
+    assert "secret" not in str(agreement) and "private" not in str(agreement)
+    assert options.agreement(5) != agreement
+
+
+@pytest.mark.parametrize("name", sorted(AGREED))
+def test_options_that_differ_make_another_agreement(name):
+    """Oracle: the agreement of the defaults differs in this option and in no other."""
+    ours, theirs = RunOptions().agreement(2), with_option(name).agreement(2)
+    assert {key for key in ours if ours[key] != theirs[key]} == {name}
+
+
+def test_the_path_of_the_data_may_differ_from_site_to_site(tmp_path):
+    """Oracle: two paths of one kind agree."""
+    one, two = (RunOptions(data=f"kaggle-dr:{tmp_path}/{site}").agreement(2) for site in ("a", "b"))
+    assert one == two and one["data"] == "kaggle-dr"
+
+
+@pytest.mark.parametrize("command", [rank, suture.commands["train"]])
+def test_help_lists_every_option_and_every_data_source(command):
+    """Oracle: the fields, the registry of sources, and the defaults of both tasks."""
+    shown = CliRunner().invoke(command, ["--help"])
+    text = " ".join(shown.output.split())
+    assert shown.exit_code == 0
+    for name in NAMES:
+        assert f"--{name.replace('_', '-')}" in text, name
+    for entry in SOURCES.values():
+        assert entry.name + (f":{entry.argument}" if entry.argument else "") in text
+        assert entry.description[:20] in text
+    assert "classification: resnet34, segmentation: unet" in text and "--config FILE.toml" in text

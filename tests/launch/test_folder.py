@@ -1,0 +1,137 @@
+"""A run folder holds one run: made once, refused when occupied, taken up again only with the same options.
+
+Oracle: the bytes in the folder before and after, and the messages.
+"""
+
+import dataclasses
+import json
+
+import pytest
+
+from launch.config import RunOptions
+from launch.folder import open_folder
+from launch.written import read_toml
+from runtime.errors import ConfigError
+
+
+@pytest.fixture
+def options(tmp_path) -> RunOptions:
+    return RunOptions(clients=2, run_dir=str(tmp_path / "runs" / "mine")).resolved()
+
+
+def _content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_new_folder_holds_what_repeats_the_run(options, tmp_path):
+    """Oracle: the options, read back; the id that the run was given."""
+    folder = open_folder(options, "abc")
+    assert (folder.path, folder.run, folder.resumed) == (tmp_path / "runs" / "mine", "abc", False)
+    again = RunOptions(**read_toml(folder.path / "config.toml"))
+    assert again == dataclasses.replace(options, run_dir=None)
+    assert json.loads((folder.path / "run.json").read_text()) == {"run": "abc", "clients": 2}
+    assert "same --handoff-key" in (folder.path / "config.toml").read_text()
+
+
+def test_an_empty_folder_is_taken(options, tmp_path):
+    """Oracle: a person may make the folder first."""
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    assert not open_folder(options, "abc").resumed
+
+
+def test_without_a_name_the_folder_is_named_by_the_time(tmp_path, monkeypatch):
+    """Oracle: below runs/, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    folder = open_folder(RunOptions(clients=1).resolved(), "abc")
+    assert folder.path.parent.name == "runs" and (tmp_path / folder.path / "run.json").exists()
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", ".hidden", "config.toml", "run.json"])
+def test_a_folder_that_holds_anything_is_refused_and_left_alone(name, options, tmp_path):
+    """Oracle: the message names both ways out, and every byte is where it was."""
+    occupied = tmp_path / "runs" / "mine"
+    occupied.mkdir(parents=True)
+    (occupied / name).write_text("do not touch")
+    before = _content(occupied)
+    with pytest.raises(ConfigError, match=r"mine is not empty; .* with --resume, or name another --run-dir"):
+        open_folder(options, "abc")
+    assert _content(occupied) == before
+
+
+def test_a_second_run_does_not_overwrite_the_first(options):
+    """Oracle: the first run's files."""
+    first = open_folder(options, "first")
+    before = _content(first.path)
+    with pytest.raises(ConfigError, match="is not empty"):
+        open_folder(options, "second")
+    assert _content(first.path) == before
+
+
+def test_a_file_in_the_way_is_said_in_words(options, tmp_path):
+    """Oracle: the message."""
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(ConfigError, match=r"cannot make run folder .*mine: .*; name another --run-dir"):
+        open_folder(options, "abc")
+
+
+def test_resuming_takes_up_the_same_run(options):
+    """Oracle: the id that the run had; nothing is written."""
+    first = open_folder(options, "abc")
+    before = _content(first.path)
+    again = open_folder(dataclasses.replace(options, resume=True), "another")
+    assert (again.path, again.run, again.resumed) == (first.path, "abc", True)
+    assert _content(first.path) == before
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_resuming_where_no_run_is_is_refused_and_makes_nothing(made, options, tmp_path):
+    """Oracle: the message, and the folders as they were."""
+    folder = tmp_path / "runs" / "mine"
+    if made:
+        folder.mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"mine holds no run to resume; leave out --resume"):
+        open_folder(dataclasses.replace(options, resume=True), "abc")
+    assert folder.exists() == made and not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", 0.5), ("seed", 1), ("cut", "4"), ("model", "resnet18"), ("batch_size", 3), ("train_images", 5),
+        ("partition", "dirichlet:1"), ("augment", False), ("clients", 3), ("labels", "home"), ("optimizer", "sgd"),
+        ("schedule", "shuffled"), ("class_weights", "balanced"), ("exchange", "local"), ("image_size", 32),
+    ],
+)  # fmt: skip
+def test_resuming_with_another_option_names_both_values(name, value, options):
+    """Oracle: the option, what it was, what it is now, and the file that has it right."""
+    open_folder(options, "abc")
+    was = getattr(options, name)
+    with pytest.raises(
+        ConfigError, match=f"was started with {name} = {was}, got {value}; .*--config .*config.toml"
+    ):
+        open_folder(dataclasses.replace(options, resume=True, **{name: value}), "abc")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 50),
+        ("threads", 1),
+        ("device", "cpu"),
+        ("lease", 5.0),
+        ("interface", "lo"),
+        ("accept_rollback", 3),
+    ],
+)
+def test_resuming_may_change_what_does_not_change_the_weights(name, value, options):
+    """Oracle: more rounds, another machine's threads, device and network are no other run."""
+    open_folder(options, "abc")
+    assert open_folder(dataclasses.replace(options, resume=True, **{name: value}), "abc").resumed
+
+
+def test_a_config_file_that_was_spoilt_is_named(options):
+    """Oracle: the message names file and option."""
+    folder = open_folder(options, "abc")
+    (folder.path / "config.toml").write_text('modle = "unet"\n')
+    with pytest.raises(ConfigError, match=r"config.toml: unknown option 'modle'"):
+        open_folder(dataclasses.replace(options, resume=True), "abc")

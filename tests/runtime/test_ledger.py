@@ -1,0 +1,142 @@
+"""The run's position: what counted, what is next, and the same again after a crash.
+
+Oracle: the plan of a run written out by hand; for replay, the run that it came from.
+"""
+
+import json
+
+import pytest
+import torch
+
+from launch import build
+from launch.config import RunOptions
+from launch.ranks import play_locally
+from runtime.ledger import Ledger
+from runtime.scheduler import RoundRobin, Shuffled, TurnKind
+
+CLIENTS = ["client0", "client1"]
+# Two rounds of two clients with three batches each: (number, round, kind, client, step before, newest hand-off).
+PLAN = [
+    (1, 1, "train", "client0", 0, 0),
+    (2, 1, "train", "client1", 3, 1),
+    (3, 1, "evaluate", "client0", 6, 2),
+    (4, 1, "evaluate", "client1", 6, 2),
+    (5, 2, "train", "client0", 6, 2),
+    (6, 2, "train", "client1", 9, 5),
+    (7, 2, "evaluate", "client0", 12, 6),
+    (8, 2, "evaluate", "client1", 12, 6),
+]
+
+
+def _next(ledger, clients=CLIENTS, lost=()):
+    turn = ledger.next_turn(lost)
+    if turn is None and not ledger.finished:
+        ledger.start_round(clients)
+        turn = ledger.next_turn(lost)
+    return turn
+
+
+def _play(ledger, num_turns=None, clients=CLIENTS, lost=()):
+    played = []
+    while (num_turns is None or len(played) < num_turns) and (turn := _next(ledger, clients, lost)):
+        played.append((turn.number, turn.round, turn.kind.value, turn.client, turn.step, turn.handoff))
+        ledger.count(turn, 3 if turn.kind is TurnKind.TRAIN else 0)
+    return played
+
+
+def test_a_run_is_every_client_training_and_then_every_client_evaluating():
+    """Oracle: the plan above."""
+    ledger = Ledger(RoundRobin(), 2)
+    assert ledger.round_done and not ledger.finished
+    assert _play(ledger) == PLAN
+    assert ledger.finished and (ledger.step, ledger.handoff, ledger.round) == (12, 6, 2)
+
+
+def test_a_turn_that_does_not_count_comes_again():
+    """Oracle: asking twice gives the same turn with the same number."""
+    ledger = Ledger(RoundRobin(), 1)
+    assert _next(ledger) == _next(ledger)
+    assert ledger.entries == []
+
+
+@pytest.mark.parametrize("num_before", range(len(PLAN) + 1))
+def test_a_ledger_goes_on_from_its_state_wherever_it_was_taken(num_before):
+    """Oracle: the rest of the plan; the state goes through JSON, so it is of plain types only."""
+    before = Ledger(RoundRobin(), 2)
+    _play(before, num_before)
+    state = json.loads(json.dumps(before.state_dict()))
+    after = Ledger(RoundRobin(), 2)
+    after.load_state_dict(state)
+    assert after.state_dict() == before.state_dict() and after.lines() == before.lines()
+    assert _play(after) == PLAN[num_before:]
+
+
+def test_a_state_is_a_copy():
+    """Oracle: going on does not change what was taken before."""
+    ledger = Ledger(RoundRobin(), 2)
+    _play(ledger, 2)
+    state = ledger.state_dict()
+    before = json.dumps(state)
+    _play(ledger)
+    assert json.dumps(state) == before
+
+
+def test_lost_clients_drop_out_of_the_round():
+    """Oracle: the plan without client1; numbers stay gapless."""
+    ledger = Ledger(RoundRobin(), 2)
+    _play(ledger, 1)
+    played = _play(ledger, clients=["client0"], lost=["client1"])
+    assert [(number, kind, client) for number, _, kind, client, *_ in played] == [
+        (2, "evaluate", "client0"),
+        (3, "train", "client0"),
+        (4, "evaluate", "client0"),
+    ]
+    assert ledger.finished
+
+
+def test_a_round_without_anyone_left_is_done():
+    """Oracle: None, and no turn is left behind."""
+    ledger = Ledger(RoundRobin(), 1)
+    ledger.start_round(CLIENTS)
+    assert ledger.next_turn(CLIENTS) is None and ledger.round_done and ledger.finished
+
+
+def test_a_turn_that_is_not_planned_cannot_be_counted():
+    """Oracle: counting the same turn twice is an error of the program."""
+    ledger = Ledger(RoundRobin(), 1)
+    turn = _next(ledger)
+    ledger.count(turn, 3)
+    with pytest.raises(ValueError):
+        ledger.count(turn, 3)
+
+
+def test_the_lines_are_what_a_replay_reads():
+    """Oracle: the fields of turns.jsonl, one object a line."""
+    ledger = Ledger(Shuffled(1), 1)
+    _play(ledger)
+    lines = [json.loads(line) for line in ledger.lines().decode().splitlines()]
+    assert [line["number"] for line in lines] == [1, 2, 3, 4]
+    assert {frozenset(line) for line in lines} == {
+        frozenset(("number", "round", "client", "kind", "num_batches"))
+    }
+    assert [line["num_batches"] for line in lines] == [3, 3, 0, 0]
+
+
+def test_a_replayed_run_equals_the_run_it_came_from(tmp_path, monkeypatch):
+    """Oracle: the weights of the shuffled run, bit for bit; round robin's differ, so the order mattered."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(build, "new_run_id", lambda: "run")
+
+    def play(name: str, schedule: str):
+        folder = tmp_path / name
+        folder.mkdir()
+        options = RunOptions(
+            data="chest-phantom", width=1, image_size=32, train_images=2, validation_images=0, test_images=1,
+            batch_size=2, epochs=2, clients=3, lr=0.01, schedule=schedule, augment=False,
+        ).resolved()  # fmt: skip
+        coordinator = play_locally(options, bytes(32), folder)
+        return coordinator.weights_sha256(), (folder / "turns.jsonl").read_bytes()
+
+    shuffled = play("shuffled", "shuffled")
+    assert play("replayed", f"replay:{tmp_path / 'shuffled' / 'turns.jsonl'}") == shuffled
+    assert play("in-order", "round-robin")[0] != shuffled[0]

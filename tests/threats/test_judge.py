@@ -1,0 +1,130 @@
+"""The judge: it pairs what it should, refuses shared images, and flags what no attack was needed for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from runtime.data.client_data import ClientData
+from runtime.data.fundus_phantom import FundusPhantom
+from runtime.data.partition import PartitionConfig, Share, partition
+from runtime.errors import DataError
+from runtime.randomness import Randomness
+from threats import judge as judging
+from threats import reader
+from threats.auxiliary import Auxiliary, read_auxiliary
+from threats.judge import Verdict, check_four_sets, judge
+from threats.live import reconstruction_path
+from threats.witness import Witness
+
+SIZE = 16
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread, and a reader that has hardly learnt to read."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(judging, "train_reader", lambda auxiliary: reader.train_reader(auxiliary, steps=20))
+    yield
+    torch.set_num_threads(before)
+
+
+def lab(num_aux: int = 24) -> tuple[Witness, Auxiliary]:
+    source = FundusPhantom(80, 0)
+    config = PartitionConfig(train_images=12, validation_images=0, test_images=6, held_out_images=6)
+    (share,) = partition(source, config, 1, 0)
+    data = ClientData(source, share, image_size=SIZE, channels=3, normalisation="imagenet", augment=True)
+    taken = [*share.train, *share.test, *share.held_out]
+    auxiliary = read_auxiliary(source, num_aux, image_size=SIZE, channels=3, seed=0, taken=taken)
+    return Witness("client0", data, Randomness(b"k" * 32, 0), 4), auxiliary
+
+
+def leave(folder: Path, round: int, phase: str, number: int, images: Tensor) -> None:
+    path = reconstruction_path(folder, round, "client0", phase, number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, images.mul(255).round().clamp(0, 255).to(torch.uint8).numpy())
+
+
+def perfect(folder: Path, witness: Witness, round: int) -> None:
+    """What an attack would leave that sees everything."""
+    from runtime.data.normalise import denormalise
+
+    for number, batch in enumerate(witness.train_batches(round)):
+        leave(folder, round, "train", number, denormalise(batch.inputs, "imagenet"))
+    for kind in ("test", "held_out"):
+        for number, batch in witness.evaluated(kind):
+            leave(folder, round, "test", number, denormalise(batch.inputs, "imagenet"))
+
+
+def verdict_on(folder: Path, witness: Witness, auxiliary: Auxiliary) -> Verdict:
+    return judge(folder, [witness], auxiliary, normalisation="imagenet")
+
+
+def test_a_perfect_attack_is_paired_with_the_augmented_and_the_held_out_images(tmp_path: Path) -> None:
+    """Oracle: copies of the truth, which only the right order and augmentation can match."""
+    witness, auxiliary = lab()
+    perfect(tmp_path, witness, 2)
+    verdict = verdict_on(tmp_path, witness, auxiliary)
+    assert set(verdict.scores) == {"held_out", "train", "test"}
+    for rows in verdict.scores.values():
+        assert rows["attack"]["mse"] < 1e-5 and rows["attack"]["reidentified"] == 1
+        assert rows["shuffled"]["mse"] > 100 * rows["attack"]["mse"]
+        assert rows["mean image"]["mse"] > 100 * rows["attack"]["mse"]
+    assert verdict.scores["train"]["attack"]["num_images"] == 12
+    assert verdict.chosen_round == 2 and set(verdict.by_round) == {2}
+
+
+def test_another_key_pairs_nothing_rightly(tmp_path: Path) -> None:
+    """Oracle: with a wrong key the order of training is another one."""
+    witness, auxiliary = lab()
+    perfect(tmp_path, witness, 2)
+    stranger = Witness("client0", witness.data, Randomness(b"z" * 32, 0), 4)
+    verdict = verdict_on(tmp_path, stranger, auxiliary)
+    assert verdict.scores["train"]["attack"]["reidentified"] < 0.7
+    assert verdict.scores["held_out"]["attack"]["mse"] < 1e-5  # evaluation has no secret order
+
+
+def test_sets_that_share_an_image_are_refused_with_the_count() -> None:
+    witness, auxiliary = lab()
+    stolen = Auxiliary(torch.cat([auxiliary.images, witness.data.pixels("held_out")[:3]]))
+    with pytest.raises(DataError, match="attacker-auxiliary and client-held-out share 3 images"):
+        check_four_sets([witness], stolen)
+
+
+def test_leaked_images_may_be_trained_on_but_are_not_judged(tmp_path: Path) -> None:
+    witness, _ = lab()
+    perfect(tmp_path, witness, 1)
+    leaked = Auxiliary(witness.data.pixels("train")[:5], origin="leaked")
+    verdict = judge(tmp_path, [witness], leaked, normalisation="imagenet", leaked=True)
+    assert verdict.scores["train"]["attack"]["num_images"] == 7
+    assert verdict.overlaps["attacker-auxiliary and client-train"] == 5
+
+
+def test_held_out_images_are_a_set_of_their_own() -> None:
+    source = FundusPhantom(80, 0)
+    config = PartitionConfig(train_images=8, validation_images=4, test_images=4, held_out_images=4)
+    sets = [
+        split
+        for s in partition(source, config, 2, 0)
+        for split in (s.train, s.validation, s.test, s.held_out)
+    ]
+    assert sum(map(len, sets)) == len({index for split in sets for index in split}) == 40
+
+
+def test_without_held_out_images_shares_are_dealt_as_before() -> None:
+    """Oracle: the shares of a run that knows no attack."""
+    source = FundusPhantom(80, 0)
+    plain = partition(source, PartitionConfig(train_images=8, validation_images=4, test_images=4), 2, 0)
+    assert all(isinstance(share, Share) and share.held_out == () for share in plain)
+
+
+def test_nothing_to_judge_is_named(tmp_path: Path) -> None:
+    witness, auxiliary = lab()
+    with pytest.raises(DataError, match="holds no reconstructions"):
+        verdict_on(tmp_path, witness, auxiliary)
