@@ -22,7 +22,7 @@ from runtime.hooks import Detector
 from threats.client_view import ClientView
 from threats.registry import DETECTORS
 
-HONEST_SEEDS, HOSTILE_SEEDS = 20, 3
+_MOST_IMAGES = 640
 ATTACK = "fsha:aux_images=500,pretrain=100"
 
 
@@ -78,7 +78,7 @@ def watch(options: RunOptions, seed: int, attack: str | None, num_steps: int) ->
         seed=seed,
         attack=attack,
         clients=1,
-        train_images=num_steps * batch_size,
+        train_images=min(num_steps * batch_size, _MOST_IMAGES),
         validation_images=0,
         test_images=4,
         epochs=1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -59,14 +60,17 @@ class Rig:
         member = Member(self.client, self._exchange, NoKeepsakes())
         join(member, options.agreement(num_classes), self.client.name)
         self.turn: Turn = unwrap(self._exchange.next_turn().wait())
-        self._batches: Iterator[Batch] = self.client.batches(self.turn)
+        self._batches = self._endless()
+
+    def _endless(self) -> Iterator[Batch]:
+        """The turn's batches again and again, numbered as if the turn went on."""
+        numbers = itertools.count()
+        while True:
+            for batch in self.client.batches(self.turn):
+                yield replace(batch, number=next(numbers))
 
     def step(self) -> float:
-        """One training step; returns its seconds, the image's way into the batch left out.
-
-        Raises:
-            StopIteration: the turn's batches are used up.
-        """
+        """One training step; returns its seconds, the image's way into the batch left out."""
         batch = next(self._batches)
         # Endpoints find their run from the process, and several rigs share this one.
         endpoints.open_run(self._coordinator)

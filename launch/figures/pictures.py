@@ -74,7 +74,7 @@ def activations(stages: Sequence[tuple[str, Tensor]], path: Path) -> None:
         charts = figure.subplots(_NUM_CHANNELS, num_shown, squeeze=False)
         for column, (name, values) in enumerate(chosen):
             is_last = column == num_shown - 1 and column > 0 and name != "smashed data"
-            shape = " × ".join(str(size) for size in values.shape[1:])  # noqa: RUF001
+            shape = " × ".join(str(size) for size in values.shape[1:])
             heading = f"smashed data:\n{name}\n{shape}" if is_last else f"{name}\n{shape}"
             charts[0][column].set_title(heading, loc="center", fontsize=9)
             for axes in charts[:, column]:

@@ -210,7 +210,7 @@ def test_activations_are_drawn_for_all_kinds_of_smashed_data(
     assert Image.open(tmp_path / "activations.png").format == "PNG"
     titles = [axes.get_title(loc="center") for axes in saved[0].axes if axes.get_title(loc="center")]
     assert len(titles) == min(num_stages + 1, 10)
-    assert titles[0] == "block0\n3 × 16 × 16"  # noqa: RUF001
+    assert titles[0] == "block0\n3 × 16 × 16"
     assert titles[-1].startswith("smashed data:\nlast\n")
 
 

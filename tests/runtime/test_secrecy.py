@@ -135,7 +135,7 @@ def test_the_run_had_secrets_to_keep(spied):
     """Oracle: a control of the searches below: there is something of each kind to be found."""
     kinds = secrets(spied)
     assert len(kinds["weights of bottom or head"]) > 8 and len(kinds["images"]) >= 6
-    assert len(kinds["their optimizer's state"]) > 4 and len(kinds["their gradients"]) > 4
+    assert len(kinds["their optimizer's state"]) > 2 and len(kinds["their gradients"]) > 4
     assert bool(kinds["skips"]) == (spied.options.model == "unet")
     names = {name for name, _ in spied.messages}
     assert names >= {"hello", "forward", "predict", "commit", "report", "finish", "fetch", "leave"}
