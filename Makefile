@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow check format bench clean help
+.PHONY: demo test check format bench clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -18,11 +18,8 @@ $(INSTALLED): setup.cfg pyproject.toml
 demo: $(INSTALLED)            ## one server and four clients train a split ResNet-34 on drawn fundus images
 	$(BIN)/torchrun --nproc_per_node=5 launch/run.py
 
-test: $(INSTALLED)            ## all tests but the slow ones
-	$(BIN)/python -m pytest -m 'not slow'
-
-test-slow: $(INSTALLED)       ## the slow tests
-	$(BIN)/python -m pytest -m slow
+test: $(INSTALLED)            ## all tests
+	$(BIN)/python -m pytest
 
 check: $(INSTALLED)           ## ruff, format, mypy strict, import layers
 	$(BIN)/ruff check .
