@@ -229,14 +229,6 @@ def _loopback() -> str:
     return "lo"
 
 
-def forget(name: str) -> None:
-    """On the server: drops a member that left or died from RPC's list."""
-    agent: Any = rpc._get_current_rpc_agent()  # type: ignore[attr-defined]
-    for info in agent.get_worker_infos():
-        if info.name == name:
-            agent._update_group_membership(info, [], {}, False)
-
-
 def unwrap(answer: T | Refusal) -> T:
     """An endpoint's answer, or the error that it refused with."""
     if isinstance(answer, Refusal):

@@ -16,16 +16,15 @@ import models.registry as nets
 from launch import build, lab
 from launch.audit.plan import Point
 from launch.config import RunOptions, required
+from launch.judging import build_witnesses
 from launch.ranks import play_locally
 from runtime.data.source import Task
 from runtime.handoff import parse_key
 from runtime.hooks import Attack, SmashedBatch
-from runtime.randomness import Randomness
 from runtime.server import Server
 from threats.auxiliary import Auxiliary
 from threats.judge import judge
 from threats.live import LiveAttack
-from threats.witness import Witness
 
 VOID_MARGIN = 0.02  # rule 6: at or below the majority class plus two points a classifier is no classifier
 
@@ -106,7 +105,7 @@ def run_point(point: Point, base: RunOptions, aux_images: int, key_text: str) ->
 
         coordinator = play_locally(options, key, run_dir, arm=arm)
         trained = time.monotonic() - begun
-        witnesses = _witnesses(options, key)
+        witnesses = build_witnesses(options, key)
         # Without labels the judge trains no reader: an audit's question is the image, not what it shows.
         owned = Auxiliary(auxiliary.images, None, auxiliary.mirror, auxiliary.origin)
         split = build.build_split(options, len(witnesses[0].data.classes), key)
@@ -155,20 +154,6 @@ def run_point(point: Point, base: RunOptions, aux_images: int, key_text: str) ->
 def is_void(metric: float, majority: float | None) -> bool:
     """Whether the task was lost, so that the point says nothing (rule 6); a segmentation has no majority class."""
     return majority is not None and metric <= majority + VOID_MARGIN
-
-
-def _witnesses(options: RunOptions, key: bytes) -> list[Witness]:
-    count = required(options.clients)
-    images = build.build_images(options, count)
-    return [
-        Witness(
-            build.client_name(index),
-            build.build_data(options, images, index),
-            Randomness(key, options.seed),
-            required(options.batch_size),
-        )
-        for index in range(count)
-    ]
 
 
 def _mean(values: list[float]) -> float:
