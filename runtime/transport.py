@@ -50,6 +50,7 @@ class TransportConfig:
         hosted: True where torchrun's agent already hosts the store; else the server does.
         attempt: torchrun's restart count: a restarted run must not read the last attempt's keys.
         one_host: all members share this host, so tensors may be copied from process to process.
+        sandboxed: this member's sandbox is closed (runtime/sandbox.py), which ends copying between processes.
         interface: network interface for all traffic, None for the system's choice.
         timeout: seconds after which an unanswered call fails.
     """
@@ -60,6 +61,7 @@ class TransportConfig:
     hosted: bool = False
     attempt: int = 0
     one_host: bool = True
+    sandboxed: bool = False
     interface: str | None = None
     timeout: float = 120.0
 
@@ -188,7 +190,9 @@ class Transport:
         threading.Thread(target=publish, args=stores, name="publish-address", daemon=True).start()
 
     def _options(self) -> rpc.TensorPipeRpcBackendOptions:
-        channels = ["cma", "basic"] if self.config.one_host else ["basic"]
+        # cma reads the other process's memory, which the kernel refuses a sandboxed process.
+        by_copy = self.config.one_host and not self.config.sandboxed
+        channels = ["cma", "basic"] if by_copy else ["basic"]
         try:
             return rpc.TensorPipeRpcBackendOptions(
                 rpc_timeout=self.config.timeout, _transports=["uv"], _channels=channels
