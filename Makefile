@@ -18,8 +18,8 @@ $(INSTALLED): setup.cfg pyproject.toml
 demo: $(INSTALLED)            ## one server and four clients train a split ResNet-34 on drawn fundus images
 	$(BIN)/torchrun --nproc_per_node=5 launch/run.py
 
-test: $(INSTALLED)            ## all tests
-	$(BIN)/python -m pytest
+test: $(INSTALLED)            ## all tests, on as many cores as there are (at most four)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
 
 check: $(INSTALLED)           ## ruff, format, mypy strict, import layers
 	$(BIN)/ruff check .

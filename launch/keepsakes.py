@@ -10,6 +10,8 @@ import io
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,7 +24,7 @@ from runtime.client import Client
 from runtime.data.client_data import Batch
 from runtime.data.normalise import denormalise
 from runtime.data.source import Task
-from runtime.errors import ConfigError, DataError
+from runtime.errors import CheckpointError, ConfigError, DataError
 from runtime.handoff import part_digest, weights_digest
 from runtime.scheduler import Turn
 from runtime.tracking import ClientPictures
@@ -53,6 +55,7 @@ class ClientFolder:
         self._pictures: ClientPictures | None = None
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
         self._alarmed = False
+        self._complained = False
 
     @property
     def folder(self) -> Path:
@@ -77,29 +80,42 @@ class ClientFolder:
         """Draws the first test batch of a round."""
         if phase != "test" or batch.number != 0:
             return
-        if self._pictures is None:
-            self._pictures = ClientPictures(self.folder / "tensorboard")
-        self._pictures.activations(turn.step, smashed)
         if self._task is Task.SEGMENTATION:
             images = denormalise(batch.inputs, self._normalisation)  # type: ignore[arg-type]
             self._last = images, batch.targets, (logits > 0).float()
-            self._pictures.segmentation(turn.step, *self._last)
+        with self._can_do_without(turn.client):
+            if self._pictures is None:
+                self._pictures = ClientPictures(self.folder / "tensorboard")
+            self._pictures.activations(turn.step, smashed)
+            if self._last is not None:
+                self._pictures.segmentation(turn.step, *self._last)
 
     def watched(self, turn: Turn, batch: Batch, score: float, alarm: str) -> None:
         """Writes a detector's score after each batch; tells a person when it first gives alarm."""
-        if self._pictures is None:
-            self._pictures = ClientPictures(self.folder / "tensorboard")
         step = turn.step + batch.number + 1
-        self._pictures.detector(step, score, bool(alarm))
         line = {"step": step, "round": turn.round, "turn": turn.number, "score": score, "alarm": alarm}
-        with (self.folder / DETECTOR_FILE).open("a") as lines:
-            lines.write(json.dumps(line) + "\n")
+        with self._can_do_without(turn.client):
+            if self._pictures is None:
+                self._pictures = ClientPictures(self.folder / "tensorboard")
+            self._pictures.detector(step, score, bool(alarm))
+            with (self.folder / DETECTOR_FILE).open("a") as lines:
+                lines.write(json.dumps(line) + "\n")
         if alarm and not self._alarmed:
             self._alarmed = True
             log.warning("%s: step %d: alarm: %s", turn.client, step, alarm)
 
     def finished(self, client: Client, release: Release) -> None:
-        """Draws the figures and writes the model."""
+        """Draws the figures and writes the model.
+
+        Raises:
+            CheckpointError: the model cannot be written.
+        """
+        if release.top:
+            self._write_model(client, release)
+        with self._can_do_without(client.name):
+            self._draw(client)
+
+    def _draw(self, client: Client) -> None:
         figures = self.folder / "figures"
         figures.mkdir(exist_ok=True)
         first = next(iter(client.data.test_batches(1)))
@@ -109,10 +125,23 @@ class ClientFolder:
         if self._last is not None:
             segmentation(*self._last, figures / "segmentation.png", title=f"{client.name}: test images")
         self._link(client.name, figures)
-        if release.top:
-            self._write_model(client, release)
         if self._pictures is not None:
             self._pictures.close()
+
+    @contextmanager
+    def _can_do_without(self, name: str) -> Iterator[None]:
+        """A picture that cannot be written costs the picture, not the turn; a person is told once."""
+        try:
+            yield
+        except OSError as error:
+            if not self._complained:
+                self._complained = True
+                log.warning(
+                    "%s: cannot write to %s (%s): training goes on without pictures; make room there",
+                    name,
+                    self.folder,
+                    error.strerror or error,
+                )
 
     def _link(self, name: str, figures: Path) -> None:
         shared = self._run_dir / "figures"
@@ -146,5 +175,11 @@ class ClientFolder:
         }
         buffer = io.BytesIO()
         torch.save(content, buffer)
-        write_atomically(self.folder / "model.pt", buffer.getbuffer())
+        try:
+            write_atomically(self.folder / "model.pt", buffer.getbuffer())
+        except OSError as error:
+            raise CheckpointError(
+                f"{client.name}: cannot write {self.folder / 'model.pt'} ({error.strerror or error}); make room and "
+                "start again with --resume: the trained parts are in the newest checkpoint"
+            ) from None
         log.info("%s: wrote %s", client.name, self.folder / "model.pt")

@@ -21,7 +21,7 @@ from launch.summary import final_metrics, summarise, write_summary
 from runtime import endpoints, transport
 from runtime.coordinator import Coordinator
 from runtime.data.client_data import ClientData
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, WireError
 from runtime.exchange import AutogradExchange, LocalExchange
 from runtime.handoff import shared_key
 from runtime.observers import NoRecorder
@@ -157,6 +157,8 @@ def conclude(options: RunOptions, coordinator: Coordinator, run_dir: Path, track
 
         start_judge(options, run_dir)
     print(f"Everything is in {run_dir}; for the curves: tensorboard --logdir {run_dir}")
+    if "disagreement" in summary:
+        raise WireError(f"{summary['disagreement']}; everything else is in {run_dir}")
 
 
 def join(options: RunOptions, line: Transport) -> None:

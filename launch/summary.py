@@ -12,18 +12,26 @@ import models.registry as nets
 from launch.config import RunOptions, required
 from runtime.checkpoint import write_atomically
 from runtime.coordinator import Coordinator
+from runtime.errors import WireError
 
 
 def summarise(
     options: RunOptions, coordinator: Coordinator, events: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The summary of a run that has ended; ``events`` are all of its metrics.jsonl, before a resume too."""
+    """The summary of a run that has ended; ``events`` are all of its metrics.jsonl, before a resume too.
+
+    Where the clients report different weights ``weights_sha256`` is None and ``disagreement`` says so.
+    """
     journal, totals = coordinator.journal, coordinator.journal.totals
     clients: dict[str, dict[str, dict[str, float]]] = {}
     for name in coordinator.trained_clients():
         clients[name] = dict(journal.scores.get(name, {}))
         if name in journal.train_loss:
             clients[name]["train"] = {"loss": journal.train_loss[name]}
+    try:
+        digest, disagreement = coordinator.weights_sha256(), None
+    except WireError as error:  # hours of training must not lose their summary to one client's word
+        digest, disagreement = None, str(error)
     memory = {seat.name: seat.farewell.peak_memory for seat in coordinator.members if seat.farewell}
     memory |= {"server": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
     return {
@@ -38,8 +46,8 @@ def summarise(
         "lost_clients": list(coordinator.members.lost),
         "best_round": journal.best_round,
         "attack": {},
-        "weights_sha256": coordinator.weights_sha256(),
-    }
+        "weights_sha256": digest,
+    } | ({} if disagreement is None else {"disagreement": disagreement})
 
 
 def header(options: RunOptions) -> dict[str, Any]:

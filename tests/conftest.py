@@ -12,6 +12,10 @@ import torch
 
 # Children of the tests must import torch as quietly and with as many threads as the tests do.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+# Beside other workers every test has one core; what it starts has, too.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 # What clients remember of runs must not pile up in the home of whoever runs the tests.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="suture-tests-")
 atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
