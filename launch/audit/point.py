@@ -14,6 +14,7 @@ from torch import Tensor
 
 import models.registry as nets
 from launch import build, lab
+from launch.audit.pictures import keep_samples
 from launch.audit.plan import Point
 from launch.config import RunOptions, required
 from launch.judging import build_witnesses
@@ -75,13 +76,16 @@ def options_of(point: Point, base: RunOptions, aux_images: int, attacker: str) -
     ).resolved()
 
 
-def run_point(point: Point, base: RunOptions, aux_images: int, key_text: str) -> dict[str, Any]:
+def run_point(
+    point: Point, base: RunOptions, aux_images: int, key_text: str, samples: Path
+) -> dict[str, Any]:
     """Trains, attacks and judges; returns plain values.
 
     Args:
         base: options of every run of the audit.
         aux_images: what the attackers own.
         key_text: the clients' key (hex).
+        samples: NPZ to write, a few reconstructions for the pictures.
 
     Raises:
         SutureError: the run, an attack or the judge failed.
@@ -121,6 +125,7 @@ def run_point(point: Point, base: RunOptions, aux_images: int, key_text: str) ->
             )
             for name, attack in attackers.items()
         }
+        keep_samples(samples, verdicts)
         scores = coordinator.journal.scores
     name = "accuracy" if witnesses[0].data.task is Task.CLASSIFICATION else "dice"
     metric = _mean([float(client["test"][name]) for client in scores.values()])

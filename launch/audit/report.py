@@ -1,4 +1,4 @@
-"""An audit's audit.csv and audit.md: a line a run, and a table a cut that a hospital can read."""
+"""What an audit found: its runs grouped over seeds, and audit.csv, a line for each row of the judge."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 Result = Mapping[str, Any]
 Interval = tuple[float, float, float]  # mean, smallest and largest over the seeds
 
-_MEASURES = (
+MEASURES = (
     "mse",
     "psnr",
     "ssim",
@@ -94,6 +94,12 @@ def grouped(results: Iterable[Result]) -> list[Group]:
     ]
 
 
+def strongest_alive(groups: Sequence[Group]) -> Group:
+    """Of one defence's strengths the one that hides most with a living classifier; if none lives, the strongest."""
+    alive = [group for group in groups if group.num_void == 0]
+    return min(alive, key=lambda group: group.worst("ssim")[0]) if alive else groups[-1]
+
+
 def to_csv(results: Sequence[Result]) -> str:
     """A line for every run, attacker, set of images and row of the judge."""
     text = io.StringIO()
@@ -110,7 +116,7 @@ def to_csv(results: Sequence[Result]) -> str:
             "attacker",
             "images",
             "row",
-            *_MEASURES,
+            *MEASURES,
         ]
     )
     for result in results:
@@ -127,104 +133,6 @@ def to_csv(results: Sequence[Result]) -> str:
                 for row in _ROWS:
                     scores = found["scores"].get(kind, {}).get(row)
                     if scores is not None:
-                        numbers = [f"{scores[measure]:.5f}" for measure in _MEASURES]
+                        numbers = [f"{scores[measure]:.5f}" for measure in MEASURES]
                         writer.writerow([*told, attacker, kind, row, *numbers])
     return text.getvalue()
-
-
-def to_markdown(results: Sequence[Result], about: Mapping[str, Any], picture: str) -> str:
-    """The page."""
-    groups = grouped(results)
-    first = results[0]
-    scores = first["attackers"]["static"]["scores"]["held_out"]["attack"]
-    lines = [
-        "# Audit: what would I leak if I joined?",
-        "",
-        f"`{about['command']}`",
-        "",
-        f"{about['model']} on {about['data']}, {about['image_size']} px, {about['clients']} clients of "
-        f"{about['train_images']} images, {about['epochs']} rounds. {about['done']} of {about['planned']} runs are done"
-        + (f"; {about['note']}." if about.get("note") else "."),
-        "",
-        f"Attackers (ADRA, passive): both own {about['aux_images']} auxiliary images and pass them through a "
-        "client's bottom, defence on. **Static**: a decoder as it would be without defence. **Adaptive**: a "
-        "fresh decoder of twice the width with a residual block, trained longer, on smashed data averaged over the "
-        f"last three rounds. Judged on {scores['num_images']:.0f} held-out images that nobody trained on. Means over "
-        "seeds, in brackets the smallest and largest seed. **Void**: the classifier is at most two points above "
-        "naming the commonest class; what it hides is then no merit.",
-        "",
-        f"![frontier]({picture})",
-        "",
-    ]
-    for cut in dict.fromkeys(group.cut for group in groups):
-        lines += _table(cut, [group for group in groups if group.cut == cut], first["metric_name"])
-    lines += ["## What the table says", "", *verdicts(groups), ""]
-    return "\n".join(lines)
-
-
-def _table(cut: str, groups: Sequence[Group], metric: str) -> list[str]:
-    reference = groups[0]
-    mean_ssim = reference.leak("ssim", "static", row="mean image")[0]
-    mean_mse = reference.leak("mse", "static", row="mean image")[0]
-    chance = float(reference.results[0]["attackers"]["static"]["scores"]["held_out"]["attack"]["chance"])
-    majorities = [result["majority"] for group in groups for result in group.results]
-    majority = "" if None in majorities else f"majority class {sum(majorities) / len(majorities):.3f}, "
-    lines = [
-        f"## Cut {cut}",
-        "",
-        f"Beside it: {majority}mean image MSE {mean_mse:.4f} and SSIM {mean_ssim:.3f}, re-identification by chance "
-        f"{chance:.3f}.",
-        "",
-        f"| defence | {metric} | MSE static | MSE adaptive | SSIM static | SSIM adaptive | worst tenth SSIM, adaptive "
-        "| re-identified static | re-identified adaptive | in training, SSIM adaptive | void |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for group in groups:
-        cells = [
-            _shown(group.metric, 3),
-            _shown(group.leak("mse", "static"), 4),
-            _shown(group.leak("mse", "adaptive"), 4),
-            _shown(group.leak("ssim", "static"), 3),
-            _shown(group.leak("ssim", "adaptive"), 3),
-            _shown(group.leak("ssim_worst_tenth", "adaptive"), 3),
-            _shown(group.leak("reidentified", "static"), 2),
-            _shown(group.leak("reidentified", "adaptive"), 2),
-            _shown(group.leak("ssim", "adaptive", kind="train"), 3),
-            f"**{group.num_void} of {len(group.results)}**" if group.num_void else "",
-        ]
-        lines.append(f"| {group.defence} | " + " | ".join(cells) + " |")
-    return [*lines, ""]
-
-
-def verdicts(groups: Sequence[Group]) -> list[str]:
-    """A sentence a cut and defence, on the strongest setting that keeps the classifier alive."""
-    said = []
-    for cut in dict.fromkeys(group.cut for group in groups):
-        here = [group for group in groups if group.cut == cut]
-        plain = next((group for group in here if group.family == "none"), None)
-        for family in dict.fromkeys(group.family for group in here if group.family != "none"):
-            alive = [group for group in here if group.family == family and group.num_void == 0]
-            if not alive:
-                said.append(f"- Cut {cut}, {family}: **void at every strength tried**.")
-                continue
-            best = min(alive, key=lambda group: group.worst("ssim")[0])
-            text = (
-                f"- Cut {cut}, {family}: at best `{best.defence}`, SSIM {best.worst('ssim')[0]:.3f} and "
-                f"re-identification {best.worst('reidentified')[0]:.2f} under the stronger attacker, "
-                f"{best.results[0]['metric_name']} {best.metric[0]:.3f}"
-            )
-            if plain is not None:
-                text += (
-                    f" (undefended {plain.worst('ssim')[0]:.3f}, {plain.worst('reidentified')[0]:.2f}, "
-                    f"{plain.metric[0]:.3f})"
-                )
-            static = best.leak("ssim", "static")[0]
-            if best.worst("ssim")[0] - static > 0.05:
-                text += f"; the static attacker alone would suggest SSIM {static:.3f}"
-            said.append(text + ".")
-    return said
-
-
-def _shown(interval: Interval, digits: int) -> str:
-    mean, low, high = (f"{value:.{digits}f}" for value in interval)
-    return mean if low == high else f"{mean} ({low} to {high})"

@@ -2,7 +2,8 @@
 
 AUDIT/audit.json        what is audited; another audit is refused in the same folder
 AUDIT/points/NAME.json  one file a run: what exists is not run again
-AUDIT/audit.csv, audit.md, frontier.png
+AUDIT/points/NAME.npz   a few held-out images of that run and what the attackers made of them
+AUDIT/audit.csv, audit.md, frontier.png, pictures_cutN.png
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from rich.progress import (
 
 import models.registry as nets
 from launch.audit.check import check_with_processes
+from launch.audit.page import to_markdown
+from launch.audit.pictures import FRONTIER, draw_frontier, draw_gallery, gallery_name
 from launch.audit.plan import MOST_STRENGTHS, Point, fitting_strengths, points
 from launch.audit.point import ATTACKERS, options_of, run_point
-from launch.audit.report import Group, grouped, to_csv, to_markdown
+from launch.audit.report import Group, grouped, to_csv
 from launch.config import RunOptions
-from launch.figures.frontier import Dot, Lines, frontier
 from launch.ranks import use_threads
 from launch.written import to_arguments
 from runtime.checkpoint import write_atomically
@@ -40,7 +42,7 @@ from runtime.data.source import Task
 from runtime.errors import ConfigError
 from runtime.handoff import write_key
 
-AUDIT, PICTURE = "audit.json", "frontier.png"
+AUDIT = "audit.json"
 
 _DEFAULTS: dict[Task, dict[str, Any]] = {
     Task.CLASSIFICATION: {
@@ -122,7 +124,7 @@ def run_audit(config: AuditConfig, given: RunOptions, folder: Path) -> None:
                 if config.budget is not None and time.monotonic() - begun > 60 * config.budget:
                     ended_early = True
                     break
-                result = run_point(point, base, config.aux_images, key)
+                result = run_point(point, base, config.aux_images, key, path.with_suffix(".npz"))
                 write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
                 if not console.is_terminal:
                     print(f"[{number + 1}/{len(plan)}] {_told(result)}", file=sys.stderr, flush=True)
@@ -133,7 +135,7 @@ def run_audit(config: AuditConfig, given: RunOptions, folder: Path) -> None:
             progress.advance(bar)
             number += 1
     results = _report(folder, config, base, plan, ended_early=ended_early)
-    print(f"{len(results)} of {len(plan)} runs done; see {folder / 'audit.md'} and {folder / PICTURE}")
+    print(f"{len(results)} of {len(plan)} runs done; see {folder / 'audit.md'} and {folder / FRONTIER}")
     if ended_early:
         print(f"The budget of {config.budget:g} minutes is used up; the same command goes on.")
     if config.check and results:
@@ -226,18 +228,15 @@ def _report(
         "planned": len(plan),
         "note": "the budget ended first" if ended_early else "",
     }
-    write_atomically(folder / "audit.csv", to_csv(results).encode())
-    write_atomically(folder / "audit.md", to_markdown(results, about, PICTURE).encode())
     groups = grouped(results)
     seeds = f"{config.num_seeds} seeds, bars from smallest to largest" if config.num_seeds > 1 else "one seed"
     caption = f"{about['model']} on {about['data']}, {seeds}; lower right is better"
-    frontier(
-        [_dot(group) for group in groups],
-        {group.cut: _lines(group) for group in reversed(groups)},
-        folder / PICTURE,
-        metric=results[0]["metric_name"],
-        caption=caption,
+    draw_frontier(groups, folder / FRONTIER, caption=caption)
+    galleries = _draw_galleries(
+        folder, plan, groups, f"{about['model']} on {about['data']}, seed {base.seed}"
     )
+    write_atomically(folder / "audit.csv", to_csv(results).encode())
+    write_atomically(folder / "audit.md", to_markdown(results, about, FRONTIER, galleries).encode())
     return results
 
 
@@ -252,14 +251,16 @@ def _command(config: AuditConfig, base: RunOptions) -> str:
     return " ".join(["suture audit", *asked, *shown])
 
 
-def _dot(group: Group) -> Dot:
-    worst = group.worst
-    return Dot(
-        group.cut, group.family, group.rank, group.metric, worst("ssim"), worst("reidentified"), group.is_void
-    )
-
-
-def _lines(group: Group) -> Lines:
-    chance = group.leak("chance", "static")[0]
-    majority = group.results[0]["majority"]
-    return Lines(group.leak("ssim", "static", row="mean image")[0], chance, majority)
+def _draw_galleries(
+    folder: Path, plan: Sequence[Point], groups: Sequence[Group], caption: str
+) -> dict[str, str]:
+    """Draws each cut's reconstructions; returns the file names by cut."""
+    drawn = {}
+    for cut in dict.fromkeys(group.cut for group in groups):
+        own = [point for point in plan if point.cut == cut and point.seed == plan[0].seed]
+        samples = {point.defence: folder / "points" / f"{point.name}.npz" for point in own}
+        path = folder / gallery_name(cut)
+        draw_gallery([group for group in groups if group.cut == cut], samples, path, caption=caption)
+        if path.exists():
+            drawn[cut] = path.name
+    return drawn

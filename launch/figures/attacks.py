@@ -8,8 +8,10 @@ Shape legend: N images; C, H, W image.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -67,24 +69,53 @@ def reconstructions(
         title: written above.
         caption: written below, for instance the attack or an attribution.
     """
-    num_images = min(len(truth), _MAX_IMAGES)
-    rows = {"truth": truth, "rebuilt": rebuilt, "mean image": mean.float().expand_as(truth)}
-    with drawn(path, 0.5 + 1.2 * num_images, 4.0 + 0.3 * (bool(title) + bool(caption))) as figure:
+    rows = [("truth", truth), ("rebuilt", rebuilt), ("mean image", mean.float().expand_as(truth))]
+    errors = (truth - rebuilt).square().flatten(1).mean(1)
+    notes = [f"MSE {float(error):.4f}" for error in errors]
+    with _gallery(rows, path, title, caption, side=1.2) as charts:
+        for axes, note in zip(charts[1], notes, strict=False):
+            axes.set_xlabel(note, fontsize=8)
+
+
+def gallery(rows: Sequence[tuple[str, Tensor]], path: Path, *, title: str = "", caption: str = "") -> None:
+    """Rows of at most eight images, the name of each row on its left and its MSE against the first on its right.
+
+    Args:
+        rows: name and x_NCHW in [0, 1], the truth first; all of one shape.
+        path: PNG to write, replaced whole.
+        title: written above.
+        caption: written below.
+    """
+    truth = rows[0][1][:_MAX_IMAGES]
+    with _gallery(rows, path, title, caption, side=0.85) as charts:
+        for line, (_, images) in list(zip(charts, rows, strict=True))[1:]:
+            error = (truth - images[:_MAX_IMAGES]).square().mean()
+            line[-1].yaxis.set_label_position("right")
+            line[-1].set_ylabel(f"MSE {float(error):.4f}", fontsize=8, rotation=0, ha="left", va="center")
+
+
+@contextmanager
+def _gallery(
+    rows: Sequence[tuple[str, Tensor]], path: Path, title: str, caption: str, *, side: float
+) -> Iterator[Any]:
+    """The axes of a picture with ``side`` inches an image, to be written on before it is saved."""
+    num_images = min(len(rows[0][1]), _MAX_IMAGES)
+    height = (side + 0.1) * len(rows) + 0.3 * (bool(title) + bool(caption))
+    with drawn(path, 2.4 + side * num_images, height) as figure:
         charts = figure.subplots(len(rows), num_images, squeeze=False)
-        for line, (name, images) in zip(charts, rows.items(), strict=True):
-            line[0].set_ylabel(name, fontsize=10, weight="bold")
+        for line, (name, images) in zip(charts, rows, strict=True):
+            line[0].set_ylabel(name, fontsize=9, weight="bold", rotation=0, ha="right", va="center")
             for axes, image in zip(line, images, strict=False):
                 pixels = image.detach().float().cpu().clamp(0, 1).permute(1, 2, 0)
                 axes.imshow(pixels.expand(-1, -1, 3).numpy() if pixels.shape[2] == 1 else pixels.numpy())
                 axes.set(xticks=[], yticks=[])
                 axes.grid(False)
                 axes.spines[:].set_visible(False)
-        for axes, error in zip(charts[1], (truth - rebuilt).square().flatten(1).mean(1), strict=False):
-            axes.set_xlabel(f"MSE {float(error):.4f}", fontsize=8)
         if title:
             figure.suptitle(title, weight="bold")
         if caption:
             figure.supxlabel(caption, fontsize=8)
+        yield charts
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

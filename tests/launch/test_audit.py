@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from launch.audit.page import to_markdown, verdicts
 from launch.audit.plan import (
     MOST_STRENGTHS,
     STRENGTHS,
@@ -22,7 +23,7 @@ from launch.audit.plan import (
     points,
 )
 from launch.audit.point import is_void
-from launch.audit.report import grouped, to_csv, to_markdown, verdicts
+from launch.audit.report import grouped, to_csv
 from launch.audit.run import AuditConfig, audit_options, run_audit
 from launch.config import RunOptions
 from runtime.errors import ConfigError
@@ -151,8 +152,10 @@ def test_void_points_are_marked_and_never_recommended() -> None:
     about = dict.fromkeys(
         ("command", "model", "data", "image_size", "clients", "train_images", "epochs", "aux_images"), "x"
     )
-    page = to_markdown(results, about | {"done": 4, "planned": 9}, "frontier.png")
+    page = to_markdown(results, about | {"done": 4, "planned": 9}, "frontier.png", {})
     assert page.count("**1 of 1**") == 2
+    # The long table: each of four defences, static and adaptive and the mean image, on two sets of images.
+    assert page.count("| *mean image* |") == 4 * 2
     assert "mean image MSE 0.5000 and SSIM 0.300" in page
 
 
@@ -201,7 +204,7 @@ def test_a_tiny_audit_goes_on_where_it_stopped_and_refuses_another_one(
     names = [Point("4", "none", "none", 0, 0).name, "cut4_quantise_bits=1_seed0"]
     files = [tmp_path / "points" / f"{name}.json" for name in names]
     before = [json.loads(file.read_text()) for file in files]
-    for name in ("audit.csv", "audit.md", "frontier.png"):
+    for name in ("audit.csv", "audit.md", "frontier.png", "pictures_cut4.png"):
         assert (tmp_path / name).stat().st_size > 0
     kept = files[0].stat().st_mtime_ns
     files[1].unlink()
