@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launch.audit.report import Group, strongest_alive
+from launch.audit.report import VOID_MARGIN, Group, strongest_alive
 from launch.figures.attacks import gallery
 from launch.figures.frontier import Dot, Lines, frontier
 from threats.judge import Verdict
@@ -90,8 +90,9 @@ def draw_frontier(groups: Sequence[Group], path: Path, *, caption: str) -> None:
     lines = {}
     for group in reversed(groups):
         majority = group.results[0]["majority"]
+        void_up_to = None if majority is None else float(majority) + VOID_MARGIN
         chance = group.leak("chance", "static")[0]
-        lines[group.cut] = Lines(group.leak("ssim", "static", row="mean image")[0], chance, majority)
+        lines[group.cut] = Lines(group.leak("ssim", "static", row="mean image")[0], chance, void_up_to)
     frontier(
         [
             Dot(g.cut, g.family, g.rank, g.metric, g.worst("ssim"), g.worst("reidentified"), g.is_void)

@@ -16,6 +16,7 @@ import models.registry as nets
 from launch import build, lab
 from launch.audit.pictures import keep_samples
 from launch.audit.plan import Point
+from launch.audit.report import is_void
 from launch.config import RunOptions, required
 from launch.judging import build_witnesses
 from launch.ranks import play_locally
@@ -26,8 +27,6 @@ from runtime.server import Server
 from threats.auxiliary import Auxiliary
 from threats.judge import judge
 from threats.live import LiveAttack
-
-VOID_MARGIN = 0.02  # rule 6: at or below the majority class plus two points a classifier is no classifier
 
 ATTACKERS = {
     "static": "epochs=15",
@@ -154,11 +153,6 @@ def run_point(
         "train_seconds": trained,
         "seconds": time.monotonic() - begun,
     }
-
-
-def is_void(metric: float, majority: float | None) -> bool:
-    """Whether the task was lost, so that the point says nothing (rule 6); a segmentation has no majority class."""
-    return majority is not None and metric <= majority + VOID_MARGIN
 
 
 def _mean(values: list[float]) -> float:

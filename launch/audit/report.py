@@ -12,6 +12,8 @@ from typing import Any
 Result = Mapping[str, Any]
 Interval = tuple[float, float, float]  # mean, smallest and largest over the seeds
 
+VOID_MARGIN = 0.02  # rule 6: at or below the majority class plus two points a classifier is no classifier
+
 MEASURES = (
     "mse",
     "psnr",
@@ -92,6 +94,11 @@ def grouped(results: Iterable[Result]) -> list[Group]:
         Group(cut, family, defence, rank, tuple(by_key[cut, family, rank, defence]))
         for cut, family, rank, defence in order
     ]
+
+
+def is_void(metric: float, majority: float | None) -> bool:
+    """Whether the task was lost, so that the point says nothing (rule 6); a segmentation has no majority class."""
+    return majority is not None and metric <= majority + VOID_MARGIN
 
 
 def strongest_alive(groups: Sequence[Group]) -> Group:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Interval = tuple[float, float, float]
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _PLAIN = "none"
+_BAND = "#EBEBEB"
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,24 @@ class Dot:
 
 @dataclass(frozen=True)
 class Lines:
-    """What knowing nothing gives, by cut: SSIM of the mean image, chance of re-identification, majority class."""
+    """What knowing nothing gives at one cut.
+
+    Attributes:
+        mean_image_ssim: SSIM of the mean image.
+        chance: of re-identification.
+        void_up_to: task metric up to which a classifier is void; None where nothing is.
+    """
 
     mean_image_ssim: float
     chance: float
-    majority: float | None
+    void_up_to: float | None
 
 
 def frontier(dots: Sequence[Dot], lines: dict[str, Lines], path: Path, *, metric: str, caption: str) -> None:
     """Writes the picture: a column a cut; above SSIM, below re-identification, both against the task's metric.
 
     Lower right is where one wants to be: nothing leaked, nothing lost. Dashed across: what an attacker without
-    any smashed data reaches; dotted upright: always naming the commonest class.
+    any smashed data reaches; grey on the left: no better than naming the commonest class.
     """
     cuts = list(dict.fromkeys(dot.cut for dot in dots))
     families = list(dict.fromkeys(dot.family for dot in dots))
@@ -67,9 +74,19 @@ def frontier(dots: Sequence[Dot], lines: dict[str, Lines], path: Path, *, metric
                 axes.axhline(level, color="black", linestyle="--", linewidth=1)
                 name = "mean image" if measure == "ssim" else "chance"
                 axes.text(0.01, level, name, transform=axes.get_yaxis_transform(), va="bottom", fontsize=8)
-                majority = lines[cut].majority
-                if majority is not None:
-                    axes.axvline(majority, color=GREY, linestyle=":", linewidth=1.2)
+                void = lines[cut].void_up_to
+                if void is not None:
+                    axes.set_xlim(left=min(axes.get_xlim()[0], void - 0.04))
+                    axes.axvspan(axes.get_xlim()[0], void, color=_BAND, zorder=0)
+                axes.annotate(
+                    "better",
+                    (0.985, 0.13),
+                    (0.87, 0.25),
+                    "axes fraction",
+                    color=GREY,
+                    ha="center",
+                    arrowprops={"arrowstyle": "->", "color": GREY},
+                )
                 if row == 0:
                     axes.set_title(f"cut {cut}")
                 else:
@@ -106,6 +123,7 @@ def _draw(axes: Axes, dots: Sequence[Dot], families: Sequence[str], measure: str
                 markerfacecolor="white" if dot.is_void else colour,
                 markersize=9 if family == _PLAIN else 4 + dot.rank,
                 elinewidth=0.8,
+                ecolor=(colour, 0.5),
                 zorder=4 if family == _PLAIN else 3,
             )
 
@@ -116,12 +134,13 @@ def _look(index: int, family: str) -> tuple[str, str]:
 
 def _legend(families: Sequence[str]) -> tuple[list[Any], list[str]]:
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     handles: list[Any] = []
     for index, family in enumerate(families):
         colour, marker = _look(index, family)
         handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none"))
     handles.append(Line2D([], [], color=GREY, marker="o", markerfacecolor="white", linestyle="none"))
-    handles.append(Line2D([], [], color=GREY, linestyle=":"))
+    handles.append(Patch(color=_BAND))
     labels = ["undefended" if family == _PLAIN else f"{family} (larger: stronger)" for family in families]
-    return handles, [*labels, "void: no better than the majority class", "majority class"]
+    return handles, [*labels, "void: classifier lost", "no better than the majority class"]

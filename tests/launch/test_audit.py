@@ -22,8 +22,7 @@ from launch.audit.plan import (
     parse_defences,
     points,
 )
-from launch.audit.point import is_void
-from launch.audit.report import grouped, to_csv
+from launch.audit.report import grouped, is_void, to_csv
 from launch.audit.run import AuditConfig, audit_options, run_audit
 from launch.config import RunOptions
 from runtime.errors import ConfigError
