@@ -22,7 +22,7 @@ from runtime import endpoints, transport
 from runtime.coordinator import Coordinator
 from runtime.data.client_data import ClientData
 from runtime.errors import ConfigError, WireError
-from runtime.exchange import AutogradExchange, LocalExchange
+from runtime.exchange import OVER_RPC, LocalExchange
 from runtime.handoff import shared_key
 from runtime.observers import NoRecorder
 from runtime.server import Server
@@ -186,7 +186,7 @@ def join(options: RunOptions, line: Transport) -> None:
     normalisation = nets.model_entry(required(options.model)).normalisation
     keepsakes = ClientFolder(options, normalisation, data.task, folder_here)
     line.join(name)
-    member = Member(client, AutogradExchange(), keepsakes)
+    member = Member(client, OVER_RPC[options.exchange](), keepsakes)
     take_part(member, options.agreement(len(data.classes)), name)
 
 

@@ -38,14 +38,17 @@ from runtime.wire import (
     Farewell,
     Hello,
     LossReply,
+    OutputGradient,
     Refusal,
     Release,
     Report,
     SealedHandoff,
     StepDone,
+    StepReply,
     Upload,
     Welcome,
     check_farewell,
+    check_gradient,
     check_handoff,
     check_hello,
     check_scores,
@@ -211,19 +214,55 @@ class Coordinator:
             return self.journal.handoff
 
     def forward(self, seat: Seat, upload: Upload) -> LossReply | Tensor:
-        """One training batch; see `Server.forward`."""
+        """One training batch on the client's own graph; see `Server.forward`."""
         with self._working(seat):
-            running = self._held(seat, upload.turn, TurnKind.TRAIN)
-            batch = self._checked(seat, running.turn, upload)
-            if upload.batch != seat.num_stepped:
-                raise WireError(
-                    f"{seat.name}: batch: expected {seat.num_stepped}, got {upload.batch}; refused"
-                )
-            seat.uploaded = (running.turn.number, upload.batch)
-            running.batch_images = len(batch.smashed)
-            answer = self.journal.server.forward(batch, seat.hello.class_weights if seat.hello else None)
-            self._measure(batch, answer)
-            return answer
+            return self._train(seat, upload, self.journal.server.forward)
+
+    def train(self, seat: Seat, upload: Upload) -> StepReply | Tensor:
+        """One explicit step, or its forward half where labels stay at home; see `Server.forward_apart`.
+
+        Raises:
+            DivergedError: the loss is not finite.
+        """
+        with self._working(seat):
+            answer = self._train(seat, upload, self.journal.server.forward_apart)
+            if isinstance(answer, Tensor):
+                return answer
+            gradient = self._step_apart(seat, StepDone(upload.turn, upload.batch, answer.task_loss), None)
+            return StepReply(answer.loss, answer.task_loss, gradient)
+
+    def backward(self, seat: Seat, message: OutputGradient) -> Tensor:
+        """The other half of an explicit step: steps the top and answers with the gradient at the cut.
+
+        Raises:
+            DivergedError: the loss is not finite.
+        """
+        with self._working(seat):
+            output = self.journal.server.pending
+            if output is None:
+                raise WireError(f"{seat.name}: backward: no forward waits for it; refused")
+            check_gradient(message.gradient, output, seat.name)
+            done = StepDone(message.turn, message.batch, message.loss)
+            return self._step_apart(seat, done, message.gradient)
+
+    def _train(
+        self, seat: Seat, upload: Upload, forward: Callable[..., LossReply | Tensor]
+    ) -> LossReply | Tensor:
+        running = self._held(seat, upload.turn, TurnKind.TRAIN)
+        batch = self._checked(seat, running.turn, upload)
+        if upload.batch != seat.num_stepped:
+            raise WireError(f"{seat.name}: batch: expected {seat.num_stepped}, got {upload.batch}; refused")
+        seat.uploaded = (running.turn.number, upload.batch)
+        running.batch_images = len(batch.smashed)
+        answer = forward(batch, seat.hello.class_weights if seat.hello else None)
+        self._measure(batch, answer)
+        return answer
+
+    def _step_apart(self, seat: Seat, done: StepDone, of_output: Tensor | None) -> Tensor:
+        running = self._may_step(seat, done)
+        at_cut, gradients = self.journal.server.backward(of_output)
+        self._step(seat, running, done, gradients)
+        return at_cut
 
     def predict(self, seat: Seat, upload: Upload) -> Tensor:
         """One evaluation batch; see `Server.predict`."""
@@ -238,21 +277,30 @@ class Coordinator:
             DivergedError: the loss is not finite.
         """
         with self._working(seat):
-            running = self._held(seat, done.turn, TurnKind.TRAIN)
-            turn = running.turn
-            if seat.uploaded != (done.turn, done.batch):
-                raise WireError(f"{seat.name}: step: batch {done.batch!r:.40} was not uploaded; refused")
-            if not isinstance(done.loss, float) or not math.isfinite(done.loss):
-                raise DivergedError(
-                    f"{seat.name}: round {turn.round}, batch {done.batch}: the loss is {done.loss}"
-                )
-            self.journal.server.step(gradients)
-            seat.uploaded, seat.num_stepped = (0, -1), seat.num_stepped + 1
-            running.losses.append(done.loss)
-            running.num_images += running.batch_images
-            step = turn.step + len(running.losses)
-            self._recorder.train_step(step, turn.round, turn.number, turn.client, done.loss)
-            self._watcher.batch_done(done.loss, running.batch_images)
+            self._step(seat, self._may_step(seat, done), done, gradients)
+
+    def _may_step(self, seat: Seat, done: StepDone) -> _Running:
+        running = self._held(seat, done.turn, TurnKind.TRAIN)
+        if seat.uploaded != (done.turn, done.batch):
+            raise WireError(f"{seat.name}: step: batch {done.batch!r:.40} was not uploaded; refused")
+        if not isinstance(done.loss, float) or not math.isfinite(done.loss):
+            raise DivergedError(
+                f"{seat.name}: round {running.turn.round}, batch {done.batch}: the loss is {done.loss}; "
+                "start a new run with a lower --lr; the last good checkpoint is kept"
+            )
+        return running
+
+    def _step(
+        self, seat: Seat, running: _Running, done: StepDone, gradients: Mapping[Tensor, Tensor]
+    ) -> None:
+        turn = running.turn
+        self.journal.server.step(gradients)
+        seat.uploaded, seat.num_stepped = (0, -1), seat.num_stepped + 1
+        running.losses.append(done.loss)
+        running.num_images += running.batch_images
+        step = turn.step + len(running.losses)
+        self._recorder.train_step(step, turn.round, turn.number, turn.client, done.loss)
+        self._watcher.batch_done(done.loss, running.batch_images)
 
     def commit(self, seat: Seat, handoff: SealedHandoff) -> None:
         """Makes a training turn count: the hand-off is kept and everything is on the disk."""

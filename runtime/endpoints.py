@@ -25,11 +25,13 @@ from runtime.wire import (
     Farewell,
     Hello,
     LossReply,
+    OutputGradient,
     Refusal,
     Release,
     Report,
     SealedHandoff,
     StepDone,
+    StepReply,
     Upload,
     Welcome,
 )
@@ -104,6 +106,18 @@ def fetch(seat: SeatRef) -> SealedHandoff | None:
 def forward(seat: SeatRef, upload: Upload) -> LossReply | Tensor:
     """One training batch through the top, inside the caller's autograd context."""
     return _run().forward(_seat(seat), upload)
+
+
+@_endpoint
+def train(seat: SeatRef, upload: Upload) -> StepReply | Tensor:
+    """One explicit training step, whole where labels are shared; else its forward half."""
+    return _run().train(_seat(seat), upload)
+
+
+@_endpoint
+def backward(seat: SeatRef, gradient: OutputGradient) -> Tensor:
+    """The other half of an explicit step where labels stay at home; the server has stepped when it answers."""
+    return _run().backward(_seat(seat), gradient)
 
 
 @_endpoint

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,6 +56,7 @@ class Server:
         self.attack = Attack() if attack is None else attack
         self._randomness = Randomness(PUBLIC, seed)
         self._device = torch.device(device)
+        self._pending: tuple[Tensor, Tensor] | None = None
 
     def forward(self, batch: SmashedBatch, class_weights: Tensor | None = None) -> LossReply | Tensor:
         """One training batch through the top, keeping the graph for the backward that the client starts.
@@ -80,6 +82,40 @@ class Server:
         task_loss = cross_entropy(output, batch.labels.to(output.device), weight=weights)
         loss = self.attack.loss(seen, task_loss)
         return LossReply(loss.cpu(), float(task_loss.detach()))
+
+    def forward_apart(self, batch: SmashedBatch, class_weights: Tensor | None = None) -> LossReply | Tensor:
+        """`forward` on a graph that ends at this server: `backward` is its other half.
+
+        Returns:
+            As `forward`, detached.
+        """
+        smashed = batch.smashed.detach().requires_grad_()
+        answer = self.forward(replace(batch, smashed=smashed), class_weights)
+        root = answer.loss if isinstance(answer, LossReply) else answer
+        self._pending = smashed, root
+        return replace(answer, loss=root.detach()) if isinstance(answer, LossReply) else root.detach()
+
+    @property
+    def pending(self) -> Tensor | None:
+        """What the last `forward_apart` answered, as long as it waits for its `backward`."""
+        return None if self._pending is None else self._pending[1]
+
+    def backward(self, of_answer: Tensor | None) -> tuple[Tensor, dict[Tensor, Tensor]]:
+        """The backward of the last `forward_apart`.
+
+        Args:
+            of_answer: gradient of its output; None where the loss is this server's.
+
+        Returns:
+            The gradient at the cut (h_ND, on the CPU) and the gradients of the top's parameters.
+        """
+        assert self._pending is not None
+        (smashed, root), self._pending = self._pending, None
+        ours: list[Tensor] = list(self.top.parameters())
+        # autograd.grad leaves the parameters of an attack's own nets alone, as a distributed context does.
+        at_cut, *found = torch.autograd.grad(root, [smashed, *ours], of_answer, allow_unused=True)
+        gradients = {p: grad for p, grad in zip(ours, found, strict=True) if grad is not None}
+        return at_cut, gradients
 
     def _seen(self, batch: SmashedBatch, smashed: Tensor) -> SmashedBatch:
         return SmashedBatch(

@@ -88,6 +88,25 @@ class LossReply:
 
 
 @dataclass(frozen=True, slots=True)
+class StepReply:
+    """`LossReply` of an explicit step: the server has stepped, and d loss / d smashed (h_ND) comes with the loss."""
+
+    loss: Tensor
+    task_loss: float
+    gradient: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class OutputGradient:
+    """Labels at home, explicit step: d loss / d output, shaped like the top's output, and the client's task loss."""
+
+    turn: int
+    batch: int
+    loss: float
+    gradient: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class StepDone:
     """Backward has run: the server may step. ``loss`` is the task loss that the client saw."""
 
@@ -274,6 +293,33 @@ def check_loss(reply: Any, peer: str) -> LossReply:
         raise WireError(f"{peer}: loss: expected a float32 scalar, got {type(loss).__name__}; refused")
     if not isinstance(reply.task_loss, float):
         raise WireError(f"{peer}: loss: expected a number beside it, got {reply.task_loss!r:.40}; refused")
+    return reply
+
+
+def check_gradient(gradient: Any, like: Tensor, peer: str) -> Tensor:
+    """Returns ``gradient`` if it is shaped like ``like``; that it is finite shows when the turn is sealed.
+
+    Raises:
+        WireError: it is no dense float32 tensor of that shape.
+    """
+    dense = isinstance(gradient, Tensor) and gradient.layout is torch.strided and not gradient.is_nested
+    if not dense or gradient.dtype is not torch.float32 or gradient.shape != like.shape:
+        got = f"{gradient.dtype} {tuple(gradient.shape)}" if dense else type(gradient).__name__
+        raise WireError(f"{peer}: gradient: expected float32 {tuple(like.shape)}, got {got}; refused")
+    checked: Tensor = gradient
+    return checked
+
+
+def check_step_reply(reply: Any, smashed: Tensor, peer: str) -> StepReply:
+    """Returns ``reply`` if it holds a loss and a gradient shaped like ``smashed``.
+
+    Raises:
+        WireError: it does not.
+    """
+    if not isinstance(reply, StepReply):
+        raise WireError(f"{peer}: loss: expected a StepReply, got {type(reply).__name__}; refused")
+    check_loss(LossReply(reply.loss, reply.task_loss), peer)
+    check_gradient(reply.gradient, smashed, peer)
     return reply
 
 

@@ -1,12 +1,17 @@
 """How a step crosses the wire: the seam between the protocol (session.py) and what carries it."""
 
 from runtime.exchange.autograd import AutogradExchange
+from runtime.exchange.fused import FusedExchange
+from runtime.exchange.line import RpcLine
 from runtime.exchange.local import LocalExchange
 from runtime.exchange.seam import Exchange
 
+OVER_RPC: dict[str, type[RpcLine]] = {"autograd": AutogradExchange, "fused": FusedExchange}
+
 EXCHANGES = {
     "autograd": "torch RPC and distributed autograd between processes: the reference",
+    "fused": "torch RPC, one explicit call a step (two where labels stay at home): no graph across the wire",
     "local": "all roles in one process, through the same protocol, bit for bit the same weights",
 }
 
-__all__ = ["EXCHANGES", "AutogradExchange", "Exchange", "LocalExchange"]
+__all__ = ["EXCHANGES", "OVER_RPC", "AutogradExchange", "Exchange", "FusedExchange", "LocalExchange"]

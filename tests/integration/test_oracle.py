@@ -45,12 +45,14 @@ def _cases() -> list[dict]:
         RESNET | {"cut": "3", "clients": 2, "optimizer": "sgd", "lr": 0.01},
         RESNET | {"cut": "3", "clients": 2, "schedule": "shuffled", "class_weights": "balanced"},
     ]
-    return cases
+    fused = [RESNET | {"cut": cut, "clients": 1} for cut in "0137"] + [UNET | {"cut": "2", "clients": 2}]
+    fused += [UNET | {"cut": "4", "clients": 1}, RESNET | {"cut": "5", "clients": 2, "labels": "home"}]
+    return cases + [case | {"exchange": "fused", "epochs": 1} for case in fused]
 
 
 CASES = _cases()
 NAMES = [
-    f"{c['model']}-cut{c['cut']}-{c['clients']}-{c.get('labels', '')}{c.get('optimizer', '')}{c.get('schedule', '')}"
+    f"{c['model']}-cut{c['cut']}-{c['clients']}-{c.get('labels', '')}{c.get('optimizer', '')}{c.get('schedule', '')}{c.get('exchange', '')}"
     for c in CASES
 ]
 
@@ -75,7 +77,7 @@ def world(tmp_path_factory) -> dict[int, dict]:
     ]
     try:
         for rank in ranks:
-            _, errors = rank.communicate(timeout=240)
+            _, errors = rank.communicate(timeout=290)
             assert rank.returncode == 0, errors[-3000:]
     finally:
         for rank in ranks:
@@ -112,9 +114,9 @@ def test_processes_end_with_the_weights_of_unsplit_training(world, number):
         assert scores["test"] == pytest.approx(expected.evaluate(client)["test"], abs=1e-6)
 
 
-@pytest.mark.parametrize("number", range(0, len(CASES), 3), ids=NAMES[::3])
+@pytest.mark.parametrize("number", range(len(CASES)), ids=NAMES)
 def test_one_process_ends_with_the_weights_of_many(world, number, tmp_path):
-    """Oracle: the same case over RPC."""
+    """Oracle: the same case over RPC; the explicit step of one process is that of `--exchange fused`, too."""
     torch.set_num_threads(1)
     coordinator = play_locally(RunOptions(**CASES[number]).resolved(), KEY, tmp_path)
     assert coordinator.weights_sha256() == world[0]["cases"][number]["weights_sha256"]
@@ -126,6 +128,17 @@ def test_no_client_receives_a_python_call(world):
 
     assert world[1]["calls"] == [] and world[2]["calls"] == []
     served = set(world[0]["calls"])
-    assert {"take_seat", "hello", "next_turn", "forward", "step", "commit", "fetch", "report"} <= served
+    assert {
+        "take_seat",
+        "hello",
+        "next_turn",
+        "forward",
+        "step",
+        "train",
+        "backward",
+        "commit",
+        "fetch",
+        "report",
+    } <= served
     # RPC itself announces a newcomer to the server.
     assert served <= set(vars(endpoints)) | {"_get_device_infos", "_update_group_membership"}

@@ -20,7 +20,7 @@ from torch.distributed.rpc import internal
 from launch import build
 from launch.config import RunOptions
 from runtime import endpoints, transport
-from runtime.exchange import AutogradExchange
+from runtime.exchange import OVER_RPC
 from runtime.session import Member, NoKeepsakes, take_part
 from runtime.transport import Transport, TransportConfig
 
@@ -94,7 +94,7 @@ def take(options: RunOptions, line: Transport, number: int, index: int, name: st
     data = build.build_data(options, images, index)
     client = build.build_client(options, data, name, KEY, torch.device("cpu"), None)
     line.hear(f"open{number}")
-    member = Member(client, AutogradExchange(), NoKeepsakes())
+    member = Member(client, OVER_RPC[options.exchange](), NoKeepsakes())
     take_part(member, replace(options).agreement(len(data.classes)), name)
     return {"digests": client.digests()}
 

@@ -138,7 +138,7 @@ def test_the_run_had_secrets_to_keep(spied):
     assert len(kinds["their optimizer's state"]) > 2 and len(kinds["their gradients"]) > 4
     assert bool(kinds["skips"]) == (spied.options.model == "unet")
     names = {name for name, _ in spied.messages}
-    assert names >= {"hello", "forward", "predict", "commit", "report", "finish", "fetch", "leave"}
+    assert names >= {"hello", "train", "predict", "commit", "report", "finish", "fetch", "leave"}
 
 
 def test_the_server_holds_nothing_of_a_clients(spied):
