@@ -43,6 +43,7 @@ from runtime.errors import ConfigError
 from runtime.handoff import write_key
 
 AUDIT = "audit.json"
+_REPORT_SECONDS = 180.0
 
 _DEFAULTS: dict[Task, dict[str, Any]] = {
     Task.CLASSIFICATION: {
@@ -115,26 +116,31 @@ def run_audit(config: AuditConfig, given: RunOptions, folder: Path) -> None:
     console = Console(stderr=True)
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         bar = progress.add_task("audit", total=len(plan))
-        number = 0
-        while number < len(plan):
-            point = plan[number]
-            progress.update(bar, description=f"cut {point.cut}, {point.defence}, seed {point.seed}")
-            path = folder / "points" / f"{point.name}.json"
-            if not path.exists():
-                if config.budget is not None and time.monotonic() - begun > 60 * config.budget:
-                    ended_early = True
-                    break
-                result = run_point(point, base, config.aux_images, key, path.with_suffix(".npz"))
-                write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
-                if not console.is_terminal:
-                    print(f"[{number + 1}/{len(plan)}] {_told(result)}", file=sys.stderr, flush=True)
-                _report(folder, config, base, plan, ended_early=False)
-            if number == 0 and config.budget is not None:
-                plan = _scaled(config, seeds, folder, path)
-                progress.update(bar, total=len(plan))
-            progress.advance(bar)
-            number += 1
-    results = _report(folder, config, base, plan, ended_early=ended_early)
+        number, reported = 0, begun
+        try:
+            while number < len(plan):
+                point = plan[number]
+                progress.update(bar, description=f"cut {point.cut}, {point.defence}, seed {point.seed}")
+                path = folder / "points" / f"{point.name}.json"
+                if not path.exists():
+                    if config.budget is not None and time.monotonic() - begun > 60 * config.budget:
+                        ended_early = True
+                        break
+                    result = run_point(point, base, config.aux_images, key, path.with_suffix(".npz"))
+                    write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
+                    if not console.is_terminal:
+                        print(f"[{number + 1}/{len(plan)}] {_told(result)}", file=sys.stderr, flush=True)
+                    # Drawing costs seconds: not after every run.
+                    if time.monotonic() - reported > _REPORT_SECONDS:
+                        _report(folder, config, base, plan, ended_early=False)
+                        reported = time.monotonic()
+                if number == 0 and config.budget is not None:
+                    plan = _scaled(config, seeds, folder, path)
+                    progress.update(bar, total=len(plan))
+                progress.advance(bar)
+                number += 1
+        finally:  # after a stop or a failed run too
+            results = _report(folder, config, base, plan, ended_early=ended_early)
     print(f"{len(results)} of {len(plan)} runs done; see {folder / 'audit.md'} and {folder / FRONTIER}")
     if ended_early:
         print(f"The budget of {config.budget:g} minutes is used up; the same command goes on.")

@@ -25,7 +25,7 @@ from launch.audit.plan import (
 from launch.audit.report import grouped, is_void, to_csv
 from launch.audit.run import AuditConfig, audit_options, run_audit
 from launch.config import RunOptions
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, SutureError
 from threats.registry import DEFENCES
 
 
@@ -217,6 +217,26 @@ def test_a_tiny_audit_goes_on_where_it_stopped_and_refuses_another_one(
     assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in scores.values())
     with pytest.raises(ConfigError, match="holds an audit with other options"):
         run_audit(config, RunOptions(**{**vars(options), "epochs": 4}), tmp_path)
+
+
+def test_an_audit_whose_second_run_fails_reports_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: table and picture of the run that ended, and the error; pictures are not drawn after every run."""
+    ended = [_result("none", 0, 0, 0.95, 0.8, 0.9)]
+
+    def play(*arguments: Any) -> dict[str, Any]:
+        if not ended:
+            raise SutureError("the second run fails")
+        assert not (tmp_path / "frontier.png").exists()
+        return ended.pop()
+
+    monkeypatch.setattr("launch.audit.run.run_point", play)
+    config = AuditConfig(cuts=("4",), families=("none",), num_seeds=2, aux_images=16)
+    with pytest.raises(SutureError, match="the second run fails"):
+        run_audit(config, RunOptions(clients=1, threads=1), tmp_path)
+    assert "1 of 2 runs are done" in (tmp_path / "audit.md").read_text()
+    assert (tmp_path / "frontier.png").stat().st_size > 0
 
 
 def test_the_frontier_is_drawn_with_void_points_and_without_a_majority_class(tmp_path: Path) -> None:
