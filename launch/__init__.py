@@ -1,4 +1,4 @@
-"""Assembly and command line. Importing it settles two things that torch reads once, when it is first imported."""
+"""Assembly and command line. Importing it settles what torch and numpy read once, when they are first imported."""
 
 import os
 
@@ -6,3 +6,5 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # torch's C++ side warns about every connection that a leaving member closes.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+# numpy's BLAS starts its threads when it is imported; a thread that is older than the sandbox stays outside it.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -146,6 +146,13 @@ class RunOptions:
     release_top: bool = _option(True, "hand the trained top to the clients at the end")
     lease: float = _option(120.0, "seconds of silence after which a peer counts as lost", free=True)
     interface: str | None = _option(None, "network interface for all traffic between ranks", free=True)
+    sandbox: str = _option(
+        "auto",
+        "take from each rank, before a peer can reach it, the right to files that are not its own (Linux Landlock); "
+        "auto: where that can be done, and say so",
+        choices=("auto", "on", "off"),
+        free=True,
+    )
     threads: int | None = _option(None, "computing threads of each rank (default: all cores)", free=True)
     device: str = _option("auto", "where parts compute", choices=("auto", "cpu", "cuda"), free=True)
     run_dir: str | None = _option(None, "folder of the run (default: runs/<time>)", free=True)
@@ -176,6 +183,10 @@ class RunOptions:
             raise ConfigError("resume needs --run-dir: name the folder of the run to go on with")
         split_spec(self.data)
         self.defence_specs(), self.detector_spec(), self.attack_spec()
+        if self.sandbox == "on" and self.attack_spec() is not None:
+            raise ConfigError(
+                "sandbox on does not go with attack: the judge reads the clients' images; use --sandbox auto or off"
+            )
         if self.unsplit and (self.attack_spec() or self.tape != "off"):
             raise ConfigError("attack and tape need a server: with --unsplit there is none; leave them out")
 

@@ -66,9 +66,8 @@ class ClientFolder:
 
     def joined(self, client: Client, welcome: Welcome) -> None:
         """The server has named the run's folder."""
-        self._run_dir = Path(welcome.run_dir)
         if self._folder is None:
-            self._folder = self._run_dir / "clients" / client.name
+            self._folder = client_folder(Path(welcome.run_dir), client.name)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -124,7 +123,6 @@ class ClientFolder:
         activations([("input", shown), *stages[1:]], figures / "activations.png")
         if self._last is not None:
             segmentation(*self._last, figures / "segmentation.png", title=f"{client.name}: test images")
-        self._link(client.name, figures)
         if self._pictures is not None:
             self._pictures.close()
 
@@ -142,16 +140,6 @@ class ClientFolder:
                     self.folder,
                     error.strerror or error,
                 )
-
-    def _link(self, name: str, figures: Path) -> None:
-        shared = self._run_dir / "figures"
-        if not (self._run_dir / "checkpoints").exists():
-            return  # the server's disk is another one
-        shared.mkdir(exist_ok=True)
-        for figure in figures.glob("*.png"):
-            link = shared / f"{name}-{figure.name}"
-            link.unlink(missing_ok=True)
-            link.symlink_to(os.path.relpath(figure, shared))
 
     def _write_model(self, client: Client, release: Release) -> None:
         models = {}
@@ -183,3 +171,17 @@ class ClientFolder:
                 "start again with --resume: the trained parts are in the newest checkpoint"
             ) from None
         log.info("%s: wrote %s", client.name, self.folder / "model.pt")
+
+
+def client_folder(run_dir: Path, name: str) -> Path:
+    """RUN/clients/NAME."""
+    return run_dir / "clients" / name
+
+
+def link_figures(run_dir: Path) -> None:
+    """Links the clients' figures, where they are on this disk, into RUN/figures; the server's task at the end."""
+    shared = run_dir / "figures"
+    for figure in sorted(run_dir.glob("clients/*/figures/*.png")):
+        link = shared / f"{figure.parent.parent.name}-{figure.name}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(figure, shared))

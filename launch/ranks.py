@@ -14,7 +14,8 @@ import torch
 import models.registry as nets
 from launch import build, figures, folder, lab
 from launch.config import DEFAULT_CLIENTS, RunOptions, required
-from launch.keepsakes import ClientFolder
+from launch.enclosure import enclose
+from launch.keepsakes import ClientFolder, client_folder, link_figures
 from launch.logs import set_up
 from launch.progress import Progress, print_final_table
 from launch.summary import final_metrics, summarise, write_summary
@@ -54,7 +55,8 @@ def run_rank(options: RunOptions) -> None:
     timeout = max(options.lease, 900.0) if options.attack_spec() is not None else options.lease
     config = TransportConfig.from_environment(options.interface, timeout)
     options = replace(options.resolved(), clients=world - 1)
-    use_threads(options)
+    # Threads that are older than the sandbox stay outside it: until it is closed there is only this one.
+    torch.set_num_threads(1)
     line = Transport(config)
     try:
         if config.rank == transport.SERVER_RANK:
@@ -84,11 +86,18 @@ def serve(options: RunOptions, line: Transport) -> None:
     server = build.build_server(options, num_classes, build.device_of(options, 0))
     lab.arm(server, options, place.run, place.path, num_classes)
 
+    if options.attack_spec() is not None:
+        use_threads(options)  # an attack may pre-train first; a lab's sandbox stays open
+
+    def close() -> None:
+        enclose(options, place.path, links=[place.path / "figures"])
+        use_threads(options)
+
     def play(coordinator: Coordinator) -> None:
         line.join(transport.SERVER)
         coordinator.wait()
 
-    _conduct(options, server, place, num_classes, progress, play)
+    _conduct(options, server, place, num_classes, progress, play, close)
 
 
 def _restarted(options: RunOptions, line: Transport) -> RunOptions:
@@ -107,14 +116,19 @@ def _conduct(
     num_classes: int,
     progress: Progress,
     play: Callable[[Coordinator], None],
+    close: Callable[[], None] = lambda: None,
 ) -> None:
-    """A whole run at the server; ``play`` returns when its last turn has been played."""
+    """A whole run at the server; ``play`` returns when its last turn has been played.
+
+    ``close`` is called when everything outside the run folder has been read.
+    """
     if not place.resumed:
         # Before the first checkpoint, so that a turn rolled back to it does not pre-train again.
         server.attack.prepare()
     coordinator = build.build_coordinator(
         options, server, run=place.run, run_dir=place.path, num_classes=num_classes, watcher=progress
     )
+    close()
     with ExitStack() as stack:
         tracker: Tracker
 
@@ -150,6 +164,7 @@ def conclude(options: RunOptions, coordinator: Coordinator, run_dir: Path, track
     charts.mkdir(exist_ok=True)
     figures.training_loss(records, charts / "training_loss.png")
     figures.metrics_by_round(records, summary["task"], charts / "metrics_by_round.png")
+    link_figures(run_dir)
     print_final_table(summary)
     print(f"weights_sha256 {summary['weights_sha256']}")
     if options.attack_spec() is not None:
@@ -182,12 +197,16 @@ def join(options: RunOptions, line: Transport) -> None:
     client = build.build_client(options, data, name, key, device, memory)
     # On another machine the server's path need not exist: what this client was told wins.
     elsewhere = options.run_dir is not None and not line.config.one_host
-    folder_here = Path(options.run_dir or "") / "clients" / name if elsewhere else None
+    own = client_folder(Path(options.run_dir or "") if elsewhere else run_dir, name)
     normalisation = nets.model_entry(required(options.model)).normalisation
-    keepsakes = ClientFolder(options, normalisation, data.task, folder_here)
+    keepsakes = ClientFolder(options, normalisation, data.task, own)
+    agreement = options.agreement(len(data.classes))
+    kept = f"{data.num_images()} images are in memory ({data.num_bytes() / 1e6:.2g} MB)"
+    enclose(options, own, write=[memory] if memory is not None else [], kept=kept)
+    use_threads(options)
     line.join(name)
     member = Member(client, OVER_RPC[options.exchange](), keepsakes)
-    take_part(member, options.agreement(len(data.classes)), name)
+    take_part(member, agreement, name)
 
 
 def run_in_one_process(options: RunOptions) -> None:

@@ -28,6 +28,7 @@ from torch.distributed import rpc
 from torch.distributed.rpc import api
 from torch.futures import Future
 
+from runtime import sandbox
 from runtime.errors import ConfigError, PeerLostError
 from runtime.wire import Refusal
 
@@ -50,7 +51,6 @@ class TransportConfig:
         hosted: True where torchrun's agent already hosts the store; else the server does.
         attempt: torchrun's restart count: a restarted run must not read the last attempt's keys.
         one_host: all members share this host, so tensors may be copied from process to process.
-        sandboxed: this member's sandbox is closed (runtime/sandbox.py), which ends copying between processes.
         interface: network interface for all traffic, None for the system's choice.
         timeout: seconds after which an unanswered call fails.
     """
@@ -61,7 +61,6 @@ class TransportConfig:
     hosted: bool = False
     attempt: int = 0
     one_host: bool = True
-    sandboxed: bool = False
     interface: str | None = None
     timeout: float = 120.0
 
@@ -191,7 +190,7 @@ class Transport:
 
     def _options(self) -> rpc.TensorPipeRpcBackendOptions:
         # cma reads the other process's memory, which the kernel refuses a sandboxed process.
-        by_copy = self.config.one_host and not self.config.sandboxed
+        by_copy = self.config.one_host and not sandbox.is_closed()
         channels = ["cma", "basic"] if by_copy else ["basic"]
         try:
             return rpc.TensorPipeRpcBackendOptions(

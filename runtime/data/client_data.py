@@ -122,6 +122,14 @@ class ClientData:
             images, masks = decoded.floats(rows)
             yield self._batch(decoded, rows, images, masks, number)
 
+    def num_images(self) -> int:
+        """Images of all splits together."""
+        return sum(len(decoded.keys) for decoded in self._splits.values())
+
+    def num_bytes(self) -> int:
+        """Memory that they and their targets take."""
+        return sum(d.images.nbytes + d.targets.nbytes for d in self._splits.values())
+
     def class_counts(self, split: Split = "train") -> tuple[int, ...]:
         """Images by class; for segmentation, pixels outside and inside the masks."""
         targets = self._splits[split].targets.flatten().long()

@@ -58,6 +58,7 @@ VALUES = {
     "release_top": False,
     "lease": 7.5,
     "interface": "lo",
+    "sandbox": "off",
     "threads": 2,
     "device": "cpu",
     "run_dir": "some/where",

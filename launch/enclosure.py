@@ -1,0 +1,90 @@
+"""Closing a rank's sandbox: whether, what is done before, what stays open, and the line that says so."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from launch.config import RunOptions
+from runtime import sandbox
+from runtime.data.registry import split_spec
+from runtime.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+def enclose(
+    options: RunOptions,
+    folder: Path,
+    *,
+    write: Iterable[Path] = (),
+    links: Iterable[Path] = (),
+    kept: str = "",
+) -> None:
+    """Closes this rank's sandbox as ``--sandbox`` says, before RPC and whatever else starts threads.
+
+    Whatever the rank needs of the disk it has read by now: images, weights, keys.
+
+    Args:
+        options: the run's.
+        folder: this rank's own, made where missing; temporary files go there too.
+        write: other folders that stay readable and writable; made where missing.
+        links: folders in which symbolic links may be made; made where missing.
+        kept: what the line is to add, such as how much was read into memory.
+
+    Raises:
+        ConfigError: ``--sandbox on`` and it cannot be closed; or the data would stay within reach.
+    """
+    if options.sandbox == "off":
+        return
+    if options.attack_spec() is not None:
+        log.info("sandbox left open: in a lab (--attack) the judge, started at the end, reads the images")
+        return
+    if (reason := sandbox.missing()) is not None:
+        if options.sandbox == "on":
+            raise ConfigError(f"sandbox is on, but {reason}; use --sandbox auto to go on without it")
+        log.warning("sandbox left open: %s", reason)
+        return
+    write, links = [folder, *write], list(links)
+    for place in (*write, *links):
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write to {place}: {error.strerror}; give this rank a --run-dir of its own"
+            ) from None
+    path = split_spec(options.data)[1]
+    data = Path(path).expanduser() if path else None
+    there = data is not None and data.exists()
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder.resolve())
+    load_the_lazy()
+    older = sandbox.other_threads()
+    sandbox.close(write=write, links=links)
+    if there and data is not None and (how := sandbox.still_reaches(data)) is not None:
+        raise ConfigError(
+            f"the sandbox does not shut off {data}: {how}; keep the images apart from Python's files and the run "
+            "folder, or use --sandbox off"
+        )
+    log.info(
+        "sandbox closed (Landlock %d): reads Python's files only, writes %s%s%s",
+        sandbox.version(),
+        " and ".join(map(str, write)),
+        f"; {kept}" if kept else "",
+        f"; older threads, outside: {', '.join(older)}" if older else "",
+    )
+
+
+def load_the_lazy() -> None:
+    """Loads what torch, TensorBoard and matplotlib load when they are first used: caches lie outside the sandbox."""
+    for name in ("matplotlib.font_manager", "torch.utils.tensorboard"):
+        importlib.import_module(name)
+    # A first optimizer step imports torch._dynamo, which asks for a folder for its cache.
+    weight = torch.zeros(1, requires_grad=True)
+    weight.grad = torch.zeros(1)
+    torch.optim.Adam([weight]).step()
