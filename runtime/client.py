@@ -5,8 +5,6 @@ Shape legend: N batch; C, H, W image; D dimensions at the cut (h_ND).
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from models.split import SplitModel
-from runtime.checkpoint import write_atomically
 from runtime.data.client_data import Batch, ClientData, Split
 from runtime.errors import DivergedError, HandoffError
 from runtime.handoff import HandoffSeal, part_digest
@@ -26,6 +23,7 @@ from runtime.metrics import build_criterion, build_scores
 from runtime.optim import OptimizerConfig, step_with
 from runtime.randomness import EVALUATION_BATCH, Randomness
 from runtime.scheduler import Turn
+from runtime.turn_memory import TurnMemory
 from runtime.wire import QUERY, Hello, Release, SealedHandoff, TensorSpec, check_loss, check_weights
 
 log = logging.getLogger(__name__)
@@ -140,16 +138,8 @@ class Client:
     def join(self, run: str) -> None:
         """Binds this client to a run: only that run's hand-offs open."""
         self._run = run
-        newest, digest, memory = 0, b"", self._memory()
-        if memory is not None and memory.exists():
-            try:
-                remembered = json.loads(memory.read_text())
-                newest, digest = int(remembered["turn"]), bytes.fromhex(remembered["digest"])
-            except (ValueError, KeyError, TypeError):
-                raise HandoffError(
-                    f"{memory} is damaged: it held the newest turn that {self.name} has seen; if the server was not "
-                    "set back, remove it"
-                ) from None
+        self._memory = TurnMemory(self.config.memory, self.name, run)
+        newest, digest = self._memory.recall()
         accepted = self.config.accept_rollback
         if accepted is not None and accepted <= newest:
             newest, digest = accepted, b""
@@ -175,7 +165,7 @@ class Client:
         assert self._seal is not None
         self._newest = handoff
         self._seal.saw(handoff)
-        self._remember()
+        self._memory.keep(self._seal.newest, self._seal.digest)
 
     def open(self, handoff: SealedHandoff | None) -> None:
         """Takes up the parts that another client left.
@@ -192,7 +182,7 @@ class Client:
         self.optimizer.load_state_dict(state["optimizer"])
         self.defence.load_state_dict(state["defence"])
         self._newest = handoff
-        self._remember()
+        self._memory.keep(self._seal.newest, self._seal.digest)
 
     def peek(self, handoff: SealedHandoff) -> dict[str, dict[str, Tensor]]:
         """The parts' state dicts in ``handoff``, without taking them up (the best round's, at the end)."""
@@ -207,18 +197,6 @@ class Client:
             "optimizer": self.optimizer.state_dict(),
             "defence": self.defence.state_dict(),
         }
-
-    def _remember(self) -> None:
-        memory = self._memory()
-        if memory is not None and self._seal is not None:
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            line = json.dumps({"turn": self._seal.newest, "digest": self._seal.digest.hex()})
-            write_atomically(memory, line.encode())
-
-    def _memory(self) -> Path | None:
-        # The run's name comes from the server: it must not lead out of this client's folder.
-        name = hashlib.sha256(self._run.encode()).hexdigest()[:32]
-        return None if self.config.memory is None else self.config.memory / f"{self.name}-{name}"
 
     def digests(self) -> dict[str, str]:
         """SHA-256 (hex) of each part's state."""

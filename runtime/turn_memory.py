@@ -1,0 +1,49 @@
+"""What a client remembers of each run on its own disk: the newest turn it has seen, so that going back is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from runtime.checkpoint import write_atomically
+from runtime.errors import HandoffError
+
+
+class TurnMemory:
+    """One client's memory of one run; without a folder it lasts as long as the process.
+
+    Args:
+        folder: this client's own, which no server names; None to keep nothing on the disk.
+        client: the member's name.
+        run: the run's id, from the server.
+    """
+
+    def __init__(self, folder: Path | None, client: str, run: str) -> None:
+        # The run's id comes from the server: it must not lead out of the folder.
+        name = f"{client}-{hashlib.sha256(run.encode()).hexdigest()[:32]}"
+        self._path = None if folder is None else folder / name
+        self._client = client
+
+    def recall(self) -> tuple[int, bytes]:
+        """The newest turn and its hand-off's SHA-256; (0, b"") where nothing is known.
+
+        Raises:
+            HandoffError: what was kept is damaged.
+        """
+        if self._path is None or not self._path.exists():
+            return 0, b""
+        try:
+            kept = json.loads(self._path.read_text())
+            return int(kept["turn"]), bytes.fromhex(kept["digest"])
+        except (ValueError, KeyError, TypeError):
+            raise HandoffError(
+                f"{self._path} is damaged: it held the newest turn that {self._client} has seen; if the server was not "
+                "set back, remove it"
+            ) from None
+
+    def keep(self, turn: int, digest: bytes) -> None:
+        """Remembers ``turn``, atomically."""
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path, json.dumps({"turn": turn, "digest": digest.hex()}).encode())
