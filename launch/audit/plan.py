@@ -21,6 +21,7 @@ STRENGTHS: dict[str, tuple[str, ...]] = {
 }
 # With fewer than five strengths these are run; what a smaller plan holds a larger one holds too, where it can.
 _CHOSEN = {1: (2,), 2: (1, 3), 3: (0, 2, 4), 4: (0, 1, 2, 4), 5: (0, 1, 2, 3, 4)}
+_TELLING = (2, 4, 0, 3, 1)
 MOST_STRENGTHS = 5
 
 
@@ -84,10 +85,11 @@ def points(
 ) -> list[Point]:
     """All points, in the order in which they are run: undefended first, then the middle strengths of all defences.
 
-    So an audit that ends early has said something about every cut and every defence.
+    So an audit that ends early has said something about every cut and every defence. The strongest and the weakest
+    come next: they show the ends of the frontier.
     """
     undefended = [Point(cut, NONE, NONE, 0, seed) for cut in cuts for seed in seeds if NONE in families]
-    chosen = sorted(_CHOSEN[num_strengths], key=lambda rank: abs(rank - 2))
+    chosen = sorted(_CHOSEN[num_strengths], key=_TELLING.index)
     rest = []
     for rank in chosen:
         for cut in cuts:

@@ -104,7 +104,9 @@ def test_the_plan_covers_everything_once_and_says_something_about_each_defence_e
     assert {(point.cut, point.family) for point in plan[6:18]} == {
         (cut, family) for cut in ("1", "3") for family in ("dcor", "noise:scale=3")
     }
-    assert plan[6].defence == "dcor:alpha=1"
+    assert [point.defence for point in plan if point.family == "dcor"][::6] == [
+        f"dcor:alpha={alpha}" for alpha in ("1", "10", "0.1", "3", "0.3")
+    ]
 
 
 def test_the_budget_chooses_as_many_strengths_as_fit() -> None:
