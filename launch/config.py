@@ -77,7 +77,9 @@ class RunOptions:
     grades: str = _option(
         "binary", "binary (grade above 0) or all grades", choices=("binary", "all"), agree=True
     )
-    model: str | None = _option(None, "network to train", choices=tuple(nets.MODELS), agree=True)
+    model: str | None = _option(
+        None, f"network to train: {', '.join([*nets.MODELS, *nets.FORMS])}", agree=True
+    )
     width: int | None = _option(None, "channels of the U-Net's first block", agree=True)
     cut: str | None = _option(
         None, "cut layer, a number or a block's name; see 'suture cuts MODEL'", agree=True
@@ -182,6 +184,9 @@ class RunOptions:
         if self.resume and self.run_dir is None:
             raise ConfigError("resume needs --run-dir: name the folder of the run to go on with")
         split_spec(self.data)
+        if self.model is not None:
+            with as_config_error():
+                nets.model_entry(self.model)
         self.defence_specs(), self.detector_spec(), self.attack_spec()
         if self.sandbox == "on" and self.attack_spec() is not None:
             raise ConfigError(

@@ -16,9 +16,9 @@ def print_cuts(model: str, image_size: int, batch_size: int, rows: Sequence[CutR
     title = f"{model} at {image_size} px, batch {batch_size}: MB a step, and the client's share"
     table = Table(title=title, title_justify="left")
     for heading in ("cut", "after", "smashed", "MB up", "MB down", "parameters", "", "FLOPs"):
-        table.add_column(
-            heading, justify="left" if heading in ("after", "smashed") else "right", no_wrap=True
-        )
+        is_name = heading == "after"  # of a net of others it can be long: folded, never cut off
+        justify: Any = "left" if heading in ("after", "smashed") else "right"
+        table.add_column(heading, justify=justify, no_wrap=not is_name, overflow="fold")
     for row in rows:
         table.add_row(
             "" if row.index is None else str(row.index),
@@ -30,7 +30,7 @@ def print_cuts(model: str, image_size: int, batch_size: int, rows: Sequence[CutR
             f"{row.client_params / row.total_params:.1%}",
             f"{row.client_flop_share:.1%}",
         )
-    Console().print(table)
+    _console().print(table)
 
 
 def megabytes(count: int) -> str:
@@ -77,9 +77,7 @@ def print_verdict(found: Mapping[str, Any]) -> None:
                 _percent(values.get("read")),
                 end_section=number == len(rows) - 1,
             )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=130)  # a log file has room
+    console = _console()
     console.print(table)
     utility = ", ".join(
         f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.get("utility", {}).items()
@@ -102,6 +100,11 @@ def _print_guesses(found: Mapping[str, Any]) -> None:
     for kind, rows in found["scores"].items():
         table.add_row(kind.replace("_", "-"), *(_percent(rows[name]["guessed"]) for name in names))
     Console().print(table)
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=130)  # a log file has room
 
 
 def _digits(value: float | None, digits: int) -> str:

@@ -129,7 +129,7 @@ def _build(path: Path, content: dict[str, Any], which: str) -> TrainedModel:
     task, classes = Task(content["task"]), tuple(map(str, content["classes"]))
     with as_config_error():
         entry = nets.model_entry(content["model"])
-    with torch.device("meta"):  # its weights come from the file
+        # Not on meta: a net of others may have constants that no file holds.
         split = nets.build(
             entry.name,
             cut=parse_cut(content["cut"]),

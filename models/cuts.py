@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.foreign import is_foreign
 from models.registry import build, cut_points, model_entry, validate_image_size
-from models.shapes import PartShapes, part_shapes
-from models.split import SplitModel
+from models.shapes import PartShapes, forward_on_meta, part_shapes
+from models.traced import NUM_CHANNELS, TracedNet
 
 FLOAT_BYTES = 4
 LABEL_BYTES = 8  # int64
@@ -69,7 +70,13 @@ def cut_table(
     if batch_size < 1:
         raise ValueError(f"batch size must be at least 1, got {batch_size}; use --batch-size 32, say")
     validate_image_size(name, image_size)
-    num_outputs = model_entry(name).num_outputs if num_outputs is None else num_outputs
+    entry = model_entry(name)
+    num_outputs = entry.num_outputs if num_outputs is None else num_outputs
+    if is_foreign(name):
+        with torch.device("meta"):
+            net = entry.build_net(num_outputs, width)
+        assert isinstance(net, TracedNet)
+        return _traced_table(net, image_size, batch_size, labels == "home")
     rows = []
     for point in cut_points(name, labels, inside_layers=inside_layers):
         with torch.device("meta"):
@@ -77,7 +84,7 @@ def cut_table(
         flops = {part: FlopCounterMode(display=False) for part in split.parts()}
         shapes = part_shapes(split, image_size, flops.__getitem__)
         counts = {part: counter.get_total_flops() for part, counter in flops.items()}
-        bytes_up, bytes_down = step_bytes(split, shapes, batch_size)
+        bytes_up, bytes_down = step_bytes(shapes, batch_size, split.head is not None)
         params = {part: _num_parameters(module) for part, module in split.parts().items()}
         rows.append(
             CutRow(
@@ -94,7 +101,7 @@ def cut_table(
     return rows
 
 
-def step_bytes(split: SplitModel, shapes: PartShapes, batch_size: int) -> tuple[int, int]:
+def step_bytes(shapes: PartShapes, batch_size: int, has_head: bool) -> tuple[int, int]:
     """Float32 tensor bytes (up, down) of one training step.
 
     Labels shared: smashed data and int64 labels go up, the gradient of the smashed data comes down. Labels at
@@ -102,10 +109,41 @@ def step_bytes(split: SplitModel, shapes: PartShapes, batch_size: int) -> tuple[
     smashed data come down.
     """
     smashed = FLOAT_BYTES * math.prod(shapes.smashed) * batch_size
-    if split.head is None:
+    if not has_head:
         return smashed + LABEL_BYTES * batch_size, smashed
     top_output = FLOAT_BYTES * math.prod(shapes.top_output) * batch_size
     return smashed + top_output, top_output + smashed
+
+
+def _traced_table(net: TracedNet, image_size: int, batch_size: int, has_head: bool) -> list[CutRow]:
+    """One pass from cut point to cut point: a net of others has too many to build it for each."""
+    shapes, flops, params = [], [], []
+    value = torch.zeros(1, NUM_CHANNELS, image_size, image_size, device="meta")
+    for stage in net.stages():
+        with FlopCounterMode(display=False) as counter:
+            value = forward_on_meta(stage, value)
+        shapes.append(tuple(value.shape[1:]))
+        flops.append(counter.get_total_flops())
+        params.append(_num_parameters(stage))
+    rows = []
+    for number, point in enumerate(net.points, start=1):
+        if has_head and not sum(params[number:-1]):
+            break  # no weights are left for the server between here and the head
+        crossing = PartShapes(shapes[number - 1], shapes[-2 if has_head else -1], shapes[-1])
+        bytes_up, bytes_down = step_bytes(crossing, batch_size, has_head)
+        rows.append(
+            CutRow(
+                index=point.index,
+                name=point.name,
+                smashed_shape=crossing.smashed,
+                bytes_up=bytes_up,
+                bytes_down=bytes_down,
+                client_params=sum(params[:number]) + params[-1] * has_head,
+                total_params=sum(params),
+                client_flop_share=(sum(flops[:number]) + flops[-1] * has_head) / max(sum(flops), 1),
+            )
+        )
+    return rows
 
 
 def _num_parameters(module: nn.Module) -> int:

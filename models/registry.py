@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import nn
 
+from models.entry import ModelEntry
+from models.foreign import FORMS, foreign_entry, is_foreign
 from models.resnet import build_resnet, cut_resnet, initialise_resnet, resnet_cut_points
 from models.shapes import smashed_shape, top_output_shape
 from models.split import CutPoint, SplitModel, resolve_cut
@@ -17,6 +17,7 @@ from models.unet import DEFAULT_WIDTH, build_unet, cut_unet, initialise_unet, un
 from models.weights import load_weights, whole_state_dict
 
 __all__ = [
+    "FORMS",
     "MODELS",
     "ModelEntry",
     "build",
@@ -29,48 +30,6 @@ __all__ = [
     "validate_image_size",
     "whole_state_dict",
 ]
-
-Task = Literal["classification", "segmentation"]
-Labels = Literal["shared", "home"]
-Normalisation = Literal["imagenet", "symmetric"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelEntry:
-    """One net of the registry. A new net is a new entry; nothing else asks for a net by name."""
-
-    name: str
-    """As given to ``--model``."""
-    description: str
-    """One line for people."""
-    paper: str
-    """Authors, venue, year, arXiv number."""
-    task: Task
-    """What its output is for: one logit a class, or one a pixel."""
-    labels: tuple[Labels, ...]
-    """Where labels may be, the default first."""
-    normalisation: Normalisation
-    """How the data source scales pixels: ImageNet's mean and deviation, or to -1..1."""
-    in_channels: int
-    """Channels of an image."""
-    num_outputs: int
-    """Outputs that a table assumes where no task is known."""
-    width: int | None
-    """Default width, None where it cannot be chosen."""
-    min_image_size: int
-    """Fewest pixels a side."""
-    image_size_multiple: int
-    """Pixels a side must be a multiple of this."""
-    stride: int
-    """Image pixels a side to one pixel of the smallest feature map."""
-    build_net: Callable[[int, int | None], nn.Module]
-    """(num_outputs, width) to the uncut net."""
-    points: Callable[[nn.Module], list[CutPoint]]
-    """The uncut net's cut points, in the order of the forward pass."""
-    cut_net: Callable[[nn.Module, CutPoint, str], SplitModel]
-    """(uncut net, cut point, labels) to the parts, which share the net's modules."""
-    initialise: Callable[[Iterable[nn.Module]], None]
-    """Draws fresh weights for modules, in order, from torch's default generator and nothing else."""
 
 
 def _resnet_entry(name: str, description: str) -> ModelEntry:
@@ -90,7 +49,7 @@ def _resnet_entry(name: str, description: str) -> ModelEntry:
         build_net=lambda num_outputs, width: build_resnet(name, num_outputs),
         points=resnet_cut_points,
         cut_net=cut_resnet,
-        initialise=initialise_resnet,
+        initialise=lambda part, num_outputs: initialise_resnet(part.modules()),
     )
 
 
@@ -116,7 +75,7 @@ MODELS: dict[str, ModelEntry] = {
             build_net=partial(build_unet, in_channels=1),
             points=unet_cut_points,
             cut_net=cut_unet,
-            initialise=initialise_unet,
+            initialise=lambda part, num_outputs: initialise_unet(part.modules()),
         ),
     )
 }
@@ -134,8 +93,8 @@ def build(
     """Builds the net ``name`` and cuts it.
 
     Args:
-        name: a key of ``MODELS``.
-        cut: the study's number, or a block's name.
+        name: a key of ``MODELS``, or a net of others, such as "torchvision:vgg11".
+        cut: the cut's number, or a block's name.
         num_outputs: classes, or output channels of a segmentation.
         labels: "shared" or "home"; None is the net's default.
         width: channels of the first block, where the net lets it be chosen; None is its default.
@@ -167,7 +126,7 @@ def build(
     if init is not None:
         for part_name, part in split.parts().items():
             init(part_name)
-            entry.initialise(part.modules())
+            entry.initialise(part, num_outputs)
     return split
 
 
@@ -177,8 +136,10 @@ def model_entry(name: str) -> ModelEntry:
     Raises:
         ValueError: no such net; the message lists the known ones.
     """
+    if is_foreign(name):
+        return foreign_entry(name)
     if name not in MODELS:
-        raise ValueError(f"model must be one of {', '.join(MODELS)}, got {name!r}")
+        raise ValueError(f"model must be one of {', '.join([*MODELS, *FORMS])}, got {name!r}")
     return MODELS[name]
 
 
@@ -218,6 +179,8 @@ def validate_image_size(name: str, px: int, batch_size: int | None = None) -> No
         ValueError: the size is too small or not a multiple of what the net halves.
     """
     entry = model_entry(name)
+    if entry.check_image is not None:
+        entry.check_image(px, batch_size)
     if px < entry.min_image_size:
         raise ValueError(
             f"image size must be at least {entry.min_image_size} for {name}, got {px}; "

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 
 from models.split import SplitModel
@@ -47,28 +47,31 @@ def part_shapes(
     """
     x_NCHW = torch.zeros(1, input_channels(split), image_size, image_size, device="meta")
     with around_part("bottom"):
-        smashed, skips = _forward_on_meta(split.bottom, x_NCHW)
+        smashed, skips = forward_on_meta(split.bottom, x_NCHW)
     with around_part("top"):
-        top_output = logits = _forward_on_meta(split.top, smashed)
+        top_output = logits = forward_on_meta(split.top, smashed)
     if split.head is not None:
         with around_part("head"):
-            logits = _forward_on_meta(split.head, top_output, skips)
+            logits = forward_on_meta(split.head, top_output, skips)
     return PartShapes(*(tuple(out.shape[1:]) for out in (smashed, top_output, logits)))
 
 
 def input_channels(split: SplitModel) -> int:
-    """The image channels that the bottom's first convolution takes.
+    """The image channels that the bottom says it takes, or else its first convolution.
 
     Raises:
-        ValueError: the bottom has no convolution.
+        ValueError: the bottom says nothing and has no convolution.
     """
+    if (declared := getattr(split.bottom, "in_channels", None)) is not None:
+        return int(declared)
     for module in split.bottom.modules():
         if isinstance(module, nn.Conv2d):
             return module.in_channels
     raise ValueError("the bottom must hold a Conv2d to tell its input channels, got none; cut the net later")
 
 
-def _forward_on_meta(module: nn.Module, *inputs: Tensor | tuple[Tensor, ...]) -> Any:
+def forward_on_meta(module: nn.Module, *inputs: Any) -> Any:
+    """Runs ``module`` in eval mode on shapes only, whatever device it is on, and changes nothing of it."""
     own = dict(module.named_parameters()) | dict(module.named_buffers())
     weights = {name: torch.empty_like(tensor, device="meta") for name, tensor in own.items()}
     with _in_eval_mode(module), torch.no_grad():

@@ -29,10 +29,12 @@ class CutPoint:
     Attributes:
         index: the study's number of the cut; None for a block inside a layer.
         name: the block's name, such as "layer2" or "layer2.0".
+        aliases: further names of the same place: the blocks inside ``name`` that end with it.
     """
 
     index: int | None
     name: str
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def resolve_cut(model: str, cut: int | str, points: Sequence[CutPoint]) -> CutPo
     if isinstance(cut, str) and cut.removeprefix("-").isdecimal():
         cut = int(cut)
     for point in points:
-        if cut in (point.index, point.name):
+        if cut in (point.index, point.name, *point.aliases):
             return point
     if isinstance(cut, int):
         indices = [point.index for point in points if point.index is not None]

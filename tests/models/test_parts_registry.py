@@ -174,7 +174,9 @@ def test_every_bad_value_is_named_with_its_bound_and_a_remedy(name: str) -> None
 def test_an_unknown_net_is_answered_with_the_known_ones() -> None:
     """Oracle: the message, written out."""
     with pytest.raises(
-        ValueError, match=r"^model must be one of resnet18, resnet34, resnet50, unet, got 'vgg'$"
+        ValueError,
+        match=r"^model must be one of resnet18, resnet34, resnet50, unet, torchvision:NAME, "
+        r"module:PACKAGE.FILE:FACTORY, got 'vgg'$",
     ):
         build("vgg", cut=3, num_outputs=2)
 
