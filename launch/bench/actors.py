@@ -24,6 +24,7 @@ import models.registry as nets
 from launch import build
 from launch.bench.plan import LEASE
 from launch.config import RunOptions
+from launch.enclosure import enclose
 from launch.ranks import use_threads
 from launch.unsplit import Unsplit
 from runtime import endpoints, transport
@@ -150,6 +151,7 @@ def _serve(part: Part, line: Connection) -> dict[str, Any]:
     coordinator.begin(False, lambda step: NoRecorder())
     endpoints.open_run(coordinator)
     rpc = _transport(part)
+    enclose(part.options, part.run_dir)
     rpc.join(transport.SERVER)
     coordinator.wait()
     rpc.leave()
@@ -161,6 +163,7 @@ def _take_part(part: Part, line: Connection) -> dict[str, Any]:
     data = PacedData(part.options, line)
     client = build.build_client(part.options, data, part.role, KEY, torch.device("cpu"), None)
     rpc = _transport(part)
+    enclose(part.options, part.run_dir / "clients" / part.role)
     rpc.join(part.role)
     member = Member(client, AutogradExchange(), NoKeepsakes())
     take_part(member, part.options.agreement(len(CLASSES)), part.role)
