@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 
 import click
 
-from launch.config import RunOptions, as_config_error
+from launch.config import RunOptions
+from launch.cuts import cuts
 from launch.options import run_options, sources_help, threats_help
 from runtime.errors import ConfigError, SutureError
 
@@ -20,6 +21,9 @@ EPILOG = f"\b\nData sources:\n{sources_help()}\n\n{threats_help()}"
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def suture() -> None:
     """Split learning for medical imaging: several hospitals train one network, no image leaves its house."""
+
+
+suture.add_command(cuts)
 
 
 @suture.command(epilog=EPILOG)
@@ -58,27 +62,6 @@ def rank(options: RunOptions) -> None:
     from launch.ranks import run_rank
 
     run_rank(options)
-
-
-@suture.command()
-@click.argument("model")
-@click.option("--image-size", type=int, default=224, help="pixels a side [224]")
-@click.option("--batch-size", type=int, default=32, help="images a step [32]")
-@click.option(
-    "--labels", type=str, default=None, metavar="shared|home", help="where labels are [the net's default]"
-)
-@click.option("--width", type=int, default=None, help="channels of the U-Net's first block")
-@click.option("--blocks", is_flag=True, help="also the cuts inside a layer, by name")
-def cuts(
-    model: str, image_size: int, batch_size: int, labels: str | None, width: int | None, blocks: bool
-) -> None:
-    """Where MODEL can be cut, and what each cut costs."""
-    from launch.tables import print_cuts
-    from models.cuts import cut_table
-
-    with as_config_error():
-        rows = cut_table(model, image_size, batch_size, labels=labels, width=width, inside_layers=blocks)
-    print_cuts(model, image_size, batch_size, rows)
 
 
 @suture.command()

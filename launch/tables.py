@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from launch.advise import Advice
 from models.cuts import CutRow
 
 
@@ -29,6 +30,30 @@ def print_cuts(model: str, image_size: int, batch_size: int, rows: Sequence[CutR
             f"{row.client_params:,}",
             f"{row.client_params / row.total_params:.1%}",
             f"{row.client_flop_share:.1%}",
+        )
+    _console().print(table)
+
+
+def print_advice(title: str, found: Sequence[Advice], words: Sequence[str]) -> None:
+    """One line a cut: milliseconds a step, measured here and predicted for the line."""
+    table = Table(title=title, title_justify="left")
+    columns = (
+        ("cut", "after", "MB a step")
+        + ("client half\n(measured)", "server half\n(measured)", "both in one\n(measured)")
+        + ("line\n(predicted)", "step\n(predicted)", "")
+    )
+    for heading in columns:
+        is_text = heading in ("after", "")
+        table.add_column(heading, justify="left" if is_text else "right", overflow="fold")
+    for advice, word in zip(found, words, strict=True):
+        row = advice.row
+        times = (advice.client, advice.server, advice.measured, advice.line, advice.predicted)
+        table.add_row(
+            "" if row.index is None else str(row.index),
+            row.name,
+            f"{(row.bytes_up + row.bytes_down) / 1e6:,.2f}",
+            *(f"{seconds * 1e3:,.1f}" for seconds in times),
+            word,
         )
     _console().print(table)
 
