@@ -6,9 +6,10 @@ source, a client never builds a top's optimizer.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -105,6 +106,13 @@ def build_images(options: RunOptions, num_clients: int) -> Images:
     return Images(source, partition(source, config, num_clients, options.seed))
 
 
+def build_site_images(options: RunOptions, name: str) -> Images:
+    """A site's own source, all of it this client's; reads no picture."""
+    # Drawn sources are drawn from the seed: with the site's name in it, two sites do not draw the same patients.
+    named = hashlib.sha256(f"suture/site/{options.seed}/{name}".encode()).digest()
+    return build_images(replace(options, seed=int.from_bytes(named[:4], "big")), 1)
+
+
 def build_split(options: RunOptions, num_classes: int, secret: bytes) -> SplitModel:
     """The whole net's parts. A part's initial weights follow from the generator that ``secret`` allows.
 
@@ -177,13 +185,15 @@ def build_coordinator(
     run_dir: Path,
     num_classes: int,
     watcher: Watcher | None = None,
+    members: Members | None = None,
 ) -> Coordinator:
-    """The run at the server, not yet begun."""
+    """The run at the server, not yet begun; ``members`` where they are others than the ranks of one start."""
     task = nets.model_entry(required(options.model)).task
     ledger = Ledger(parse_schedule(options.schedule, options.seed), required(options.epochs))
     checkpoints = Checkpoints(run_dir / "checkpoints")
     journal = Journal(run, run_dir, server, ledger, checkpoints, MAIN_METRICS[task])
-    members = Members(required(options.clients), options.agreement(num_classes))
+    if members is None:
+        members = Members(required(options.clients), options.agreement(num_classes))
     config = RunConfig(run=run, run_dir=run_dir, lease=options.lease, release_top=options.release_top)
     return Coordinator(journal, members, config, watcher)
 

@@ -1,21 +1,20 @@
-"""The command line: ``suture train | cuts | predict | export | keygen | bench``, and the rank under torchrun."""
+"""The command line: ``suture train | serve | join | ...``, and the rank under torchrun."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
 from launch.config import RunOptions
 from launch.cuts import cuts
-from launch.options import run_options, sources_help, threats_help
-from runtime.errors import ConfigError, SutureError
-
-EPILOG = f"\b\nData sources:\n{sources_help()}\n\n{threats_help()}"
+from launch.options import EPILOG, run_options
+from launch.outcome import exit_as_rank, outcome
+from launch.site_commands import join, serve
+from runtime.errors import ConfigError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -269,7 +268,7 @@ def bench_detectors(options: RunOptions, num_steps: int, honest: int, hostile: i
 
 def main() -> NoReturn:
     """The ``suture`` command."""
-    sys.exit(_run(suture, lambda message: True))
+    sys.exit(outcome(lambda: suture.main(standalone_mode=False)))
 
 
 def run_rank_command() -> NoReturn:
@@ -280,25 +279,8 @@ def run_rank_command() -> NoReturn:
 
         return first_to_say(message)
 
-    code = _run(rank, first)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # RPC's and the loaders' threads are daemons of C++; a clean interpreter exit can wait for them for ever.
-    os._exit(code)
+    exit_as_rank(outcome(lambda: rank.main(standalone_mode=False), first))
 
 
-def _run(command: click.Command, may_say: Callable[[str], bool]) -> int:
-    """Runs a command; a person's mistake ends in one line and a code, a defect in a traceback."""
-    try:
-        result: Any = command.main(standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except SutureError as error:
-        if may_say(str(error)):
-            click.echo(f"suture: {error}", err=True)
-        return error.exit_code
-    except click.ClickException as error:
-        if may_say(error.format_message()):
-            error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return 130
+suture.add_command(serve)
+suture.add_command(join)

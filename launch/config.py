@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,17 @@ from threats.spec import Spec
 
 DEFAULT_CLIENTS = 4
 """How many clients `suture train` starts; under torchrun its ranks decide."""
+
+SITES_OWN = (
+    "data",
+    "grades",
+    "train_images",
+    "validation_images",
+    "test_images",
+    "held_out_images",
+    "partition",
+)
+"""What every rank must share where one source is shared out, and each site decides for itself where it has its own."""
 
 DEFAULTS: dict[Task, dict[str, Any]] = {
     Task.CLASSIFICATION: {
@@ -299,7 +312,13 @@ class RunOptions:
         shared["data"] = split_spec(self.data)[0].name
         if self.weights is not None:
             shared["weights"] = hashlib.sha256(Path(self.weights).read_bytes()).hexdigest()
-        return shared | {"classes": str(num_classes), "protocol": str(PROTOCOL), "torch": torch.__version__}
+        versions = {"protocol": str(PROTOCOL), "torch": torch.__version__, "suture": version("suture")}
+        return shared | {"classes": str(num_classes)} | versions
+
+    def site_agreement(self, classes: Sequence[str]) -> dict[str, str]:
+        """The same among sites that have images of their own: how many, from where, is each site's business."""
+        shared = {k: v for k, v in self.agreement(len(classes)).items() if k not in SITES_OWN}
+        return shared | {"classes": ", ".join(classes)}
 
 
 def required(value: Any) -> Any:

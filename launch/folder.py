@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -23,19 +24,27 @@ class RunFolder:
         path: RUN.
         run: the run's id, bound to every hand-off.
         resumed: whether it held this run before.
+        classes: their names, where the run's sites agreed on them at joining; else empty.
     """
 
     path: Path
     run: str
     resumed: bool
+    classes: tuple[str, ...] = ()
 
 
-def open_folder(options: RunOptions, new_run: str) -> RunFolder:
+def holds_run(path: Path) -> bool:
+    """Whether a run was begun in this folder."""
+    return (path / IDENTITY).exists()
+
+
+def open_folder(options: RunOptions, new_run: str, classes: Sequence[str] = ()) -> RunFolder:
     """Makes RUN, or with ``--resume`` takes up the run in it.
 
     Args:
         options: resolved.
         new_run: the id a new run gets.
+        classes: their names, which a new run keeps.
 
     Raises:
         ConfigError: the folder holds another run, cannot be made, or was started with other options.
@@ -53,15 +62,17 @@ def open_folder(options: RunOptions, new_run: str) -> RunFolder:
     if occupied:
         raise ConfigError(f"{path} is not empty; go on with its run with --resume, or name another --run-dir")
     _write(path / CONFIG, to_toml(options, _NOTE.format(path=path)))
-    _write(path / IDENTITY, json.dumps({"run": new_run, "clients": options.clients}))
-    return RunFolder(path, new_run, resumed=False)
+    identity = {"run": new_run, "clients": options.clients} | ({"classes": [*classes]} if classes else {})
+    _write(path / IDENTITY, json.dumps(identity))
+    return RunFolder(path, new_run, resumed=False, classes=tuple(classes))
 
 
 def _resume(path: Path, options: RunOptions) -> RunFolder:
     if not (path / IDENTITY).exists():
         raise ConfigError(f"{path} holds no run to resume; leave out --resume, or name the folder of a run")
     try:
-        run = str(json.loads((path / IDENTITY).read_text())["run"])
+        identity = json.loads((path / IDENTITY).read_text())
+        run, classes = str(identity["run"]), tuple(map(str, identity.get("classes", ())))
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ConfigError(f"{path / IDENTITY} is damaged ({error}); the run cannot be identified") from None
     before = RunOptions(**check_names(read_toml(path / CONFIG), str(path / CONFIG)))
@@ -75,7 +86,7 @@ def _resume(path: Path, options: RunOptions) -> RunFolder:
                 f"for example with --config {path / CONFIG}"
             )
     _write(path / CONFIG, to_toml(options, _NOTE.format(path=path)))
-    return RunFolder(path, run, resumed=True)
+    return RunFolder(path, run, resumed=True, classes=classes)
 
 
 def _write(file: Path, text: str) -> None:

@@ -81,3 +81,5 @@ def threats_help() -> str:
 
 
 _NAMES = {option.name for option in fields(RunOptions)}
+EPILOG = f"\b\nData sources:\n{sources_help()}\n\n{threats_help()}"
+"""What ``--help`` says below the options."""

@@ -25,6 +25,7 @@ from runtime.data.client_data import ClientData
 from runtime.errors import ConfigError, WireError
 from runtime.exchange import OVER_RPC, LocalExchange
 from runtime.handoff import shared_key
+from runtime.members import Members
 from runtime.observers import NoRecorder
 from runtime.server import Server
 from runtime.session import Keepsakes, Member, NoKeepsakes, run_local, take_part
@@ -95,9 +96,9 @@ def serve(options: RunOptions, line: Transport) -> None:
 
     def play(coordinator: Coordinator) -> None:
         line.join(transport.SERVER)
-        coordinator.wait()
+        coordinator.wait(transport.knock)
 
-    _conduct(options, server, place, num_classes, progress, play, close)
+    conduct(options, server, place, num_classes, progress, play, close)
 
 
 def _restarted(options: RunOptions, line: Transport) -> RunOptions:
@@ -109,7 +110,7 @@ def _restarted(options: RunOptions, line: Transport) -> RunOptions:
     return replace(options, run_dir=begun, resume=True)
 
 
-def _conduct(
+def conduct(
     options: RunOptions,
     server: Server,
     place: folder.RunFolder,
@@ -117,6 +118,7 @@ def _conduct(
     progress: Progress,
     play: Callable[[Coordinator], None],
     close: Callable[[], None] = lambda: None,
+    members: Members | None = None,
 ) -> None:
     """A whole run at the server; ``play`` returns when its last turn has been played.
 
@@ -126,7 +128,13 @@ def _conduct(
         # Before the first checkpoint, so that a turn rolled back to it does not pre-train again.
         server.attack.prepare()
     coordinator = build.build_coordinator(
-        options, server, run=place.run, run_dir=place.path, num_classes=num_classes, watcher=progress
+        options,
+        server,
+        run=place.run,
+        run_dir=place.path,
+        num_classes=num_classes,
+        watcher=progress,
+        members=members,
     )
     close()
     with ExitStack() as stack:
@@ -142,9 +150,8 @@ def _conduct(
         stack.callback(progress.finished)
         endpoints.open_run(coordinator)
         stack.callback(endpoints.close_run)
-        progress.start(
-            required(options.epochs), [build.client_name(i) for i in range(required(options.clients))]
-        )
+        started = range(required(options.clients)) if members is None else ()
+        progress.start(required(options.epochs), [build.client_name(index) for index in started])
         play(coordinator)
         progress.finished()
         server.attack.finish()
@@ -235,7 +242,7 @@ def run_in_one_process(options: RunOptions) -> None:
         keepsakes = [ClientFolder(options, normalisation, images.source.task) for _ in data]
         _play(options, coordinator, data, key, device, keepsakes)
 
-    _conduct(options, server, place, num_classes, progress, play)
+    conduct(options, server, place, num_classes, progress, play)
 
 
 def play_locally(

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,6 +58,9 @@ from runtime.wire import (
 
 log = logging.getLogger(__name__)
 
+SECONDS_BETWEEN_KNOCKS = 0.5
+Knock = Callable[[str, float], "Future[Tensor]"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -81,7 +84,8 @@ class _Running:
     """The turn that is being played and what it has come to so far."""
 
     turn: Turn
-    started: float = field(default_factory=time.monotonic)
+    started: float
+    heard: float
     losses: list[float] = field(default_factory=list)
     batch_images: int = 0
     num_images: int = 0
@@ -107,6 +111,8 @@ class Coordinator:
         self._watcher: Watcher = NoWatcher() if watcher is None else watcher
         self._lock = threading.RLock()
         self._ended = threading.Event()
+        self._begun = False
+        self._finished_at: float | None = None
         self._running: _Running | None = None
         self._error: SutureError | None = None
 
@@ -127,15 +133,20 @@ class Coordinator:
         if turn is not None:
             self._recorder.event("resumed", after_turn=turn, step=self.journal.ledger.step)
 
-    def wait(self) -> None:
-        """Blocks until every member has left, or the run has stopped, watching the leases meanwhile.
+    def wait(self, knock: Knock | None = None) -> None:
+        """Blocks until every member has left, or the run has stopped, watching the members meanwhile.
+
+        Args:
+            knock: asks a member's process for a sign of life, by RPC name and with so many seconds' patience; its
+                future fails where there is none. None where members live in this process.
 
         Raises:
             SutureError: the run stopped early; the message says why.
         """
-        while not self._ended.wait(min(1.0, self.config.lease / 10)):
-            with self._lock:
-                self._watch()
+        while not self._ended.wait(min(SECONDS_BETWEEN_KNOCKS, self.config.lease / 10)):
+            # What fails in here has stopped the run already, and its members are still to be told.
+            with self._lock, suppress(SutureError):
+                self._watch(knock)
         self.raise_if_stopped()
 
     def raise_if_stopped(self) -> None:
@@ -170,8 +181,10 @@ class Coordinator:
                 self.members.admit(seat, hello, rpc_name)
             except SutureError as error:
                 # The ranks of a run that was started as a whole are not replaced: it cannot begin any more.
-                if not self.members.complete:
+                if self.members.door is None and not self.members.complete:
                     self.stop(error)
+                else:
+                    log.warning("refused: %s", error)
                 raise
             log.info("%s joined with %d training images", seat.name, hello.num_images)
             self._recorder.event("joined", client=seat.name)
@@ -211,6 +224,8 @@ class Coordinator:
         """What the last counted training turn sealed."""
         with self._lock:
             self.members.heard(seat)
+            if self._running is not None and self._running.turn.client == seat.name:
+                self._running.heard = time.monotonic()
             return self.journal.handoff
 
     def forward(self, seat: Seat, upload: Upload) -> LossReply | Tensor:
@@ -341,12 +356,17 @@ class Coordinator:
             self._dispatch()
 
     def abort(self, seat: Seat, why: Refusal) -> None:
-        """A client gives its turn up. The error would come again, so the run stops, rolled back."""
+        """A client gives its turn up, which is rolled back. Where clients come and go the others go on without it;
+        else the run stops, for the error would come again.
+        """
         with self._lock:
             self.members.heard(seat)
             if self._running is None or self._running.turn.client != seat.name:
                 raise WireError(f"{seat.name}: abort: it holds no turn to give up; refused")
             error = ERRORS.get(str(why.error), StoppedError)(str(why.message)[:1000])
+            if self.members.door is not None:
+                self._lose(seat, str(error))
+                return
             self._roll_back(str(error))
             self.stop(error)
 
@@ -369,6 +389,8 @@ class Coordinator:
                 for other in self.members:
                     other.last_seen += took
                     other.waiting_since += took
+                if self._running is not None:
+                    self._running.heard += took
                 seat.last_seen = time.monotonic()
 
     def _held(self, seat: Seat, number: int, kind: TurnKind) -> _Running:
@@ -382,6 +404,7 @@ class Coordinator:
         ):
             what = "no turn" if turn is None else f"turn {turn.number} ({turn.kind}) of {turn.client}"
             raise WireError(f"{seat.name}: {kind} in turn {number!r:.40}, but {what} is running; refused")
+        running.heard = time.monotonic()
         return running
 
     def _checked(self, seat: Seat, turn: Turn, upload: Upload) -> SmashedBatch:
@@ -409,7 +432,7 @@ class Coordinator:
         if self._error is not None:
             name = type(self._error).__name__
             self._answer_all(Turn(TurnKind.END, reason=str(self._error), error=name))
-        elif self._running is None and self.members.complete:
+        elif self._running is None and self._may_begin():
             turn = ledger.next_turn(self.members.lost)
             while turn is None:
                 # Evaluation changes no weights, so a round's evaluations are checkpointed together, at its end.
@@ -428,12 +451,23 @@ class Coordinator:
             elif ledger.finished:
                 self._answer_all(Turn(TurnKind.END, round=ledger.round, handoff=ledger.handoff))
 
+    def _may_begin(self) -> bool:
+        """Whether the run has begun; it begins once, and then goes on with whoever is present."""
+        if not self._begun and self.members.complete:
+            self._begun = True
+            for name in self.journal.ledger.planned():
+                if self.members.get(name) is None:  # it was in when the run was interrupted
+                    self._miss(name, "it did not come back")
+            self._recorder.event("begun", clients=self.members.present())
+        return self._begun
+
     def _grant(self, turn: Turn) -> None:
         seat = self.members.get(turn.client)
         if seat is None or seat.waiting is None:
             return
-        self._running = _Running(turn)
-        seat.uploaded, seat.num_stepped, seat.last_seen = (0, -1), 0, time.monotonic()
+        now = time.monotonic()
+        self._running = _Running(turn, started=now, heard=now)
+        seat.uploaded, seat.num_stepped, seat.last_seen = (0, -1), 0, now
         num_batches = seat.hello.num_batches if seat.hello is not None else 0
         self._watcher.turn_started(turn.round, turn.number, turn.client, turn.kind, num_batches)
         seat.answer(turn)
@@ -442,39 +476,70 @@ class Coordinator:
         for seat in self.members:
             seat.answer(turn)
 
-    def _watch(self) -> None:
-        """Loses members that are silent beyond the lease, and lets waiting ones ask again."""
+    def _watch(self, knock: Knock | None = None) -> None:
+        """Loses members that are gone or silent beyond the lease, and lets waiting ones ask again."""
         now = time.monotonic()
         for seat in self.members:
             if seat.left:
                 continue
-            if seat.waiting is not None and now - seat.waiting_since > self.config.lease / 4:
+            if knock is not None and not _answers(seat, knock, self.config.lease):
+                self._lose(seat, "its process is gone or does not answer")
+            elif self._is_abandoned(seat, now):
+                self._lose(seat, f"it did not go on with its turn for {self.config.lease:g} s")
+            elif seat.waiting is not None and now - seat.waiting_since > self.config.lease / 4:
                 seat.answer(Turn(TurnKind.WAIT))
             elif seat.waiting is None and now - seat.last_seen > self.config.lease:
                 self._lose(seat, f"no word from it for {self.config.lease:g} s")
+        if self.members.door is not None:  # the grace may be over
+            self._dispatch()
+            self._end_if_over()
 
     def _lose(self, seat: Seat, reason: str) -> None:
         seat.left, seat.waiting = True, None
-        self.members.lost.append(seat.name)
-        self._recorder.event("lost", client=seat.name, reason=reason)
-        log.warning("%s is lost: %s", seat.name, reason)
-        self._watcher.client_state(seat.name, "lost")
         if self._running is not None and self._running.turn.client == seat.name:
             self._roll_back(reason)
-        if self.journal.ledger.expects_evaluation(seat.name):
-            self._recorder.event("missing", client=seat.name, round=self.journal.ledger.round)
-        # Whoever is lost after the last turn, when another has said goodbye, takes nothing with it.
-        done = self.journal.ledger.finished and any(seat.farewell for seat in self.members)
-        if self.members.all_left and not done:
-            self._error = self._error or StoppedError(
-                f"no client is left; the last was {seat.name}: {reason}"
-            )
+        self._miss(seat.name, reason)
+        if self.members.all_left and self._error is None and not self._has_been_taken_home():
+            if self.members.door is None:
+                self._error = StoppedError(f"no client is left; the last was {seat.name}: {reason}")
+            else:
+                log.warning("no client is left: waiting for one to come back")
         self._dispatch()
         self._end_if_over()
 
+    def _is_abandoned(self, seat: Seat, now: float) -> bool:
+        """Whether a member holds the turn and does nothing for it: asking for another turn does not count."""
+        running = self._running
+        if running is None or running.turn.client != seat.name:
+            return False
+        return now - running.heard > self.config.lease
+
+    def _miss(self, name: str, reason: str) -> None:
+        """Goes on without a client, until it comes back."""
+        self.members.lost.append(name)
+        self._recorder.event("lost", client=name, reason=reason)
+        log.warning("%s is lost: %s", name, reason)
+        self._watcher.client_state(name, "lost")
+        if self.journal.ledger.expects_evaluation(name):
+            self._recorder.event("missing", client=name, round=self.journal.ledger.round)
+
+    def _has_been_taken_home(self) -> bool:
+        """Whether the run is finished and somebody has the model: whoever is lost now takes nothing with it."""
+        return self.journal.ledger.finished and any(seat.farewell for seat in self.members)
+
     def _end_if_over(self) -> None:
-        """Lets the server's process go once nobody is left who could call."""
-        if self.members.all_left or (self._error is not None and not len(self.members)):
+        """Lets the server's process go once nobody is left who could call, or is to come back."""
+        if self._error is not None:
+            over = self.members.all_left or not len(self.members)
+        elif self.members.door is None:
+            over = self.members.all_left
+        else:
+            over = self.members.all_left and self._has_been_taken_home()
+            if over and set(self.members.lost) & set(self.trained_clients()):
+                # They trained it, too; one that is starting again gets it yet.
+                self._finished_at = self._finished_at or time.monotonic()
+                over = time.monotonic() - self._finished_at >= self.members.door.grace
+        if over:
             self._ended.set()
 
     def _roll_back(self, reason: str) -> None:
@@ -500,3 +565,17 @@ class Coordinator:
             )
             self.stop(error)
             raise error from failure
+
+
+def _answers(seat: Seat, knock: Knock, patience: float) -> bool:
+    """Knocks at a member's process unless a knock is under way; False if the last one was not answered."""
+    try:
+        if seat.knock is not None and seat.knock.done():
+            seat.knock.wait()
+            seat.knock = None
+        if seat.knock is None:
+            seat.knock = knock(seat.rpc_name, patience)
+    except RuntimeError as error:
+        log.debug("%s does not answer: %s", seat.name, error)
+        return False
+    return True

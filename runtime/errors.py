@@ -53,6 +53,24 @@ class PeerLostError(SutureError):
     exit_code = 8
 
 
+class SeatLostError(PeerLostError):
+    """The server took this client for lost, silent for longer than the lease. It must join again, as a new member."""
+
+    exit_code = 13
+
+
+class UnreachableError(SutureError):
+    """Nobody answered at the server's address for as long as this site was willing to wait. Check the address."""
+
+    exit_code = 11
+
+
+class NameTakenError(SutureError):
+    """A client of this name is in the run; the server takes one that died for gone when its lease has run out."""
+
+    exit_code = 12
+
+
 class StoppedError(SutureError):
     """The run was stopped by what happened at another rank; the message repeats that rank's error."""
 
@@ -76,6 +94,9 @@ ERRORS: dict[str, type[SutureError]] = {
         CheckpointError,
         DivergedError,
         PeerLostError,
+        SeatLostError,
+        UnreachableError,
+        NameTakenError,
         StoppedError,
         AlarmError,
     )

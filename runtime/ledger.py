@@ -74,6 +74,10 @@ class Ledger:
             handoff=self.handoff,
         )
 
+    def planned(self) -> list[str]:
+        """The clients that have a turn left in the current round, each once."""
+        return list(dict.fromkeys(client for _, client in self._plan))
+
     def expects_evaluation(self, client: str) -> bool:
         """Whether ``client`` has yet to evaluate in the current round."""
         return (TurnKind.EVALUATE, client) in self._plan

@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
 from torch.futures import Future
 
-from runtime.errors import ConfigError, StoppedError, WireError
+from runtime.errors import ConfigError, NameTakenError, SeatLostError, WireError
 from runtime.scheduler import Turn
 from runtime.wire import Farewell, Hello, Refusal
 
@@ -27,6 +28,7 @@ class Seat:
     num_stepped: int = 0
     farewell: Farewell | None = None
     left: bool = False
+    knock: Future[Tensor] | None = None
 
     def answer(self, turn: Turn) -> None:
         """Answers the client's waiting call, if there is one."""
@@ -35,17 +37,40 @@ class Seat:
             waiting.set_result(turn)
 
 
+@dataclass(frozen=True, kw_only=True)
+class OpenDoor:
+    """Members come and go by themselves: one that is refused, fails or is lost costs the others nothing.
+
+    Attributes:
+        least: with so many present the run begins (or goes on after a restart) once ``grace`` is over; with all
+            that are expected it begins at once.
+        grace: seconds to wait, for the rest of those expected at the start and for whoever is lost at the end.
+    """
+
+    least: int
+    grace: float
+
+    def __post_init__(self) -> None:
+        if self.least < 1:
+            raise ConfigError(f"min_clients must be at least 1, got {self.least}")
+        if not self.grace >= 0:
+            raise ConfigError(f"grace must be at least 0 seconds, got {self.grace}")
+
+
 class Members:
     """The members of one run.
 
     Args:
         expected: how many the run waits for before it begins.
         agreement: options that every member must share, as strings.
+        door: how members come and go; None where they were started as a whole and are not replaced.
     """
 
-    def __init__(self, expected: int, agreement: Mapping[str, str]) -> None:
+    def __init__(self, expected: int, agreement: Mapping[str, str], door: OpenDoor | None = None) -> None:
         self._expected = expected
         self._agreement = dict(agreement)
+        self.door = door
+        self._enough_since: float | None = None
         self._seats: dict[str, Seat] = {}
         self.lost: list[str] = []
 
@@ -61,8 +86,15 @@ class Members:
 
     @property
     def complete(self) -> bool:
-        """Whether as many have joined as the run waits for."""
-        return len(self._seats) >= self._expected
+        """Whether those have joined that the run waits for."""
+        if self.door is None:
+            return len(self._seats) >= self._expected
+        num_present, now = len(self.present()), time.monotonic()
+        if num_present < self.door.least:
+            self._enough_since = None
+            return False
+        self._enough_since = self._enough_since or now
+        return num_present >= self._expected or now - self._enough_since >= self.door.grace
 
     @property
     def all_left(self) -> bool:
@@ -78,7 +110,8 @@ class Members:
 
         Raises:
             ConfigError: an option that must agree differs; both values are named.
-            WireError: the name is taken.
+            NameTakenError: a client of that name is in the run.
+            WireError: its RPC name is another's.
         """
         name = hello.client
         for option in sorted(self._agreement.keys() | hello.agreement.keys()):
@@ -89,7 +122,11 @@ class Members:
                 )
         present = self._seats.get(name)
         if present is not None and not present.left:
-            raise WireError(f"{name} is in the run already; give every client a name of its own")
+            raise NameTakenError(f"{name} is in the run already; give every client a name of its own")
+        if not isinstance(rpc_name, str) or not rpc_name.isidentifier() or len(rpc_name) > 100:
+            raise WireError(f"{name}: rpc_name: expected letters, digits and underscores; refused")
+        if any(rpc_name == other.rpc_name for other in self._seats.values() if not other.left):
+            raise WireError(f"{name}: rpc_name: {rpc_name!r:.80} is another member's; refused")
         seat.name, seat.hello, seat.rpc_name, seat.last_seen = name, hello, rpc_name, time.monotonic()
         self._seats[name] = seat
         if name in self.lost:
@@ -100,12 +137,12 @@ class Members:
 
         Raises:
             WireError: it has not joined.
-            StoppedError: it was given up in the meantime.
+            SeatLostError: it was given up in the meantime.
         """
         if self._seats.get(seat.name) is not seat:
             raise WireError(f"{seat.name or 'a stranger'} has no seat in this run; it must join first")
         if seat.left and seat.name in self.lost:
-            raise StoppedError(f"{seat.name} was lost: the server did not hear from it; join again")
+            raise SeatLostError(f"{seat.name} was lost: the server did not hear from it; join again")
         seat.last_seen = time.monotonic()
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import resource
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from runtime.client import Client
 from runtime.data.client_data import Batch
-from runtime.errors import ERRORS, AlarmError, StoppedError, SutureError, WireError
+from runtime.errors import ERRORS, AlarmError, NameTakenError, StoppedError, SutureError, WireError
 from runtime.exchange.seam import Exchange
 from runtime.scheduler import Turn, TurnKind
 from runtime.transport import unwrap, wait
@@ -59,13 +60,19 @@ class Member:
     keepsakes: Keepsakes
 
 
-def take_part(member: Member, agreement: Mapping[str, str], rpc_name: str) -> None:
+def take_part(member: Member, agreement: Mapping[str, str], rpc_name: str, patience: float = 0.0) -> None:
     """One client's whole run, in its own process.
+
+    Args:
+        member: who takes part.
+        agreement: the options that all must share.
+        rpc_name: the process's name among the members.
+        patience: seconds to wait for the seat while the server still believes this client's last process alive.
 
     Raises:
         SutureError: the run stopped, here or elsewhere; the turn was given up and rolled back.
     """
-    join(member, agreement, rpc_name)
+    join(member, agreement, rpc_name, patience)
     try:
         while (turn := wait(member.exchange.next_turn())).kind is not TurnKind.END:
             take_turn(member, turn)
@@ -100,9 +107,18 @@ def run_local(members: list[Member], agreement: Mapping[str, str]) -> None:
             _quietly(member.exchange.leave)
 
 
-def join(member: Member, agreement: Mapping[str, str], rpc_name: str) -> None:
+def join(member: Member, agreement: Mapping[str, str], rpc_name: str, patience: float = 0.0) -> None:
     """Joins the run; the server names the run and its folder."""
-    welcome = member.exchange.join(member.client.hello(agreement), rpc_name)
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            welcome = member.exchange.join(member.client.hello(agreement), rpc_name)
+            break
+        except NameTakenError as taken:
+            if time.monotonic() >= deadline:
+                raise
+            log.info("%s; waiting for the server to notice that it is gone", taken)
+            time.sleep(1.0)
     member.client.join(welcome.run)
     member.keepsakes.joined(member.client, welcome)
 

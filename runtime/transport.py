@@ -16,7 +16,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 SERVER = "server"
 SERVER_RANK = 0
+NEW_RANK = -1  # one that nobody has had, from the store
 START_SECONDS = 3600
 T = TypeVar("T")
 
@@ -47,8 +48,9 @@ class TransportConfig:
     Attributes:
         host: address of the rendezvous store (torchrun's MASTER_ADDR).
         port: its port (MASTER_PORT).
-        rank: 0 for the server; each client's is its own and never used again in a run.
+        rank: 0 for the server; each client's is its own and never used again in a run; ``NEW_RANK`` to be given one.
         hosted: True where torchrun's agent already hosts the store; else the server does.
+        bound: the server's store listens on ``host`` alone, not on every interface.
         attempt: torchrun's restart count: a restarted run must not read the last attempt's keys.
         one_host: all members share this host, so tensors may be copied from process to process.
         interface: network interface for all traffic, None for the system's choice.
@@ -59,6 +61,7 @@ class TransportConfig:
     port: int
     rank: int
     hosted: bool = False
+    bound: bool = False
     attempt: int = 0
     one_host: bool = True
     interface: str | None = None
@@ -96,6 +99,7 @@ class Transport:
 
     def _open_store(self) -> dist.Store:
         config = self.config
+        listener = _listen(config.host, config.port) if config.bound and config.rank == SERVER_RANK else None
         try:
             store: dist.Store = dist.TCPStore(
                 config.host,
@@ -104,7 +108,10 @@ class Transport:
                 wait_for_workers=False,
                 multi_tenant=True,
                 timeout=timedelta(seconds=config.timeout),
+                master_listen_fd=listener,
             )
+            if config.rank == NEW_RANK:
+                self.config = replace(config, rank=int(store.add("ranks", 1)))
         except (RuntimeError, dist.DistError) as error:
             reason = str(error).splitlines()[0]
             raise PeerLostError(
@@ -132,6 +139,10 @@ class Transport:
             raise PeerLostError(
                 f"no rank said {key!r} within {START_SECONDS} s; see the other ranks' errors"
             ) from None
+
+    def heard(self, key: str) -> str | None:
+        """What some rank has published, None where nobody has yet."""
+        return self.hear(key) if self.store.check([f"public/{key}"]) else None
 
     def of_earlier_attempt(self, key: str) -> str | None:
         """What was published under ``key`` before torchrun restarted the ranks; None on the first attempt."""
@@ -219,6 +230,33 @@ def first_to_say(message: str) -> bool:
         return bool(line.store.compare_set(key, "", said).decode() == said)
     except (KeyError, RuntimeError, dist.DistError):
         return True  # better twice than never
+
+
+def knock(member: str, timeout: float) -> Future[torch.Tensor]:
+    """Asks a member's process whether it lives: a sum, which torch computes there without running any Python.
+
+    Returns:
+        A future that fails at once when the process is gone, and after ``timeout`` seconds when it is frozen.
+
+    Raises:
+        RuntimeError: there is no such member.
+    """
+    answer: Future[torch.Tensor] = rpc.rpc_async(member, torch.add, args=(torch.zeros(1), 1), timeout=timeout)
+    return answer
+
+
+def _listen(host: str, port: int) -> int:
+    """A socket bound to one address, for the store to listen on; torch would take every interface."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}; name an address of this machine and a free port"
+        ) from None
+    return listener.detach()
 
 
 def _namespace(store: dist.Store, name: str) -> dist.Store:

@@ -34,7 +34,7 @@ class Exchange(ABC):
 
     def join(self, hello: Hello, rpc_name: str = "") -> Welcome:
         """Takes a seat and says who sits on it."""
-        welcome: Welcome = self.call(endpoints.hello, hello, rpc_name)
+        welcome: Welcome = self.call(endpoints.hello, hello, rpc_name or hello.client)
         return welcome
 
     def top(self, turn: Turn, batch: int) -> Callable[[Tensor, Tensor | None], Any]:

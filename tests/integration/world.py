@@ -80,7 +80,7 @@ def serve(options: RunOptions, line: Transport, number: int, out: Path) -> dict:
     coordinator.begin(False, lambda step: NoRecorder())
     endpoints.open_run(coordinator)
     line.publish(f"open{number}", "1")
-    coordinator.wait()
+    coordinator.wait(transport.knock)
     endpoints.close_run()
     return {
         "weights_sha256": coordinator.weights_sha256(),

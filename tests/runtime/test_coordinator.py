@@ -15,7 +15,16 @@ from torch import nn
 from runtime import session
 from runtime.checkpoint import Checkpoints
 from runtime.coordinator import Coordinator, RunConfig
-from runtime.errors import ERRORS, CheckpointError, ConfigError, DivergedError, StoppedError, WireError
+from runtime.errors import (
+    ERRORS,
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    NameTakenError,
+    SeatLostError,
+    StoppedError,
+    WireError,
+)
 from runtime.handoff import handoff_digest, part_digest, weights_digest
 from runtime.hooks import Attack
 from runtime.journal import Journal
@@ -221,7 +230,7 @@ def test_a_member_with_other_options_stops_a_run_that_has_not_begun(tmp_path):
 
 def test_a_late_pretender_does_not_stop_a_run_that_has_begun(run):
     """Oracle: refused, and the turn goes on."""
-    with pytest.raises(WireError, match="client0 is in the run already"):
+    with pytest.raises(NameTakenError, match="client0 is in the run already"):
         Run.join(SimpleNamespace(seats={}, coordinator=run.coordinator), "client0")
     run.play(run.turn)
     assert run.answer("client1").number == 2
@@ -373,9 +382,9 @@ def test_a_turn_whose_lease_runs_out_is_rolled_back_whole(run, clock):
     run.coordinator._watch()
     assert run.state() == before and float(run.server.attack.seen) == 2
     assert run.coordinator.members.lost == ["client1"] and run.journal.totals.rolled_back == 1
-    assert [name for name, _ in run.recorder.events[-3:]] == ["lost", "rolled_back", "missing"]
-    assert run.recorder.events[-2][1]["turn"] == 2
-    with pytest.raises(StoppedError, match="client1 was lost: the server did not hear from it; join again"):
+    assert [name for name, _ in run.recorder.events[-3:]] == ["rolled_back", "lost", "missing"]
+    assert run.recorder.events[-3][1]["turn"] == 2
+    with pytest.raises(SeatLostError, match="client1 was lost: the server did not hear from it; join again"):
         run.commit(second)
 
 
@@ -443,7 +452,8 @@ def test_when_all_are_lost_the_run_stops(run, clock):
     clock.seconds += LEASE + 1
     run.coordinator._watch()
     with pytest.raises(
-        StoppedError, match="no client is left; the last was client1: no word from it for 100 s"
+        StoppedError,
+        match="no client is left; the last was client1: it did not go on with its turn for 100 s",
     ):
         run.coordinator.wait()
 

@@ -6,7 +6,7 @@ Oracle: the protocol's rules, one member at a time.
 import pytest
 import torch
 
-from runtime.errors import ConfigError, StoppedError, WireError
+from runtime.errors import ConfigError, NameTakenError, SeatLostError, WireError
 from runtime.members import Members, Seat, natural
 from runtime.scheduler import Turn, TurnKind
 from runtime.wire import Hello
@@ -64,7 +64,9 @@ def test_a_name_is_given_once():
     """Oracle: the second is refused and the first keeps its seat."""
     members = Members(2, AGREED)
     first = _admit(members, "client0")
-    with pytest.raises(WireError, match="client0 is in the run already; give every client a name of its own"):
+    with pytest.raises(
+        NameTakenError, match="client0 is in the run already; give every client a name of its own"
+    ):
         _admit(members, "client0")
     assert members.get("client0") is first
     members.heard(first)
@@ -81,13 +83,13 @@ def test_a_stranger_is_not_heard():
 
 
 def test_one_who_was_lost_is_told_so_and_may_come_back():
-    """Oracle: StoppedError on the old seat; the new one counts and the old one no more."""
+    """Oracle: SeatLostError on the old seat; the new one counts and the old one no more."""
     members = Members(1, AGREED)
     old = _admit(members, "client0")
     old.left = True
     members.lost.append("client0")
     assert members.present() == [] and members.all_left
-    with pytest.raises(StoppedError, match="client0 was lost: the server did not hear from it; join again"):
+    with pytest.raises(SeatLostError, match="client0 was lost: the server did not hear from it; join again"):
         members.heard(old)
     new = _admit(members, "client0")
     assert members.present() == ["client0"] and not members.all_left and members.lost == []

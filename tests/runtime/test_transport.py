@@ -151,7 +151,7 @@ def test_a_stopped_server_is_noticed_within_the_timeout_and_a_killed_one_at_once
     server, client = pair(5)
     assert client.told("call") is None, "there is no hand-off yet"
     refused = client.told("refused")
-    assert refused == ["WireError", "client0 is in the run already; give every client a name of its own"]
+    assert refused == ["NameTakenError", "client0 is in the run already; give every client a name of its own"]
     server.process.send_signal(signal.SIGSTOP)
     kind, message = client.told("call")
     server.process.send_signal(signal.SIGCONT)
