@@ -78,6 +78,10 @@ class Ledger:
         """The clients that have a turn left in the current round, each once."""
         return list(dict.fromkeys(client for _, client in self._plan))
 
+    def trained(self) -> set[str]:
+        """The clients that have a counted turn."""
+        return {entry.client for entry in self.entries}
+
     def expects_evaluation(self, client: str) -> bool:
         """Whether ``client`` has yet to evaluate in the current round."""
         return (TurnKind.EVALUATE, client) in self._plan

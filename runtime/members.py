@@ -30,7 +30,7 @@ class Seat:
     left: bool = False
     knock: Future[Tensor] | None = None
 
-    def answer(self, turn: Turn) -> None:
+    def answer(self, turn: Turn | Refusal) -> None:
         """Answers the client's waiting call, if there is one."""
         waiting, self.waiting = self.waiting, None
         if waiting is not None:

@@ -132,7 +132,7 @@ class Run:
 
     def play_to_the_end(self):
         for name, seat in self.seats.items():
-            running = self.coordinator._running
+            running = self.coordinator._turns.running
             if seat.waiting is None and (running is None or running.turn.client != name):
                 self.ask(name)
         played = []
@@ -160,8 +160,8 @@ def clock(monkeypatch):
     """The time as the coordinator and the members' table read it."""
     now = SimpleNamespace(seconds=1000.0)
     now.monotonic = lambda: now.seconds
-    monkeypatch.setattr("runtime.coordinator.time", now)
-    monkeypatch.setattr("runtime.members.time", now)
+    for module in ("coordinator", "course", "members", "turns", "leases"):
+        monkeypatch.setattr(f"runtime.{module}.time", now)
     return now
 
 
@@ -379,7 +379,7 @@ def test_a_turn_whose_lease_runs_out_is_rolled_back_whole(run, clock):
     run.coordinator.forward(run.seats["client1"], run.upload(second, 1))
     assert run.state() != before and float(run.server.attack.seen) == 4
     clock.seconds += LEASE + 1
-    run.coordinator._watch()
+    run.coordinator._course.watch()
     assert run.state() == before and float(run.server.attack.seen) == 2
     assert run.coordinator.members.lost == ["client1"] and run.journal.totals.rolled_back == 1
     assert [name for name, _ in run.recorder.events[-3:]] == ["rolled_back", "lost", "missing"]
@@ -392,10 +392,10 @@ def test_the_next_one_gets_the_turn_of_the_lost(run, clock):
     """Oracle: the turn's number is given again, and the run goes on to its end without the lost client."""
     run.step(run.turn)
     clock.seconds += LEASE / 2
-    run.coordinator._watch()
+    run.coordinator._course.watch()
     run.ask("client1")
     clock.seconds += LEASE / 2 + 1
-    run.coordinator._watch()
+    run.coordinator._course.watch()
     turn = run.answer("client1")
     if turn.kind is TurnKind.WAIT:
         turn = run.ask("client1")
@@ -413,7 +413,7 @@ def test_the_next_one_gets_the_turn_of_the_lost(run, clock):
 def test_the_lost_may_join_again_and_take_part_from_the_next_round(run, clock):
     """Oracle: the second round has both."""
     clock.seconds += LEASE + 1
-    run.coordinator._watch()
+    run.coordinator._course.watch()
     assert run.coordinator.members.lost == ["client0"]
     run.join("client0")
     played = run.play_to_the_end()
@@ -424,7 +424,7 @@ def test_every_call_renews_the_lease(run, clock):
     """Oracle: five steps of most of a lease each, and nobody is lost."""
     for batch in range(5):
         clock.seconds += LEASE * 0.9
-        run.coordinator._watch()
+        run.coordinator._course.watch()
         if run.answer("client1") is not None:
             run.ask("client1")
         run.step(run.turn, batch)
@@ -434,23 +434,23 @@ def test_every_call_renews_the_lease(run, clock):
 def test_a_waiting_client_is_told_to_ask_again_after_a_quarter_of_the_lease(run, clock):
     """Oracle: silence up to a quarter, then WAIT; who then says nothing is lost after a whole lease."""
     clock.seconds += LEASE / 4
-    run.coordinator._watch()
+    run.coordinator._course.watch()
     assert run.answer("client1") is None
     clock.seconds += 1
-    run.coordinator._watch()
+    run.coordinator._course.watch()
     assert run.answer("client1").kind is TurnKind.WAIT
     run.step(run.turn)
     clock.seconds += LEASE * 0.75
-    run.coordinator._watch()
+    run.coordinator._course.watch()
     assert run.coordinator.members.lost == ["client1"]
 
 
 def test_when_all_are_lost_the_run_stops(run, clock):
     """Oracle: the error names the last one; the server's process may go."""
     clock.seconds += LEASE + 1
-    run.coordinator._watch()
+    run.coordinator._course.watch()
     clock.seconds += LEASE + 1
-    run.coordinator._watch()
+    run.coordinator._course.watch()
     with pytest.raises(
         StoppedError,
         match="no client is left; the last was client1: it did not go on with its turn for 100 s",
@@ -465,7 +465,7 @@ def test_a_client_lost_after_the_last_turn_does_not_spoil_the_run(run, clock):
     run.coordinator.finish(run.seats["client0"], Farewell({"bottom": "a" * 64}, 1))
     run.coordinator.leave(run.seats["client0"])
     clock.seconds += LEASE + 1
-    run.coordinator._watch()
+    run.coordinator._course.watch()
     assert run.coordinator.members.lost == ["client1"]
     run.coordinator.wait()
     assert len(run.coordinator.weights_sha256()) == 64
