@@ -15,6 +15,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -38,6 +39,7 @@ SERVER = "server"
 SERVER_RANK = 0
 NEW_RANK = -1  # one that nobody has had, from the store
 START_SECONDS = 3600
+SECONDS_FOR_LAST_ANSWERS = 0.5  # which are still on their way when the run is over
 T = TypeVar("T")
 
 
@@ -214,6 +216,8 @@ class Transport:
     def leave(self) -> None:
         """Leaves without waiting for anyone: the protocol's own farewell has been said, or nobody listens."""
         if api._is_current_rpc_agent_set():
+            if self.config.rank == SERVER_RANK:
+                time.sleep(SECONDS_FOR_LAST_ANSWERS)
             # The graceful path asks members that a star does not know.
             rpc.shutdown(graceful=False)
 

@@ -13,6 +13,7 @@ from conftest import TINY, Ranks, refused, suture
 from PIL import Image
 
 import launch.cli
+from launch.outcome import outcome
 from runtime.errors import SutureError
 
 
@@ -25,7 +26,7 @@ def run(capsys, tmp_path):
         command = ["suture", "train", "--exchange", "local", "--run-dir", str(folder), *arguments]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.argv", command)
-            ended = launch.cli._run(launch.cli.suture, lambda message: True)
+            ended = outcome(lambda: launch.cli.suture.main(standalone_mode=False))
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("suture: ")]
         assert ended == code and len(lines) == 1, (ended, lines)
         assert not folder.exists(), "a run that never began left a folder"

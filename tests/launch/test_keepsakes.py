@@ -9,6 +9,7 @@ import pytest
 
 import launch.cli
 from launch import build, keepsakes
+from launch.outcome import outcome
 from runtime.checkpoint import write_atomically
 from runtime.coordinator import Coordinator
 from runtime.errors import WireError
@@ -39,7 +40,7 @@ def train(tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(
             "sys.argv", ["suture", "train", *TINY, "--run-dir", str(folder), "--handoff-key", str(key)]
         )
-        code = launch.cli._run(launch.cli.suture, lambda message: True)
+        code = outcome(lambda: launch.cli.suture.main(standalone_mode=False))
         return code, folder, capsys.readouterr().err
 
     return run
