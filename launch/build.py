@@ -24,6 +24,7 @@ from runtime.data.client_data import ClientData
 from runtime.data.partition import Share, partition
 from runtime.data.registry import open_source
 from runtime.data.source import Source, Task
+from runtime.entry import Tokens, parse_token, read_token, read_tokens, write_token
 from runtime.errors import ConfigError
 from runtime.handoff import parse_key, read_key
 from runtime.journal import Journal
@@ -39,6 +40,7 @@ from threats.client_view import ClientView
 from threats.registry import build_defence, build_detector
 
 KEY_VARIABLE = "SUTURE_HANDOFF_KEY"
+TOKEN_VARIABLE = "SUTURE_TOKEN"
 
 
 def client_name(index: int) -> str:
@@ -75,6 +77,51 @@ def given_key(options: RunOptions, one_host: bool = True) -> bytes | None:
             "and give it to every client, not to the server"
         )
     return None
+
+
+def given_token(options: RunOptions, one_host: bool = True) -> bytes | None:
+    """The token of this rank from ``--token-file`` or SUTURE_TOKEN; None where neither is set.
+
+    Raises:
+        ConfigError: there is none and the run spans several hosts, or it is malformed.
+    """
+    if options.token_file is not None:
+        return read_token(Path(options.token_file))
+    if TOKEN_VARIABLE in os.environ:
+        return parse_token(os.environ[TOKEN_VARIABLE], TOKEN_VARIABLE)
+    if not one_host and options.tokens is None:
+        raise ConfigError(
+            "joining from another machine needs a token: make one with 'suture keygen --token FILE', give it to the "
+            f"server and to every site, and start each with --token-file FILE (or {TOKEN_VARIABLE} set)"
+        )
+    return None
+
+
+def given_tokens(options: RunOptions, one_host: bool) -> Tokens | None:
+    """At the server: who may come in with which token; None where one machine makes its own.
+
+    Raises:
+        ConfigError: as `given_token`, or both one token and several were named.
+    """
+    if options.tokens is None:
+        token = given_token(options, one_host)
+        return None if token is None else Tokens(shared=token)
+    if options.token_file is not None:
+        raise ConfigError("tokens and token_file: the server takes one token for all or one each, not both")
+    return Tokens(by_name=read_tokens(Path(options.tokens)))
+
+
+def make_token(run_dir: Path) -> bytes:
+    """Makes the token of a run on one machine, where every client of this user can read it."""
+    path = generated_token(run_dir)
+    path.unlink(missing_ok=True)  # a run that is resumed gets a new one
+    write_token(path)
+    return read_token(path)
+
+
+def generated_token(run_dir: Path) -> Path:
+    """Where the token is that was made for the ranks of one machine."""
+    return run_dir / "token"
 
 
 def memory_folder() -> Path:

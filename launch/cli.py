@@ -158,10 +158,20 @@ def experiment(options: RunOptions, name: str, num_seeds: int, folder: Path | No
 
 @suture.command()
 @click.argument("file", type=click.Path(path_type=Path))
-def keygen(file: Path) -> None:
-    """Make a hand-off key for the clients; give FILE to every client and not to the server."""
+@click.option("--token", is_flag=True, help="make a token for joining instead: the server gets it, too")
+def keygen(file: Path, token: bool) -> None:
+    """Make a hand-off key for the clients; give FILE to every client and not to the server.
+
+    With --token make what joining a run needs: for --token-file at the server and at the sites, or as one site's
+    line of the server's --tokens file.
+    """
+    from runtime.entry import write_token
     from runtime.handoff import write_key
 
+    if token:
+        write_token(file)
+        click.echo(f"wrote {file}; copy it to the server and to the sites over a channel you trust")
+        return
     write_key(file)
     click.echo(f"wrote {file}; copy it to every client over a channel you trust, and not to the server")
 

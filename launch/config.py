@@ -155,6 +155,14 @@ class RunOptions:
     handoff_key: str | None = _option(
         None, "file with the clients' shared key; made for you on a single machine", free=True
     )
+    token_file: str | None = _option(
+        None,
+        "file with the token that joining needs, on the server and at each site; made for you on a single machine",
+        free=True,
+    )
+    tokens: str | None = _option(
+        None, "server: file with a token a client, lines NAME = TOKEN, instead of one for all", free=True
+    )
     accept_rollback: int | None = _option(
         None, "let this client go back to the hand-off of this turn", free=True
     )

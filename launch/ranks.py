@@ -22,6 +22,7 @@ from launch.summary import final_metrics, summarise, write_summary
 from runtime import endpoints, transport
 from runtime.coordinator import Coordinator
 from runtime.data.client_data import ClientData
+from runtime.entry import Door, Tokens, read_token
 from runtime.errors import ConfigError, WireError
 from runtime.exchange import OVER_RPC, LocalExchange
 from runtime.handoff import shared_key
@@ -78,11 +79,13 @@ def serve(options: RunOptions, line: Transport) -> None:
     progress = Progress()
     set_up("server", progress.console)
     options = _restarted(options, line)
+    tokens = build.given_tokens(options, line.config.one_host)
     # The server opens no data source: how many classes there are, the clients say, each when it has its images.
     # Only then is there a folder, so that a run which could not begin leaves none.
     for index in range(required(options.clients)):
         num_classes = int(line.hear(f"classes of {build.client_name(index)}"))
     place = folder.open_folder(options, build.new_run_id())
+    door = Door(place.run, tokens or Tokens(shared=build.make_token(place.path)), line)
     line.publish("run_dir", str(place.path.resolve()))
     server = build.build_server(options, num_classes, build.device_of(options, 0))
     lab.arm(server, options, place.run, place.path, num_classes)
@@ -95,10 +98,14 @@ def serve(options: RunOptions, line: Transport) -> None:
         use_threads(options)
 
     def play(coordinator: Coordinator) -> None:
+        for index in range(required(options.clients)):
+            line.hear(f"token of {build.client_name(index)}")
+        # Once RPC has begun, torch's operators could read it for anyone.
+        build.generated_token(place.path).unlink(missing_ok=True)
         line.join(transport.SERVER)
         coordinator.wait(transport.knock)
 
-    conduct(options, server, place, num_classes, progress, play, close)
+    conduct(options, server, place, num_classes, progress, play, close, door=door)
 
 
 def _restarted(options: RunOptions, line: Transport) -> RunOptions:
@@ -119,10 +126,11 @@ def conduct(
     play: Callable[[Coordinator], None],
     close: Callable[[], None] = lambda: None,
     members: Members | None = None,
+    door: Door | None = None,
 ) -> None:
     """A whole run at the server; ``play`` returns when its last turn has been played.
 
-    ``close`` is called when everything outside the run folder has been read.
+    ``close`` is called when everything outside the run folder has been read; ``door`` lets clients in over the wire.
     """
     if not place.resumed:
         # Before the first checkpoint, so that a turn rolled back to it does not pre-train again.
@@ -148,7 +156,7 @@ def conduct(
 
         coordinator.begin(place.resumed, open_recorder)
         stack.callback(progress.finished)
-        endpoints.open_run(coordinator)
+        endpoints.open_run(coordinator, door)
         stack.callback(endpoints.close_run)
         started = range(required(options.clients)) if members is None else ()
         progress.start(required(options.epochs), [build.client_name(index) for index in started])
@@ -194,9 +202,12 @@ def join(options: RunOptions, line: Transport) -> None:
             log.info("%s: %s", images.source.name, note)
     data = build.build_data(options, images, index)
     given = build.given_key(options, line.config.one_host)
+    token = build.given_token(options, line.config.one_host)
     line.publish(f"classes of {name}", str(len(data.classes)))
     run_dir = Path(line.hear("run_dir"))
     key = given or shared_key(build.generated_key(run_dir))
+    token = token or read_token(build.generated_token(run_dir))
+    line.publish(f"token of {name}", "read")
     lab.prepare_client(options, data, index, run_dir)
     # Where one person's machine made the key for all clients there is no one to be protected from.
     memory = build.memory_folder() if given is not None else None
@@ -212,7 +223,7 @@ def join(options: RunOptions, line: Transport) -> None:
     enclose(options, own, write=[memory] if memory is not None else [], kept=kept)
     use_threads(options)
     line.join(name)
-    member = Member(client, OVER_RPC[options.exchange](), keepsakes)
+    member = Member(client, OVER_RPC[options.exchange](line, token), keepsakes)
     take_part(member, agreement, name)
 
 

@@ -26,6 +26,7 @@ from launch.progress import Progress
 from launch.ranks import conduct, use_threads
 from runtime import transport
 from runtime.coordinator import Coordinator
+from runtime.entry import Door
 from runtime.errors import ConfigError, PeerLostError, UnreachableError, WireError
 from runtime.exchange import OVER_RPC
 from runtime.members import Members, OpenDoor
@@ -89,7 +90,7 @@ def check_options(options: RunOptions, command: str) -> None:
             raise ConfigError(f"{option} is for a lab, where one machine plays all roles: use suture train")
     if options.exchange == "local":
         raise ConfigError("exchange local plays all roles in one process: use suture train")
-    for option in ("schedule", "clients", "resume") if command == "join" else ("handoff_key",):
+    for option in ("schedule", "clients", "resume", "tokens") if command == "join" else ("handoff_key",):
         given, usual = getattr(options, option), RunOptions.__dataclass_fields__[option].default
         if given != usual:
             other = "serve" if command == "join" else "join"
@@ -110,7 +111,9 @@ def serve_site(options: RunOptions, config: ServeConfig) -> None:
     options = options.resolved()
     run_dir, num_clients = Path(required(options.run_dir)), required(options.clients)
     options = replace(options, resume=folder.holds_run(run_dir))
-    door = OpenDoor(least=1 if options.resume else config.min_clients or num_clients, grace=config.grace)
+    tokens = build.given_tokens(options, one_host=False)
+    assert tokens is not None
+    opening = OpenDoor(least=1 if options.resume else config.min_clients or num_clients, grace=config.grace)
     torch.set_num_threads(1)  # threads that are older than the sandbox stay outside it
     line = Transport(
         TransportConfig(
@@ -139,8 +142,9 @@ def serve_site(options: RunOptions, config: ServeConfig) -> None:
             line.join(transport.SERVER)
             coordinator.wait(transport.knock)
 
-        members = Members(num_clients, options.site_agreement(classes), door)
-        conduct(options, server, place, len(classes), progress, play, close, members)
+        members = Members(num_clients, options.site_agreement(classes), opening)
+        door = Door(place.run, tokens, line)
+        conduct(options, server, place, len(classes), progress, play, close, members, door)
     finally:
         line.leave()
 
@@ -171,7 +175,8 @@ def join_site(options: RunOptions, config: JoinConfig) -> None:
     options = replace(options, clients=1).resolved()
     torch.set_num_threads(1)  # threads that are older than the sandbox stay outside it
     key = build.given_key(options, one_host=False)
-    assert key is not None
+    token = build.given_token(options, one_host=False)
+    assert key is not None and token is not None
     images = build.build_site_images(options, config.name)
     for note in images.source.notes:
         log.info("%s: %s", images.source.name, note)
@@ -190,7 +195,7 @@ def join_site(options: RunOptions, config: JoinConfig) -> None:
         line.publish("classes", json.dumps(data.classes))
         rpc_name = f"{config.name}_{line.config.rank}"
         line.join(rpc_name)
-        member = Member(client, OVER_RPC[options.exchange](), keepsakes)
+        member = Member(client, OVER_RPC[options.exchange](line, token), keepsakes)
         take_part(member, agreement, rpc_name, config.patience)
     finally:
         line.leave()

@@ -1,7 +1,7 @@
 """What a client can ask of the server: module-level functions, the only ones the server answers.
 
-A client's first call is ``take_seat``, through ``rpc.remote``: the reference that comes back names its seat at
-the server. It is an opaque handle, handed to the other endpoints; no method is called through it.
+A client's first two calls are ``greet`` and ``hello``, by which it and the server prove themselves to each other (see
+``entry``). The ticket that comes back names its seat at the server, and every other endpoint asks for it first.
 
 Errors that a person can meet travel as `Refusal` answers; see there.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch.distributed.autograd as dist_autograd
@@ -17,11 +18,15 @@ from torch import Tensor
 from torch.distributed import rpc
 from torch.futures import Future
 
+from runtime import lockdown
 from runtime.coordinator import Coordinator
+from runtime.entry import Door
 from runtime.errors import SutureError
 from runtime.members import Seat
 from runtime.scheduler import Turn
 from runtime.wire import (
+    Answer,
+    Challenge,
     Farewell,
     Hello,
     LossReply,
@@ -37,14 +42,15 @@ from runtime.wire import (
 )
 
 # RPC calls functions, so the run they act on must be found from the process: one run a server process.
-_OPEN: list[Coordinator] = []
+_OPEN: list[tuple[Coordinator, Door | None]] = []
 
-SeatRef = Any  # rpc.RRef[Seat] over the wire, a Seat where the server lives in the same process
+SeatRef = str | Seat
+"""A ticket over the wire, which no Seat can cross; a Seat where the server lives in the same process."""
 
 
-def open_run(coordinator: Coordinator) -> None:
-    """From now on this process serves ``coordinator``'s run."""
-    _OPEN[:] = [coordinator]
+def open_run(coordinator: Coordinator, door: Door | None = None) -> None:
+    """From now on this process serves ``coordinator``'s run; without a door nobody comes in over the wire."""
+    _OPEN[:] = [(coordinator, door)]
 
 
 def close_run() -> None:
@@ -52,15 +58,32 @@ def close_run() -> None:
     _OPEN.clear()
 
 
+def table() -> dict[str, Callable[..., Any]]:
+    """The endpoints by the names that they are called by: all that a peer can run here."""
+    return {lockdown.full_name(function): function for function in _ENDPOINTS}
+
+
+def who(data: bytes) -> str:
+    """The member whose ticket these bytes hold, for the log."""
+    door = _OPEN[0][1] if _OPEN else None
+    return (door.who(data) if door is not None else "") or "a stranger"
+
+
 def _run() -> Coordinator:
     if not _OPEN:
         raise SutureError("this server has no run; it has ended or not begun")
-    return _OPEN[0]
+    return _OPEN[0][0]
+
+
+def _door() -> Door:
+    door = _OPEN[0][1] if _OPEN else None
+    if door is None:
+        raise SutureError("this server has no run to join; it has ended or not begun")
+    return door
 
 
 def _seat(reference: SeatRef) -> Seat:
-    seat: Seat = reference.local_value() if isinstance(reference, rpc.PyRRef) else reference
-    return seat
+    return _door().seat(reference) if isinstance(reference, str) else reference
 
 
 def _endpoint(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,15 +97,19 @@ def _endpoint(function: Callable[..., Any]) -> Callable[..., Any]:
     return answer
 
 
-def take_seat() -> Seat:
-    """A new seat; it is nobody's until ``hello``."""
-    return Seat()
+@_endpoint
+def greet(name: str, rpc_name: str, nonce: bytes) -> Challenge:
+    """A client that wants to come in under ``name``, which joined RPC as ``rpc_name``; gives nothing away."""
+    return _door().challenge(name, rpc_name, nonce)
 
 
 @_endpoint
-def hello(seat: SeatRef, message: Hello, rpc_name: str) -> Welcome:
-    """Joins the run under a name; refused where an option differs from the server's."""
-    return _run().admit(_seat(seat), message, rpc_name)
+def hello(answer: Answer, message: Hello, rpc_name: str) -> Welcome:
+    """Joins the run; refused without the token of the name, and where an option differs from the server's."""
+    door, seat = _door(), Seat()
+    door.check(answer, message.client, rpc_name)
+    welcome = _run().admit(seat, message, rpc_name)
+    return replace(welcome, ticket=door.ticket(seat))
 
 
 @rpc.functions.async_execution  # type: ignore[untyped-decorator]
@@ -160,3 +187,21 @@ def finish(seat: SeatRef, farewell: Farewell) -> Release:
 def leave(seat: SeatRef) -> None:
     """Gives the seat back; after this call the client may close its connection."""
     _run().leave(_seat(seat))
+
+
+_ENDPOINTS: tuple[Callable[..., Any], ...] = (
+    greet,
+    hello,
+    next_turn,
+    fetch,
+    forward,
+    step,
+    train,
+    backward,
+    predict,
+    commit,
+    report,
+    abort,
+    finish,
+    leave,
+)

@@ -16,7 +16,7 @@ from runtime.wire import Farewell, Hello, Refusal
 
 @dataclass(eq=False)
 class Seat:
-    """One member's place at the server. Clients hold references to it and never see inside."""
+    """One member's place at the server. Clients hold a ticket for it and never see inside."""
 
     name: str = ""
     rpc_name: str = ""

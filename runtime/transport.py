@@ -1,8 +1,9 @@
 """Joining and leaving torch RPC, and calling the server: the only module that touches RPC's private parts.
 
-Membership is a star. Every member joins a dynamic group in a namespace of its own, in which it finds the server
-and nobody else: clients never learn of each other, a dead client wedges nobody's join, and a replacement with a
-fresh name and rank joins while the others train.
+Membership is a star. Every member joins a dynamic group in a store of its own, in its own process, in which it
+finds the server and nobody else: clients never learn of each other, a dead client wedges nobody's join, and a
+replacement with a fresh name and rank joins while the others train. The store that all share only tells where the
+server is and, to the server, where a newcomer is; the door (``entry``) checks both.
 
 Transport: torch's default shared-memory transport busy-polls (an idle rank burns a whole core), so members use
 ``uv``, with cross-memory attach (``cma``) between processes of one host.
@@ -10,16 +11,18 @@ Transport: torch's default shared-memory transport busy-polls (an idle rank burn
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import psutil
 import torch
@@ -29,8 +32,9 @@ from torch.distributed import rpc
 from torch.distributed.rpc import api
 from torch.futures import Future
 
-from runtime import sandbox
-from runtime.errors import ConfigError, PeerLostError
+from runtime import codec, endpoints, lockdown, sandbox
+from runtime.errors import ConfigError, PeerLostError, WireError
+from runtime.scheduler import Turn
 from runtime.wire import Refusal
 
 log = logging.getLogger(__name__)
@@ -40,6 +44,8 @@ SERVER_RANK = 0
 NEW_RANK = -1  # one that nobody has had, from the store
 START_SECONDS = 3600
 SECONDS_FOR_LAST_ANSWERS = 0.5  # which are still on their way when the run is over
+ANNOUNCE_SECONDS = 5  # a newcomer's address is in the store before it announces itself
+_NAME = re.compile(r"[A-Za-z0-9_]{1,128}")
 T = TypeVar("T")
 
 
@@ -98,6 +104,10 @@ class Transport:
     def __init__(self, config: TransportConfig) -> None:
         self.config = config
         self.store = self._open_store()
+        self.own_address = ""
+        self.server_address = ""
+        self._members: dict[str, tuple[int, str]] = {}
+        self._announcing = threading.Lock()
 
     def _open_store(self) -> dist.Store:
         config = self.config
@@ -163,14 +173,23 @@ class Transport:
         elif self.config.one_host:
             os.environ.setdefault("TP_SOCKET_IFNAME", _loopback())
         rank = self.config.rank
+        # What a peer may call here: the server's endpoints; at a client only its own announcement, while it joins.
+        self._alone = dist.HashStore()
+        self._alone.set_timeout(timedelta(seconds=1))
+        group = lockdown.Group(self._welcome_to_group if rank == SERVER_RANK else self._only(name))
+        table = group.table() | (endpoints.table() if rank == SERVER_RANK else {})
+        wall = lockdown.close(table, endpoints.who)
         try:
-            if rank != SERVER_RANK:
-                self._find_only_the_server(name)
+            if rank == SERVER_RANK:
+                self._shared = self.store.clone()
+            else:
+                self._find_only_the_server()
+            self._publish_address(name)
             dist_autograd._init(rank)
             # init_rpc would put all members into one namespace; everything else it does is done here.
             rpc._init_rpc_backend(  # type: ignore[attr-defined]
                 rpc.BackendType.TENSORPIPE,  # type: ignore[attr-defined]
-                _namespace(self.store, name),
+                self._alone,
                 name,
                 rank,
                 None,
@@ -181,25 +200,67 @@ class Transport:
                 f"{name} could not join within {self.config.timeout:g} s ({str(error).splitlines()[0]}); "
                 "is the server running?"
             ) from None
+        wall.check_in_force()
+        self.own_address = str(dist.PrefixStore("addrs", self._alone).get(name).decode())
         if rank == SERVER_RANK:
+            self.server_address = self.own_address
             self.store.set("server/ready", "1")
+        else:
+            wall.table.clear()
 
-    def _find_only_the_server(self, name: str) -> None:
+    def address_of(self, rpc_name: str) -> str:
+        """Where the member that announced itself as ``rpc_name`` is; empty if there is none."""
+        return self._members.get(rpc_name, (0, ""))[1]
+
+    def _find_only_the_server(self) -> None:
         self.store.wait(["server/ready"], timedelta(seconds=self.config.timeout))
-        own, servers = _namespace(self.store, name), _namespace(self.store, SERVER)
-        address = dist.PrefixStore("addrs", servers).get(SERVER)
-        dist.PrefixStore("addrs", own).set(SERVER, address.decode())
-        names = dist.PrefixStore("names", own)
+        self.server_address = str(self.store.get(f"address/{SERVER}").decode())
+        dist.PrefixStore("addrs", self._alone).set(SERVER, self.server_address)
+        names = dist.PrefixStore("names", self._alone)
         names.set(str(SERVER_RANK), SERVER)
         names.set("_ALL_WORKER_INFOS", f"{SERVER}-{SERVER_RANK},")
 
-        def publish(own_store: dist.Store, server_store: dist.Store) -> None:
-            # The server looks up a newcomer's address in its own namespace, while the newcomer is still inside
-            # the call that announces it.
-            server_store.set(name, own_store.get(name).decode())
+    def _publish_address(self, name: str) -> None:
+        """Puts this process's address into the shared store as soon as RPC has one, inside the call that joins."""
 
-        stores = (dist.PrefixStore("addrs", own.clone()), dist.PrefixStore("addrs", servers.clone()))
+        def publish(alone: dist.Store, shared: dist.Store) -> None:
+            alone.wait([name], timedelta(seconds=self.config.timeout))
+            shared.set(f"address/{name}", alone.get(name).decode())
+
+        stores = (dist.PrefixStore("addrs", self._alone), self.store.clone())
         threading.Thread(target=publish, args=stores, name="publish-address", daemon=True).start()
+
+    def _only(self, own: str) -> Callable[[str, int], None]:
+        """A client is told of nobody but itself."""
+
+        def check(name: str, rank: int) -> None:
+            if (name, rank) != (own, self.config.rank):
+                raise WireError("a peer announced itself to a client, which knows the server alone")
+
+        return check
+
+    def _welcome_to_group(self, name: str, rank: int) -> None:
+        """The server is told of a newcomer: writes down where it is, once and for good.
+
+        Raises:
+            WireError: the name or the rank is not its own, or its address is not in the store.
+        """
+        if (name, rank) == (SERVER, SERVER_RANK) and not self.own_address:
+            return
+        with self._announcing:
+            taken = {known for known, _ in self._members.values()}
+            if not _NAME.fullmatch(name) or name == SERVER or rank == SERVER_RANK:
+                raise WireError(f"a newcomer called {name!r:.40} of rank {rank}")
+            if name in self._members or rank in taken:
+                raise WireError(f"a newcomer by the name or rank of another: {name}, {rank}")
+            key = f"address/{name}"
+            try:
+                self._shared.wait([key], timedelta(seconds=ANNOUNCE_SECONDS))
+                address = str(self._shared.get(key).decode())
+            except (RuntimeError, dist.DistError):
+                raise WireError(f"a newcomer called {name} whose address is not in the store") from None
+            dist.PrefixStore("addrs", self._alone).set(name, address)
+            self._members[name] = (rank, address)
 
     def _options(self) -> rpc.TensorPipeRpcBackendOptions:
         # cma reads the other process's memory, which the kernel refuses a sandboxed process.
@@ -263,10 +324,6 @@ def _listen(host: str, port: int) -> int:
     return listener.detach()
 
 
-def _namespace(store: dist.Store, name: str) -> dist.Store:
-    return dist.PrefixStore(f"members/{name}", store)
-
-
 def _loopback() -> str:
     for interface, addresses in psutil.net_if_addrs().items():
         if any(address.family == socket.AF_INET and address.address == "127.0.0.1" for address in addresses):
@@ -287,24 +344,36 @@ def call(endpoint: Callable[..., Any], *args: Any) -> Any:
 
     Raises:
         PeerLostError: the server is gone or did not answer within the timeout.
+        WireError: the answer is not of the endpoint's kind.
         SutureError: the server refused; the error is of the class that it named.
     """
     try:
-        return unwrap(rpc.rpc_sync(SERVER, endpoint, args=args))
+        answer = unwrap(rpc.rpc_sync(SERVER, endpoint, args=args))
     except RuntimeError as error:
         raise _peer_lost(error) from None
+    if not codec.fits(answer, _answer_type(endpoint)):
+        raise WireError(f"server: {endpoint.__name__}: answered with a {type(answer).__name__}; refused")
+    return answer
 
 
-def wait(answer: Future[T | Refusal]) -> T:
-    """Waits for an endpoint's answer that comes later.
+@functools.cache
+def _answer_type(endpoint: Callable[..., Any]) -> Any:
+    return get_type_hints(endpoint)["return"]
+
+
+def wait(answer: Future[Turn | Refusal]) -> Turn:
+    """Waits for a turn.
 
     Raises:
-        PeerLostError, SutureError: as `call`.
+        PeerLostError, WireError, SutureError: as `call`.
     """
     try:
-        return unwrap(answer.wait())
+        turn = unwrap(answer.wait())
     except RuntimeError as error:
         raise _peer_lost(error) from None
+    if not isinstance(turn, Turn):
+        raise WireError(f"server: next_turn: answered with a {type(turn).__name__}; refused")
+    return turn
 
 
 def backward(context: int, roots: list[torch.Tensor]) -> None:

@@ -60,12 +60,39 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
+class Challenge:
+    """The server's answer to a client that asks to come in; see ``entry``. The first to prove itself is the server.
+
+    Attributes:
+        run: the run's id.
+        nonce: 32 bytes of the server's.
+        proof: 32 bytes that only who has the client's token can make.
+    """
+
+    run: str
+    nonce: bytes
+    proof: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A client's proof that it has the token, as the answer to the `Challenge` with that nonce."""
+
+    nonce: bytes
+    proof: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Welcome:
-    """The server's answer: the run that the client has joined and the folder that the server chose for it."""
+    """The server's answer: the run that the client has joined and the folder that the server chose for it.
+
+    ``ticket`` is to be shown with every later call; where server and client share a process there is none.
+    """
 
     run: str
     run_dir: str
     lease: float
+    ticket: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +183,25 @@ class Release:
     best_round: int
     best_top: dict[str, Tensor] | None = None
     best_handoff: SealedHandoff | None = None
+
+
+MESSAGES = (
+    Refusal,
+    Hello,
+    Challenge,
+    Answer,
+    Welcome,
+    Upload,
+    LossReply,
+    StepDone,
+    StepReply,
+    OutputGradient,
+    SealedHandoff,
+    Report,
+    Farewell,
+    Release,
+)
+"""What may cross the wire, beside a `scheduler.Turn`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from runtime import endpoints, transport
 from runtime.data.client_data import Batch, ClientData
 from runtime.data.partition import Share
 from runtime.data.source import Example, Source, Task
+from runtime.entry import Door, Tokens
 from runtime.exchange import AutogradExchange
 from runtime.observers import NoRecorder
 from runtime.session import Member, NoKeepsakes, take_part
@@ -38,6 +39,7 @@ from runtime.transport import Transport, TransportConfig
 
 CLASSES = ("a", "b")
 KEY = bytes(32)  # nobody's images are at stake
+TOKEN = bytes(32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,9 +151,9 @@ def _serve(part: Part, line: Connection) -> dict[str, Any]:
         part.options, server, run="bench", run_dir=part.run_dir, num_classes=len(CLASSES)
     )
     coordinator.begin(False, lambda step: NoRecorder())
-    endpoints.open_run(coordinator)
     rpc = _transport(part)
     enclose(part.options, part.run_dir)
+    endpoints.open_run(coordinator, Door("bench", Tokens(shared=TOKEN), rpc))
     rpc.join(transport.SERVER)
     coordinator.wait()
     rpc.leave()
@@ -165,7 +167,7 @@ def _take_part(part: Part, line: Connection) -> dict[str, Any]:
     rpc = _transport(part)
     enclose(part.options, part.run_dir / "clients" / part.role)
     rpc.join(part.role)
-    member = Member(client, AutogradExchange(), NoKeepsakes())
+    member = Member(client, AutogradExchange(rpc, TOKEN), NoKeepsakes())
     take_part(member, part.options.agreement(len(CLASSES)), part.role)
     rpc.leave()
     return {}

@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import Any
 
 from torch.distributed import rpc
 from torch.futures import Future
 
-from runtime import endpoints, transport
+from runtime import endpoints, entry, transport
 from runtime.exchange.seam import Exchange
 from runtime.scheduler import Turn
-from runtime.wire import Refusal
+from runtime.wire import Hello, Refusal, Welcome
 
 
 class RpcLine(Exchange):
-    """Built after `transport.Transport.join`."""
+    """See the module.
 
-    def __init__(self) -> None:
-        self._seat = rpc.remote(transport.SERVER, endpoints.take_seat)
+    Args:
+        line: has joined; says where server and client are.
+        token: this client's, shown to nobody.
+    """
+
+    def __init__(self, line: transport.Transport, token: bytes) -> None:
+        self._line = line
+        self._token = token
+        self._ticket = ""
+
+    def join(self, hello: Hello, rpc_name: str = "") -> Welcome:
+        name, rpc_name = hello.client, rpc_name or hello.client
+        nonce = secrets.token_bytes(entry.NONCE_BYTES)
+        challenge = transport.call(endpoints.greet, name, rpc_name, nonce)
+        answer = entry.answer(
+            self._token, challenge, name, rpc_name, nonce, self._line.server_address, self._line.own_address
+        )
+        welcome: Welcome = transport.call(endpoints.hello, answer, hello, rpc_name)
+        self._ticket = welcome.ticket
+        return welcome
 
     def call(self, endpoint: Callable[..., Any], *args: Any) -> Any:
-        return transport.call(endpoint, self._seat, *args)
+        return transport.call(endpoint, self._ticket, *args)
 
     def next_turn(self) -> Future[Turn | Refusal]:
         future: Future[Turn | Refusal] = rpc.rpc_async(
-            transport.SERVER, endpoints.next_turn, args=(self._seat,)
+            transport.SERVER, endpoints.next_turn, args=(self._ticket,)
         )
         return future

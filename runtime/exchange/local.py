@@ -7,12 +7,12 @@ from typing import Any
 
 from torch.futures import Future
 
-from runtime import endpoints
 from runtime.coordinator import Coordinator
 from runtime.exchange.fused import FusedStep
+from runtime.members import Seat
 from runtime.scheduler import Turn
 from runtime.transport import unwrap
-from runtime.wire import Refusal
+from runtime.wire import Hello, Refusal, Welcome
 
 
 class LocalExchange(FusedStep):
@@ -20,10 +20,13 @@ class LocalExchange(FusedStep):
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
-        self._seat = endpoints.take_seat()
+        self._seat = Seat()
 
     def call(self, endpoint: Callable[..., Any], *args: Any) -> Any:
         return unwrap(endpoint(self._seat, *args))
+
+    def join(self, hello: Hello, rpc_name: str = "") -> Welcome:
+        return self._coordinator.admit(self._seat, hello, rpc_name or hello.client)
 
     def next_turn(self) -> Future[Turn | Refusal]:
         return self._coordinator.ready(self._seat)

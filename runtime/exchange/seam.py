@@ -32,10 +32,9 @@ class Exchange(ABC):
     def next_turn(self) -> Future[Turn | Refusal]:
         """A future of this client's next turn."""
 
+    @abstractmethod
     def join(self, hello: Hello, rpc_name: str = "") -> Welcome:
         """Takes a seat and says who sits on it."""
-        welcome: Welcome = self.call(endpoints.hello, hello, rpc_name or hello.client)
-        return welcome
 
     def top(self, turn: Turn, batch: int) -> Callable[[Tensor, Tensor | None], Any]:
         """The server's top in training mode, as a function of smashed data and labels."""

@@ -5,6 +5,7 @@
 Every case is a dict of `RunOptions`; each rank writes OUT/<rank>.json: per case what it has to show.
 """
 
+import inspect
 import json
 import os
 import sys
@@ -15,16 +16,18 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from torch.distributed.rpc import internal
 
 from launch import build
 from launch.config import RunOptions
 from runtime import endpoints, transport
+from runtime.entry import Door, Tokens
 from runtime.exchange import OVER_RPC
+from runtime.lockdown import Lockdown
 from runtime.session import Member, NoKeepsakes, take_part
 from runtime.transport import Transport, TransportConfig
 
 KEY = bytes(range(32))
+TOKEN = bytes(32)
 calls: list[str] = []
 
 
@@ -57,13 +60,14 @@ def main() -> None:
 
 def count_python_calls() -> None:
     """Notes the name of every Python function that a peer makes this process run."""
-    run = internal._run_function
+    run = Lockdown.run_function
 
-    def noted(call):
-        calls.append(getattr(call.func, "__name__", repr(call.func)))
-        return run(call)
+    def noted(wall, python_udf):
+        calls.append(getattr(python_udf, "func", noted).__name__)
+        return run(wall, python_udf)
 
-    internal._run_function = noted
+    noted.__signature__ = inspect.signature(run)
+    Lockdown.run_function = noted
 
 
 def serve(options: RunOptions, line: Transport, number: int, out: Path) -> dict:
@@ -78,7 +82,7 @@ def serve(options: RunOptions, line: Transport, number: int, out: Path) -> dict:
     from runtime.observers import NoRecorder
 
     coordinator.begin(False, lambda step: NoRecorder())
-    endpoints.open_run(coordinator)
+    endpoints.open_run(coordinator, Door("run", Tokens(shared=TOKEN), line))
     line.publish(f"open{number}", "1")
     coordinator.wait(transport.knock)
     endpoints.close_run()
@@ -94,7 +98,7 @@ def take(options: RunOptions, line: Transport, number: int, index: int, name: st
     data = build.build_data(options, images, index)
     client = build.build_client(options, data, name, KEY, torch.device("cpu"), None)
     line.hear(f"open{number}")
-    member = Member(client, OVER_RPC[options.exchange](), NoKeepsakes())
+    member = Member(client, OVER_RPC[options.exchange](line, TOKEN), NoKeepsakes())
     take_part(member, replace(options).agreement(len(data.classes)), name)
     return {"digests": client.digests()}
 

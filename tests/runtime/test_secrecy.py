@@ -78,7 +78,7 @@ def spied(request, tmp_path_factory):
         messages=[], uploads=[], parts=[], skips=[], inputs=[], smashed=[], targets=[], clients=[], gradients=[],
         folder=folder, options=options,
     )  # fmt: skip
-    real_build, real_call = build.build_client, LocalExchange.call
+    real_build, real_call, real_join = build.build_client, LocalExchange.call, LocalExchange.join
 
     def note_client(*args):
         client = real_build(*args)
@@ -111,7 +111,12 @@ def spied(request, tmp_path_factory):
                 noted.parts += [] if part is None else [t.clone() for t in part.state_dict().values()]
         return real_call(exchange, endpoint, *args)
 
+    def note_join(exchange, *args):
+        noted.messages.append(("hello", pickle.dumps(args)))
+        return real_join(exchange, *args)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalExchange, "join", note_join)
         patch.setattr(build, "build_client", note_client)
         patch.setattr(LocalExchange, "call", note_call)
         # A loss and its graph are the exchange's in one process; over RPC they stay in each side's context.

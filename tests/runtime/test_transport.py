@@ -29,6 +29,7 @@ import torch
 from runtime import endpoints, transport
 from runtime.checkpoint import Checkpoints
 from runtime.coordinator import Coordinator, RunConfig
+from runtime.entry import Door, Tokens
 from runtime.journal import Journal
 from runtime.ledger import Ledger
 from runtime.members import Members
@@ -47,7 +48,7 @@ run = Coordinator(journal, Members(2, {}), RunConfig(run="run", run_dir=folder, 
 run.begin(False, lambda step: NoRecorder())
 line = transport.Transport(transport.TransportConfig(host="127.0.0.1", port=port, rank=0, timeout=60))
 line.join(transport.SERVER)
-endpoints.open_run(run)
+endpoints.open_run(run, Door("run", Tokens(shared=bytes(32)), line))
 line.publish("serving", "1")
 print("ready", flush=True)
 run.wait()
@@ -65,8 +66,8 @@ port, timeout = int(sys.argv[1]), float(sys.argv[2])
 line = transport.Transport(transport.TransportConfig(host="127.0.0.1", port=port, rank=1, timeout=timeout))
 line.join("client0")
 line.hear("serving")
-exchange = AutogradExchange()
-print(json.dumps(exchange.join(Hello("client0", {}, 8, 2)).run), flush=True)
+exchange = AutogradExchange(line, bytes(32))
+print(json.dumps(exchange.join(Hello("client0", {}, 8, 2), "client0").run), flush=True)
 for order in sys.stdin:
     try:
         if order.strip() == "call":
@@ -76,7 +77,7 @@ for order in sys.stdin:
             print(json.dumps("waiting"), flush=True)
             said = transport.wait(answer)
         elif order.strip() == "refused":
-            said = exchange.join(Hello("client0", {}, 8, 2))
+            said = exchange.join(Hello("client0", {}, 8, 2), "client0")
         else:
             break
     except Exception as error:
