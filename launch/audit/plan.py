@@ -14,7 +14,7 @@ NONE = "none"
 # Five strengths from weak to strong, wide enough that the weakest does little and the strongest endangers the task.
 STRENGTHS: dict[str, tuple[str, ...]] = {
     "dcor": ("alpha=0.1", "alpha=0.3", "alpha=1", "alpha=3", "alpha=10"),
-    "proxy": ("task_weight=0.9", "task_weight=0.7", "task_weight=0.5", "task_weight=0.2", "task_weight=0.05"),
+    "proxy": tuple(f"task_weight={weight},steps=4" for weight in (0.9, 0.7, 0.5, 0.2, 0.05)),
     "noise": ("scale=0.25", "scale=0.5", "scale=1", "scale=2", "scale=4"),
     "quantise": ("bits=6", "bits=4", "bits=3", "bits=2", "bits=1"),
     "dropout": ("p=0.1", "p=0.3", "p=0.5", "p=0.75", "p=0.9"),

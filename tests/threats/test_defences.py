@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -90,7 +92,7 @@ def test_state_travels_in_the_hand_off(chain: str) -> None:
     for _ in range(3):
         one.penalty(images, smashed)
         one.step()
-    other.load_state_dict(one.state_dict())
+    other.load_state_dict(copy.deepcopy(one.state_dict()))  # the hand-off is bytes: nothing is shared
     penalties = []
     for defence in (one, other):
         defence.penalty(images, smashed)
@@ -224,6 +226,34 @@ def test_the_proxy_learns_to_invert_and_the_bottom_moves_against_it() -> None:
     (gradient,) = torch.autograd.grad(defence.penalty(images, smashed), smashed)
     moved = -float(defence.penalty(images, smashed.detach() - 0.5 * gradient / gradient.abs().max()))
     assert moved > error
+
+
+def test_the_proxy_acts_within_the_first_batches_of_a_run() -> None:
+    """Oracle: on dark pictures it answers with their mean image at first (error 1, not the 4 of a grey picture) and is
+    better after ten batches; until it is, the defence gives no gradient and a short run is not defended at all."""
+    torch.manual_seed(0)
+    view = ClientView(
+        images=(1, 16, 16),
+        smashed=(8, 8, 8),
+        normalisation="symmetric",
+        task="classification",
+        num_classes=2,
+        labels_shared=True,
+    )
+    defence = ProxyDefence(ProxyConfig(width=8, lr=1e-2, task_weight=0.5), view)
+    bottom = torch.nn.Conv2d(1, 8, 3, stride=2, padding=1)
+    dark = torch.nn.functional.interpolate((torch.rand(64, 1, 4, 4) < 0.2).float(), 16, mode="bilinear")
+    errors = []
+    for batch in range(10):
+        images = dark[32 * (batch % 2) :][:32] * 2 - 1
+        smashed = bottom(images)
+        errors.append(-float(defence.penalty(images, smashed).detach()))
+        defence.step()
+    assert errors[0] > 0.9
+    assert errors[-1] < 0.9
+    (gradient,) = torch.autograd.grad(defence.penalty(images, smashed), smashed)
+    assert gradient.any()
+    assert relative_error(defence.net(torch.zeros(32, 8, 8, 8)), (images + 1) / 2) < 1.5
 
 
 def test_beyond_the_threshold_the_proxy_is_left_alone() -> None:

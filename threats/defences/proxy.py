@@ -40,7 +40,7 @@ class ProxyConfig:
     threshold: float = 1.0
     width: int = 32
     steps: int = 1
-    lr: float = 1e-3
+    lr: float = 3e-3
 
     def __post_init__(self) -> None:
         check_bounds("defence proxy: task_weight", self.task_weight, 0.0, 1.0, open_low=True)
@@ -77,6 +77,7 @@ class ProxyDefence(Defence):
         self.net.to(smashed.device)
         images = denormalise(inputs, self._normalisation)
         self._seen = smashed.detach(), images
+        self.net.start_from(images)
         frozen = {name: parameter.detach() for name, parameter in self.net.named_parameters()}
         error = relative_error(functional_call(self.net, frozen, (smashed,)), images)
         weight = (1 - self.config.task_weight) / self.config.task_weight
@@ -116,11 +117,20 @@ def relative_error(rebuilt_NCHW: Tensor, images_NCHW: Tensor) -> Tensor:
 class ProxyDecoder(nn.Module):
     """h_ND to x_NCHW in [0, 1]: a convolution, transposed convolutions up to the image's size, a sigmoid.
 
+    It starts at the mean image. From anywhere else dozens of batches pass before it beats that, and so long the
+    defence does nothing at all (`ProxyConfig.threshold`).
+
+    Attributes:
+        start: the picture that it departs from, before the sigmoid.
+        started: whether ``start`` was set.
+
     Args:
         smashed: shape at the cut; a flat one counts as one pixel.
         images: C, H, W.
         width: channels in between.
     """
+
+    started: Tensor
 
     def __init__(self, smashed: tuple[int, ...], images: tuple[int, int, int], width: int) -> None:
         super().__init__()
@@ -132,12 +142,24 @@ class ProxyDecoder(nn.Module):
         layers: list[nn.Module] = [nn.GroupNorm(1, channels), nn.Conv2d(channels, width, 3, padding=1)]
         for _ in range(doublings):
             layers += [nn.LeakyReLU(0.2), nn.ConvTranspose2d(width, width, 4, stride=2, padding=1)]
-        self.layers = nn.Sequential(*layers, nn.LeakyReLU(0.2), nn.Conv2d(width, images[0], 3, padding=1))
+        last = nn.Conv2d(width, images[0], 3, padding=1)
+        with torch.no_grad():
+            last.weight.mul_(0.1)
+        self.layers = nn.Sequential(*layers, nn.LeakyReLU(0.2), last)
+        self.start = nn.Parameter(torch.zeros(images))
+        self.register_buffer("started", torch.tensor(False))
         self._size = images[1:]
+
+    @torch.no_grad()
+    def start_from(self, images_NCHW: Tensor) -> None:
+        """Makes the mean of the first images that it is shown, in [0, 1], what it answers before it has learnt."""
+        if not self.started:
+            self.start.copy_(torch.logit(images_NCHW.mean(0).clamp(0.02, 0.98)))
+            self.started.fill_(True)
 
     def forward(self, h_ND: Tensor) -> Tensor:
         """x_NCHW in [0, 1]."""
         rebuilt: Tensor = self.layers(h_ND if h_ND.dim() == 4 else h_ND[:, :, None, None])
         if rebuilt.shape[2:] != self._size:
             rebuilt = interpolate(rebuilt, size=self._size, mode="bilinear", align_corners=False)
-        return torch.sigmoid(rebuilt)
+        return torch.sigmoid(rebuilt + self.start)
