@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format bench clean help
+.PHONY: hostile demo test check format bench clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -20,6 +20,9 @@ demo: $(INSTALLED)            ## one server and four clients train a split ResNe
 
 test: $(INSTALLED)            ## all tests, on as many cores as there are (at most four)
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
+
+hostile: $(INSTALLED)         ## every attack of the hostile suite, and what came of it
+	$(BIN)/python -m pytest -s tests/integration/hostile tests/runtime/test_codec.py
 
 check: $(INSTALLED)           ## ruff, format, mypy strict, import layers
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ Errors that a person can meet travel as `Refusal` answers; see there.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,7 @@ from torch.futures import Future
 from runtime import lockdown
 from runtime.coordinator import Coordinator
 from runtime.entry import Door
-from runtime.errors import SutureError
+from runtime.errors import SutureError, WireError
 from runtime.members import Seat
 from runtime.scheduler import Turn
 from runtime.wire import (
@@ -41,8 +42,12 @@ from runtime.wire import (
     Welcome,
 )
 
+log = logging.getLogger(__name__)
+
 # RPC calls functions, so the run they act on must be found from the process: one run a server process.
 _OPEN: list[tuple[Coordinator, Door | None]] = []
+
+_SAID: set[tuple[str, str]] = set()
 
 SeatRef = str | Seat
 """A ticket over the wire, which no Seat can cross; a Seat where the server lives in the same process."""
@@ -51,6 +56,7 @@ SeatRef = str | Seat
 def open_run(coordinator: Coordinator, door: Door | None = None) -> None:
     """From now on this process serves ``coordinator``'s run; without a door nobody comes in over the wire."""
     _OPEN[:] = [(coordinator, door)]
+    _SAID.clear()
 
 
 def close_run() -> None:
@@ -92,9 +98,23 @@ def _endpoint(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args)
         except SutureError as error:
-            return Refusal.of(error)
+            return _refusal(function.__name__, args[0], error)
 
     return answer
+
+
+def _refusal(endpoint: str, caller: Any, error: SutureError) -> Refusal:
+    """``error`` as an answer. What a peer must not send is logged, once a peer and endpoint."""
+    try:
+        peer = _seat(caller).name if isinstance(caller, (str, Seat)) else ""
+    except SutureError:
+        peer = ""
+    if isinstance(error, WireError) and (peer, endpoint) not in _SAID and len(_SAID) < 1000:
+        _SAID.add((peer, endpoint))
+        log.warning(
+            "refused %s of %s: %.300s (further ones are not logged)", endpoint, peer or "a stranger", error
+        )
+    return Refusal.of(error)
 
 
 @_endpoint
@@ -119,7 +139,7 @@ def next_turn(seat: SeatRef) -> Future[Turn | Refusal]:
         return _run().ready(_seat(seat))
     except SutureError as error:
         refused: Future[Turn | Refusal] = Future()
-        refused.set_result(Refusal.of(error))
+        refused.set_result(_refusal("next_turn", seat, error))
         return refused
 
 
@@ -156,7 +176,12 @@ def predict(seat: SeatRef, upload: Upload) -> Tensor:
 @_endpoint
 def step(seat: SeatRef, done: StepDone, context: int) -> None:
     """Backward has come through: step the top with the gradients of the caller's autograd context."""
-    _run().stepped(_seat(seat), done, dist_autograd.get_gradients(context))
+    held = _seat(seat)
+    try:
+        gradients = dist_autograd.get_gradients(context)
+    except RuntimeError:
+        raise WireError(f"{held.name}: step: no forward came through context {context}; refused") from None
+    _run().stepped(held, done, gradients)
 
 
 @_endpoint

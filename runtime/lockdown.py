@@ -6,8 +6,9 @@ asks for. No pickle is read any more (see ``codec``), and what a call names is l
 the server its endpoints, at a client nothing. Members that are told of a newcomer by RPC itself take its word for
 no one else: see `Group`.
 
-Not behind this wall, since no Python runs there: torch's built-in operators, TorchScript, distributed autograd. The
-operating system stands behind those (``sandbox``); docs/security.md says what is open.
+Not behind this wall, since no Python runs there: torch's built-in operators (but for the one that opens files),
+TorchScript, distributed autograd. The operating system stands behind those (``sandbox``); docs/security.md says what
+is open.
 
 Tried with torch 2.15; a torch whose internals look different is refused.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
@@ -173,11 +175,29 @@ def close(table: Mapping[str, Function], who: Callable[[bytes], str]) -> Lockdow
         raise ConfigError(_unknown_torch("it pickles elsewhere"))
     if api._is_current_rpc_agent_set():
         raise ConfigError("RPC runs in this process already, without the lockdown; start a new process")
+    _close_files()
     wall = Lockdown(table, who)
     internal.serialize, internal.deserialize = wall.serialize, wall.deserialize
     internal._run_function = wall.run_function
     api._default_pickler = wall  # type: ignore[assignment]
     return wall
+
+
+@functools.cache
+def _close_files() -> torch.library.Library:
+    """Takes from torch's one operator that opens files its implementation.
+
+    RPC runs operators without Python; the sandbox stops this one too, but a rank's own folder lies inside it.
+    """
+    library = torch.library.Library("aten", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that it is replaced: so it is
+        library.impl("from_file", _no_file, "CPU")
+    return library  # in force for as long as it lives, and the cache keeps it
+
+
+def _no_file(*arguments: Any, **options: Any) -> Any:
+    raise WireError("a rank opens no file through an operator; refused")
 
 
 @functools.cache

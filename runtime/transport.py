@@ -247,18 +247,17 @@ class Transport:
         """
         if (name, rank) == (SERVER, SERVER_RANK) and not self.own_address:
             return
+        if not _NAME.fullmatch(name) or name == SERVER or rank == SERVER_RANK:
+            raise WireError(f"a newcomer called {name!r:.40} of rank {rank}")
+        key, deadline = f"address/{name}", time.monotonic() + ANNOUNCE_SECONDS
+        while not self._shared.check([key]):
+            if time.monotonic() > deadline:
+                raise WireError(f"a newcomer called {name} whose address is not in the store")
+            time.sleep(0.05)
+        address = str(self._shared.get(key).decode())
         with self._announcing:
-            taken = {known for known, _ in self._members.values()}
-            if not _NAME.fullmatch(name) or name == SERVER or rank == SERVER_RANK:
-                raise WireError(f"a newcomer called {name!r:.40} of rank {rank}")
-            if name in self._members or rank in taken:
+            if name in self._members or rank in {known for known, _ in self._members.values()}:
                 raise WireError(f"a newcomer by the name or rank of another: {name}, {rank}")
-            key = f"address/{name}"
-            try:
-                self._shared.wait([key], timedelta(seconds=ANNOUNCE_SECONDS))
-                address = str(self._shared.get(key).decode())
-            except (RuntimeError, dist.DistError):
-                raise WireError(f"a newcomer called {name} whose address is not in the store") from None
             dist.PrefixStore("addrs", self._alone).set(name, address)
             self._members[name] = (rank, address)
 
@@ -389,8 +388,13 @@ def backward(context: int, roots: list[torch.Tensor]) -> None:
 
 
 def _peer_lost(error: RuntimeError) -> RuntimeError:
-    """``error`` itself if it is ours or a defect; a PeerLostError if the connection is what failed."""
+    """``error`` itself if it is ours or a defect; a PeerLostError if the connection is what failed.
+
+    A WireError if a wall refused what was called or answered, here or at the server.
+    """
     text = str(error)
+    if type(error) is RuntimeError and (refused := re.search(r"refused: ([^\n]*)", text)):
+        return WireError(f"server: {refused[1]:.300}; refused")
     signs = ("RPC ran for more than", "EOF", "EPIPE", "ECONNRE", "pipe closed", "shutdown", "destroyed agent")
     if type(error) is RuntimeError and any(sign in text for sign in signs):
         return PeerLostError(

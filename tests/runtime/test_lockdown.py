@@ -230,3 +230,39 @@ os._exit(0)
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert "RPC runs in this process already, without the lockdown" in ended.stdout, ended.stderr
+
+
+def test_no_operator_that_a_peer_can_call_opens_a_file():
+    """RPC runs operators of the namespace aten alone. Oracle: their schemas; a new one with a file name must be looked at.
+
+    ``aten::save`` takes an item of any type, which RPC cannot send (the hostile suite tries).
+    """
+    named = {
+        schema.name
+        for schema in torch._C._jit_get_all_schemas()
+        if schema.name.startswith("aten::")
+        and any(
+            str(argument.type) == "str" and word in argument.name
+            for argument in schema.arguments
+            for word in ("file", "path", "url", "dir")
+        )
+    }
+    assert named == {"aten::from_file", "aten::save"}
+
+
+def test_the_operator_that_opens_files_is_closed():
+    """Oracle: a process of its own, in which the same operator opened the same file a moment before."""
+    script = """
+import sys, torch
+from runtime import lockdown
+print(len(torch.from_file(sys.argv[1], False, 4, dtype=torch.uint8)), flush=True)
+lockdown.close({}, lambda data: "")
+for call in (torch.from_file, torch.ops.aten.from_file):
+    try:
+        print(call(sys.argv[1], False, 4, dtype=torch.uint8), flush=True)
+    except RuntimeError as error:
+        print("refused" in str(error), flush=True)
+"""
+    command = [sys.executable, "-c", script, __file__]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.stdout.split() == ["4", "True", "True"], ended.stderr
