@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: hostile demo test check format bench clean help
+.PHONY: demo test faults hostile check format bench clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -18,8 +18,11 @@ $(INSTALLED): setup.cfg pyproject.toml
 demo: $(INSTALLED)            ## one server and four clients train a split ResNet-34 on drawn fundus images
 	$(BIN)/torchrun --nproc_per_node=5 launch/run.py
 
-test: $(INSTALLED)            ## all tests, on as many cores as there are (at most four)
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
+test: $(INSTALLED)            ## all tests but the slow ones, on as many cores as there are (at most four)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup -m 'not slow'
+
+faults: $(INSTALLED)          ## kill, freeze and cut off every member at every moment; prints the table
+	$(BIN)/python -m pytest tests/integration/faults
 
 hostile: $(INSTALLED)         ## every attack of the hostile suite, and what came of it
 	$(BIN)/python -m pytest -s tests/integration/hostile tests/runtime/test_codec.py

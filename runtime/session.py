@@ -24,7 +24,15 @@ from torch import Tensor
 
 from runtime.client import Client
 from runtime.data.client_data import Batch
-from runtime.errors import ERRORS, AlarmError, NameTakenError, StoppedError, SutureError, WireError
+from runtime.errors import (
+    ERRORS,
+    AlarmError,
+    NameTakenError,
+    SeatLostError,
+    StoppedError,
+    SutureError,
+    WireError,
+)
 from runtime.exchange.seam import Exchange
 from runtime.scheduler import Turn, TurnKind
 from runtime.transport import unwrap, wait
@@ -154,14 +162,29 @@ def take_turn(member: Member, turn: Turn) -> None:
         if client.name not in reason:
             reason = f"{client.name}: round {turn.round}, turn {turn.number}: {reason}"
         named = type(error)(reason)
-        _quietly(lambda: exchange.abort(named))
+        _give_up(exchange, named)
         raise named from None
     except Exception as error:  # a defect, or a disk of the client's: the others must not wait for it
         what = StoppedError(
             f"{client.name}: round {turn.round}, turn {turn.number}: {type(error).__name__}: {error}"
         )
-        _quietly(lambda: exchange.abort(what))
+        _give_up(exchange, what)
         raise
+
+
+def _give_up(exchange: Exchange, error: SutureError) -> None:
+    """Tells the server why the turn cannot be finished.
+
+    Raises:
+        SeatLostError: the server had given this client up before, frozen or cut off for too long. Then whatever
+            else failed only followed from that, and joining again mends it.
+    """
+    try:
+        exchange.abort(error)
+    except SeatLostError as lost:
+        raise lost from None
+    except SutureError as deaf:
+        log.debug("the server did not hear that the turn was given up: %s", deaf)
 
 
 def _watch(member: Member, turn: Turn, batch: Batch) -> None:

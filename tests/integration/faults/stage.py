@@ -1,0 +1,162 @@
+"""One warm process from which every member of every fault run is forked: torch is imported once, not forty times.
+
+    python stage.py      (one JSON order a line on stdin; see `Order`)
+
+What runs is the real command line, supervisor and all; only ``exec`` is left out: the supervisor's child is a fork
+of this process, too. That is sound because nothing has been computed here: there is one thread, no RPC, no autograd.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = "1"  # a library that starts threads while it is imported cannot be forked from
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+sys.path[:0] = [str(Path(__file__).resolve().parents[3]), str(Path(__file__).resolve().parent)]
+
+import plant
+import replayed
+
+import launch.cli
+import launch.export
+import launch.figures
+import launch.site_commands
+import launch.supervisor
+
+_CLONE_NEWNET = 0x40000000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What to start.
+
+    Attributes:
+        who: "server", a client's name, or "replay".
+        arguments: of the command line; for "replay" those of `replayed.replay`.
+        log: the file that gets what it prints; beside it ``.code`` gets its exit code, and it is then over.
+        host: a network namespace's name, empty for this one.
+        faults: what is planted in the member; see `plant.Fault`.
+        events: the file in which members write what happens.
+        environment: variables to set.
+    """
+
+    who: str
+    arguments: list[str]
+    log: str
+    host: str = ""
+    faults: list[dict] = field(default_factory=list)
+    events: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def main() -> None:
+    num_threads = len(list(Path("/proc/self/task").iterdir()))
+    assert num_threads == 1, f"{num_threads} threads before the first fork"
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_IGN
+    )  # nobody waits for the forks: they leave their code in a file
+    print("ready", flush=True)
+    for line in sys.stdin:
+        order = Order(**json.loads(line))
+        pid = _fork(lambda order=order: _play(order))
+        print(pid, flush=True)
+
+
+def _fork(work: Callable[[], int]) -> int:
+    """Runs ``work`` in a fork of this process, whose exit code it returns."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = work()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _play(order: Order) -> int:
+    """A supervisor (or a replay), in a session, a namespace and with a log of its own."""
+    os.setsid()
+    log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for descriptor in (1, 2):
+        os.dup2(log, descriptor)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.update(order.environment)
+    if order.host:
+        _enter(order.host)
+    code = 70
+    try:
+        if order.who == "replay":
+            print(replayed.replay(*order.arguments), flush=True)
+            code = 0
+        else:
+            launch.supervisor.subprocess.Popen = lambda command, env, **_: _Forked(command, env, order)
+            code = _command_line(order.arguments)
+    finally:
+        draft = Path(f"{order.log}.draft")
+        draft.write_text(str(code))
+        draft.rename(f"{order.log}.code")
+    return code
+
+
+def _command_line(arguments: Sequence[str]) -> int:
+    sys.argv = ["suture", *arguments]
+    try:
+        launch.cli.main()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+class _Forked:
+    """What the supervisor starts: as much of `subprocess.Popen` as it uses, without the ``exec``."""
+
+    def __init__(self, command: Sequence[str], env: dict[str, str], order: Order) -> None:
+        assert command[1:3] == ["-m", "launch"], command
+
+        def member() -> int:
+            os.setsid()
+            os.environ.clear()
+            os.environ.update(env)
+            plant.plant(order.who, [plant.Fault(**fault) for fault in order.faults], Path(order.events))
+            return _command_line(command[3:])
+
+        self.pid = _fork(member)
+        self._code: int | None = None
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self._code is None:
+            self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self._code
+
+    def terminate(self) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+
+
+def _enter(host: str) -> None:
+    """Moves this process into the network namespace ``host``."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path(f"/var/run/netns/{host}").open() as namespace:
+        if libc.setns(namespace.fileno(), _CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), f"cannot enter {host}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""A client's side of a turn that fails: what it makes of it when the server has given it up meanwhile.
+
+Oracle: the rule. Whoever was given up joins again; any other failure is what it is.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+
+from runtime.errors import DivergedError, PeerLostError, SeatLostError, StoppedError
+from runtime.scheduler import Turn, TurnKind
+from runtime.session import Member, NoKeepsakes, take_turn
+
+TURN = Turn(TurnKind.TRAIN, client="ward_a", round=1, number=1)
+
+
+class Line:
+    """A line to a server that answers to giving up with ``answer``."""
+
+    def __init__(self, answer: Exception | None) -> None:
+        self.answer = answer
+        self.aborted: list[Exception] = []
+
+    def abort(self, error: Exception) -> None:
+        self.aborted.append(error)
+        if self.answer is not None:
+            raise self.answer
+
+
+def _take(failure: Exception, answer: Exception | None) -> tuple[Line, Exception]:
+    def batches(turn):
+        raise failure
+        yield
+
+    client = SimpleNamespace(name="ward_a", holds=lambda turn: True, batches=batches)
+    line = Line(answer)
+    with pytest.raises(type(failure) if not isinstance(answer, SeatLostError) else SeatLostError) as raised:
+        take_turn(Member(client, line, NoKeepsakes()), TURN)
+    return line, raised.value
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("modified by an inplace operation"), DivergedError("nan")])
+def test_whoever_was_given_up_learns_that_and_nothing_else(failure):
+    """A frozen client that wakes up meets a top that others have stepped: any error may come of it."""
+    lost = SeatLostError("ward_a was lost")
+    assert _take(failure, lost)[1] is lost
+
+
+def test_a_defect_of_its_own_stays_one():
+    line, raised = _take(ValueError("no"), None)
+    assert str(raised) == "no" and isinstance(line.aborted[0], StoppedError)
+
+
+def test_a_server_that_is_gone_does_not_hide_the_failure():
+    _, raised = _take(DivergedError("nan"), PeerLostError("gone"))
+    assert str(raised) == "ward_a: round 1, turn 1: nan"
