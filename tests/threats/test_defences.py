@@ -195,7 +195,7 @@ def test_dropout_takes_whole_channels_and_keeps_the_mean() -> None:
     assert float(sent.mean()) == pytest.approx(1.0, abs=0.04)
 
 
-@pytest.mark.parametrize("smashed", [(6, 4, 4), (3, 16, 16), (5, 6, 6), (32,)])
+@pytest.mark.parametrize("smashed", [(6, 4, 4), (3, 16, 16), (5, 6, 6), (32,), (17, 8)])
 def test_the_proxy_decoder_fits_any_cut(smashed: tuple[int, ...]) -> None:
     """Oracle: shape and range of an image."""
     rebuilt = ProxyDecoder(smashed, (3, 20, 20), 8)(torch.randn(2, *smashed))

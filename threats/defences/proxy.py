@@ -125,7 +125,7 @@ class ProxyDecoder(nn.Module):
         started: whether ``start`` was set.
 
     Args:
-        smashed: shape at the cut; a flat one counts as one pixel.
+        smashed: shape at the cut; features without a picture count as one pixel.
         images: C, H, W.
         width: channels in between.
     """
@@ -134,7 +134,7 @@ class ProxyDecoder(nn.Module):
 
     def __init__(self, smashed: tuple[int, ...], images: tuple[int, int, int], width: int) -> None:
         super().__init__()
-        channels, height, columns = (*smashed, 1, 1) if len(smashed) == 1 else smashed
+        channels, height, columns = smashed if len(smashed) == 3 else (math.prod(smashed), 1, 1)
         doublings = max(
             0, math.ceil(math.log2(images[1] / height)), math.ceil(math.log2(images[2] / columns))
         )
@@ -159,7 +159,7 @@ class ProxyDecoder(nn.Module):
 
     def forward(self, h_ND: Tensor) -> Tensor:
         """x_NCHW in [0, 1]."""
-        rebuilt: Tensor = self.layers(h_ND if h_ND.dim() == 4 else h_ND[:, :, None, None])
+        rebuilt: Tensor = self.layers(h_ND if h_ND.dim() == 4 else h_ND.flatten(1)[:, :, None, None])
         if rebuilt.shape[2:] != self._size:
             rebuilt = interpolate(rebuilt, size=self._size, mode="bilinear", align_corners=False)
         return torch.sigmoid(rebuilt + self.start)
