@@ -14,6 +14,7 @@ import torch
 from launch import build
 from launch.config import RunOptions
 from runtime import endpoints
+from runtime.entry import write_token
 from runtime.exchange import LocalExchange
 from runtime.handoff import read_key
 from runtime.members import Members
@@ -38,7 +39,8 @@ class Sites:
     """One server and its sites, each started by itself; ``inside`` is put before every command (ip netns exec ...)."""
 
     def __init__(self, folder: Path, key: Path, host: str = "127.0.0.1", **options: object) -> None:
-        self.folder, self.run, self.key = folder, folder / "run", key
+        self.folder, self.run, self.key, self.token = folder, folder / "run", key, folder / "token"
+        write_token(self.token)
         self.options = OPTIONS | options
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -53,7 +55,8 @@ class Sites:
         self._start(name, ["join", self.address, *own, *more], inside)
 
     def _start(self, name: str, command: list[str], inside: Sequence[str]) -> None:
-        given = [f"--{option.replace('_', '-')}={value}" for option, value in self.options.items()]
+        given = ["--token-file", str(self.token)]
+        given += [f"--{option.replace('_', '-')}={value}" for option, value in self.options.items()]
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 [*inside, sys.executable, "-m", "launch", command[0], *given, *command[1:]],
