@@ -66,7 +66,7 @@ class Events(NoRecorder):
 class Run:
     """One run of a tiny top (batch norm, so that it has buffers, and a linear layer) and its clients' seats."""
 
-    def __init__(self, run_dir, clients=2, rounds=2, scheduler=None, resume=False, labels=True):
+    def __init__(self, run_dir, clients=2, rounds=2, scheduler=None, resume=False, labels=True, door=None):
         torch.manual_seed(0)
         top = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(6), nn.Linear(6, 3))
         self.server = Server(
@@ -81,7 +81,7 @@ class Run:
             "run", run_dir, self.server, ledger, Checkpoints(run_dir / "checkpoints"), ("auroc",)
         )
         config = RunConfig(run="run", run_dir=run_dir, lease=LEASE)
-        self.coordinator = Coordinator(journal, Members(clients, {"lr": LR}), config)
+        self.coordinator = Coordinator(journal, Members(clients, {"lr": LR}, door), config)
         self.recorder = Events()
         self.coordinator.begin(resume, lambda step: self.recorder)
         self.journal = journal
