@@ -188,6 +188,7 @@ def keygen(file: Path, token: bool) -> None:
     "--seeds", "num_seeds", type=int, default=3, help="runs of each point, seeds from --seed on [3]"
 )
 @click.option("--aux-images", type=int, default=500, help="images that the attacker owns [500]")
+@click.option("--effort", type=int, default=1, help="times as many epochs for the attackers' decoders [1]")
 @click.option(
     "--budget", type=float, metavar="MINUTES", help="as many strengths as fit; ends when it is used up"
 )
@@ -204,6 +205,7 @@ def audit(
     defences: str,
     num_seeds: int,
     aux_images: int,
+    effort: int,
     budget: float | None,
     check: bool,
     out: Path | None,
@@ -214,13 +216,14 @@ def audit(
     same command goes on where it stopped.
     """
     from launch.audit.plan import parse_cuts, parse_defences
+    from launch.audit.point import Means
     from launch.audit.run import AuditConfig, audit_options, run_audit
 
     config = AuditConfig(
         cuts=parse_cuts(cuts),
         families=parse_defences(defences),
         num_seeds=num_seeds,
-        aux_images=aux_images,
+        means=Means(aux_images=aux_images, effort=effort),
         budget=budget,
         check=check,
     )

@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from launch.audit.plan import Point
-from launch.audit.point import options_of
+from launch.audit.point import Means, options_of
 from launch.config import RunOptions
 from launch.written import to_arguments
 from runtime.errors import SutureError
 
 
 def check_with_processes(
-    point: Point, result: Mapping[str, Any], base: RunOptions, aux_images: int, folder: Path
+    point: Point, result: Mapping[str, Any], base: RunOptions, means: Means, folder: Path
 ) -> str:
     """Trains ``point`` over RPC and compares; returns a sentence.
 
     Raises:
         SutureError: the run failed, or its weights are others.
     """
-    options = options_of(point, base, aux_images, "static")
+    options = options_of(point, base, means, "static")
     run_dir = folder / "check"
     shutil.rmtree(run_dir, ignore_errors=True)
     # A passive attack leaves the weights alone, so the check goes without it.

@@ -36,11 +36,12 @@ def to_markdown(
         + (f"; {about['note']}." if about.get("note") else "."),
         "",
         f"Attackers (ADRA, passive): both own {about['aux_images']} auxiliary images and pass them through a "
-        "client's bottom, defence on. **Static**: a decoder as it would be without defence. **Adaptive**: a "
-        "fresh decoder of twice the width with a residual block, trained longer, on smashed data averaged over the "
-        f"last three rounds. Judged on {scores['num_images']:.0f} held-out images that nobody trained on. Means over "
-        "seeds, in brackets the smallest and largest seed. **Void**: the classifier is at most two points above "
-        "naming the commonest class; what it hides is then no merit.",
+        "client's bottom, defence on. **Static**: a decoder as it would be without defence "
+        f"(`{about['attackers']['static']}`). **Adaptive**: a fresh decoder of twice the width with a residual block, "
+        "trained longer, on smashed data averaged over the last three rounds "
+        f"(`{about['attackers']['adaptive']}`). Judged on {scores['num_images']:.0f} held-out images that nobody "
+        "trained on. Means over seeds, in brackets the smallest and largest seed. **Void**: the classifier is at most "
+        "two points above naming the commonest class; what it hides is then no merit.",
         "",
         f"![frontier]({frontier})",
         "",

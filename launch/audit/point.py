@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +21,7 @@ from launch.config import RunOptions, required
 from launch.judging import build_witnesses
 from launch.ranks import play_locally
 from runtime.data.source import Task
+from runtime.errors import ConfigError
 from runtime.handoff import parse_key
 from runtime.hooks import Attack, SmashedBatch
 from runtime.server import Server
@@ -28,13 +29,40 @@ from threats.auxiliary import Auxiliary
 from threats.judge import judge
 from threats.live import LiveAttack
 
-ATTACKERS = {
-    "static": "epochs=15",
-    "adaptive": "epochs=20,width=2,blocks=1,average=3",
+ATTACKERS: dict[str, tuple[int, str]] = {
+    "static": (15, ""),
+    "adaptive": (20, ",width=2,blocks=1,average=3"),
 }
-"""Parameters of ADRA by attacker. Both own auxiliary images, may pass them through a client's bottom (with its defence
-on) and train a fresh decoder on the pairs. The static one is as it would be without any defence; the adaptive one has
-twice the width, a residual block, more epochs, and averages the last three rounds' passes against noise."""
+"""Epochs and further parameters of ADRA by attacker. Both own auxiliary images, may pass them through a client's bottom
+(with its defence on) and train a fresh decoder on the pairs. The static one is as it would be without any defence; the
+adaptive one has twice the width, a residual block, more epochs, and averages the last three rounds' passes against
+noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """What the attackers have.
+
+    Attributes:
+        aux_images: images of their own.
+        effort: how many times the epochs of ``ATTACKERS`` they train their decoders.
+    """
+
+    aux_images: int = 500
+    effort: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("aux_images", 2), ("effort", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(
+                    f"{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}"
+                )
+
+    def parameters(self) -> dict[str, str]:
+        """ADRA's parameters by attacker, but for its images."""
+        return {
+            name: f"epochs={self.effort * epochs}{further}" for name, (epochs, further) in ATTACKERS.items()
+        }
 
 
 class Panel(Attack):
@@ -63,26 +91,24 @@ class Panel(Attack):
             attacker.finish()
 
 
-def options_of(point: Point, base: RunOptions, aux_images: int, attacker: str) -> RunOptions:
+def options_of(point: Point, base: RunOptions, means: Means, attacker: str) -> RunOptions:
     """The options of a point's run under one of ``ATTACKERS``."""
     return replace(
         base,
         cut=point.cut,
         defence=None if point.defence == "none" else point.defence,
         seed=point.seed,
-        attack=f"adra:origin=query,aux_images={aux_images},{ATTACKERS[attacker]}",
+        attack=f"adra:origin=query,aux_images={means.aux_images},{means.parameters()[attacker]}",
         exchange="local",
     ).resolved()
 
 
-def run_point(
-    point: Point, base: RunOptions, aux_images: int, key_text: str, samples: Path
-) -> dict[str, Any]:
+def run_point(point: Point, base: RunOptions, means: Means, key_text: str, samples: Path) -> dict[str, Any]:
     """Trains, attacks and judges; returns plain values.
 
     Args:
         base: options of every run of the audit.
-        aux_images: what the attackers own.
+        means: of the attackers.
         key_text: the clients' key (hex).
         samples: NPZ to write, a few reconstructions for the pictures.
 
@@ -90,7 +116,7 @@ def run_point(
         SutureError: the run, an attack or the judge failed.
     """
     begun, key = time.monotonic(), parse_key(key_text, "the audit's key")
-    every = {name: options_of(point, base, aux_images, name) for name in ATTACKERS}
+    every = {name: options_of(point, base, means, name) for name in ATTACKERS}
     # The most patient attacker says from which round its images are passed through the bottom.
     options = min(every.values(), key=lambda o: o.first_query_round())
     auxiliary = lab.build_auxiliary(options)

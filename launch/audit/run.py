@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from launch.audit.check import check_with_processes
 from launch.audit.page import to_markdown
 from launch.audit.pictures import FRONTIER, draw_frontier, draw_gallery, gallery_name
 from launch.audit.plan import MOST_STRENGTHS, Point, fitting_strengths, points
-from launch.audit.point import ATTACKERS, options_of, run_point
+from launch.audit.point import Means, options_of, run_point
 from launch.audit.report import Group, grouped, to_csv
 from launch.config import RunOptions
 from launch.ranks import use_threads
@@ -76,7 +76,7 @@ class AuditConfig:
         cuts: as ``--cut`` takes them.
         families: defences, see `plan.parse_defences`.
         num_seeds: runs of each point; they count up from the options' seed.
-        aux_images: what the attackers own.
+        means: what the attackers have.
         budget: minutes; None for all strengths, however long it takes.
         check: also train one point with real processes and compare the weights.
     """
@@ -84,15 +84,13 @@ class AuditConfig:
     cuts: tuple[str, ...]
     families: tuple[str, ...]
     num_seeds: int = 3
-    aux_images: int = 500
+    means: Means = field(default_factory=Means)
     budget: float | None = None
     check: bool = False
 
     def __post_init__(self) -> None:
         if self.num_seeds < 1:
             raise ConfigError(f"seeds must be at least 1, got {self.num_seeds}")
-        if self.aux_images < 2:
-            raise ConfigError(f"aux-images must be at least 2, got {self.aux_images}")
         if self.budget is not None and not 0 < self.budget < float("inf"):
             raise ConfigError(f"budget must be above 0 minutes, got {self.budget}")
 
@@ -107,7 +105,7 @@ def run_audit(config: AuditConfig, given: RunOptions, folder: Path) -> None:
     base = audit_options(given)
     use_threads(base)
     for cut in config.cuts:  # all of them, before the first run is paid for
-        options_of(Point(cut, "none", "none", 0, base.seed), base, config.aux_images, "static")
+        options_of(Point(cut, "none", "none", 0, base.seed), base, config.means, "static")
     key = _open(folder, config, base)
     seeds = range(base.seed, base.seed + config.num_seeds)
     plan = points(config.cuts, config.families, seeds, MOST_STRENGTHS)
@@ -126,7 +124,7 @@ def run_audit(config: AuditConfig, given: RunOptions, folder: Path) -> None:
                     if config.budget is not None and time.monotonic() - begun > 60 * config.budget:
                         ended_early = True
                         break
-                    result = run_point(point, base, config.aux_images, key, path.with_suffix(".npz"))
+                    result = run_point(point, base, config.means, key, path.with_suffix(".npz"))
                     write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
                     if not console.is_terminal:
                         print(f"[{number + 1}/{len(plan)}] {_told(result)}", file=sys.stderr, flush=True)
@@ -145,7 +143,7 @@ def run_audit(config: AuditConfig, given: RunOptions, folder: Path) -> None:
     if ended_early:
         print(f"The budget of {config.budget:g} minutes is used up; the same command goes on.")
     if config.check and results:
-        print(check_with_processes(plan[0], results[0], base, config.aux_images, folder))
+        print(check_with_processes(plan[0], results[0], base, config.means, folder))
 
 
 def audit_options(given: RunOptions) -> RunOptions:
@@ -184,7 +182,8 @@ def _open(folder: Path, config: AuditConfig, base: RunOptions) -> str:
     Raises:
         ConfigError: it holds another audit.
     """
-    about = {"options": to_arguments(base), "aux_images": config.aux_images, "attackers": ATTACKERS}
+    means = config.means
+    about = {"options": to_arguments(base), "aux_images": means.aux_images, "attackers": means.parameters()}
     path, key = folder / AUDIT, folder / "handoff.key"
     if path.exists():
         found = json.loads(path.read_text())
@@ -220,7 +219,7 @@ def _report(
     results = [json.loads(path.read_text()) for path in paths if path.exists()]
     if not results:
         return results
-    resolved = options_of(plan[0], base, config.aux_images, "static")
+    resolved = options_of(plan[0], base, config.means, "static")
     about = {
         "command": _command(config, base),
         "data": base.data.partition(":")[0],
@@ -229,7 +228,8 @@ def _report(
         "clients": resolved.clients,
         "train_images": resolved.train_images,
         "epochs": resolved.epochs,
-        "aux_images": config.aux_images,
+        "aux_images": config.means.aux_images,
+        "attackers": config.means.parameters(),
         "done": len(results),
         "planned": len(plan),
         "note": "the budget ended first" if ended_early else "",
@@ -253,7 +253,9 @@ def _command(config: AuditConfig, base: RunOptions) -> str:
         f"{name}:PATH" if argument == base.data and colon else argument for argument in to_arguments(base)
     ]
     asked = ["--cuts", ",".join(config.cuts), "--defences", ",".join(config.families)]
-    asked += ["--seeds", str(config.num_seeds), "--aux-images", str(config.aux_images)]
+    asked += ["--seeds", str(config.num_seeds), "--aux-images", str(config.means.aux_images)]
+    if config.means.effort > 1:
+        asked += ["--effort", str(config.means.effort)]
     return " ".join(["suture audit", *asked, *shown])
 
 

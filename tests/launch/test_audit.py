@@ -22,6 +22,7 @@ from launch.audit.plan import (
     parse_defences,
     points,
 )
+from launch.audit.point import Means, options_of
 from launch.audit.report import grouped, is_void, to_csv
 from launch.audit.run import AuditConfig, audit_options, run_audit
 from launch.config import RunOptions
@@ -150,10 +151,11 @@ def test_void_points_are_marked_and_never_recommended() -> None:
     assert "`noise:scale=1`, SSIM 0.600" in noise
     assert "the static attacker alone would suggest SSIM 0.300" in noise
     assert "void at every strength tried" in dcor
-    about = dict.fromkeys(
+    about: dict[str, Any] = dict.fromkeys(
         ("command", "model", "data", "image_size", "clients", "train_images", "epochs", "aux_images"), "x"
     )
-    page = to_markdown(results, about | {"done": 4, "planned": 9}, "frontier.png", {})
+    about |= {"done": 4, "planned": 9, "attackers": Means().parameters()}
+    page = to_markdown(results, about, "frontier.png", {})
     assert page.count("**1 of 1**") == 2
     # The long table: each of four defences, static and adaptive and the mean image, on two sets of images.
     assert page.count("| *mean image* |") == 4 * 2
@@ -179,6 +181,16 @@ def test_an_audit_brings_attacks_and_defences_itself(given: dict[str, Any]) -> N
         audit_options(RunOptions(**given))
 
 
+def test_effort_makes_both_attackers_train_longer_and_changes_nothing_else() -> None:
+    """Oracle: the SPECs of the attacks; too little is refused."""
+    point, base = Point("4", "none", "none", 0, 0), RunOptions(held_out_images=8)
+    one, four = (options_of(point, base, Means(aux_images=9, effort=n), "adaptive") for n in (1, 4))
+    assert one.attack is not None and "epochs=20" in one.attack
+    assert four.attack == one.attack.replace("epochs=20", "epochs=80")
+    with pytest.raises(ConfigError, match="effort must be at least 1, got 0"):
+        Means(effort=0)
+
+
 def test_what_a_person_sets_wins_over_the_audits_defaults() -> None:
     """Oracle: the options."""
     options = audit_options(RunOptions(epochs=9, model="resnet34"))
@@ -200,7 +212,9 @@ def test_a_tiny_audit_goes_on_where_it_stopped_and_refuses_another_one(
         batch_size=8,
         threads=1,
     )
-    config = AuditConfig(cuts=("4",), families=("none", "quantise:bits=1"), num_seeds=1, aux_images=16)
+    config = AuditConfig(
+        cuts=("4",), families=("none", "quantise:bits=1"), num_seeds=1, means=Means(aux_images=16)
+    )
     run_audit(config, options, tmp_path)
     names = [Point("4", "none", "none", 0, 0).name, "cut4_quantise_bits=1_seed0"]
     files = [tmp_path / "points" / f"{name}.json" for name in names]
@@ -234,7 +248,7 @@ def test_an_audit_whose_second_run_fails_reports_the_first(
         return ended.pop()
 
     monkeypatch.setattr("launch.audit.run.run_point", play)
-    config = AuditConfig(cuts=("4",), families=("none",), num_seeds=2, aux_images=16)
+    config = AuditConfig(cuts=("4",), families=("none",), num_seeds=2, means=Means(aux_images=16))
     with pytest.raises(SutureError, match="the second run fails"):
         run_audit(config, RunOptions(clients=1, threads=1), tmp_path)
     assert "1 of 2 runs are done" in (tmp_path / "audit.md").read_text()
