@@ -8,7 +8,6 @@ from typing import Any
 import click
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from launch.advise import Line, advise, notes
 from launch.config import RunOptions, as_config_error
@@ -71,19 +70,17 @@ def _advise(
     if given["bandwidth"] is None or given["latency"] is None:
         raise ConfigError("advise needs the line: give --bandwidth MBIT and --latency MS")
     line = Line(**{"exchange": RunOptions.exchange} | {k: v for k, v in given.items() if v is not None})
-    console = Console(stderr=True)
-    timed = advise(
-        model, rows, line, image_size=image_size, batch_size=batch_size, labels=labels, width=width
-    )
-    bar = track(timed, "timing", len(rows), console=console, transient=True, disable=not console.is_terminal)
-    found = list(bar)
+    with Console(stderr=True).status(f"timing {len(rows)} cuts"):
+        found = advise(
+            model, rows, line, image_size=image_size, batch_size=batch_size, labels=labels, width=width
+        )
     title = (
         f"{model} at {image_size} px, batch {batch_size}: milliseconds a step; {line.bandwidth:g} Mbit/s, "
         f"{line.latency:g} ms one way, client at {line.client_speed:g} of this machine's speed, {line.exchange}"
     )
     print_advice(title, found, notes(found))
     click.echo(
-        f"Measured here, the shortest of a few runs, {torch.get_num_threads()} threads, no line in between. Predicted: "
-        "client half over the client's speed + server half + line.\nA later cut sends less or deeper features; what "
-        "they still show of an image, only 'suture audit' measures."
+        f"Measured: here with {torch.get_num_threads()} thread(s), no line in between, the shortest of several runs.\n"
+        "Predicted: client half over the client's speed + server half + line.\n"
+        "A later cut sends less or deeper features; what they still show of an image, only 'suture audit' measures."
     )
