@@ -11,12 +11,14 @@ from typing import Any
 
 import click
 
-from launch.config import RunOptions
+from launch.address import parse_address
+from launch.config import RunOptions, required
 from launch.options import EPILOG, run_options
 from launch.outcome import exit_as_rank, outcome
 from launch.sites import JoinConfig, ServeConfig, check_options, join_site, serve_site
 from launch.supervisor import SupervisorConfig, die_with_supervisor, supervise
 from launch.written import to_arguments
+from runtime.errors import ConfigError
 from runtime.members import OpenDoor
 
 
@@ -48,7 +50,10 @@ def serve(
     """
     check_options(options, "serve")
     options.resolved()
-    OpenDoor(least=min_clients or 1, grace=grace)
+    OpenDoor(least=1 if min_clients is None else min_clients, grace=grace)
+    if min_clients is not None and min_clients > required(options.clients):
+        raise ConfigError(f"min_clients must lie in 1..{options.clients} (--clients), got {min_clients}")
+    parse_address(listen)
     config = ServeConfig(listen=listen, min_clients=min_clients, grace=grace)
     options = replace(options, run_dir=options.run_dir or f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
     if not supervised:
