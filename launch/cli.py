@@ -264,6 +264,16 @@ def bench_attacks(options: RunOptions, num_steps: int) -> None:
     run_command(options, num_steps)
 
 
+@bench.command("security")
+@click.option("--repeats", type=int, default=30, help="measurements of each, at least 10 [30]")
+@click.option("--threads", type=int, default=None, help="computing threads [all cores]")
+def bench_security(repeats: int, threads: int | None) -> None:
+    """What the lockdown and the checks add to a step, and seconds of a sealed hand-off."""
+    from launch.bench.security import run_command
+
+    run_command(repeats, threads)
+
+
 @bench.command("detectors")
 @click.option("--steps", "num_steps", type=int, default=240, help="batches a run [240]")
 @click.option("--honest", type=int, default=20, help="honest runs [20]")

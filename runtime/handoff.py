@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -30,6 +29,7 @@ from runtime.errors import ConfigError, HandoffError
 from runtime.wire import SealedHandoff, check_handoff
 
 KEY_BYTES = 32
+_TAG_BYTES = 16
 MAX_BYTES = 2**31 - 17  # AES-GCM's limit for one message in OpenSSL
 
 
@@ -136,8 +136,9 @@ class HandoffSeal:
             )
         # A random 96-bit nonce under a key of this run alone: 2**32 hand-offs before reuse is a concern.
         nonce, before = secrets.token_bytes(12), handoff_digest(previous)
-        sealed = self._cipher.encrypt(nonce, buffer.getbuffer(), self._bound(turn, before))
-        return SealedHandoff(turn, before, nonce, torch.from_numpy(np.frombuffer(sealed, np.uint8).copy()))
+        sealed = torch.empty(buffer.tell() + _TAG_BYTES, dtype=torch.uint8)
+        self._cipher.encrypt_into(nonce, buffer.getbuffer(), self._bound(turn, before), sealed.numpy().data)
+        return SealedHandoff(turn, before, nonce, sealed)
 
     def open(self, handoff: SealedHandoff) -> dict[str, Any]:
         """The state in ``handoff``.

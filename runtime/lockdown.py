@@ -206,6 +206,12 @@ def _argument_types(function: Function) -> tuple[Any, ...]:
     return tuple(hints[name] for name in inspect.signature(function).parameters)
 
 
+@functools.cache
+def answer_type(endpoint: Function) -> Any:
+    """What ``endpoint`` answers with, beside a `wire.Refusal`, as it declares it."""
+    return get_type_hints(endpoint)["return"]
+
+
 def full_name(function: Function) -> str:
     """The name by which a function is called over the wire."""
     return f"{function.__module__}.{function.__qualname__}"

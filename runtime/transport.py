@@ -11,7 +11,6 @@ Transport: torch's default shared-memory transport busy-polls (an idle rank burn
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
 import os
@@ -22,7 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -350,14 +349,9 @@ def call(endpoint: Callable[..., Any], *args: Any) -> Any:
         answer = unwrap(rpc.rpc_sync(SERVER, endpoint, args=args))
     except RuntimeError as error:
         raise _peer_lost(error) from None
-    if not codec.fits(answer, _answer_type(endpoint)):
+    if not codec.fits(answer, lockdown.answer_type(endpoint)):
         raise WireError(f"server: {endpoint.__name__}: answered with a {type(answer).__name__}; refused")
     return answer
-
-
-@functools.cache
-def _answer_type(endpoint: Callable[..., Any]) -> Any:
-    return get_type_hints(endpoint)["return"]
 
 
 def wait(answer: Future[Turn | Refusal]) -> Turn:
