@@ -165,8 +165,10 @@ def take_turn(member: Member, turn: Turn) -> None:
         _give_up(exchange, named)
         raise named from None
     except Exception as error:  # a defect, or a disk of the client's: the others must not wait for it
+        # Its text stays here, where it is raised: it may name a file, and so a patient.
+        kind = type(error).__name__
         what = StoppedError(
-            f"{client.name}: round {turn.round}, turn {turn.number}: {type(error).__name__}: {error}"
+            f"{client.name}: round {turn.round}, turn {turn.number}: {kind}; see the client's own log"
         )
         _give_up(exchange, what)
         raise

@@ -51,6 +51,13 @@ def test_a_defect_of_its_own_stays_one():
     assert str(raised) == "no" and isinstance(line.aborted[0], StoppedError)
 
 
+def test_the_server_is_not_told_what_a_defect_says():
+    """Oracle: an error of the system's names the file it met, and with it a patient."""
+    line, raised = _take(PermissionError(13, "Permission denied", "/data/ward/meier_anna_left.png"), None)
+    assert "meier" in str(raised), "the client's own error says all"
+    assert str(line.aborted[0]) == "ward_a: round 1, turn 1: PermissionError; see the client's own log"
+
+
 def test_a_server_that_is_gone_does_not_hide_the_failure():
     _, raised = _take(DivergedError("nan"), PeerLostError("gone"))
     assert str(raised) == "ward_a: round 1, turn 1: nan"
