@@ -54,6 +54,8 @@ VALUES = {
     "pooled": True,
     "seed": 2**63 - 1,
     "handoff_key": 'a "quoted" \\ key\n\twith ümlaut',
+    "token_file": "to ken",
+    "tokens": "tokens of all",
     "accept_rollback": 4,
     "release_top": False,
     "lease": 7.5,
