@@ -31,8 +31,9 @@ def to_markdown(
         "",
         f"`{about['command']}`",
         "",
-        f"{about['model']} on {about['data']}, {about['image_size']} px, {about['clients']} clients of "
-        f"{about['train_images']} images, {about['epochs']} rounds. {about['done']} of {about['planned']} runs are done"
+        f"{about['model']} on {about['data']}, {about['image_size']} px, {about['clients']} client(s) with "
+        f"{about['train_images']} training images each, {about['epochs']} rounds. "
+        f"{about['done']} of {about['planned']} runs are done"
         + (f"; {about['note']}." if about.get("note") else "."),
         "",
         f"Attackers (ADRA, passive): both own {about['aux_images']} auxiliary images and pass them through a "

@@ -74,10 +74,9 @@ def frontier(dots: Sequence[Dot], lines: dict[str, Lines], path: Path, *, metric
                 axes.axhline(level, color="black", linestyle="--", linewidth=1)
                 name = "mean image" if measure == "ssim" else "chance"
                 axes.text(0.01, level, name, transform=axes.get_yaxis_transform(), va="bottom", fontsize=8)
-                void = lines[cut].void_up_to
-                if void is not None:
-                    axes.set_xlim(left=min(axes.get_xlim()[0], void - 0.04))
-                    axes.axvspan(axes.get_xlim()[0], void, color=_BAND, zorder=0)
+                # The same scale for both measures: small differences shall look small.
+                axes.set_ylim(-0.03, 1.03)
+                _limit(axes, [dot for dot in dots if dot.cut == cut], lines[cut].void_up_to)
                 axes.annotate(
                     "better",
                     (0.985, 0.13),
@@ -91,10 +90,10 @@ def frontier(dots: Sequence[Dot], lines: dict[str, Lines], path: Path, *, metric
                     axes.set_title(f"cut {cut}")
                 else:
                     axes.set_xlabel(f"{metric} on test images")
-                    axes.set_ylim(-0.03, 1.03)
                 if column == 0:
                     axes.set_ylabel(f"{label}, stronger attacker")
-        handles, labels = _legend(families)
+        lined = {dot.family for dot in dots if dot.rank}
+        handles, labels = _legend(families, lined)
         figure.legend(handles, labels, loc="outside lower center", ncols=int(width / 3))
         figure.suptitle(caption, fontsize=10)
 
@@ -128,11 +127,20 @@ def _draw(axes: Axes, dots: Sequence[Dot], families: Sequence[str], measure: str
             )
 
 
+def _limit(axes: Axes, dots: Sequence[Dot], void_up_to: float | None) -> None:
+    """Room on both sides of the dots, and the band in which a classifier is none."""
+    left, right = min(dot.metric[1] for dot in dots) - 0.04, max(dot.metric[2] for dot in dots) + 0.04
+    if void_up_to is not None:
+        left = min(left, void_up_to - 0.04)
+        axes.axvspan(left, void_up_to, color=_BAND, zorder=0)
+    axes.set_xlim(left, right)
+
+
 def _look(index: int, family: str) -> tuple[str, str]:
     return ("black", "*") if family == _PLAIN else (COLOURS[index % 6], _MARKERS[index % len(_MARKERS)])
 
 
-def _legend(families: Sequence[str]) -> tuple[list[Any], list[str]]:
+def _legend(families: Sequence[str], lined: set[str]) -> tuple[list[Any], list[str]]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -142,5 +150,6 @@ def _legend(families: Sequence[str]) -> tuple[list[Any], list[str]]:
         handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none"))
     handles.append(Line2D([], [], color=GREY, marker="o", markerfacecolor="white", linestyle="none"))
     handles.append(Patch(color=_BAND))
-    labels = ["undefended" if family == _PLAIN else f"{family} (larger: stronger)" for family in families]
+    names = {family: f"{family} (larger: stronger)" if family in lined else family for family in families}
+    labels = ["undefended" if family == _PLAIN else names[family] for family in families]
     return handles, [*labels, "void: classifier lost", "no better than the majority class"]
