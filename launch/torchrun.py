@@ -21,17 +21,23 @@ def start_ranks(options: RunOptions) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from runtime.transport import LOOPBACK_STORE, loopback_store
+
     options.resolved()  # refuse bad options before any process exists
     num_clients = options.clients or DEFAULT_CLIENTS
     _quiet_elastic()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun would; each rank sets its own threads
+    # The agent would open a store for its ranks on every interface; this one only this machine reaches.
+    store = loopback_store()
+    os.environ |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", LOOPBACK_STORE: str(store.port)}
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=num_clients + 1,
         run_id="suture",
         rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
+        rdzv_endpoint=f"127.0.0.1:{store.port}",
+        rdzv_configs={"is_host": "false"},
         max_restarts=0,
         monitor_interval=0.2,
     )

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 SERVER = "server"
 SERVER_RANK = 0
 NEW_RANK = -1  # one that nobody has had, from the store
+LOOPBACK_STORE = "SUTURE_LOOPBACK_STORE"  # the port of the store of `suture train`, for its ranks
 START_SECONDS = 3600
 SECONDS_FOR_LAST_ANSWERS = 0.5  # which are still on their way when the run is over
 ANNOUNCE_SECONDS = 5  # a newcomer's address is in the store before it announces itself
@@ -85,11 +86,12 @@ class TransportConfig:
     def from_environment(cls, interface: str | None, timeout: float) -> TransportConfig:
         """The membership that torchrun assigned to this process (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
         world, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+        own_store = os.environ.get(LOOPBACK_STORE)
         return cls(
-            host=os.environ["MASTER_ADDR"],
-            port=int(os.environ["MASTER_PORT"]),
+            host="127.0.0.1" if own_store else os.environ["MASTER_ADDR"],
+            port=int(own_store or os.environ["MASTER_PORT"]),
             rank=int(os.environ["RANK"]),
-            hosted=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            hosted=own_store is not None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
             one_host=local == world,
             interface=interface,
@@ -320,6 +322,21 @@ def _listen(host: str, port: int) -> int:
             f"cannot listen on {host}:{port}: {error.strerror}; name an address of this machine and a free port"
         ) from None
     return listener.detach()
+
+
+def loopback_store() -> dist.TCPStore:
+    """A store on a free port that this machine alone reaches; it lives as long as the object does."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        return dist.TCPStore(
+            "127.0.0.1",
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            multi_tenant=True,
+            master_listen_fd=listener.detach(),
+        )
 
 
 def _loopback() -> str:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from runtime.errors import ConfigError, PeerLostError, WireError
-from runtime.transport import Transport, TransportConfig, unwrap
+from runtime.transport import Transport, TransportConfig, loopback_store, unwrap
 from runtime.wire import Refusal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -253,3 +253,16 @@ def test_unwrap_gives_the_answer_or_raises_the_refusal():
     assert unwrap(answer) is answer and unwrap(None) is None
     with pytest.raises(WireError, match="^client0: smashed: refused$"):
         unwrap(Refusal("WireError", "client0: smashed: refused"))
+
+
+def test_the_store_of_a_run_on_one_machine_is_reached_from_there_alone():
+    """Oracle: the addresses on which this process listens, as the system lists them; torchrun's would be all."""
+    store = loopback_store()
+    listening = {
+        entry.laddr.ip
+        for entry in psutil.Process().net_connections("tcp")
+        if entry.status == psutil.CONN_LISTEN and entry.laddr.port == store.port
+    }
+    assert listening == {"127.0.0.1"}
+    store.set("key", "value")
+    assert store.get("key") == b"value"
