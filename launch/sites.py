@@ -36,7 +36,7 @@ from runtime.transport import Transport, TransportConfig
 log = logging.getLogger(__name__)
 
 _MOST_CLASSES = 1000
-_SECONDS_BETWEEN_TRIES = 1.0
+_SECONDS_BETWEEN_TRIES = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ class SupervisorConfig:
     """
 
     restarts: int = 10
-    first_wait: float = 1.0
+    first_wait: float = 0.25
     longest_wait: float = 60.0
     steady: float = 300.0
     farewell: float = 5.0

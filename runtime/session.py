@@ -117,7 +117,7 @@ def run_local(members: list[Member], agreement: Mapping[str, str]) -> None:
 
 def join(member: Member, agreement: Mapping[str, str], rpc_name: str, patience: float = 0.0) -> None:
     """Joins the run; the server names the run and its folder."""
-    deadline = time.monotonic() + patience
+    deadline, said = time.monotonic() + patience, False
     while True:
         try:
             welcome = member.exchange.join(member.client.hello(agreement), rpc_name)
@@ -125,8 +125,10 @@ def join(member: Member, agreement: Mapping[str, str], rpc_name: str, patience: 
         except NameTakenError as taken:
             if time.monotonic() >= deadline:
                 raise
-            log.info("%s; waiting for the server to notice that it is gone", taken)
-            time.sleep(1.0)
+            if not said:
+                log.info("%s; waiting for the server to notice that it is gone", taken)
+            said = True
+            time.sleep(0.25)
     member.client.join(welcome.run)
     member.keepsakes.joined(member.client, welcome)
 

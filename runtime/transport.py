@@ -135,9 +135,19 @@ class Transport:
         return dist.PrefixStore(f"attempt{config.attempt}", self._root)
 
     def publish(self, key: str, value: str) -> None:
-        """Tells every rank something before there is RPC; the first value stays."""
-        self.store.compare_set(f"public/{key}", "", value)
-        self._root.set(f"newest/{key}", value)
+        """Tells every rank something before there is RPC; the first value stays.
+
+        Raises:
+            PeerLostError: the rendezvous has gone since it was joined, and the server with it.
+        """
+        try:
+            self.store.compare_set(f"public/{key}", "", value)
+            self._root.set(f"newest/{key}", value)
+        except (RuntimeError, dist.DistError) as error:
+            where, reason = f"{self.config.host}:{self.config.port}", str(error).splitlines()[0]
+            raise PeerLostError(
+                f"the rendezvous at {where} is gone ({reason}); see the server's log"
+            ) from None
 
     def hear(self, key: str) -> str:
         """Waits for what some rank publishes; reading images may take it long.

@@ -67,7 +67,7 @@ def test_a_site_killed_in_its_turn_comes_back_and_takes_up_its_place(sites, tmp_
         other.send_signal(signal.SIGCONT)
     assert [here.ended(name) for name in ("ward_a", "ward_b", "server")] == [0, 0, 0]
     assert here.events("rolled_back", "ward_b") == 1 and here.events("lost", "ward_a") == 0
-    assert "suture: it was ended by SIGKILL; starting it again in 1 s (1 of 10)" in here.log("ward_b")
+    assert "suture: it was ended by SIGKILL; starting it again in 0.25 s (1 of 10)" in here.log("ward_b")
     turns = [json.loads(line) for line in (here.run / TURNS).read_text().splitlines()]
     trained = [(turn["round"], turn["client"]) for turn in turns if turn["kind"] == "train"]
     assert trained[:2] == [(1, "ward_a"), (2, "ward_a")] and trained[-1] == (3, "ward_b")

@@ -194,6 +194,18 @@ def test_no_rendezvous_is_said_with_its_address():
         Transport(TransportConfig(host="127.0.0.1", port=port, rank=1, timeout=1))
 
 
+def test_a_rendezvous_that_goes_away_is_said():
+    """Oracle: the server dies after a site has found it and before the site says anything."""
+    config = {"host": "127.0.0.1", "port": free_port(), "timeout": 5}
+    keeps_the_store = Transport(TransportConfig(**config, rank=0))
+    line = Transport(TransportConfig(**config, rank=1))
+    del keeps_the_store
+    with pytest.raises(
+        PeerLostError, match=r"the rendezvous at 127.0.0.1:\d+ is gone .*see the server's log"
+    ):
+        line.publish("classes", "[]")
+
+
 def test_a_server_that_never_joins_is_said(monkeypatch):
     """Oracle: the store is there and the server is not; so is a rank that never publishes (an hour, cut short)."""
     monkeypatch.setattr("runtime.transport.START_SECONDS", 1)
