@@ -47,7 +47,7 @@ class Line:
     """Milliseconds one way."""
     client_speed: float = 1.0
     """The client's speed over this machine's; 0.5 takes twice as long."""
-    exchange: str = "autograd"
+    exchange: str = "fused"
     """autograd or fused."""
 
     def __post_init__(self) -> None:

@@ -143,7 +143,7 @@ class RunOptions:
         choices=("off", "last-round", "all"),
     )
     schedule: str = _option("round-robin", "order of turns: round-robin, shuffled or replay:TURNS.JSONL")
-    exchange: str = _option("autograd", "how a step crosses the wire", choices=tuple(EXCHANGES))
+    exchange: str = _option("fused", "how a step crosses the wire", choices=tuple(EXCHANGES))
     clients: int | None = _option(None, "number of clients (under torchrun: its ranks less one)")
     unsplit: bool = _option(
         False, "train the joined net in one process, batch for batch the same: the oracle"

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from launch.config import RunOptions
-from runtime import sandbox
+from runtime import apart, sandbox
 from runtime.data.registry import split_spec
 from runtime.errors import ConfigError
 
@@ -41,6 +41,9 @@ def enclose(
     Raises:
         ConfigError: ``--sandbox on`` and it cannot be closed; or the data would stay within reach.
     """
+    if options.exchange == "autograd":
+        # There RPC's own threads compute gradients: what they free, a peer's call could be given.
+        apart.overwrite()
     if options.sandbox == "off":
         return
     if options.attack_spec() is not None:

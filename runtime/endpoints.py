@@ -20,6 +20,7 @@ from torch.distributed import rpc
 from torch.futures import Future
 
 from runtime import lockdown
+from runtime.apart import ComputingThread
 from runtime.coordinator import Coordinator
 from runtime.entry import Door
 from runtime.errors import SutureError, WireError
@@ -48,6 +49,8 @@ log = logging.getLogger(__name__)
 _OPEN: list[tuple[Coordinator, Door | None]] = []
 
 _SAID: set[tuple[str, str]] = set()
+
+_COMPUTING = ComputingThread()
 
 SeatRef = str | Seat
 """A ticket over the wire, which no Seat can cross; a Seat where the server lives in the same process."""
@@ -117,6 +120,12 @@ def _refusal(endpoint: str, caller: Any, error: SutureError) -> Refusal:
     return Refusal.of(error)
 
 
+def _computed(method: Callable[[Seat, Any], Any], caller: SeatRef, message: Any) -> Any:
+    """What computes on a client's data does so where no other peer finds what it leaves behind."""
+    seat = _seat(caller)
+    return _COMPUTING.run(method, seat, message) if isinstance(caller, str) else method(seat, message)
+
+
 @_endpoint
 def greet(name: str, rpc_name: str, nonce: bytes) -> Challenge:
     """A client that wants to come in under ``name``, which joined RPC as ``rpc_name``; gives nothing away."""
@@ -158,19 +167,22 @@ def forward(seat: SeatRef, upload: Upload) -> LossReply | Tensor:
 @_endpoint
 def train(seat: SeatRef, upload: Upload) -> StepReply | Tensor:
     """One explicit training step, whole where labels are shared; else its forward half."""
-    return _run().train(_seat(seat), upload)
+    answer: StepReply | Tensor = _computed(_run().train, seat, upload)
+    return answer
 
 
 @_endpoint
 def backward(seat: SeatRef, gradient: OutputGradient) -> Tensor:
     """The other half of an explicit step where labels stay at home; the server has stepped when it answers."""
-    return _run().backward(_seat(seat), gradient)
+    at_cut: Tensor = _computed(_run().backward, seat, gradient)
+    return at_cut
 
 
 @_endpoint
 def predict(seat: SeatRef, upload: Upload) -> Tensor:
     """One evaluation batch through the top."""
-    return _run().predict(_seat(seat), upload)
+    output: Tensor = _computed(_run().predict, seat, upload)
+    return output
 
 
 @_endpoint

@@ -31,7 +31,7 @@ from torch.distributed import rpc
 from torch.distributed.rpc import api
 from torch.futures import Future
 
-from runtime import codec, endpoints, lockdown, sandbox
+from runtime import apart, codec, endpoints, lockdown, sandbox
 from runtime.errors import ConfigError, PeerLostError, WireError
 from runtime.scheduler import Turn
 from runtime.wire import Refusal
@@ -190,6 +190,7 @@ class Transport:
         group = lockdown.Group(self._welcome_to_group if rank == SERVER_RANK else self._only(name))
         table = group.table() | (endpoints.table() if rank == SERVER_RANK else {})
         wall = lockdown.close(table, endpoints.who)
+        apart.keep_threads_apart()
         try:
             if rank == SERVER_RANK:
                 self._shared = self.store.clone()

@@ -32,7 +32,7 @@ from runtime.data.client_data import Batch, ClientData
 from runtime.data.partition import Share
 from runtime.data.source import Example, Source, Task
 from runtime.entry import Door, Tokens
-from runtime.exchange import AutogradExchange
+from runtime.exchange import OVER_RPC
 from runtime.observers import NoRecorder
 from runtime.session import Member, NoKeepsakes, take_part
 from runtime.transport import Transport, TransportConfig
@@ -167,7 +167,7 @@ def _take_part(part: Part, line: Connection) -> dict[str, Any]:
     rpc = _transport(part)
     enclose(part.options, part.run_dir / "clients" / part.role)
     rpc.join(part.role)
-    member = Member(client, AutogradExchange(rpc, TOKEN), NoKeepsakes())
+    member = Member(client, OVER_RPC[part.options.exchange](rpc, TOKEN), NoKeepsakes())
     take_part(member, part.options.agreement(len(CLASSES)), part.role)
     rpc.leave()
     return {}

@@ -1,7 +1,7 @@
 """``suture bench train``: split training against the same net unsplit, and what a waiting rank costs.
 
-Both are alive at once and take turns by blocks of steps, each way round, so that whatever else the machine does
-hits both alike. Split training is one server and one client, as processes, over RPC (``--exchange autograd``).
+All are alive at once and take turns by blocks of steps, each way round, so that whatever else the machine does
+hits all alike. Split training is one server and one client, as processes, over RPC, in either exchange.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from launch.bench import report
 from launch.bench.plan import FULL, QUICK, STANDARD, Plan, Row
 from launch.bench.stage import UNSPLIT, Stage
 from runtime.errors import ConfigError
+from runtime.exchange import OVER_RPC
 from runtime.transport import SERVER
 
 DOCS = Path("docs")
@@ -67,8 +69,8 @@ def run_plan(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     for number, row in enumerate(plan.rows, 1):
         rows.append(measure_row(row, plan))
         say(
-            f"[{number}/{len(plan.rows)}] {row.name}: split {rows[-1]['split_median']:.3f} s, "
-            f"unsplit {rows[-1]['unsplit_median']:.3f} s a step, ratio {rows[-1]['ratio']:.3f}"
+            f"[{number}/{len(plan.rows)}] {row.name}: unsplit {rows[-1]['unsplit_median']:.3f} s a step, "
+            + ", ".join(f"{exchange} {rows[-1][f'{exchange}_ratio']:.3f} times that" for exchange in OVER_RPC)
         )
     idle = measure_idle(plan)
     say(", ".join(f"{who}: {share:.1%} of a core" for who, share in idle.items()))
@@ -77,35 +79,50 @@ def run_plan(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
 
 def measure_row(row: Row, plan: Plan) -> dict[str, Any]:
     """One line of the table."""
-    times: dict[str, list[float]] = {"client0": [], UNSPLIT: []}
-    cpu, computing = dict.fromkeys(times, 0.0), {"client0": (SERVER, "client0"), UNSPLIT: (UNSPLIT,)}
-    with Stage(row.options(), unsplit=True) as stage:
-        for role in times:
+    with ExitStack() as stack:
+        # The unsplit net stands beside the first exchange; all are alive at once.
+        stages = {
+            exchange: stack.enter_context(Stage(row.options(exchange=exchange), unsplit=number == 0))
+            for number, exchange in enumerate(OVER_RPC)
+        }
+        timed: dict[str, tuple[Stage, str, tuple[str, ...]]]
+        timed = {exchange: (stage, "client0", (SERVER, "client0")) for exchange, stage in stages.items()}
+        timed[UNSPLIT] = (next(iter(stages.values())), UNSPLIT, (UNSPLIT,))
+        times: dict[str, list[float]] = {name: [] for name in timed}
+        cpu = dict.fromkeys(timed, 0.0)
+        for stage, role, _ in timed.values():
             stage.block(role, plan.warm_up)
-        order = [UNSPLIT, "client0"]
+        order = list(timed)
         while len(times[UNSPLIT]) < plan.steps:
-            for role in order:
-                cpu[role] -= stage.cpu_seconds(computing[role])
-                times[role] += stage.block(role, min(plan.block, plan.steps - len(times[role])))
-                cpu[role] += stage.cpu_seconds(computing[role])
+            for name in order:
+                stage, role, computing = timed[name]
+                cpu[name] -= stage.cpu_seconds(computing)
+                times[name] += stage.block(role, min(plan.block, plan.steps - len(times[name])))
+                cpu[name] += stage.cpu_seconds(computing)
             order.reverse()  # a drift of the machine's speed then favours neither
-        reports = stage.finish()
-    split, unsplit = times["client0"], times[UNSPLIT]
-    return {
+        reports = {exchange: stage.finish() for exchange, stage in stages.items()}
+    unsplit, fused = times[UNSPLIT], reports["fused"]
+    peaks = {role: report["peak_memory_bytes"] for role, report in fused.items() if role != UNSPLIT}
+    beside = next(report for report in reports.values() if UNSPLIT in report)[UNSPLIT]
+    measured: dict[str, Any] = {
         "name": row.name,
         **asdict(row),
-        "split_median": statistics.median(split),
-        "unsplit_median": statistics.median(unsplit),
-        "ratio": statistics.median(split) / statistics.median(unsplit),
-        "ratio_interval": ratio_interval(split, unsplit),
-        "split_cpu_seconds": cpu["client0"] / plan.steps,
-        "unsplit_cpu_seconds": cpu[UNSPLIT] / plan.steps,
-        "bytes_up": reports[SERVER]["bytes_up"],
-        "bytes_down": reports[SERVER]["bytes_down"],
-        "peak_memory_bytes": {role: report["peak_memory_bytes"] for role, report in reports.items()},
-        "split_seconds": split,
-        "unsplit_seconds": unsplit,
+        "bytes_up": fused[SERVER]["bytes_up"],
+        "bytes_down": fused[SERVER]["bytes_down"],
+        "peak_memory_bytes": peaks | {UNSPLIT: beside["peak_memory_bytes"]},
     }
+    for name, seconds in times.items():
+        measured |= {
+            f"{name}_seconds": seconds,
+            f"{name}_median": statistics.median(seconds),
+            f"{name}_cpu_seconds": cpu[name] / plan.steps,
+        }
+        if name != UNSPLIT:
+            measured |= {
+                f"{name}_ratio": statistics.median(seconds) / statistics.median(unsplit),
+                f"{name}_ratio_interval": ratio_interval(seconds, unsplit),
+            }
+    return measured
 
 
 def measure_idle(plan: Plan) -> dict[str, float]:

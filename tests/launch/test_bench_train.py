@@ -23,9 +23,10 @@ def test_the_quick_benchmark_times_both_sides_and_writes_the_page(tmp_path):
     assert content["command"] == "suture bench train --quick --only unet"
     (row,) = content["rows"]
     assert row["name"] == "unet-32px-cut1"
-    assert len(row["split_seconds"]) == len(row["unsplit_seconds"]) == 4
-    assert row["ratio"] == pytest.approx(row["split_median"] / row["unsplit_median"])
-    assert row["split_cpu_seconds"] > 0 and row["unsplit_cpu_seconds"] > 0
+    for who in ("fused", "autograd", "unsplit"):
+        assert len(row[f"{who}_seconds"]) == 4 and row[f"{who}_cpu_seconds"] > 0
+    for exchange in ("fused", "autograd"):
+        assert row[f"{exchange}_ratio"] == pytest.approx(row[f"{exchange}_median"] / row["unsplit_median"])
     # By hand: float32, batch 2; the bottom gives 4 x 16 x 16, the top 8 x 16 x 16; each crosses both ways.
     assert row["bytes_up"] == row["bytes_down"] == 4 * 2 * (4 + 8) * 16 * 16
     assert row["peak_memory_bytes"].keys() == {"server", "client0", "unsplit"}
@@ -75,12 +76,16 @@ def test_the_ratios_interval_holds_the_ratio_and_is_narrow_where_times_are_stead
 @pytest.mark.parametrize(
     ("ratio", "share", "expected"),
     [
-        (1.05, 0.0, ["1.05 at 128 px, resnet34: met; the largest is 1.050 at cut 3.", "of a core: met; "]),
+        (
+            1.05,
+            0.0,
+            ["1.05 at 128 px, resnet34, fused: met; the largest is 1.050 at cut 3.", "of a core: met; "],
+        ),
         (1.06, 0.5, ["**not met** at cut 3 (1.060).", "of a core: **not met**; the largest is 50.00%."]),
     ],
 )
 def test_the_page_says_whether_the_aims_are_met(ratio, share, expected):
-    rows = [{"model": "resnet34", "image_size": 128, "cut": 3, "ratio": ratio}]
+    rows = [{"model": "resnet34", "image_size": 128, "cut": 3, "fused_ratio": ratio}]
     said = report.verdicts(rows, {"a waiting client": share})
     assert len(said) == 2
     for sentence, part in zip(said, expected, strict=True):
