@@ -10,7 +10,7 @@ Not behind this wall, since no Python runs there: torch's built-in operators (bu
 TorchScript, distributed autograd. The operating system stands behind those (``sandbox``); docs/security.md says what
 is open.
 
-Tried with torch 2.15; a torch whose internals look different is refused.
+Tried with torch 2.14.1 and 2.15.0; a torch whose internals look different is refused.
 """
 
 from __future__ import annotations
@@ -226,5 +226,5 @@ def _failed(text: str) -> Any:
 def _unknown_torch(why: str) -> str:
     return (
         f"the lockdown does not know torch {torch.__version__} ({why}), so nothing is started: a server could run "
-        "code in its clients; install the one that it was tried with: pip install torch==2.15.0"
+        "code in its clients; install one that it was tried with: pip install torch==2.14.1 torchvision==0.29.1"
     )
