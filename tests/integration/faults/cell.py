@@ -4,11 +4,9 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import psutil
 from hosts import Hosts
 from plant import NUM_ROUNDS, Events, Fault
+from warm import Stage
 
 SITES = ("ward_a", "ward_b")
 STRUCK = SITES[1]  # the second: when its first turn comes there is a hand-off to fetch
@@ -59,37 +58,6 @@ class Case:
     def lasts(self) -> bool:
         """Whether the fault is over after a while, and the process still there."""
         return self.act == "cut" or any(fault.kind == "stop" for fault in self.faults)
-
-
-@dataclass
-class Stage:
-    """The warm process that starts members; see stage.py."""
-
-    process: subprocess.Popen[str]
-
-    def start(self, **order: Any) -> int:
-        """Starts a member's supervisor, or a replay; returns its process id."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
-
-
-@contextmanager
-def open_stage() -> Iterator[Stage]:
-    """A stage that is gone afterwards."""
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("stage.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        yield Stage(process)
-    finally:
-        process.kill()
-        process.wait()
 
 
 class Play:

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from cell import STRUCK, Case, Failed, Play, open_stage
+from cell import STRUCK, Case, Failed, Play
 from hosts import Hosts, why_not
 from plant import Fault
+from warm import open_stage
 
 from runtime.checkpoint import read_checkpoint
 from runtime.errors import CheckpointError
