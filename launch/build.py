@@ -221,6 +221,7 @@ def build_server(options: RunOptions, num_classes: int, device: torch.device) ->
         else None,
         seed=options.seed,
         device=device,
+        wire=options.wire,
     )
 
 
@@ -303,6 +304,7 @@ def build_client(
         accept_rollback=options.accept_rollback,
         memory=memory,
         on_alarm=options.on_alarm,
+        wire=options.wire,
         offered_from=options.first_query_round(),
     )
     return Client(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import models.registry as nets
+import runtime.compression as formats
 from runtime.data.partition import PartitionConfig
 from runtime.data.registry import DataConfig, split_spec
 from runtime.data.source import Task
@@ -144,6 +145,11 @@ class RunOptions:
     )
     schedule: str = _option("round-robin", "order of turns: round-robin, shuffled or replay:TURNS.JSONL")
     exchange: str = _option("fused", "how a step crosses the wire", choices=tuple(EXCHANGES))
+    wire: str = _option(
+        "fp32",
+        f"what tensors look like while they cross, both ways: {', '.join(formats.names())} (see below)",
+        agree=True,
+    )
     clients: int | None = _option(None, "number of clients (under torchrun: its ranks less one)")
     unsplit: bool = _option(
         False, "train the joined net in one process, batch for batch the same: the oracle"
@@ -213,8 +219,20 @@ class RunOptions:
             raise ConfigError(
                 "sandbox on does not go with attack: the judge reads the clients' images; use --sandbox auto or off"
             )
+        self._check_wire()
         if self.unsplit and (self.attack_spec() or self.tape != "off"):
             raise ConfigError("attack and tape need a server: with --unsplit there is none; leave them out")
+
+    def _check_wire(self) -> None:
+        """Refuses a wire format that there is no wire for, or that the exchange cannot carry."""
+        differentiable = formats.parse_format(self.wire).differentiable
+        if self.unsplit and self.wire != "fp32":
+            raise ConfigError(f"wire {self.wire} needs a wire: with --unsplit nothing crosses; leave it out")
+        if self.exchange == "autograd" and not self.unsplit and not differentiable:
+            raise ConfigError(
+                f"wire {self.wire} does not go with exchange autograd, which lets a graph cross: use --exchange fused "
+                "(or local), or --wire bf16"
+            )
 
     def resolved(self) -> RunOptions:
         """These options with the task's defaults filled in, checked against each other."""

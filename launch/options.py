@@ -12,6 +12,7 @@ import click
 
 from launch.config import DEFAULTS, RunOptions
 from launch.written import option_type, read_toml
+from runtime.compression import FORMATS, names
 from runtime.data.registry import SOURCES
 from threats.registry import ATTACKS, DEFENCES, DETECTORS
 
@@ -80,6 +81,14 @@ def threats_help() -> str:
     )
 
 
+def formats_help() -> str:
+    """The wire formats, a line each, for ``--help``."""
+    lines = (f"  {name:24} {entry.summary}" for name, entry in zip(names(), FORMATS.values(), strict=True))
+    return "\n".join(lines)
+
+
 _NAMES = {option.name for option in fields(RunOptions)}
-EPILOG = f"\b\nData sources:\n{sources_help()}\n\n{threats_help()}"
+EPILOG = (
+    f"\b\nData sources:\n{sources_help()}\n\n\b\nWire formats (--wire):\n{formats_help()}\n\n{threats_help()}"
+)
 """What ``--help`` says below the options."""

@@ -15,7 +15,7 @@ import ctypes
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -60,8 +60,15 @@ class ComputingThread:
 
     @staticmethod
     def _run(function: Callable[[Any, Any], Any], seat: Any, message: Any) -> Any:
-        arrived = {f.name: v for f in fields(message) if isinstance(v := getattr(message, f.name), Tensor)}
-        message = replace(message, **{name: tensor.clone() for name, tensor in arrived.items()})
-        for tensor in arrived.values():
-            tensor.zero_()
-        return function(seat, message)
+        return function(seat, _taken(message))
+
+
+def _taken(value: Any) -> Any:
+    """A copy of a message, of the messages in it too; the tensors that arrived are overwritten."""
+    if isinstance(value, Tensor):
+        copy = value.clone()
+        value.zero_()
+        return copy
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    return replace(value, **{field.name: _taken(getattr(value, field.name)) for field in fields(value)})

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.split import SplitModel
+from runtime.compression import Packer
 from runtime.data.client_data import Batch, ClientData, Split
 from runtime.errors import DivergedError, HandoffError
 from runtime.handoff import HandoffSeal, part_digest
@@ -54,6 +55,7 @@ class ClientConfig:
         memory: this client's own folder, which no server names, where it remembers the newest hand-off it has seen
             of each run; None to remember it for the length of the process only.
         on_alarm: what a detector's alarm leads to: "log", or "stop", leave before sending more.
+        wire: the format in which tensors cross, see ``compression``.
         offered_from: lab mode: the round from which an attacker's own images are passed through the bottom.
     """
 
@@ -65,6 +67,7 @@ class ClientConfig:
     accept_rollback: int | None = None
     memory: Path | None = None
     on_alarm: str = "log"
+    wire: str = "fp32"
     offered_from: int = 1
 
 
@@ -104,6 +107,7 @@ class Client:
         self.defence = Defence() if defence is None else defence
         self.detector = Detector() if detector is None else detector
         self.randomness = randomness
+        self.packer = Packer(config.wire, randomness)
         self._output = output
         self._key = key
         self._parts: dict[str, nn.Module] = {"bottom": self.bottom}
@@ -256,6 +260,14 @@ class Client:
         total = loss if isinstance(penalty, float) and penalty == 0.0 else loss + penalty
         return total, shown
 
+    def unpack_output(self, payload: Any) -> Any:
+        """What the server answered with, decoded; `forward` and `evaluate` check the rest.
+
+        Raises:
+            WireError: it is not in the agreed format.
+        """
+        return self.packer.unpack(payload, self._output, "server", "output")
+
     @property
     def is_watching(self) -> bool:
         """Whether this client has a detector."""
@@ -295,7 +307,7 @@ class Client:
     @torch.no_grad()
     def evaluate(
         self,
-        predict: Callable[[str, int, Tensor], Tensor],
+        predict: Callable[[str, int, Tensor], Any],
         round: int,
         seen: Callable[[str, Batch, Tensor, Tensor], None] = lambda phase, batch, smashed, logits: None,
     ) -> dict[str, dict[str, float]]:

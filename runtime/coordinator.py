@@ -18,6 +18,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.futures import Future
 
+from runtime.compression import Payload
 from runtime.course import Course
 from runtime.errors import (
     ERRORS,
@@ -205,17 +206,17 @@ class Coordinator:
         with self._working(seat):
             return self._turns.forward(seat, upload)
 
-    def train(self, seat: Seat, upload: Upload) -> StepReply | Tensor:
+    def train(self, seat: Seat, upload: Upload) -> StepReply | Payload:
         """One explicit step; see `Turns.train`."""
         with self._working(seat):
             return self._turns.train(seat, upload)
 
-    def backward(self, seat: Seat, message: OutputGradient) -> Tensor:
+    def backward(self, seat: Seat, message: OutputGradient) -> Payload:
         """The other half of an explicit step; see `Turns.backward`."""
         with self._working(seat):
             return self._turns.backward(seat, message)
 
-    def predict(self, seat: Seat, upload: Upload) -> Tensor:
+    def predict(self, seat: Seat, upload: Upload) -> Payload:
         """One evaluation batch; see `Turns.predict`."""
         with self._working(seat):
             return self._turns.predict(seat, upload)

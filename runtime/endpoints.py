@@ -33,6 +33,7 @@ from runtime.wire import (
     Hello,
     LossReply,
     OutputGradient,
+    Packed,
     Refusal,
     Release,
     Report,
@@ -165,23 +166,23 @@ def forward(seat: SeatRef, upload: Upload) -> LossReply | Tensor:
 
 
 @_endpoint
-def train(seat: SeatRef, upload: Upload) -> StepReply | Tensor:
+def train(seat: SeatRef, upload: Upload) -> StepReply | Tensor | Packed:
     """One explicit training step, whole where labels are shared; else its forward half."""
-    answer: StepReply | Tensor = _computed(_run().train, seat, upload)
+    answer: StepReply | Tensor | Packed = _computed(_run().train, seat, upload)
     return answer
 
 
 @_endpoint
-def backward(seat: SeatRef, gradient: OutputGradient) -> Tensor:
+def backward(seat: SeatRef, gradient: OutputGradient) -> Tensor | Packed:
     """The other half of an explicit step where labels stay at home; the server has stepped when it answers."""
-    at_cut: Tensor = _computed(_run().backward, seat, gradient)
+    at_cut: Tensor | Packed = _computed(_run().backward, seat, gradient)
     return at_cut
 
 
 @_endpoint
-def predict(seat: SeatRef, upload: Upload) -> Tensor:
+def predict(seat: SeatRef, upload: Upload) -> Tensor | Packed:
     """One evaluation batch through the top."""
-    output: Tensor = _computed(_run().predict, seat, upload)
+    output: Tensor | Packed = _computed(_run().predict, seat, upload)
     return output
 
 

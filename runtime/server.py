@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from runtime.compression import Packer
 from runtime.handoff import part_digest
 from runtime.hooks import Attack, SmashedBatch
 from runtime.optim import step_with
@@ -36,6 +37,7 @@ class Server:
         attack: what this server does beyond the protocol; the base class is the honest server.
         seed: the run's public seed.
         device: where the top computes; tensors cross the wire on the CPU.
+        wire: the format in which they cross, see ``compression``.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Server:
         attack: Attack | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        wire: str = "fp32",
     ) -> None:
         self.top = top
         self.optimizer = optimizer
@@ -55,6 +58,7 @@ class Server:
         self.labels = labels
         self.attack = Attack() if attack is None else attack
         self._randomness = Randomness(PUBLIC, seed)
+        self.packer = Packer(wire, self._randomness)
         self._device = torch.device(device)
         self._pending: tuple[Tensor, Tensor] | None = None
 

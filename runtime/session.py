@@ -154,7 +154,7 @@ def take_turn(member: Member, turn: Turn) -> None:
         else:
             keep = member.keepsakes.evaluated
             scores = client.evaluate(
-                exchange.predict(turn),
+                exchange.predict(client, turn),
                 turn.round,
                 lambda phase, batch, smashed, logits: keep(turn, phase, batch, smashed, logits),
             )

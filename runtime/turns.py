@@ -9,24 +9,28 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from runtime.compression import Payload
 from runtime.errors import DivergedError, WireError
 from runtime.handoff import MAX_BYTES, handoff_digest
 from runtime.hooks import SmashedBatch
 from runtime.journal import Journal
 from runtime.members import Seat
 from runtime.observers import NoRecorder, Recorder, Watcher
+from runtime.randomness import EVALUATION_BATCH
 from runtime.scheduler import Turn, TurnKind
 from runtime.wire import (
     LossReply,
     OutputGradient,
+    Packed,
     Report,
     SealedHandoff,
     StepDone,
     StepReply,
+    TensorSpec,
     Upload,
     check_gradient,
     check_handoff,
@@ -40,7 +44,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Running:
-    """The turn that is being played and what it has come to so far; ``heard`` of its client, about it, is a time."""
+    """The turn that is being played and what it has come to so far; ``heard`` of its client, about it, is a time.
+
+    ``uploaded`` and ``answered`` are of the batch that waits for its step, where they crossed packed; so are the bytes.
+    """
 
     turn: Turn
     started: float
@@ -48,6 +55,14 @@ class Running:
     losses: list[float] = field(default_factory=list)
     batch_images: int = 0
     num_images: int = 0
+    uploaded: Packed | None = None
+    answered: Packed | None = None
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    def place(self, batch: int) -> tuple[int, str, int]:
+        """What a draw for one of the turn's batches is named by."""
+        return self.turn.round, self.turn.client, batch
 
 
 class Turns:
@@ -87,36 +102,56 @@ class Turns:
 
     def forward(self, seat: Seat, upload: Upload) -> LossReply | Tensor:
         """One training batch on the client's own graph; see `Server.forward`."""
-        return self._train(seat, upload, self.journal.server.forward)
+        server = self.journal.server
+        if not server.packer.differentiable:
+            raise WireError(f"{seat.name}: forward: no graph crosses in {server.packer.wire}; refused")
+        answer = self._train(seat, upload, server.forward)
+        # The gradients cross in autograd's own messages, each in the form of what it is the gradient of.
+        if isinstance(answer, LossReply):
+            self._crossed(down=upload.smashed)
+            return answer
+        assert isinstance(answer, Tensor)
+        self._crossed(up=answer, down=upload.smashed)
+        return answer
 
-    def train(self, seat: Seat, upload: Upload) -> StepReply | Tensor:
+    def train(self, seat: Seat, upload: Upload) -> StepReply | Payload:
         """One explicit step, or its forward half where labels stay at home; see `Server.forward_apart`.
 
         Raises:
             DivergedError: the loss is not finite.
         """
         answer = self._train(seat, upload, self.journal.server.forward_apart)
-        if isinstance(answer, Tensor):
+        if not isinstance(answer, LossReply):
             return answer
-        gradient = self._step_apart(seat, StepDone(upload.turn, upload.batch, answer.task_loss), None)
-        return StepReply(answer.loss, answer.task_loss, gradient)
+        done = StepDone(upload.turn, upload.batch, answer.task_loss)
+        return StepReply(
+            answer.loss, answer.task_loss, self._step_apart(seat, self._may_step(seat, done), done, None)
+        )
 
-    def backward(self, seat: Seat, message: OutputGradient) -> Tensor:
+    def backward(self, seat: Seat, message: OutputGradient) -> Payload:
         """The other half of an explicit step: steps the top and answers with the gradient at the cut.
 
         Raises:
             DivergedError: the loss is not finite.
         """
-        output = self.journal.server.pending
+        server, output = self.journal.server, self.journal.server.pending
         if output is None:
             raise WireError(f"{seat.name}: backward: no forward waits for it; refused")
-        check_gradient(message.gradient, output, seat.name)
-        return self._step_apart(seat, StepDone(message.turn, message.batch, message.loss), message.gradient)
+        done = StepDone(message.turn, message.batch, message.loss)
+        running = self._may_step(seat, done)
+        gradient = server.packer.unpack(
+            message.gradient, TensorSpec.like(output), seat.name, "gradient", of=running.answered
+        )
+        check_gradient(gradient, output, seat.name)
+        self._crossed(up=message.gradient)
+        return self._step_apart(seat, running, done, gradient)
 
-    def predict(self, seat: Seat, upload: Upload) -> Tensor:
+    def predict(self, seat: Seat, upload: Upload) -> Payload:
         """One evaluation batch; see `Server.predict`."""
-        running = self._held(seat, upload.turn, TurnKind.EVALUATE)
-        return self.journal.server.predict(self._checked(seat, running.turn, upload))
+        running, server = self._held(seat, upload.turn, TurnKind.EVALUATE), self.journal.server
+        output = server.predict(self._checked(seat, running.turn, upload))
+        place = running.place(EVALUATION_BATCH - upload.batch)
+        return server.packer.pack(output, f"output/{upload.phase}", *place)
 
     def stepped(self, seat: Seat, done: StepDone, gradients: Mapping[Tensor, Tensor]) -> None:
         """Steps the top after a backward.
@@ -181,22 +216,34 @@ class Turns:
 
     def _train(
         self, seat: Seat, upload: Upload, forward: Callable[..., LossReply | Tensor]
-    ) -> LossReply | Tensor:
+    ) -> LossReply | Payload:
         running = self._held(seat, upload.turn, TurnKind.TRAIN)
         batch = self._checked(seat, running.turn, upload)
         if upload.batch != seat.num_stepped:
             raise WireError(f"{seat.name}: batch: expected {seat.num_stepped}, got {upload.batch}; refused")
         seat.uploaded = (running.turn.number, upload.batch)
         running.batch_images = len(batch.smashed)
+        running.uploaded = upload.smashed if isinstance(upload.smashed, Packed) else None
+        running.answered, running.bytes_up, running.bytes_down = None, 0, 0
+        self._crossed(up=upload.smashed)
+        if upload.labels is not None:
+            self._crossed(up=upload.labels)
         answer = forward(batch, seat.hello.class_weights if seat.hello else None)
-        self._measure(batch, answer)
-        return answer
+        if isinstance(answer, LossReply):
+            return answer
+        packer = self.journal.server.packer
+        packed = packer.pack(answer, "output", *running.place(upload.batch))
+        running.answered = packed if isinstance(packed, Packed) else None
+        self._crossed(down=packed)
+        return packed
 
-    def _step_apart(self, seat: Seat, done: StepDone, of_output: Tensor | None) -> Tensor:
-        running = self._may_step(seat, done)
-        at_cut, gradients = self.journal.server.backward(of_output)
+    def _step_apart(self, seat: Seat, running: Running, done: StepDone, of_output: Tensor | None) -> Payload:
+        server = self.journal.server
+        at_cut, gradients = server.backward(of_output)
         self._step(seat, running, done, gradients)
-        return at_cut
+        payload = server.packer.pack(at_cut, "gradient", *running.place(done.batch), of=running.uploaded)
+        self._crossed(down=payload)
+        return payload
 
     def _may_step(self, seat: Seat, done: StepDone) -> Running:
         running = self._held(seat, done.turn, TurnKind.TRAIN)
@@ -222,16 +269,16 @@ class Turns:
     def _checked(self, seat: Seat, turn: Turn, upload: Upload) -> SmashedBatch:
         server = self.journal.server
         training = turn.kind is TurnKind.TRAIN
-        check_upload(upload, seat.name, server.smashed, server.labels if training else None, training)
-        return SmashedBatch(
-            upload.smashed, upload.labels, turn.client, turn.round, upload.batch, upload.phase
-        )
+        smashed = server.packer.unpack(upload.smashed, server.smashed, seat.name, "smashed")
+        decoded = replace(upload, smashed=smashed)
+        check_upload(decoded, seat.name, server.smashed, server.labels if training else None, training)
+        return SmashedBatch(smashed, upload.labels, turn.client, turn.round, upload.batch, upload.phase)
 
-    def _measure(self, batch: SmashedBatch, answer: LossReply | Tensor) -> None:
-        up = down = batch.smashed.nbytes
-        if isinstance(answer, Tensor):  # the top's output goes down and its gradient comes up
-            up, down = up + answer.nbytes, down + answer.nbytes
-        elif batch.labels is not None:
-            up += batch.labels.nbytes
-        totals = self.journal.totals
-        totals.bytes_up, totals.bytes_down = max(totals.bytes_up, up), max(totals.bytes_down, down)
+    def _crossed(self, *, up: Payload | None = None, down: Payload | None = None) -> None:
+        """Counts what crosses in the running step; kept is the largest step."""
+        running, totals = self.running, self.journal.totals
+        assert running is not None
+        running.bytes_up += 0 if up is None else up.nbytes
+        running.bytes_down += 0 if down is None else down.nbytes
+        totals.bytes_up = max(totals.bytes_up, running.bytes_up)
+        totals.bytes_down = max(totals.bytes_down, running.bytes_down)

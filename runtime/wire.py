@@ -96,13 +96,26 @@ class Welcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Packed:
+    """A tensor in a format of ``compression``: ``values``, and ``beside`` them what reads them, scales or places."""
+
+    values: Tensor
+    beside: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both."""
+        return self.values.nbytes + self.beside.nbytes
+
+
+@dataclass(frozen=True, slots=True)
 class Upload:
     """One batch of smashed data on its way up; ``labels`` only where they are shared and in training."""
 
     turn: int
     batch: int
     phase: str
-    smashed: Tensor
+    smashed: Tensor | Packed
     labels: Tensor | None = None
 
 
@@ -120,7 +133,7 @@ class StepReply:
 
     loss: Tensor
     task_loss: float
-    gradient: Tensor
+    gradient: Tensor | Packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +143,7 @@ class OutputGradient:
     turn: int
     batch: int
     loss: float
-    gradient: Tensor
+    gradient: Tensor | Packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +204,7 @@ MESSAGES = (
     Challenge,
     Answer,
     Welcome,
+    Packed,
     Upload,
     LossReply,
     StepDone,
@@ -220,12 +234,29 @@ class TensorSpec:
     max_batch: int
     below: int | None = None
 
+    @classmethod
+    def like(cls, tensor: Tensor) -> TensorSpec:
+        """What ``tensor`` looks like, and its gradient."""
+        return cls(tuple(tensor.shape[1:]), tensor.dtype, len(tensor))
+
     def check(self, tensor: Any, peer: str, field: str) -> Tensor:
         """Returns ``tensor`` if it fits.
 
         Raises:
             WireError: it does not; the message names peer, field, what was expected and what came.
         """
+
+        checked = self.check_form(tensor, peer, field)
+        if self.below is not None and (int(checked.min()) < 0 or int(checked.max()) >= self.below):
+            low, high = int(checked.min()), int(checked.max())
+            raise WireError(
+                f"{peer}: {field}: expected values in 0..{self.below - 1}, got {low}..{high}; refused"
+            )
+        check_finite(checked, peer, field)
+        return checked
+
+    def check_form(self, tensor: Any, peer: str, field: str) -> Tensor:
+        """`check` without a look at the values."""
 
         def refuse(expected: str, got: object) -> WireError:
             return WireError(f"{peer}: {field}: expected {expected}, got {got}; refused")
@@ -241,9 +272,6 @@ class TensorSpec:
             raise refuse(wanted, tuple(tensor.shape))
         if not 1 <= tensor.shape[0] <= self.max_batch:
             raise refuse(wanted, tuple(tensor.shape))
-        if self.below is not None and (int(tensor.min()) < 0 or int(tensor.max()) >= self.below):
-            raise refuse(f"values in 0..{self.below - 1}", f"{int(tensor.min())}..{int(tensor.max())}")
-        check_finite(tensor, peer, field)
         return tensor
 
 
@@ -356,8 +384,8 @@ def check_gradient(gradient: Any, like: Tensor, peer: str) -> Tensor:
     return checked
 
 
-def check_step_reply(reply: Any, smashed: Tensor, peer: str) -> StepReply:
-    """Returns ``reply`` if it holds a loss and a gradient shaped like ``smashed``.
+def check_step_reply(reply: Any, peer: str) -> StepReply:
+    """Returns ``reply`` if it holds a loss; its gradient is looked at when it has been decoded.
 
     Raises:
         WireError: it does not.
@@ -365,7 +393,6 @@ def check_step_reply(reply: Any, smashed: Tensor, peer: str) -> StepReply:
     if not isinstance(reply, StepReply):
         raise WireError(f"{peer}: loss: expected a StepReply, got {type(reply).__name__}; refused")
     check_loss(LossReply(reply.loss, reply.task_loss), peer)
-    check_gradient(reply.gradient, smashed, peer)
     return reply
 
 
@@ -444,7 +471,7 @@ def check_upload(
     """Checks one batch on its way up.
 
     Args:
-        upload: as it came.
+        upload: as it came, its smashed data decoded.
         peer: who sent it.
         smashed: what smashed data must look like.
         labels: what labels must look like; None where there must be none.
@@ -457,13 +484,13 @@ def check_upload(
         raise WireError(f"{peer}: phase: {upload.phase!r:.40} does not fit the turn; refused")
     if type(upload.batch) is not int or upload.batch < 0:
         raise WireError(f"{peer}: batch: expected a number from 0, got {upload.batch!r:.40}; refused")
-    smashed.check(upload.smashed, peer, "smashed")
+    sent = smashed.check(upload.smashed, peer, "smashed")
     if labels is None:
         if upload.labels is not None:
             raise WireError(f"{peer}: labels: they must stay at home here; refused")
         return
     labels.check(upload.labels, peer, "labels")
-    if upload.labels is not None and len(upload.labels) != len(upload.smashed):
+    if upload.labels is not None and len(upload.labels) != len(sent):
         raise WireError(
-            f"{peer}: labels: expected {len(upload.smashed)}, one a smashed image, got {len(upload.labels)}; refused"
+            f"{peer}: labels: expected {len(sent)}, one a smashed image, got {len(upload.labels)}; refused"
         )

@@ -15,6 +15,7 @@ from launch.audit.plan import Point
 from launch.audit.point import Means, options_of
 from launch.config import RunOptions
 from launch.written import to_arguments
+from runtime.compression import parse_format
 from runtime.errors import SutureError
 
 
@@ -33,7 +34,7 @@ def check_with_processes(
     options = replace(
         options,
         attack=None,
-        exchange="autograd",
+        exchange="autograd" if parse_format(options.wire).differentiable else "fused",
         handoff_key=str(folder / "handoff.key"),
         run_dir=str(run_dir),
     )

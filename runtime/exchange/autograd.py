@@ -21,7 +21,7 @@ class AutogradExchange(RpcLine):
 
     def train_step(self, client: Client, turn: Turn, batch: Batch) -> float:
         with dist_autograd.context() as context:
-            total, loss = client.forward(turn, batch, self.top(turn, batch.number))
+            total, loss = client.forward(turn, batch, self.top(client, turn, batch.number))
             transport.backward(context, [total])
             self.call(endpoints.step, StepDone(turn.number, batch.number, loss), context)
             client.step(dist_autograd.get_gradients(context))

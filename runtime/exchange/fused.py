@@ -16,18 +16,19 @@ from torch import Tensor
 
 from runtime import endpoints, transport
 from runtime.client import Client
+from runtime.compression import Payload
 from runtime.data.client_data import Batch
 from runtime.exchange.line import RpcLine
 from runtime.exchange.seam import Exchange
 from runtime.scheduler import Turn
-from runtime.wire import LossReply, OutputGradient, Upload, check_gradient, check_step_reply
+from runtime.wire import LossReply, OutputGradient, TensorSpec, Upload, check_gradient, check_step_reply
 
 
 class FusedStep(Exchange):
     """The explicit step over any line."""
 
     def train_step(self, client: Client, turn: Turn, batch: Batch) -> float:
-        crossing = _Crossing(self, turn, batch.number)
+        crossing = _Crossing(self, client, turn, batch.number)
         total, crossing.loss = client.forward(turn, batch, crossing)
         ours = client.parameters()
         # autograd.grad leaves the parameters of a defence's own nets alone, as a distributed context does.
@@ -47,29 +48,40 @@ class _Crossing:
         loss: the task loss, once the client knows it; the server is told it beside its output's gradient.
     """
 
-    def __init__(self, exchange: Exchange, turn: Turn, batch: int) -> None:
+    def __init__(self, exchange: Exchange, client: Client, turn: Turn, batch: int) -> None:
         self._exchange = exchange
+        self._client, self._packer = client, client.packer
         self._turn, self._batch = turn.number, batch
+        self._place = (turn.round, client.name, batch)
+        self._sent: Payload | None = None
+        self._answer: Payload | None = None
         self._gradient: Tensor | None = None
         self.loss = 0.0
 
     def __call__(self, smashed: Tensor, labels: Tensor | None) -> Any:
         """The server's answer as a node of the client's graph: a `LossReply`, or the top's output."""
-        upload = Upload(self._turn, self._batch, "train", smashed.detach(), labels)
+        self._sent = self._packer.pack(smashed.detach(), "smashed", *self._place)
+        upload = Upload(self._turn, self._batch, "train", self._sent, labels)
         answer = self._exchange.call(endpoints.train, upload)
         if labels is None:
-            return _Node.apply(smashed, _Answer(answer), self) if isinstance(answer, Tensor) else answer
-        reply = check_step_reply(answer, smashed, transport.SERVER)
-        self._gradient = reply.gradient
+            self._answer, output = answer, self._client.unpack_output(answer)
+            return _Node.apply(smashed, _Answer(output), self) if isinstance(output, Tensor) else output
+        reply = check_step_reply(answer, transport.SERVER)
+        self._gradient = self._at_cut(reply.gradient, smashed)
         return LossReply(_Node.apply(smashed, _Answer(reply.loss), self), reply.task_loss)
 
     def backward(self, of_answer: Tensor, like: Tensor) -> Tensor:
         """d loss / d smashed (h_ND, shaped like ``like``) from the gradient of what the server answered."""
         if self._gradient is not None:
             return self._gradient
-        message = OutputGradient(self._turn, self._batch, self.loss, of_answer)
-        answer = self._exchange.call(endpoints.backward, message)
-        return check_gradient(answer, like, transport.SERVER)
+        packed = self._packer.pack(of_answer, "output gradient", *self._place, of=self._answer)
+        message = OutputGradient(self._turn, self._batch, self.loss, packed)
+        return self._at_cut(self._exchange.call(endpoints.backward, message), like)
+
+    def _at_cut(self, payload: Any, like: Tensor) -> Tensor:
+        spec = TensorSpec.like(like)
+        gradient = self._packer.unpack(payload, spec, transport.SERVER, "gradient", of=self._sent)
+        return check_gradient(gradient, like, transport.SERVER)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from runtime import endpoints
 from runtime.client import Client
 from runtime.data.client_data import Batch
 from runtime.errors import SutureError
+from runtime.randomness import EVALUATION_BATCH
 from runtime.scheduler import Turn
 from runtime.wire import Farewell, Hello, Refusal, Release, Report, SealedHandoff, Upload, Welcome
 
@@ -36,20 +37,23 @@ class Exchange(ABC):
     def join(self, hello: Hello, rpc_name: str = "") -> Welcome:
         """Takes a seat and says who sits on it."""
 
-    def top(self, turn: Turn, batch: int) -> Callable[[Tensor, Tensor | None], Any]:
+    def top(self, client: Client, turn: Turn, batch: int) -> Callable[[Tensor, Tensor | None], Any]:
         """The server's top in training mode, as a function of smashed data and labels."""
 
         def forward(smashed: Tensor, labels: Tensor | None) -> Any:
-            return self.call(endpoints.forward, Upload(turn.number, batch, "train", smashed, labels))
+            sent = client.packer.pack(smashed, "smashed", turn.round, client.name, batch)
+            answer = self.call(endpoints.forward, Upload(turn.number, batch, "train", sent, labels))
+            return answer if labels is not None else client.unpack_output(answer)
 
         return forward
 
-    def predict(self, turn: Turn) -> Callable[[str, int, Tensor], Tensor]:
+    def predict(self, client: Client, turn: Turn) -> Callable[[str, int, Tensor], Any]:
         """The server's top in evaluation mode, as a function of phase, batch number and smashed data."""
 
-        def predict(phase: str, batch: int, smashed: Tensor) -> Tensor:
-            output: Tensor = self.call(endpoints.predict, Upload(turn.number, batch, phase, smashed))
-            return output
+        def predict(phase: str, batch: int, smashed: Tensor) -> Any:
+            place = (turn.round, client.name, EVALUATION_BATCH - batch)
+            sent = client.packer.pack(smashed, f"smashed/{phase}", *place)
+            return client.unpack_output(self.call(endpoints.predict, Upload(turn.number, batch, phase, sent)))
 
         return predict
 

@@ -49,6 +49,7 @@ VALUES = {
     "tape": "all",
     "schedule": "shuffled",
     "exchange": "local",
+    "wire": "bf16",
     "clients": 3,
     "unsplit": True,
     "pooled": True,
