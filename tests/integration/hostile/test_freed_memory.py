@@ -94,3 +94,16 @@ def test_what_a_client_sent_is_overwritten_where_rpc_received_it():
     assert seat == "seat" and bool((smashed == 5.0).all()) and bool((labels == 1).all())
     assert thread == same != threading.get_ident()
     assert not arrived.smashed.any() and not arrived.labels.any() and not again.smashed.any()
+
+
+def test_what_arrived_packed_is_overwritten_too():
+    """Oracle: the copy that the computing thread was given, and zeros in what arrived."""
+    import torch
+
+    from runtime.wire import Packed
+
+    arrived = Packed(torch.full((1, 2), 5, dtype=torch.int8), torch.ones(2))
+    upload = Upload(1, 0, "train", arrived, None)
+    seen = ComputingThread().run(lambda seat, message: message.smashed, "seat", upload)
+    assert seen.values.tolist() == [[5, 5]] and seen.beside.tolist() == [1, 1]
+    assert not arrived.values.any() and not arrived.beside.any()
