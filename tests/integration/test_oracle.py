@@ -19,9 +19,6 @@ from launch.ranks import play_locally
 from launch.unsplit import Unsplit
 from runtime.scheduler import parse_schedule
 
-# The world of processes is made once and looked at by all tests here: one worker runs them.
-pytestmark = pytest.mark.xdist_group("oracle")
-
 KEY = bytes(range(32))
 RESNET = {
     "model": "resnet18",
