@@ -6,7 +6,6 @@ the machine does hits all alike.
 
 from __future__ import annotations
 
-import random
 import statistics
 import tempfile
 from contextlib import ExitStack
@@ -16,15 +15,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from launch.bench.rig import Rig, over
+from launch.bench.rig import WARM_UP, Rig, check_steps, over, times_in_turn
 from launch.config import RunOptions
 from launch.ranks import use_threads
-from runtime.errors import ConfigError
 from threats.registry import ATTACKS, DEFENCES, DETECTORS
 
 PLAIN = "undefended, honest"
-LEAST_STEPS = 10
-_WARM_UP = 2
 # What an attack does before the first step is not in a step's time: few images, little pre-training.
 _ATTACKS = {"fsha": "aux_images=64,pretrain=2", "adra": "aux_images=64"}
 
@@ -52,33 +48,22 @@ def measure(options: RunOptions, num_steps: int) -> dict[str, list[float]]:
     Raises:
         ConfigError: fewer steps than a median needs.
     """
-    if num_steps < LEAST_STEPS:
-        raise ConfigError(f"steps must be at least {LEAST_STEPS}, got {num_steps}")
+    check_steps(num_steps)
     batch_size = options.batch_size or 16
     options = replace(
         options,
         clients=1,
-        train_images=(num_steps + _WARM_UP) * batch_size,
+        train_images=(num_steps + WARM_UP) * batch_size,
         validation_images=0,
         test_images=4,
         epochs=1,
     )
-    times: dict[str, list[float]] = {}
     with ExitStack() as stack:
         rigs = {}
         for name, changes in variants().items():
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="suture-bench-"))
             rigs[name] = Rig(replace(options, **changes).resolved(), Path(folder))  # type: ignore[arg-type]
-            times[name] = []
-        order = list(rigs)
-        shuffle = random.Random(0).shuffle
-        for number in range(num_steps + _WARM_UP):
-            shuffle(order)
-            for name in order:
-                seconds = rigs[name].step()
-                if number >= _WARM_UP:
-                    times[name].append(seconds)
-    return times
+        return times_in_turn(rigs, num_steps)
 
 
 def run_command(options: RunOptions, num_steps: int) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from launch.config import RunOptions
 from runtime import endpoints
 from runtime.client import Client
 from runtime.data.client_data import Batch
+from runtime.errors import ConfigError
 from runtime.exchange import LocalExchange
 from runtime.observers import NoRecorder
 from runtime.scheduler import Turn
 from runtime.session import Member, NoKeepsakes, join
 from runtime.transport import unwrap
 
+LEAST_STEPS, WARM_UP = 10, 2
 _KEY = bytes(range(32))  # a rig's images are nobody's
 
 
@@ -32,6 +35,29 @@ def over(defaults: RunOptions, given: RunOptions) -> RunOptions:
         defaults,
         **{name: getattr(given, name) for name in names if getattr(given, name) != getattr(plain, name)},
     )
+
+
+def check_steps(num_steps: int) -> None:
+    """Refuses fewer steps than a median needs.
+
+    Raises:
+        ConfigError: names the bound.
+    """
+    if num_steps < LEAST_STEPS:
+        raise ConfigError(f"steps must be at least {LEAST_STEPS}, got {num_steps}")
+
+
+def times_in_turn(rigs: Mapping[str, Rig], num_steps: int) -> dict[str, list[float]]:
+    """Seconds of each step by name, after `WARM_UP`: single steps in turn, in a new order each time."""
+    times: dict[str, list[float]] = {name: [] for name in rigs}
+    order, shuffle = list(rigs), random.Random(0).shuffle
+    for number in range(num_steps + WARM_UP):
+        shuffle(order)
+        for name in order:
+            seconds = rigs[name].step()
+            if number >= WARM_UP:
+                times[name].append(seconds)
+    return times
 
 
 class Rig:
@@ -61,6 +87,12 @@ class Rig:
         join(member, options.agreement(num_classes), self.client.name)
         self.turn: Turn = unwrap(self._exchange.next_turn().wait())
         self._batches = self._endless()
+
+    @property
+    def bytes_per_step(self) -> tuple[int, int]:
+        """Bytes up and down of the largest step so far."""
+        totals = self._coordinator.journal.totals
+        return totals.bytes_up, totals.bytes_down
 
     def _endless(self) -> Iterator[Batch]:
         """The turn's batches again and again, numbered as if the turn went on."""
