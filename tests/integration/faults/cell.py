@@ -28,6 +28,7 @@ OPTIONS = {
     "test_images": 2,
     "batch_size": 3,
     "epochs": NUM_ROUNDS,
+    "exchange": "fused",
     "threads": 1,
 }
 TOKEN = "token-" + "22" * 32
@@ -202,7 +203,7 @@ class Play:
         events = self._events.all()
         found = self._went_on(events)
         if found is None:
-            raise Failed("training did not go on")
+            raise Failed("a fault did not strike, or training did not go on after it")
         fault = self.case.faults[-1]
         returned = _event(events, "restored", fault) if fault.who == "server" else None
         struck = returned or _event(events, "struck", fault)
