@@ -28,6 +28,9 @@ from threats.client_view import ClientView
 from threats.registry import ATTACKS, DEFENCES, DETECTORS, build_detector
 from threats.spec import Spec
 
+SUTURE_VERSION = version("suture")
+"""Read now: a sandbox may shut off the package's own description later."""
+
 DEFAULT_CLIENTS = 4
 """How many clients `suture train` starts; under torchrun its ranks decide."""
 
@@ -338,7 +341,7 @@ class RunOptions:
         shared["data"] = split_spec(self.data)[0].name
         if self.weights is not None:
             shared["weights"] = hashlib.sha256(Path(self.weights).read_bytes()).hexdigest()
-        versions = {"protocol": str(PROTOCOL), "torch": torch.__version__, "suture": version("suture")}
+        versions = {"protocol": str(PROTOCOL), "torch": torch.__version__, "suture": SUTURE_VERSION}
         return shared | {"classes": str(num_classes)} | versions
 
     def site_agreement(self, classes: Sequence[str]) -> dict[str, str]:
