@@ -19,7 +19,7 @@ demo: $(INSTALLED)            ## one server and four clients train a split ResNe
 	$(BIN)/torchrun --nproc_per_node=5 launch/run.py
 
 test: $(INSTALLED)            ## all tests but the slow ones, on as many cores as there are (at most four)
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup -m 'not slow'
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup -m 'not slow' --durations=20
 
 faults: $(INSTALLED)          ## kill, freeze and cut off every member at every moment; prints the table
 	$(BIN)/python -m pytest tests/integration/faults

@@ -32,14 +32,14 @@ SIZES, SECRET = (100, 1000, 3000, 10000, 30000, 100000, 1000000), 7.25
 if rank == 0:
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))
     begun = time.monotonic()
-    while time.monotonic() - begun < 9:
+    while time.monotonic() - begun < 6:
         batch = torch.full((8, 3, 32, 32), SECRET, requires_grad=True)
         (net(batch).sum() + SECRET * batch.sum()).backward()
         images = [torch.full((size,), SECRET) for size in SIZES for _ in range(4)]
         del images, batch
 else:
     found, begun = 0, time.monotonic()
-    while time.monotonic() - begun < 6 and not found:
+    while time.monotonic() - begun < 4 and not found:
         for size in SIZES:
             asked = [rpc.rpc_async("victim", torch.empty, args=([size],)) for _ in range(24)]
             found += sum(int((one.wait() == SECRET).sum()) for one in asked)
