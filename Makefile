@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test faults hostile check format bench clean help
+.PHONY: demo test sites faults hostile check format bench clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -20,6 +20,10 @@ demo: $(INSTALLED)            ## one server and four clients train a split ResNe
 
 test: $(INSTALLED)            ## all tests but the slow ones, on as many cores as there are (at most four)
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup -m 'not slow' --durations=20
+
+sites: $(INSTALLED)           ## sites that come, die and return, on several networks; torchrun on two nodes (network tests as root)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup \
+		tests/integration/test_sites.py tests/integration/test_far_sites.py tests/integration/test_cluster.py
 
 faults: $(INSTALLED)          ## kill, freeze and cut off every member at every moment; prints the table
 	$(BIN)/python -m pytest tests/integration/faults

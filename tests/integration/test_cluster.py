@@ -17,6 +17,9 @@ import psutil
 import pytest
 from conftest import ROOT, TINY, suture
 
+# Minutes of starting processes: `make sites` runs them.
+pytestmark = pytest.mark.slow
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 

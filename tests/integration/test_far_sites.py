@@ -13,6 +13,9 @@ import pytest
 from conftest import suture
 from sites import TURNS, Sites
 
+# Minutes of starting processes: `make sites` runs them.
+pytestmark = pytest.mark.slow
+
 SERVER = "suture_hub"
 WARDS = ("ward_a", "ward_b", "ward_c")
 

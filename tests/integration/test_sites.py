@@ -12,6 +12,9 @@ from sites import TURNS, Sites
 
 from runtime.errors import ConfigError
 
+# Minutes of starting processes: `make sites` runs them.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def sites(tmp_path):
