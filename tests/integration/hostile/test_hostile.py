@@ -25,6 +25,9 @@ from launch.config import RunOptions
 from launch.ranks import play_locally
 from runtime import sandbox
 
+# `make hostile` runs it.
+pytestmark = pytest.mark.slow
+
 CONTAINED = {"pure operator"}
 """Run and come to nothing; every other attack must be refused."""
 
