@@ -19,10 +19,10 @@ demo: $(INSTALLED)            ## one server and four clients train a split ResNe
 	$(BIN)/torchrun --nproc_per_node=5 launch/run.py
 
 test: $(INSTALLED)            ## all tests but the slow ones, on as many cores as there are (at most four)
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup -m 'not slow' --durations=20
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m 'not slow' --durations=20
 
 sites: $(INSTALLED)           ## sites that come, die and return, on several networks; torchrun on two nodes (network tests as root)
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup \
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile \
 		tests/integration/test_sites.py tests/integration/test_far_sites.py tests/integration/test_cluster.py
 
 faults: $(INSTALLED)          ## kill, freeze and cut off every member at every moment; prints the table

@@ -38,14 +38,6 @@ def suture(*arguments: str, timeout: float = 120, **environment: str) -> Ended:
     return Ended(process.returncode, process.stdout, process.stderr)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """A file here stays with one worker: its processes are started once, and not beside each other."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 class Ranks:
     """Ranks of launch/run.py started one by one, without torchrun, so that each can be told something else."""
 
