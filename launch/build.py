@@ -242,7 +242,14 @@ def build_coordinator(
     journal = Journal(run, run_dir, server, ledger, checkpoints, MAIN_METRICS[task])
     if members is None:
         members = Members(required(options.clients), options.agreement(num_classes))
-    config = RunConfig(run=run, run_dir=run_dir, lease=options.lease, release_top=options.release_top)
+    config = RunConfig(
+        run=run,
+        run_dir=run_dir,
+        lease=options.lease,
+        release_top=options.release_top,
+        seed=options.seed,
+        race=options.race,
+    )
     return Coordinator(journal, members, config, watcher)
 
 

@@ -22,7 +22,7 @@ from runtime.errors import ConfigError
 from runtime.exchange import EXCHANGES
 from runtime.hooks import Attack, Defence, Detector
 from runtime.optim import OptimizerConfig
-from runtime.scheduler import parse_schedule
+from runtime.scheduler import Together, parse_schedule
 from threats.auxiliary import SAME_SOURCE
 from threats.client_view import ClientView
 from threats.registry import ATTACKS, DEFENCES, DETECTORS, build_detector
@@ -83,8 +83,8 @@ def _option(default: Any, help: str, **metadata: Any) -> Any:
 class RunOptions:
     """All options of one run. None means: the task's default.
 
-    Each field's help text is what ``--help`` prints; ``agree`` marks those that every rank must share, ``free``
-    those that may change when a run is resumed.
+    Each field's help text is what ``--help`` prints; ``flag`` is its name there where a field cannot be called so;
+    ``agree`` marks those that every rank must share, ``free`` those that may change when a run is resumed.
 
     Raises:
         ConfigError: a value that cannot work; names value, bound and remedy.
@@ -146,7 +146,16 @@ class RunOptions:
         "record what crosses the wire under RUN/tape, for 'suture attack'",
         choices=("off", "last-round", "all"),
     )
-    schedule: str = _option("round-robin", "order of turns: round-robin, shuffled or replay:TURNS.JSONL")
+    schedule: str = _option(
+        "round-robin",
+        "who trains when: in turns (round-robin, shuffled), or all at once (parallel: one top takes their batches one "
+        "by one; splitfed: a top each, averaged; concat: their batches joined to one step), or replay:TURNS.JSONL",
+    )
+    race: bool = _option(
+        False,
+        "with parallel: take batches in the order of arrival, not in a drawn one; no two runs are alike",
+        flag="async",
+    )
     exchange: str = _option("fused", "how a step crosses the wire", choices=tuple(EXCHANGES))
     wire: str = _option(
         "fp32",
@@ -223,6 +232,7 @@ class RunOptions:
                 "sandbox on does not go with attack: the judge reads the clients' images; use --sandbox auto or off"
             )
         self._check_wire()
+        self._check_schedule()
         if self.unsplit and (self.attack_spec() or self.tape != "off"):
             raise ConfigError("attack and tape need a server: with --unsplit there is none; leave them out")
 
@@ -235,6 +245,23 @@ class RunOptions:
             raise ConfigError(
                 f"wire {self.wire} does not go with exchange autograd, which lets a graph cross: use --exchange fused "
                 "(or local), or --wire bf16"
+            )
+
+    def _check_schedule(self) -> None:
+        """Refuses a schedule that the exchange cannot carry, or an order that there is none of."""
+        together = parse_schedule(self.schedule, self.seed).together
+        if together is not None and self.unsplit:
+            raise ConfigError(
+                f"schedule {self.schedule} needs a server: with --unsplit there is none; use --schedule round-robin"
+            )
+        if together is not None and self.exchange == "autograd":
+            raise ConfigError(
+                f"schedule {self.schedule} does not go with exchange autograd, whose server may have one graph open at "
+                "a time: use --exchange fused (or local)"
+            )
+        if self.race and together is not Together.PARALLEL:
+            raise ConfigError(
+                f"async is for --schedule parallel, where one top takes all clients' batches, got {self.schedule}"
             )
 
     def resolved(self) -> RunOptions:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from launch.config import DEFAULTS, RunOptions
-from launch.written import option_type, read_toml
+from launch.written import flag, option_type, read_toml
 from runtime.compression import FORMATS, names
 from runtime.data.registry import SOURCES
 from threats.registry import ATTACKS, DEFENCES, DETECTORS
@@ -27,11 +27,12 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     wrapped: Callable[..., Any] = with_options
     for option in reversed(fields(RunOptions)):
-        name = "--" + option.name.replace("_", "-")
+        name = "--" + flag(option)
         help_text, kind = option.metadata["help"], option_type(option)
         shown = _shown_default(option.name, option.default)
         if kind is bool:
-            wrapped = click.option(f"{name}/--no-{name[2:]}", default=None, help=help_text + shown)(wrapped)
+            flags = (option.name, f"{name}/--no-{name[2:]}")
+            wrapped = click.option(*flags, default=None, help=help_text + shown)(wrapped)
         else:
             metavar = None if kind is not str else "TEXT"
             choices = option.metadata.get("choices")

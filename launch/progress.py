@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -31,7 +31,14 @@ _COLUMNS = {
     "segmentation": {"dice": "Dice", "jaccard": "Jaccard", "pixel_accuracy": "pixel accuracy"},
 }
 _HEADLINES = {"accuracy": "accuracy", "auroc": "AUROC", "dice": "Dice", "jaccard": "Jaccard"}
-_STYLES = {"trains": "bold cyan", "evaluates": "bold cyan", "lost": "bold red", "rolled back": "yellow"}
+_DOES = {"train": "trains", "average": "averages", "evaluate": "evaluates"}
+_STYLES = {
+    "trains": "bold cyan",
+    "averages": "bold cyan",
+    "evaluates": "bold cyan",
+    "lost": "bold red",
+    "rolled back": "yellow",
+}
 
 
 @dataclass
@@ -42,6 +49,7 @@ class _Row:
     train_loss: float | None = None
     scores: str = _NOTHING
     has_test_scores: bool = False
+    losses: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -103,15 +111,20 @@ class Progress:
             self._live.start()
 
     def turn_started(self, round: int, turn: int, client: str, kind: str, num_batches: int | None) -> None:
-        """``client`` has the turn; ``kind`` is "train" or "evaluate", ``num_batches`` None when not known."""
+        """``client`` has the turn, or several with "+" between their names.
+
+        ``kind`` is "train", "average" or "evaluate", ``num_batches`` None when not known.
+        """
         if self._turn is not None and round != self._turn.round:
             self._turns_done_in_round = 0
         self._turn = _CurrentTurn(round, turn, client, kind, num_batches, started=self._clock())
-        self._row(client).state = "trains" if kind == "train" else "evaluates"
+        for name in client.split("+"):
+            row = self._row(name)
+            row.state, row.losses = _DOES[kind], []
         self._refresh()
 
-    def batch_done(self, loss: float, num_images: int) -> None:
-        """One batch of the current turn was trained (or evaluated) with this loss."""
+    def batch_done(self, client: str, loss: float, num_images: int) -> None:
+        """One batch of the current turn was trained by ``client`` with this loss."""
         turn = self._turn
         if turn is None:
             return
@@ -119,8 +132,9 @@ class Progress:
         turn.images_done += num_images
         turn.loss_sum += loss
         turn.last_loss = loss
-        if turn.kind == "train":
-            self._row(turn.client).train_loss = loss
+        row = self._row(client)
+        row.losses.append(loss)
+        row.train_loss = loss
         if self._clock() - self._last_refresh >= _SECONDS_BETWEEN_REFRESHES:
             self._refresh()
 
@@ -129,22 +143,24 @@ class Progress:
         turn = self._turn
         if turn is None:
             return
-        row = self._row(turn.client)
-        row.state = "waits"
         turn.is_over = True
+        rows = [self._row(name) for name in turn.client.split("+")]
+        for row in rows:
+            row.state = "waits"
+            if row.losses:
+                row.train_loss = sum(row.losses) / len(row.losses)
+            row.losses = []
         if turn.kind == "train":
-            self._turns_done += 1
-            self._turns_done_in_round += 1
-            if turn.batches_done:
-                row.train_loss = turn.loss_sum / turn.batches_done
+            self._turns_done += len(rows)
+            self._turns_done_in_round += len(rows)
             if not self.is_live:
-                log.info("%s", self._line(turn, row))
+                log.info("%s", self._line(turn))
         self._refresh()
 
     def client_state(self, client: str, state: str) -> None:
         """Anything else that a client does, in a word or two: "lost", "rolled back", "waits", "finished"."""
         self._row(client).state = state
-        if self._turn is not None and self._turn.client == client:
+        if self._turn is not None and client in self._turn.client.split("+"):
             self._turn.is_over = True
         self._refresh()
 
@@ -182,7 +198,7 @@ class Progress:
             return None
         part = 0.0
         if turn.kind == "train" and not turn.is_over and turn.num_batches:
-            part = min(1.0, turn.batches_done / turn.num_batches)
+            part = min(1.0, turn.batches_done / turn.num_batches) * len(turn.client.split("+"))
         done = self._turns_done + part
         if done == 0:
             return None
@@ -198,11 +214,11 @@ class Progress:
             self._last_refresh = self._clock()
             self._live.refresh()
 
-    def _line(self, turn: _CurrentTurn, row: _Row) -> str:
+    def _line(self, turn: _CurrentTurn) -> str:
         seconds = max(self._clock() - turn.started, 1e-9)
-        loss = _NOTHING if row.train_loss is None else f"{row.train_loss:.4f}"
+        loss = f"{turn.loss_sum / turn.batches_done:.4f}" if turn.batches_done else _NOTHING
         return (
-            f"round {turn.round} of {self._num_rounds}, turn {turn.turn}: {turn.client} trained "
+            f"round {turn.round} of {self._num_rounds}, turn {turn.turn}: {_shown(turn.client)} trained "
             f"{turn.batches_done} batches, loss {loss}, {turn.images_done / seconds:.0f} images/s"
             f", {_duration(self.seconds_left())} left"
         )
@@ -234,10 +250,10 @@ class Progress:
         total = turn.batches_done if turn.is_over else turn.num_batches
         seconds = max(self._clock() - turn.started, 1e-9)
         loss = _NOTHING if turn.last_loss is None else f"{turn.last_loss:.4f}"
-        verb = "" if turn.is_over else "trains" if turn.kind == "train" else "evaluates"
+        verb = "" if turn.is_over else _DOES[turn.kind]
         place = (
             Text(f"round {turn.round} of {self._num_rounds}", style="bold"),
-            Text(f"{turn.client} {verb}".rstrip(), style="bold cyan"),
+            Text(f"{_shown(turn.client)} {verb}".rstrip(), style="bold cyan"),
         )
         if turn.kind != "train":
             grid.add_row(*place)
@@ -276,6 +292,12 @@ def final_table(summary: Mapping[str, Any]) -> Table:
 def print_final_table(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """Print ``final_table`` on stdout (or on ``console``)."""
     (console or Console()).print(final_table(summary))
+
+
+def _shown(clients: str) -> str:
+    """Who has the turn, short enough for a line."""
+    names = clients.split("+")
+    return clients.replace("+", ", ") if len(names) <= 3 else f"{len(names)} clients"
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -172,7 +172,7 @@ def _train(trainer: Unsplit, options: RunOptions, progress: Progress, tracker: T
     seconds = 0.0
     scores: dict[str, dict[str, dict[str, float]]] = {}
     for round in range(1, required(options.epochs) + 1):
-        for client in scheduler.order(round, trained):
+        for (client,) in scheduler.order(round, trained):
             turn, started, losses = turn + 1, time.monotonic(), []
             num_batches = trainer.data[client].num_train_batches(required(options.batch_size))
             progress.turn_started(round, turn, client, "train", num_batches)
@@ -181,7 +181,7 @@ def _train(trainer: Unsplit, options: RunOptions, progress: Progress, tracker: T
                 losses.append(loss)
                 num_images += len(batch.inputs)
                 tracker.train_step(step, round, turn, client, loss)
-                progress.batch_done(loss, len(batch.inputs))
+                progress.batch_done(client, loss, len(batch.inputs))
             seconds += time.monotonic() - started
             trainer.losses[client] = sum(losses) / len(losses)
             progress.turn_done()

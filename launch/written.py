@@ -55,6 +55,11 @@ def option_type(option: dataclasses.Field[Any]) -> type:
     return {"str": str, "int": int, "float": float, "bool": bool}[str(option.type).split(" |")[0]]
 
 
+def flag(option: dataclasses.Field[Any]) -> str:
+    """An option's name on the command line, without the dashes."""
+    return str(option.metadata.get("flag", option.name.replace("_", "-")))
+
+
 def to_toml(options: RunOptions, note: str) -> str:
     """A file that ``--config`` takes; options that are None, and the run's own place, are left out."""
     lines = [f"# {line}" for line in note.splitlines()]
@@ -77,11 +82,11 @@ def to_arguments(options: RunOptions) -> list[str]:
     """The command line that gives ``options``."""
     arguments = []
     for option in fields(options):
-        value, flag = getattr(options, option.name), option.name.replace("_", "-")
+        value, name = getattr(options, option.name), flag(option)
         if value is None or value == option.default:
             continue
         if option_type(option) is bool:
-            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+            arguments.append(f"--{name}" if value else f"--no-{name}")
         else:
-            arguments += [f"--{flag}", str(value)]
+            arguments += [f"--{name}", str(value)]
     return arguments

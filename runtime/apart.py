@@ -14,7 +14,7 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -56,7 +56,11 @@ class ComputingThread:
 
     def run(self, function: Callable[[Any, Any], Any], seat: Any, message: Any) -> Any:
         """``function(seat, message)`` on a copy of ``message``; what arrived is overwritten at once."""
-        return self._thread.submit(self._run, function, seat, message).result()
+        return self.start(function, seat, message).result()
+
+    def start(self, function: Callable[[Any, Any], Any], seat: Any, message: Any) -> Future[Any]:
+        """`run`, without waiting for it."""
+        return self._thread.submit(self._run, function, seat, message)
 
     @staticmethod
     def _run(function: Callable[[Any, Any], Any], seat: Any, message: Any) -> Any:

@@ -5,8 +5,9 @@ Shape legend: N batch; C, H, W image; D dimensions at the cut (h_ND).
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.split import SplitModel
+from runtime.averaging import Mean
 from runtime.compression import Packer
 from runtime.data.client_data import Batch, ClientData, Split
 from runtime.errors import DivergedError, HandoffError
@@ -25,7 +27,7 @@ from runtime.optim import OptimizerConfig, step_with
 from runtime.randomness import EVALUATION_BATCH, Randomness
 from runtime.scheduler import Turn
 from runtime.turn_memory import TurnMemory
-from runtime.wire import QUERY, Hello, Release, SealedHandoff, TensorSpec, check_loss, check_weights
+from runtime.wire import QUERY, Hello, Release, SealedHandoff, Share, TensorSpec, check_loss, check_weights
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +122,8 @@ class Client:
         self._learns = True
         self._seal: HandoffSeal | None = None
         self._newest: SealedHandoff | None = None
+        self._before: dict[str, Any] | None = None
+        self._on_its_own = False
 
     @property
     def name(self) -> str:
@@ -151,10 +155,24 @@ class Client:
 
     def holds(self, turn: int) -> bool:
         """Whether this client's parts are those that ``turn`` left (turn 0: the initial ones)."""
+        return not self._on_its_own and self.knows(turn)
+
+    def knows(self, turn: int) -> bool:
+        """Whether the newest hand-off that this client has seen is ``turn``'s."""
         return turn == (0 if self._newest is None else self._newest.turn)
 
+    def begin(self, turn: Turn) -> None:
+        """Remembers, where others train in the same turn, what `undo` goes back to if one of them fails."""
+        self._before = copy.deepcopy(self._state()) if turn.together else None
+
+    def undo(self) -> None:
+        """The turn never happened: takes up again what `begin` remembered."""
+        if self._before is not None:
+            self._take_up(self._before)
+        self._before, self._on_its_own = None, False
+
     def seal(self, turn: Turn) -> SealedHandoff:
-        """Seals the parts and their optimizer after ``turn``.
+        """Seals the parts and their optimizer after ``turn``; as a share of a mean where others train in it too.
 
         Raises:
             DivergedError: a weight is not finite; names client and round.
@@ -162,11 +180,36 @@ class Client:
         assert self._seal is not None
         weights = (tensor for part in self._parts.values() for tensor in part.state_dict().values())
         check_weights(weights, self.name, f"round {turn.round}")
+        if not turn.together:
+            return self._seal.seal(self._state(), turn.number, self._newest)
+        share = {"state": self._state(), "num_images": self.num_trained}
+        return self._seal.seal(share, turn.number, self._newest, sharer=self.name)
+
+    def average(self, turn: Turn, shares: Iterable[Share]) -> SealedHandoff:
+        """Takes up the mean of what the clients of the last turn sealed, weighted by images, and seals it.
+
+        Raises:
+            HandoffError: a share does not open, comes twice, or there is none.
+        """
+        assert self._seal is not None
+        mean, sharers = Mean(), set[str]()
+        for share in shares:
+            if share.client in sharers:
+                raise HandoffError(f"the server offered the share of {share.client} twice")
+            sharers.add(share.client)
+            opened = self._seal.open_share(share, turn.number - 1, self._newest)
+            mean.add(opened["state"], opened["num_images"])
+        if not sharers:
+            raise HandoffError(f"{self.name}: the server promised clients' shares and sent none")
+        self._take_up(mean.value())
         return self._seal.seal(self._state(), turn.number, self._newest)
 
-    def committed(self, handoff: SealedHandoff) -> None:
-        """The server has made the turn count: from now on nothing older is accepted."""
+    def committed(self, handoff: SealedHandoff, together: bool = False) -> None:
+        """The server has taken it: from now on nothing older is accepted; a share is on nobody's way yet."""
         assert self._seal is not None
+        self._on_its_own = together
+        if together:
+            return
         self._newest = handoff
         self._seal.saw(handoff)
         self._memory.keep(self._seal.newest, self._seal.digest)
@@ -180,13 +223,15 @@ class Client:
         assert self._seal is not None
         if handoff is None:
             raise HandoffError(f"{self.name}: the server promised a hand-off and sent none")
-        state = self._seal.open(handoff)
+        self._take_up(self._seal.open(handoff))
+        self._newest, self._on_its_own = handoff, False
+        self._memory.keep(self._seal.newest, self._seal.digest)
+
+    def _take_up(self, state: Mapping[str, Any]) -> None:
         for name, part in self._parts.items():
             part.load_state_dict(state["parts"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.defence.load_state_dict(state["defence"])
-        self._newest = handoff
-        self._memory.keep(self._seal.newest, self._seal.digest)
 
     def peek(self, handoff: SealedHandoff) -> dict[str, dict[str, Tensor]]:
         """The parts' state dicts in ``handoff``, without taking them up (the best round's, at the end)."""
@@ -205,6 +250,12 @@ class Client:
     def digests(self) -> dict[str, str]:
         """SHA-256 (hex) of each part's state."""
         return {name: part_digest(part.state_dict()) for name, part in self._parts.items()}
+
+    @property
+    def num_trained(self) -> int:
+        """Images of one turn, which its share of a mean counts for; a single last one sits out."""
+        size = self.config.batch_size
+        return min(len(self.data.share.train), size * self.data.num_train_batches(size))
 
     # One turn ------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torch.futures import Future
@@ -41,8 +42,8 @@ from runtime.wire import (
     Release,
     Report,
     SealedHandoff,
+    Share,
     StepDone,
-    StepReply,
     Upload,
     Welcome,
     check_farewell,
@@ -61,12 +62,16 @@ class RunConfig:
         run_dir: RUN, chosen by the server.
         lease: seconds after which a silent member is lost.
         release_top: whether clients that finish are handed the trained top.
+        seed: the run's public seed.
+        race: whether batches of clients that train at once are taken in the order of arrival.
     """
 
     run: str
     run_dir: Path
     lease: float
     release_top: bool = True
+    seed: int = 0
+    race: bool = False
 
 
 class Coordinator:
@@ -86,7 +91,7 @@ class Coordinator:
         self.members = members
         self.config = config
         self._watcher: Watcher = NoWatcher() if watcher is None else watcher
-        self._course = Course(journal, members, config.lease, self._watcher)
+        self._course = Course(journal, members, config.lease, self._watcher, config.seed, config.race)
         self._turns = self._course.turns
         self._lock = threading.RLock()
 
@@ -171,6 +176,7 @@ class Coordinator:
         with self._lock:
             self.members.heard(seat)
             answer: Future[Turn | Refusal] = Future()
+            seat.undone = ""
             seat.waiting, seat.waiting_since = answer, time.monotonic()
             self._course.go_on()
             return answer
@@ -201,20 +207,26 @@ class Coordinator:
             self.members.heard(seat)
             return self._turns.newest_handoff(seat)
 
+    def share(self, seat: Seat, index: int) -> Share | None:
+        """What one of the clients that trained at once sealed; see `Turns.share`."""
+        with self._lock:
+            self.members.heard(seat)
+            return self._turns.share(seat, index)
+
     def forward(self, seat: Seat, upload: Upload) -> LossReply | Tensor:
         """One training batch; see `Turns.forward`."""
         with self._working(seat):
             return self._turns.forward(seat, upload)
 
-    def train(self, seat: Seat, upload: Upload) -> StepReply | Payload:
+    def train(self, seat: Seat, upload: Upload, answer: Future[Any]) -> None:
         """One explicit step; see `Turns.train`."""
         with self._working(seat):
-            return self._turns.train(seat, upload)
+            self._turns.train(seat, upload, answer)
 
-    def backward(self, seat: Seat, message: OutputGradient) -> Payload:
+    def backward(self, seat: Seat, message: OutputGradient, answer: Future[Any]) -> None:
         """The other half of an explicit step; see `Turns.backward`."""
         with self._working(seat):
-            return self._turns.backward(seat, message)
+            self._turns.backward(seat, message, answer)
 
     def predict(self, seat: Seat, upload: Upload) -> Payload:
         """One evaluation batch; see `Turns.predict`."""
@@ -227,11 +239,11 @@ class Coordinator:
             self._turns.stepped(seat, done, gradients)
 
     def commit(self, seat: Seat, handoff: SealedHandoff) -> None:
-        """Makes a training turn count: when this returns the hand-off and everything else is on the disk."""
+        """Ends a client's turn: when this returns and no other trains in the same turn, it is on the disk."""
         with self._working(seat):
-            self._turns.commit(seat, handoff)
-            self._course.save()
-            self._course.go_on()
+            if self._turns.commit(seat, handoff):
+                self._course.save()
+                self._course.go_on()
 
     def report(self, seat: Seat, report: Report) -> None:
         """Makes an evaluation turn count."""
@@ -273,6 +285,6 @@ class Coordinator:
                 for other in self.members:
                     other.last_seen += took
                     other.waiting_since += took
-                if self._turns.running is not None:
-                    self._turns.running.heard += took
+                for running in self._turns.running.values():
+                    running.heard += took
                 seat.last_seen = time.monotonic()

@@ -29,12 +29,22 @@ class Course:
         members: who is in.
         lease: seconds after which a silent member is lost.
         watcher: is told the progress.
+        seed: the run's public seed.
+        race: see `Turns`.
     """
 
-    def __init__(self, journal: Journal, members: Members, lease: float, watcher: Watcher) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        members: Members,
+        lease: float,
+        watcher: Watcher,
+        seed: int = 0,
+        race: bool = False,
+    ) -> None:
         self.journal = journal
         self.members = members
-        self.turns = Turns(journal, watcher)
+        self.turns = Turns(journal, watcher, seed, race)
         self.recorder: Recorder = NoRecorder()
         self.error: SutureError | None = None
         self.ended = threading.Event()
@@ -53,9 +63,9 @@ class Course:
         if self.error is not None:
             name = type(self.error).__name__
             self._answer_all(Turn(TurnKind.END, reason=str(self.error), error=name))
-        elif self.turns.running is None and self._may_begin():
-            turn = ledger.next_turn(self.members.lost)
-            while turn is None:
+        elif not self.turns.running and self._may_begin():
+            turns = ledger.next_turns(self.members.present())
+            while not turns:
                 # Evaluation changes no weights, so a round's evaluations are checkpointed together, at its end.
                 if self.journal.closes_round():
                     self.save()
@@ -66,12 +76,11 @@ class Course:
                 except ConfigError as error:
                     self.stop(error)
                     return
-                turn = ledger.next_turn(self.members.lost)
-            if turn is not None:
-                seat = self.members.get(turn.client)
-                if seat is not None and seat.waiting is not None:
-                    self.turns.grant(seat, turn)
-            elif ledger.finished:
+                turns = ledger.next_turns(self.members.present())
+            seats = [seat for turn in turns if (seat := self.members.get(turn.client)) is not None]
+            if turns and len(seats) == len(turns) and all(seat.waiting is not None for seat in seats):
+                self.turns.grant(seats, turns)
+            elif not turns and ledger.finished:
                 self._answer_all(Turn(TurnKind.END, round=ledger.round, handoff=ledger.handoff))
 
     def _may_begin(self) -> bool:

@@ -23,7 +23,7 @@ from runtime import lockdown
 from runtime.apart import ComputingThread
 from runtime.coordinator import Coordinator
 from runtime.entry import Door
-from runtime.errors import SutureError, WireError
+from runtime.errors import StoppedError, SutureError, WireError
 from runtime.members import Seat
 from runtime.scheduler import Turn
 from runtime.wire import (
@@ -38,6 +38,7 @@ from runtime.wire import (
     Release,
     Report,
     SealedHandoff,
+    Share,
     StepDone,
     StepReply,
     Upload,
@@ -127,6 +128,39 @@ def _computed(method: Callable[[Seat, Any], Any], caller: SeatRef, message: Any)
     return _COMPUTING.run(method, seat, message) if isinstance(caller, str) else method(seat, message)
 
 
+def _eventually(
+    method: Callable[[Coordinator, Seat, Any, Future[Any]], None], caller: SeatRef, message: Any
+) -> Future[Any]:
+    """`_computed` without holding a thread of RPC's: the future's value is the answer, a `Refusal` included."""
+    answer: Future[Any] = Future()
+
+    def compute(seat: Seat, taken: Any) -> None:
+        try:
+            method(_run(), seat, taken, answer)
+        except SutureError as error:
+            answer.set_result(_refusal(method.__name__, caller, error))
+        except Exception as error:  # a defect; its traceback is nobody else's
+            if isinstance(caller, Seat):
+                raise
+            log.exception("%s failed", method.__name__)
+            if not answer.done():
+                why = StoppedError(
+                    f"{method.__name__} failed with {type(error).__name__}; see the server's log"
+                )
+                answer.set_result(Refusal.of(why))
+
+    try:
+        seat = _seat(caller)
+    except SutureError as error:
+        answer.set_result(_refusal(method.__name__, caller, error))
+        return answer
+    if isinstance(caller, str):
+        _COMPUTING.start(compute, seat, message)
+    else:
+        compute(seat, message)
+    return answer
+
+
 @_endpoint
 def greet(name: str, rpc_name: str, nonce: bytes) -> Challenge:
     """A client that wants to come in under ``name``, which joined RPC as ``rpc_name``; gives nothing away."""
@@ -160,23 +194,27 @@ def fetch(seat: SeatRef) -> SealedHandoff | None:
 
 
 @_endpoint
+def share(seat: SeatRef, index: int) -> Share | None:
+    """What one of the clients that trained at once sealed, for whoever is to average; None after the last."""
+    return _run().share(_seat(seat), index)
+
+
+@_endpoint
 def forward(seat: SeatRef, upload: Upload) -> LossReply | Tensor:
     """One training batch through the top, inside the caller's autograd context."""
     return _run().forward(_seat(seat), upload)
 
 
-@_endpoint
-def train(seat: SeatRef, upload: Upload) -> StepReply | Tensor | Packed:
-    """One explicit training step, whole where labels are shared; else its forward half."""
-    answer: StepReply | Tensor | Packed = _computed(_run().train, seat, upload)
-    return answer
+@rpc.functions.async_execution  # type: ignore[untyped-decorator]
+def train(seat: SeatRef, upload: Upload) -> Future[StepReply | Tensor | Packed | Refusal]:
+    """One explicit training step, whole where labels are shared; else its forward half. May wait for other clients."""
+    return _eventually(Coordinator.train, seat, upload)
 
 
-@_endpoint
-def backward(seat: SeatRef, gradient: OutputGradient) -> Tensor | Packed:
+@rpc.functions.async_execution  # type: ignore[untyped-decorator]
+def backward(seat: SeatRef, gradient: OutputGradient) -> Future[Tensor | Packed | Refusal]:
     """The other half of an explicit step where labels stay at home; the server has stepped when it answers."""
-    at_cut: Tensor | Packed = _computed(_run().backward, seat, gradient)
-    return at_cut
+    return _eventually(Coordinator.backward, seat, gradient)
 
 
 @_endpoint
@@ -199,7 +237,7 @@ def step(seat: SeatRef, done: StepDone, context: int) -> None:
 
 @_endpoint
 def commit(seat: SeatRef, handoff: SealedHandoff) -> None:
-    """Ends a training turn; when this returns the turn is on the disk."""
+    """Ends a training turn; when this returns it is on the disk, unless others still train in it."""
     _run().commit(_seat(seat), handoff)
 
 
@@ -232,6 +270,7 @@ _ENDPOINTS: tuple[Callable[..., Any], ...] = (
     hello,
     next_turn,
     fetch,
+    share,
     forward,
     step,
     train,

@@ -59,6 +59,12 @@ class SeatLostError(PeerLostError):
     exit_code = 13
 
 
+class TurnUndoneError(SutureError):
+    """Another client of the same turn failed, and all of it was rolled back: what this one did in it never happened."""
+
+    exit_code = 14
+
+
 class UnreachableError(SutureError):
     """Nobody answered at the server's address for as long as this site was willing to wait. Check the address."""
 
@@ -95,6 +101,7 @@ ERRORS: dict[str, type[SutureError]] = {
         DivergedError,
         PeerLostError,
         SeatLostError,
+        TurnUndoneError,
         UnreachableError,
         NameTakenError,
         StoppedError,

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from torch import Tensor
 
 from runtime.errors import ConfigError, HandoffError
-from runtime.wire import SealedHandoff, check_handoff
+from runtime.wire import SealedHandoff, Share, check_handoff
 
 KEY_BYTES = 32
 _TAG_BYTES = 16
@@ -122,8 +122,16 @@ class HandoffSeal:
         """From now on nothing older than ``handoff`` opens, and no other of the same turn."""
         self.newest, self.digest = handoff.turn, handoff_digest(handoff)
 
-    def seal(self, state: Mapping[str, Any], turn: int, previous: SealedHandoff | None) -> SealedHandoff:
+    def seal(
+        self, state: Mapping[str, Any], turn: int, previous: SealedHandoff | None, sharer: str = ""
+    ) -> SealedHandoff:
         """Seals ``state`` (plain types and tensors) as what ``turn`` produced, after ``previous``.
+
+        Args:
+            state: of the parts.
+            turn: its number.
+            previous: the hand-off that the turn started from, None for the initial parts.
+            sharer: the client, where it is its share of a mean; else empty.
 
         Raises:
             HandoffError: the state is larger than one AES-GCM message can hold.
@@ -137,7 +145,9 @@ class HandoffSeal:
         # A random 96-bit nonce under a key of this run alone: 2**32 hand-offs before reuse is a concern.
         nonce, before = secrets.token_bytes(12), handoff_digest(previous)
         sealed = torch.empty(buffer.tell() + _TAG_BYTES, dtype=torch.uint8)
-        self._cipher.encrypt_into(nonce, buffer.getbuffer(), self._bound(turn, before), sealed.numpy().data)
+        self._cipher.encrypt_into(
+            nonce, buffer.getbuffer(), self._bound(turn, before, sharer), sealed.numpy().data
+        )
         return SealedHandoff(turn, before, nonce, sealed)
 
     def open(self, handoff: SealedHandoff) -> dict[str, Any]:
@@ -158,21 +168,47 @@ class HandoffSeal:
                 f"the server offered another hand-off of turn {handoff.turn} than the one this client has seen; "
                 f"if the consortium agreed to that, use --accept-rollback {handoff.turn}"
             )
+        state = self._opened(handoff)
+        self.saw(handoff)
+        return state
+
+    def open_share(self, share: Share, turn: int, previous: SealedHandoff | None) -> dict[str, Any]:
+        """What a client sealed as its share of a mean.
+
+        Args:
+            share: as the server offers it.
+            turn: number of the turn in which the clients trained.
+            previous: the hand-off that they all started from.
+
+        Raises:
+            HandoffError: it is of another turn, start or client, or does not open under this key and run.
+            WireError: it is malformed.
+        """
+        sealed = check_handoff(share.sealed, "server", MAX_BYTES)
+        if (sealed.turn, sealed.previous) != (turn, handoff_digest(previous)):
+            raise HandoffError(
+                f"the server offered a share of turn {sealed.turn} of {share.client} for the mean of turn {turn}"
+            )
+        return self._opened(sealed, share.client)
+
+    def _opened(self, handoff: SealedHandoff, sharer: str = "") -> dict[str, Any]:
         try:
             plain = self._cipher.decrypt(
-                handoff.nonce, handoff.ciphertext.numpy().data, self._bound(handoff.turn, handoff.previous)
+                handoff.nonce,
+                handoff.ciphertext.numpy().data,
+                self._bound(handoff.turn, handoff.previous, sharer),
             )
         except InvalidTag:
             raise HandoffError(
                 f"the hand-off of turn {handoff.turn} does not open: another hand-off key, another run, or it "
                 "was altered; give every client the same --handoff-key"
             ) from None
-        self.saw(handoff)
         state: dict[str, Any] = torch.load(io.BytesIO(plain), weights_only=True, map_location="cpu")
         return state
 
-    def _bound(self, turn: int, previous: bytes) -> bytes:
-        return f"suture/handoff/{self._run}/{turn}/".encode() + previous
+    def _bound(self, turn: int, previous: bytes, sharer: str) -> bytes:
+        kind = f"share/{sharer}" if sharer else "handoff"
+        return f"suture/{kind}/{self._run}/{turn}/".encode() + previous
 
     def __reduce__(self) -> str:
         raise TypeError("HandoffSeal holds the clients' key and refuses to be pickled")

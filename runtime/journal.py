@@ -15,11 +15,12 @@ from typing import Any
 from runtime.checkpoint import Checkpoints, read_checkpoint, write_atomically
 from runtime.errors import CheckpointError
 from runtime.ledger import Ledger
+from runtime.scheduler import TurnKind
 from runtime.server import Server
 from runtime.wire import Release, SealedHandoff
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Journal:
         self.server = server
         self.ledger = ledger
         self.handoff: SealedHandoff | None = None
+        self.shares: dict[str, SealedHandoff] = {}
         self.totals = Totals()
         self.train_loss: dict[str, float] = {}
         self.scores: dict[str, dict[str, dict[str, float]]] = {}
@@ -130,7 +132,9 @@ class Journal:
         Only clients that evaluated in this round count: a mean over old scores would favour whoever was lost.
         """
         evaluated = {
-            e.client for e in self.ledger.entries if e.round == self.ledger.round and not e.num_batches
+            entry.client
+            for entry in self.ledger.entries
+            if entry.round == self.ledger.round and entry.kind == TurnKind.EVALUATE
         }
         values = []
         for client in sorted(evaluated):
@@ -166,6 +170,7 @@ class Journal:
             "ledger": self.ledger.state_dict(),
             "server": self.server.state_dict(),
             "handoff": _plain(self.handoff),
+            "shares": {client: _plain(share) for client, share in self.shares.items()},
             "scores": dict(self.scores),
             "train_loss": dict(self.train_loss),
             "best": [self.best_round, self._best_value],
@@ -179,6 +184,7 @@ class Journal:
         self.ledger.load_state_dict(state["ledger"])
         self.server.load_state_dict(state["server"])
         self.handoff = _handoff(state["handoff"])
+        self.shares = {client: _sealed(share) for client, share in state["shares"].items()}
         self.scores, self.train_loss = dict(state["scores"]), dict(state["train_loss"])
         self.best_round, self._best_value = state["best"]
         self._closed_round = state["closed_round"]
@@ -205,7 +211,9 @@ def _plain(handoff: SealedHandoff | None) -> dict[str, Any] | None:
 
 
 def _handoff(state: dict[str, Any] | None) -> SealedHandoff | None:
-    if state is None:
-        return None
+    return None if state is None else _sealed(state)
+
+
+def _sealed(state: dict[str, Any]) -> SealedHandoff:
     previous, nonce = bytes.fromhex(state["previous"]), bytes.fromhex(state["nonce"])
     return SealedHandoff(state["turn"], previous, nonce, state["ciphertext"])

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.futures import Future
 
 from runtime.members import Seat
-from runtime.turns import Running
+from runtime.steps import Running
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,11 @@ def why_lost(seat: Seat, running: Running | None, lease: float, knock: Knock | N
         knock: None where members live in this process.
     """
     now = time.monotonic()
+    if running is not None and running.owed:
+        # It waits for the server, which waits for others.
+        return (
+            "" if knock is None or _answers(seat, knock, lease) else "its process is gone or does not answer"
+        )
     if knock is not None and not _answers(seat, knock, lease):
         return "its process is gone or does not answer"
     # Asking for another turn does not renew the lease of the one that it holds.

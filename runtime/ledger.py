@@ -11,18 +11,32 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from runtime.scheduler import Scheduler, Turn, TurnKind
+from runtime.scheduler import Group, Scheduler, Together, Turn, TurnKind
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One turn that counted; see `Turn` for the fields. ``num_batches`` is 0 for an evaluation."""
+    """One turn that counted; see `Turn` for the fields.
+
+    Attributes:
+        client: its name; of clients that trained at once the names, with "+" between them.
+        num_batches: 0 for what is no training.
+        together: how those clients shared the server, else empty.
+        order: whose batch the server took when, names with a blank between them, where that was a race.
+    """
 
     number: int
     round: int
     client: str
     kind: str
     num_batches: int
+    together: str = ""
+    order: str = ""
+
+    @property
+    def clients(self) -> Group:
+        """Those whose turn it was."""
+        return tuple(self.client.split("+"))
 
 
 class Ledger:
@@ -40,7 +54,7 @@ class Ledger:
         self.round = 0
         self.step = 0
         self.handoff = 0
-        self._plan: list[tuple[TurnKind, str]] = []
+        self._plan: list[tuple[TurnKind, Group]] = []
 
     @property
     def round_done(self) -> bool:
@@ -52,65 +66,105 @@ class Ledger:
         """Whether nothing is left of the run."""
         return self.round_done and self.round >= self.rounds
 
+    @property
+    def together(self) -> Together | None:
+        """How clients that train at once share the server; None where each has a turn of its own."""
+        return self._scheduler.together
+
+    def steps(self, round: int, clients: Group) -> Sequence[str] | None:
+        """See `Scheduler.steps`."""
+        return self._scheduler.steps(round, clients)
+
     def start_round(self, clients: Sequence[str]) -> None:
         """Plans the next round: every client trains in the scheduler's order, then every client evaluates."""
         self.round += 1
-        order = self._scheduler.order(self.round, clients)
-        self._plan = [(TurnKind.TRAIN, client) for client in order]
-        self._plan += [(TurnKind.EVALUATE, client) for client in clients]
+        for group in self._scheduler.order(self.round, clients):
+            self._plan.append((TurnKind.TRAIN, group))
+            if self.together is not None:
+                self._plan.append((TurnKind.AVERAGE, ()))
+        self._plan += [(TurnKind.EVALUATE, (client,)) for client in clients]
 
-    def next_turn(self, lost: Collection[str] = ()) -> Turn | None:
-        """The turn to run now, None where the round is done; turns of lost clients fall out of the round."""
-        self._plan = [(kind, client) for kind, client in self._plan if client not in lost]
+    def next_turns(self, present: Collection[str]) -> list[Turn]:
+        """The turn to run now, one for each client that takes part in it; empty where there is none.
+
+        Turns of clients that are not ``present`` fall out of the round; a mean is for whoever comes first, and waits
+        where nobody is there.
+        """
+        self._plan = [(kind, tuple(c for c in group if c in present)) for kind, group in self._plan]
+        # A mean whose turn counted stays: the round's bottoms would fall behind its top.
+        while self._plan and self._plan[0][0] is not TurnKind.AVERAGE and not self._plan[0][1]:
+            kind, _ = self._plan.pop(0)
+            if kind is TurnKind.TRAIN and self.together is not None:
+                del self._plan[0]
         if not self._plan:
-            return None
-        kind, client = self._plan[0]
-        return Turn(
-            kind=kind,
-            client=client,
-            round=self.round,
-            number=len(self.entries) + 1,
-            step=self.step,
-            handoff=self.handoff,
-        )
+            return []
+        kind, group = self._plan[0]
+        return [
+            Turn(
+                kind=kind,
+                client=client,
+                round=self.round,
+                number=len(self.entries) + 1,
+                step=self.step,
+                handoff=self.handoff,
+                together=kind is TurnKind.TRAIN and self.together is not None,
+            )
+            for client in (group if kind is not TurnKind.AVERAGE else list(present)[:1])
+        ]
 
     def planned(self) -> list[str]:
         """The clients that have a turn left in the current round, each once."""
-        return list(dict.fromkeys(client for _, client in self._plan))
+        return list(dict.fromkeys(client for _, group in self._plan for client in group))
 
     def trained(self) -> set[str]:
         """The clients that have a counted turn."""
-        return {entry.client for entry in self.entries}
+        return {client for entry in self.entries for client in entry.clients}
 
     def expects_evaluation(self, client: str) -> bool:
         """Whether ``client`` has yet to evaluate in the current round."""
-        return (TurnKind.EVALUATE, client) in self._plan
+        return (TurnKind.EVALUATE, (client,)) in self._plan
 
-    def count(self, turn: Turn, num_batches: int) -> None:
-        """Writes ``turn`` down as done."""
-        self._plan.remove((turn.kind, turn.client))
-        self.entries.append(Entry(turn.number, turn.round, turn.client, turn.kind.value, num_batches))
-        if turn.kind is TurnKind.TRAIN:
-            self.step += num_batches
+    def count(self, turns: Sequence[Turn], num_batches: int, order: str = "") -> None:
+        """Writes the running turn down as done, ``turns`` being what each of its clients was asked.
+
+        Raises:
+            ValueError: it is not the next one of the plan.
+        """
+        turn, group = turns[0], tuple(turn.client for turn in turns)
+        clients = "+".join(group)
+        # A mean is planned for whoever comes first.
+        if (turn.kind, () if turn.kind is TurnKind.AVERAGE else group) not in self._plan[:1]:
+            raise ValueError(f"turn {turn.number} ({turn.kind}) of {clients} is not the next one")
+        del self._plan[0]
+        way = (self.together or "") if turn.together else ""
+        self.entries.append(
+            Entry(turn.number, turn.round, clients, turn.kind.value, num_batches, str(way), order)
+        )
+        self.step += num_batches
+        if turn.kind is TurnKind.AVERAGE or (turn.kind is TurnKind.TRAIN and not turn.together):
             self.handoff = turn.number
 
     def lines(self) -> bytes:
         """RUN/turns.jsonl."""
-        return "".join(json.dumps(asdict(entry)) + "\n" for entry in self.entries).encode()
+        return "".join(json.dumps(_plain(entry)) + "\n" for entry in self.entries).encode()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types only."""
         return {
             "entries": [asdict(entry) for entry in self.entries],
             "round": self.round,
-            "plan": [[kind.value, client] for kind, client in self._plan],
+            "handoff": self.handoff,
+            "plan": [[kind.value, list(group)] for kind, group in self._plan],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to ``state``."""
         self.entries = [Entry(**entry) for entry in state["entries"]]
-        self.round = state["round"]
-        self._plan = [(TurnKind(kind), client) for kind, client in state["plan"]]
-        trained = [entry for entry in self.entries if entry.kind == TurnKind.TRAIN]
-        self.step = sum(entry.num_batches for entry in trained)
-        self.handoff = trained[-1].number if trained else 0
+        self.round, self.handoff = state["round"], state["handoff"]
+        self._plan = [(TurnKind(kind), tuple(group)) for kind, group in state["plan"]]
+        self.step = sum(entry.num_batches for entry in self.entries)
+
+
+def _plain(entry: Entry) -> dict[str, Any]:
+    """``entry`` as turns.jsonl has it: what does not concern it is left out."""
+    return {name: value for name, value in asdict(entry).items() if value != ""}

@@ -20,10 +20,11 @@ import inspect
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch.distributed.rpc import WorkerInfo, _utils, api, backend_registry, internal
+from torch.futures import Future
 
 from runtime import codec
 from runtime.codec import Call, Failure
@@ -209,7 +210,8 @@ def _argument_types(function: Function) -> tuple[Any, ...]:
 @functools.cache
 def answer_type(endpoint: Function) -> Any:
     """What ``endpoint`` answers with, beside a `wire.Refusal`, as it declares it."""
-    return get_type_hints(endpoint)["return"]
+    declared = get_type_hints(endpoint)["return"]
+    return get_args(declared)[0] if get_origin(declared) is Future else declared
 
 
 def full_name(function: Function) -> str:

@@ -16,7 +16,10 @@ from runtime.wire import Farewell, Hello, Refusal
 
 @dataclass(eq=False)
 class Seat:
-    """One member's place at the server. Clients hold a ticket for it and never see inside."""
+    """One member's place at the server. Clients hold a ticket for it and never see inside.
+
+    ``undone`` says why its turn was rolled back, until it has been told and asks for another.
+    """
 
     name: str = ""
     rpc_name: str = ""
@@ -26,6 +29,7 @@ class Seat:
     last_seen: float = 0.0
     uploaded: tuple[int, int] = (0, -1)
     num_stepped: int = 0
+    undone: str = ""
     farewell: Farewell | None = None
     left: bool = False
     knock: Future[Tensor] | None = None

@@ -17,9 +17,22 @@ class TurnKind(StrEnum):
     """What a client is asked to do next."""
 
     TRAIN = "train"
+    AVERAGE = "average"
     EVALUATE = "evaluate"
     WAIT = "wait"
     END = "end"
+
+
+class Together(StrEnum):
+    """How clients that train at once share the server; the page ``together`` has what it does."""
+
+    PARALLEL = "parallel"
+    SPLITFED = "splitfed"
+    CONCAT = "concat"
+
+
+Group = tuple[str, ...]
+"""The clients of one training turn: one, or those that train at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +40,8 @@ class Turn:
     """One client's turn.
 
     Attributes:
-        kind: train, evaluate, wait (ask again) or end.
+        kind: train, average (open what each client of the last turn posted, seal the mean), evaluate, wait (ask
+            again) or end.
         client: whose turn it is.
         round: from 1.
         number: counts the turns of the whole run from 1; a turn that was rolled back gives its number back.
@@ -35,6 +49,8 @@ class Turn:
         handoff: number of the turn that sealed the newest hand-off, 0 while there is none.
         reason: with kind end, why the run stopped early, else empty.
         error: with a reason, the name of the error's class; see ``errors.ERRORS``.
+        together: kind train: others train in this turn, too, so what is sealed at its end is this client's share
+            of a mean and not the next client's start.
     """
 
     kind: TurnKind
@@ -45,33 +61,65 @@ class Turn:
     handoff: int = 0
     reason: str = ""
     error: str = ""
+    together: bool = False
 
 
 class Scheduler(Protocol):
-    """Orders the training turns of a round."""
+    """Orders the training turns of a round.
 
-    def order(self, round: int, clients: Sequence[str]) -> list[str]:
-        """The names of ``clients`` (in the order of joining) in the order in which they train in ``round``."""
+    Attributes:
+        together: how the clients of one turn share the server; None where each has a turn of its own.
+    """
+
+    together: Together | None
+
+    def order(self, round: int, clients: Sequence[str]) -> list[Group]:
+        """The training turns of ``round``, each with the names of those of ``clients`` who train in it."""
+
+    def steps(self, round: int, clients: Sequence[str]) -> Sequence[str] | None:
+        """The order in which the server takes the batches of a turn, where it was written down; else None."""
 
 
-class RoundRobin:
+class _OneByOne:
+    """What schedules without company have in common."""
+
+    together: Together | None = None
+
+    def steps(self, round: int, clients: Sequence[str]) -> Sequence[str] | None:
+        return None
+
+
+class RoundRobin(_OneByOne):
     """Every client once a round, always in the same order (Gupta and Raskar 2018, arXiv 1810.06060)."""
 
-    def order(self, round: int, clients: Sequence[str]) -> list[str]:
-        return list(clients)
+    def order(self, round: int, clients: Sequence[str]) -> list[Group]:
+        return [(client,) for client in clients]
 
 
-class Shuffled:
+class Shuffled(_OneByOne):
     """Every client once a round, in an order drawn from (seed, round)."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
-    def order(self, round: int, clients: Sequence[str]) -> list[str]:
+    def order(self, round: int, clients: Sequence[str]) -> list[Group]:
         order = list(clients)
         # The order of turns is the server's own choice, so the public seed may decide it.
         random.Random(f"suture/turns/{self._seed}/{round}").shuffle(order)
-        return order
+        return [(client,) for client in order]
+
+
+class AtOnce:
+    """All clients in one turn a round (Thapa et al., AAAI 2022, arXiv 2004.12088)."""
+
+    def __init__(self, together: Together) -> None:
+        self.together: Together | None = together
+
+    def order(self, round: int, clients: Sequence[str]) -> list[Group]:
+        return [tuple(clients)]
+
+    def steps(self, round: int, clients: Sequence[str]) -> Sequence[str] | None:
+        return None
 
 
 class Replay:
@@ -85,17 +133,24 @@ class Replay:
         self._path = path
         try:
             lines = [json.loads(line) for line in path.read_text().splitlines()]
-            self._turns = [
-                (line["round"], line["client"]) for line in lines if line["kind"] == TurnKind.TRAIN
+            self._turns: list[tuple[int, Group, list[str]]] = [
+                (line["round"], tuple(line["client"].split("+")), line.get("order", "").split())
+                for line in lines
+                if line["kind"] == TurnKind.TRAIN
             ]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            ways = {line.get("together", "") for line in lines if line["kind"] == TurnKind.TRAIN}
+            # A file without turns is of a run that ended before its first; nothing is known of how they train.
+            self.together = Together(way) if len(ways) == 1 and (way := ways.pop()) else None
+            if ways:
+                raise ValueError("its turns are of several schedules")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"cannot replay turns from {path}: {error}; name a run's turns.jsonl"
             ) from error
 
-    def order(self, round: int, clients: Sequence[str]) -> list[str]:
-        order = [client for turn_round, client in self._turns if turn_round == round]
-        for client in order:
+    def order(self, round: int, clients: Sequence[str]) -> list[Group]:
+        order = [group for turn_round, group, _ in self._turns if turn_round == round]
+        for client in (client for group in order for client in group):
             if client not in clients:
                 # Its turn would be waited for in vain.
                 raise ConfigError(
@@ -104,8 +159,14 @@ class Replay:
                 )
         return order
 
+    def steps(self, round: int, clients: Sequence[str]) -> Sequence[str] | None:
+        for turn_round, group, steps in self._turns:
+            if (turn_round, group) == (round, tuple(clients)) and steps:
+                return steps
+        return None
 
-SCHEDULES = ("round-robin", "shuffled", "replay:FILE")
+
+SCHEDULES = ("round-robin", "shuffled", *Together, "replay:FILE")
 
 
 def parse_schedule(spec: str, seed: int) -> Scheduler:
@@ -119,6 +180,8 @@ def parse_schedule(spec: str, seed: int) -> Scheduler:
         return RoundRobin()
     if name == "shuffled" and not argument:
         return Shuffled(seed)
+    if name in tuple(Together) and not argument:
+        return AtOnce(Together(name))
     if name == "replay" and argument:
         return Replay(Path(argument))
     raise ConfigError(f"schedule must be one of {', '.join(SCHEDULES)}, got {spec!r}")

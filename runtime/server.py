@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from runtime.averaging import Mean
 from runtime.compression import Packer
 from runtime.handoff import part_digest
 from runtime.hooks import Attack, SmashedBatch
@@ -23,6 +24,8 @@ from runtime.randomness import EVALUATION_BATCH, PUBLIC, Randomness
 from runtime.wire import LossReply, TensorSpec
 
 log = logging.getLogger(__name__)
+
+_JOINT = "+"  # no client is called so
 
 
 class Server:
@@ -60,7 +63,36 @@ class Server:
         self._randomness = Randomness(PUBLIC, seed)
         self.packer = Packer(wire, self._randomness)
         self._device = torch.device(device)
-        self._pending: tuple[Tensor, Tensor] | None = None
+        self._copies: dict[str, tuple[nn.Module, torch.optim.Optimizer]] = {}
+        self._pending: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def _half(self, client: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """The top that a client's batches go through, and its optimizer."""
+        return self._copies.get(client, (self.top, self.optimizer))
+
+    def fork(self, clients: Iterable[str]) -> None:
+        """From now on each of ``clients`` trains a top of its own, which starts as a copy of this one."""
+        self._copies = {client: copy.deepcopy((self.top, self.optimizer)) for client in clients}
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether clients train tops of their own."""
+        return bool(self._copies)
+
+    def merge(self, weights: Mapping[str, int]) -> None:
+        """Makes the mean of the forked tops, and of their optimizers' states, the one top again.
+
+        Args:
+            weights: what each client's copy counts for; copies of others are dropped.
+        """
+        mean = Mean()
+        for client, weight in weights.items():
+            top, optimizer = self._copies[client]
+            mean.add({"top": top.state_dict(), "optimizer": optimizer.state_dict()}, weight)
+        state = mean.value()
+        self.top.load_state_dict(state["top"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._copies = {}
 
     def forward(self, batch: SmashedBatch, class_weights: Tensor | None = None) -> LossReply | Tensor:
         """One training batch through the top, keeping the graph for the backward that the client starts.
@@ -76,17 +108,22 @@ class Server:
         smashed = batch.smashed.view_as(batch.smashed)
         seen = self._seen(batch, smashed)
         self.attack.observe(self._seen(batch, smashed.detach()))
-        self.top.train()
-        self._randomness.reseed("top", batch.round, batch.client, batch.batch)
-        output: Tensor = self.top(seen.smashed)
+        output = self._through_top(seen)
         if batch.labels is None:
             smashed.register_hook(lambda grad: self._attacked(seen, grad))
             return output.cpu()
-        weights = None if class_weights is None else class_weights.to(output)
-        task_loss = cross_entropy(output, batch.labels.to(output.device), weight=weights)
+        task_loss = _task_loss(output, batch.labels, class_weights)
         loss = self.attack.loss(seen, task_loss)
         return LossReply(loss.cpu(), float(task_loss.detach()))
 
+    def _through_top(self, seen: SmashedBatch) -> Tensor:
+        top, _ = self._half(seen.client)
+        top.train()
+        self._randomness.reseed("top", seen.round, seen.client, seen.batch)
+        output: Tensor = top(seen.smashed)
+        return output
+
+    @torch.enable_grad()  # in one process it may follow from another client's backward, where gradients are off
     def forward_apart(self, batch: SmashedBatch, class_weights: Tensor | None = None) -> LossReply | Tensor:
         """`forward` on a graph that ends at this server: `backward` is its other half.
 
@@ -96,30 +133,87 @@ class Server:
         smashed = batch.smashed.detach().requires_grad_()
         answer = self.forward(replace(batch, smashed=smashed), class_weights)
         root = answer.loss if isinstance(answer, LossReply) else answer
-        self._pending = smashed, root
+        self._pending[batch.client] = smashed, root
         return replace(answer, loss=root.detach()) if isinstance(answer, LossReply) else root.detach()
 
-    @property
-    def pending(self) -> Tensor | None:
-        """What the last `forward_apart` answered, as long as it waits for its `backward`."""
-        return None if self._pending is None else self._pending[1]
+    def pending(self, client: str) -> Tensor | None:
+        """What the client's last `forward_apart` answered, as long as it waits for its `backward`."""
+        smashed_and_root = self._pending.get(client)
+        return None if smashed_and_root is None else smashed_and_root[1]
 
-    def backward(self, of_answer: Tensor | None) -> tuple[Tensor, dict[Tensor, Tensor]]:
-        """The backward of the last `forward_apart`.
+    def backward(self, client: str, of_answer: Tensor | None) -> tuple[Tensor, dict[Tensor, Tensor]]:
+        """The backward of the client's last `forward_apart`.
 
         Args:
+            client: whose.
             of_answer: gradient of its output; None where the loss is this server's.
 
         Returns:
             The gradient at the cut (h_ND, on the CPU) and the gradients of the top's parameters.
         """
-        assert self._pending is not None
-        (smashed, root), self._pending = self._pending, None
-        ours: list[Tensor] = list(self.top.parameters())
+        smashed, root = self._pending.pop(client)
+        ours: list[Tensor] = list(self._half(client)[0].parameters())
         # autograd.grad leaves the parameters of an attack's own nets alone, as a distributed context does.
         at_cut, *found = torch.autograd.grad(root, [smashed, *ours], of_answer, allow_unused=True)
         gradients = {p: grad for p, grad in zip(ours, found, strict=True) if grad is not None}
         return at_cut, gradients
+
+    @torch.enable_grad()
+    def forward_joined(
+        self, batches: Sequence[SmashedBatch], class_weights: Sequence[Tensor | None]
+    ) -> list[LossReply | Tensor]:
+        """Several clients' batches through the top as one batch; `backward_joined` is its other half.
+
+        The joint loss is the mean of the clients' own, weighted by their images. An attack observes each client's
+        batch and sees the joint one at its other doors.
+
+        Returns:
+            For each batch what `forward_apart` would answer with: its own loss, or its rows of the output.
+        """
+        for batch in batches:
+            self.attack.observe(self._seen(batch, batch.smashed.detach()))
+        first, sizes = batches[0], [len(batch.smashed) for batch in batches]
+        smashed = torch.cat([batch.smashed.detach() for batch in batches]).requires_grad_()
+        labels = [batch.labels for batch in batches if batch.labels is not None]
+        name = "+".join(batch.client for batch in batches)
+        joint = SmashedBatch(smashed, torch.cat(labels) if labels else None, name, first.round, first.batch)
+        alias = smashed.view_as(smashed)
+        seen = self._seen(joint, alias)
+        output = self._through_top(seen)
+        rows = output.split(sizes)
+        if not labels:
+            alias.register_hook(lambda grad: self._attacked(seen, grad))
+            self._pending[_JOINT] = smashed, output.cpu()
+            return [part.detach().cpu() for part in rows]
+        losses = [_task_loss(*each) for each in zip(rows, labels, class_weights, strict=True)]
+        whole = torch.stack(
+            [loss * (size / sum(sizes)) for loss, size in zip(losses, sizes, strict=True)]
+        ).sum()
+        self._pending[_JOINT] = smashed, self.attack.loss(seen, whole)
+        return [LossReply(loss.detach().cpu(), float(loss.detach())) for loss in losses]
+
+    def backward_joined(
+        self, sizes: Sequence[int], of_answers: Sequence[Tensor] | None
+    ) -> tuple[list[Tensor], dict[Tensor, Tensor]]:
+        """The backward of the last `forward_joined`.
+
+        Args:
+            sizes: images of each batch.
+            of_answers: gradient of each one's rows of the output; None where the losses are this server's.
+
+        Returns:
+            For each batch the gradient of its client's own mean loss at the cut, so that a mean over the clients is
+            the joint loss's; and the gradients of the top's parameters.
+        """
+        total = sum(sizes)
+        joint = (
+            None
+            if of_answers is None
+            else torch.cat([grad * (size / total) for grad, size in zip(of_answers, sizes, strict=True)])
+        )
+        at_cut, gradients = self.backward(_JOINT, joint)
+        parts = at_cut.split(list(sizes))
+        return [part * (total / size) for part, size in zip(parts, sizes, strict=True)], gradients
 
     def _seen(self, batch: SmashedBatch, smashed: Tensor) -> SmashedBatch:
         return SmashedBatch(
@@ -141,9 +235,9 @@ class Server:
         output: Tensor = self.top(seen.smashed)
         return output.cpu()
 
-    def step(self, gradients: Mapping[Tensor, Tensor]) -> None:
-        """Steps the top's optimizer with the gradients of one backward, then the attack's own."""
-        step_with(self.optimizer, gradients)
+    def step(self, client: str, gradients: Mapping[Tensor, Tensor]) -> None:
+        """Steps the optimizer of the client's top with the gradients of one backward, then the attack's own."""
+        step_with(self._half(client)[1], gradients)
         self.attack.step()
 
     def state_dict(self) -> dict[str, Any]:
@@ -157,6 +251,7 @@ class Server:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes back to ``state``."""
+        self._copies, self._pending = {}, {}
         self.top.load_state_dict(state["top"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.attack.load_state_dict(copy.deepcopy(state["attack"]))
@@ -164,6 +259,11 @@ class Server:
     def digest(self) -> str:
         """SHA-256 (hex) of the top's state."""
         return part_digest(self.top.state_dict())
+
+
+def _task_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
+    weights = None if class_weights is None else class_weights.to(logits)
+    return cross_entropy(logits, labels.to(logits.device), weight=weights)
 
 
 def _to_cpu(value: Any) -> Any:

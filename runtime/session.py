@@ -6,6 +6,7 @@ next_turn()                 ->           wait until it is this client's turn
   fetch()                   ->           the newest sealed hand-off
   train_step() ...         <->           smashed data up, gradient at the cut down, both sides step
   commit(seal())            ->           the turn counts: checkpoint, then the next client
+  or: shares(), commit()                 clients have trained at once: one of them seals the mean of their parts
   or: predict() ..., report(scores)      evaluation: no graph, no step
 finish(farewell)            ->           after the last round: the trained top
 leave()                     ->           the seat is free
@@ -18,6 +19,7 @@ import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor
@@ -31,8 +33,10 @@ from runtime.errors import (
     SeatLostError,
     StoppedError,
     SutureError,
+    TurnUndoneError,
     WireError,
 )
+from runtime.exchange.baton import side_by_side
 from runtime.exchange.seam import Exchange
 from runtime.scheduler import Turn, TurnKind
 from runtime.transport import unwrap, wait
@@ -102,14 +106,18 @@ def run_local(members: list[Member], agreement: Mapping[str, str]) -> None:
         waiting[member.client.name] = (member, member.exchange.next_turn())
     try:
         while waiting:
-            name = next(name for name, (_, future) in waiting.items() if future.done())
-            member, future = waiting.pop(name)
-            turn = unwrap(future.value())
-            if turn.kind is TurnKind.END:
-                end(member, turn)
-            else:
-                take_turn(member, turn)
-                waiting[name] = (member, member.exchange.next_turn())
+            granted = [
+                (waiting.pop(name)[0], unwrap(future.value()))
+                for name, (_, future) in list(waiting.items())
+                if future.done()
+            ]
+            for member, turn in granted:
+                if turn.kind is TurnKind.END:
+                    end(member, turn)
+            playing = [(member, turn) for member, turn in granted if turn.kind is not TurnKind.END]
+            side_by_side([partial(take_turn, member, turn) for member, turn in playing])
+            for member, _ in playing:
+                waiting[member.client.name] = (member, member.exchange.next_turn())
     finally:
         for member in members:
             _quietly(member.exchange.leave)
@@ -145,10 +153,15 @@ def take_turn(member: Member, turn: Turn) -> None:
     try:
         _take_up(member, turn)
         if turn.kind is TurnKind.TRAIN:
+            client.begin(turn)
             for batch in client.batches(turn):
                 exchange.train_step(client, turn, batch)
                 _watch(member, turn, batch)
             handoff = client.seal(turn)
+            exchange.commit(handoff)
+            client.committed(handoff, turn.together)
+        elif turn.kind is TurnKind.AVERAGE:
+            handoff = client.average(turn, exchange.shares())
             exchange.commit(handoff)
             client.committed(handoff)
         else:
@@ -159,6 +172,9 @@ def take_turn(member: Member, turn: Turn) -> None:
                 lambda phase, batch, smashed, logits: keep(turn, phase, batch, smashed, logits),
             )
             exchange.report(turn, scores)
+    except TurnUndoneError as undone:
+        log.info("%s", undone)
+        client.undo()
     except SutureError as error:
         reason = str(error)
         if client.name not in reason:
@@ -207,13 +223,15 @@ def _watch(member: Member, turn: Turn, batch: Batch) -> None:
 
 
 def _take_up(member: Member, turn: Turn) -> None:
-    """Opens the hand-off that the turn starts from, where another client made it.
+    """Opens the hand-off that the turn starts from, where this client's parts are others.
 
     Raises:
         HandoffError: it does not open.
         WireError: the server offers another one than it promised.
     """
     client = member.client
+    if turn.kind is TurnKind.AVERAGE and client.knows(turn.handoff):
+        return  # it takes up others' parts, and needs but to know what they started from
     if not client.holds(turn.handoff):
         client.open(member.exchange.fetch())
     if not client.holds(turn.handoff):

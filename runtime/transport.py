@@ -365,8 +365,8 @@ def unwrap(answer: T | Refusal) -> T:
     return answer
 
 
-def call(endpoint: Callable[..., Any], *args: Any) -> Any:
-    """Calls one of the server's endpoints and waits for the answer.
+def call(endpoint: Callable[..., Any], *args: Any, patient: bool = False) -> Any:
+    """Calls one of the server's endpoints and waits for the answer; ``patient``, twice as long as usual.
 
     Raises:
         PeerLostError: the server is gone or did not answer within the timeout.
@@ -374,7 +374,8 @@ def call(endpoint: Callable[..., Any], *args: Any) -> Any:
         SutureError: the server refused; the error is of the class that it named.
     """
     try:
-        answer = unwrap(rpc.rpc_sync(SERVER, endpoint, args=args))
+        timeout = 2 * rpc.get_rpc_timeout() if patient else rpc.constants.UNSET_RPC_TIMEOUT
+        answer = unwrap(rpc.rpc_sync(SERVER, endpoint, args=args, timeout=timeout))
     except RuntimeError as error:
         raise _peer_lost(error) from None
     if not codec.fits(answer, lockdown.answer_type(endpoint)):

@@ -1,68 +1,44 @@
-"""The turn that is being played: what its client may do in it, what it has come to, and undoing it.
+"""The turn that is being played: what its clients may do in it, what it has come to, and undoing it.
 
-Every method runs under the coordinator's lock.
+It is one client's, or that of several who train at once (see ``together``). Every method runs under the coordinator's
+lock.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
+from torch.futures import Future
 
 from runtime.compression import Payload
-from runtime.errors import DivergedError, WireError
+from runtime.errors import TurnUndoneError, WireError
 from runtime.handoff import MAX_BYTES, handoff_digest
-from runtime.hooks import SmashedBatch
 from runtime.journal import Journal
-from runtime.members import Seat
-from runtime.observers import NoRecorder, Recorder, Watcher
+from runtime.members import Seat, natural
+from runtime.observers import Recorder, Watcher
 from runtime.randomness import EVALUATION_BATCH
-from runtime.scheduler import Turn, TurnKind
+from runtime.scheduler import Together, Turn, TurnKind
+from runtime.steps import Running, Steps, Work, class_weights
+from runtime.together import Joined, Lane, OneByOne, waves
 from runtime.wire import (
     LossReply,
     OutputGradient,
-    Packed,
+    Refusal,
     Report,
     SealedHandoff,
+    Share,
     StepDone,
-    StepReply,
-    TensorSpec,
     Upload,
-    check_gradient,
     check_handoff,
     check_scores,
-    check_upload,
     check_weights,
 )
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Running:
-    """The turn that is being played and what it has come to so far; ``heard`` of its client, about it, is a time.
-
-    ``uploaded`` and ``answered`` are of the batch that waits for its step, where they crossed packed; so are the bytes.
-    """
-
-    turn: Turn
-    started: float
-    heard: float
-    losses: list[float] = field(default_factory=list)
-    batch_images: int = 0
-    num_images: int = 0
-    uploaded: Packed | None = None
-    answered: Packed | None = None
-    bytes_up: int = 0
-    bytes_down: int = 0
-
-    def place(self, batch: int) -> tuple[int, str, int]:
-        """What a draw for one of the turn's batches is named by."""
-        return self.turn.round, self.turn.client, batch
 
 
 class Turns:
@@ -71,85 +47,139 @@ class Turns:
     Args:
         journal: what counted, and the server that computes.
         watcher: is told the progress.
+        seed: the run's public seed.
+        race: whether clients that train at once are taken in the order of arrival.
     """
 
-    def __init__(self, journal: Journal, watcher: Watcher) -> None:
+    def __init__(self, journal: Journal, watcher: Watcher, seed: int = 0, race: bool = False) -> None:
         self.journal = journal
-        self.recorder: Recorder = NoRecorder()
-        self.running: Running | None = None
+        self.running: dict[str, Running] = {}
+        self._seats: dict[str, Seat] = {}
+        self._owed: dict[str, Work] = {}
         self._watcher = watcher
+        self._steps = Steps(journal, watcher)
+        self._lane = Lane(self._steps)
+        self._seed, self._race = seed, race
 
-    def grant(self, seat: Seat, turn: Turn) -> None:
-        """Gives ``turn`` to the member, who waits for it."""
-        now = time.monotonic()
-        self.running = Running(turn, started=now, heard=now)
-        seat.uploaded, seat.num_stepped, seat.last_seen = (0, -1), 0, now
-        num_batches = seat.hello.num_batches if seat.hello is not None else 0
-        self._watcher.turn_started(turn.round, turn.number, turn.client, turn.kind, num_batches)
-        seat.answer(turn)
+    @property
+    def recorder(self) -> Recorder:
+        """Takes the numbers."""
+        return self._steps.recorder
+
+    @recorder.setter
+    def recorder(self, recorder: Recorder) -> None:
+        self._steps.recorder = recorder
+
+    def grant(self, seats: Sequence[Seat], turns: Sequence[Turn]) -> None:
+        """Gives each member, who waits for it, its part in the turn."""
+        now, first = time.monotonic(), turns[0]
+        self._seats = {seat.name: seat for seat in seats}
+        self.running = {turn.client: Running(turn, started=now, heard=now) for turn in turns}
+        self._owed, self._steps.num_done = {}, 0
+        num_batches = {seat.name: seat.hello.num_batches for seat in seats if seat.hello is not None}
+        self._lane = self._lane_of(first, num_batches)
+        names, total = "+".join(self.running), sum(num_batches.values())
+        self._watcher.turn_started(first.round, first.number, names, first.kind, total)
+        for seat, turn in zip(seats, turns, strict=True):
+            seat.uploaded, seat.num_stepped, seat.last_seen = (0, -1), 0, now
+            seat.answer(turn)
+
+    def _lane_of(self, turn: Turn, num_batches: Mapping[str, int]) -> Lane:
+        way = self.journal.ledger.together if turn.together else None
+        names = tuple(sorted(num_batches, key=natural))
+        if way is Together.SPLITFED:
+            self.journal.server.fork(names)
+        if way is Together.CONCAT:
+            return Joined(self._steps, {name: num_batches[name] for name in names})
+        if way is not Together.PARALLEL:
+            return Lane(self._steps)
+        written = self.journal.ledger.steps(turn.round, names)
+        if written is not None or not self._race:
+            drawn = waves(self._seed, turn.round, {name: num_batches[name] for name in names})
+            return OneByOne(self._steps, drawn if written is None else written)
+        return OneByOne(self._steps, None)
 
     def of(self, seat: Seat) -> Running | None:
-        """The running turn if it is this member's."""
-        is_its = self.running is not None and self.running.turn.client == seat.name
-        return self.running if is_its else None
+        """The member's part in the running turn, as long as something of it is left to do."""
+        running = self.running.get(seat.name)
+        return running if running is not None and running.share is None else None
+
+    # What a client may ask for -------------------------------------------------------------------
 
     def newest_handoff(self, seat: Seat) -> SealedHandoff | None:
-        """What the last counted training turn sealed."""
-        running = self.of(seat)
-        if running is not None:
-            running.heard = time.monotonic()
+        """What the last counted training turn sealed, or the last mean."""
+        self._heard(seat)
         return self.journal.handoff
+
+    def share(self, seat: Seat, index: int) -> Share | None:
+        """What one client of the last turn sealed, for whoever is to average; None after the last.
+
+        Raises:
+            WireError: it is not this client's turn to average.
+        """
+        running = self._heard(seat)
+        if running is None or running.turn.kind is not TurnKind.AVERAGE or index < 0:
+            raise WireError(
+                f"{seat.name}: share {index!r:.40}: no turn of its to average is running; refused"
+            )
+        shares = sorted(self.journal.shares.items(), key=lambda item: natural(item[0]))
+        return Share(*shares[index]) if index < len(shares) else None
 
     def forward(self, seat: Seat, upload: Upload) -> LossReply | Tensor:
         """One training batch on the client's own graph; see `Server.forward`."""
         server = self.journal.server
         if not server.packer.differentiable:
             raise WireError(f"{seat.name}: forward: no graph crosses in {server.packer.wire}; refused")
-        answer = self._train(seat, upload, server.forward)
+        running = self._held(seat, upload.turn, TurnKind.TRAIN)
+        if running.turn.together:
+            raise WireError(f"{seat.name}: forward: others train in this turn; no graph crosses; refused")
+        batch = self._steps.arrived(seat, running, upload)
+        answer = server.forward(batch, class_weights(seat))
         # The gradients cross in autograd's own messages, each in the form of what it is the gradient of.
+        self._steps.crossed(running, down=upload.smashed)
         if isinstance(answer, LossReply):
-            self._crossed(down=upload.smashed)
             return answer
-        assert isinstance(answer, Tensor)
-        self._crossed(up=answer, down=upload.smashed)
-        return answer
+        output = self._steps.output(Work(seat, running, Future(), batch), answer)
+        assert isinstance(output, Tensor)
+        self._steps.crossed(running, up=output)
+        return output
 
-    def train(self, seat: Seat, upload: Upload) -> StepReply | Payload:
-        """One explicit step, or its forward half where labels stay at home; see `Server.forward_apart`.
+    def train(self, seat: Seat, upload: Upload, answer: Future[Any]) -> None:
+        """One explicit step, or its forward half where labels stay at home; ``answer`` takes what comes of it.
 
         Raises:
-            DivergedError: the loss is not finite.
+            WireError: it is not what comes next in the client's turn.
         """
-        answer = self._train(seat, upload, self.journal.server.forward_apart)
-        if not isinstance(answer, LossReply):
-            return answer
-        done = StepDone(upload.turn, upload.batch, answer.task_loss)
-        return StepReply(
-            answer.loss, answer.task_loss, self._step_apart(seat, self._may_step(seat, done), done, None)
-        )
+        running = self._held(seat, upload.turn, TurnKind.TRAIN)
+        announced = 0 if seat.hello is None else seat.hello.num_batches
+        if running.turn.together and upload.batch >= announced:
+            raise WireError(f"{seat.name}: batch: it announced {announced}, got {upload.batch}; refused")
+        work = Work(seat, running, answer, self._steps.arrived(seat, running, upload))
+        self._owes(work)
+        self._lane.train(work)
 
-    def backward(self, seat: Seat, message: OutputGradient) -> Payload:
-        """The other half of an explicit step: steps the top and answers with the gradient at the cut.
+    def backward(self, seat: Seat, message: OutputGradient, answer: Future[Any]) -> None:
+        """The other half of an explicit step; ``answer`` takes the gradient at the cut.
 
         Raises:
+            WireError: no forward waits for it, or it is not shaped like that one's answer.
             DivergedError: the loss is not finite.
         """
-        server, output = self.journal.server, self.journal.server.pending
-        if output is None:
+        running = self._held(seat, message.turn, TurnKind.TRAIN)
+        output = self._lane.output_of(seat)
+        if output is None or running.owed:
             raise WireError(f"{seat.name}: backward: no forward waits for it; refused")
         done = StepDone(message.turn, message.batch, message.loss)
-        running = self._may_step(seat, done)
-        gradient = server.packer.unpack(
-            message.gradient, TensorSpec.like(output), seat.name, "gradient", of=running.answered
-        )
-        check_gradient(gradient, output, seat.name)
-        self._crossed(up=message.gradient)
-        return self._step_apart(seat, running, done, gradient)
+        self._steps.may_step(seat, running, done)
+        gradient = self._steps.gradient_arrived(seat, running, message, output)
+        work = Work(seat, running, answer, gradient=gradient, done=done)
+        self._owes(work)
+        self._lane.backward(work)
 
     def predict(self, seat: Seat, upload: Upload) -> Payload:
         """One evaluation batch; see `Server.predict`."""
         running, server = self._held(seat, upload.turn, TurnKind.EVALUATE), self.journal.server
-        output = server.predict(self._checked(seat, running.turn, upload))
+        output = server.predict(self._steps.checked(seat, running.turn, upload))
         place = running.place(EVALUATION_BATCH - upload.batch)
         return server.packer.pack(output, f"output/{upload.phase}", *place)
 
@@ -159,24 +189,68 @@ class Turns:
         Raises:
             DivergedError: the loss is not finite.
         """
-        self._step(seat, self._may_step(seat, done), done, gradients)
+        self._steps.stepped(seat, self._held(seat, done.turn, TurnKind.TRAIN), done, gradients)
 
-    def commit(self, seat: Seat, handoff: SealedHandoff) -> None:
-        """Counts a training turn and keeps its hand-off; the caller brings that to the disk."""
+    # How it ends ---------------------------------------------------------------------------------
+
+    def commit(self, seat: Seat, handoff: SealedHandoff) -> bool:
+        """Takes what a client sealed at the end of its turn.
+
+        Returns:
+            Whether the turn counts now, which is then for the caller to bring to the disk; else others are at it.
+        """
         check_handoff(handoff, seat.name, MAX_BYTES)
-        running, journal = self._held(seat, handoff.turn, TurnKind.TRAIN), self.journal
+        own = self.of(seat)
+        averages = own is not None and own.turn.kind is TurnKind.AVERAGE
+        running = self._held(seat, handoff.turn, TurnKind.AVERAGE if averages else TurnKind.TRAIN)
+        journal, turn = self.journal, running.turn
         if handoff.previous != handoff_digest(journal.handoff):
             raise WireError(f"{seat.name}: handoff.previous: it does not follow the newest hand-off; refused")
-        if not running.losses:
+        if averages:
+            journal.handoff, journal.shares = handoff, {}
+            self._count()
+            return True
+        if not running.losses or running.owed:
             raise WireError(f"{seat.name}: a turn without a step cannot be committed; refused")
-        top = journal.server.top.state_dict().values()
-        check_weights(top, seat.name, f"round {running.turn.round}, the top")
-        journal.handoff = handoff
-        journal.train_loss[seat.name] = sum(running.losses) / len(running.losses)
-        journal.totals.train_images += running.num_images
-        journal.totals.train_seconds += time.monotonic() - running.started
-        journal.ledger.count(running.turn, len(running.losses))
-        self.running = None
+        others = [part for part in self.running.values() if part is not running]
+        if all(part.share is not None for part in others):
+            self._check_top(turn.round)
+            running.share = handoff
+            self._end_training()
+            return True
+        running.share = handoff
+        self._lane.ended(seat.name)
+        return False
+
+    def _check_top(self, round: int) -> None:
+        """Makes one top of what the turn left.
+
+        Raises:
+            DivergedError: a weight of it is not finite.
+        """
+        server = self.journal.server
+        if server.is_forked:
+            server.merge({name: part.num_images for name, part in self.running.items()})
+        check_weights(server.top.state_dict().values(), "+".join(self.running), f"round {round}, the top")
+
+    def _end_training(self) -> None:
+        journal, parts = self.journal, self.running
+        first = next(iter(parts.values()))
+        shares = {name: part.share for name, part in parts.items() if part.share is not None}
+        if first.turn.together:
+            journal.shares = shares
+        else:
+            (journal.handoff,) = shares.values()
+        for name, part in parts.items():
+            journal.train_loss[name] = sum(part.losses) / len(part.losses)
+            journal.totals.train_images += part.num_images
+        journal.totals.train_seconds += time.monotonic() - first.started
+        self._count(self._lane.order)
+
+    def _count(self, order: str = "") -> None:
+        turns = [part.turn for part in self.running.values()]
+        self.journal.ledger.count(turns, self._steps.num_done, order)
+        self.running = {}
         self._watcher.turn_done()
 
     def report(self, seat: Seat, report: Report) -> None:
@@ -184,101 +258,53 @@ class Turns:
         turn, journal = self._held(seat, report.turn, TurnKind.EVALUATE).turn, self.journal
         scores = check_scores(report.scores, seat.name)
         journal.scores[turn.client] = scores
-        journal.ledger.count(turn, 0)
         for phase, values in scores.items():
             self.recorder.scores(turn.step, turn.round, turn.number, turn.client, phase, values)
             self._watcher.scores(turn.client, phase, values)
-        self.running = None
-        self._watcher.turn_done()
+        self._count()
 
     def roll_back(self, reason: str) -> None:
-        """Undoes the running turn whole."""
-        if self.running is None:
+        """Undoes the running turn whole; members that were at it begin it again when they ask for a turn."""
+        if not self.running:
             return
-        turn, self.running = self.running.turn, None
+        parts, self.running = self.running, {}
+        first = next(iter(parts.values())).turn
         self.journal.roll_back()
-        self.recorder.event("rolled_back", turn=turn.number, client=turn.client, reason=reason)
-        log.warning("turn %d of %s was rolled back: %s", turn.number, turn.client, reason)
-        self._watcher.client_state(turn.client, "rolled back")
+        names = "+".join(parts)
+        self.recorder.event("rolled_back", turn=first.number, client=names, reason=reason)
+        log.warning("turn %d of %s was rolled back: %s", first.number, names, reason)
+        for name in parts:
+            self._watcher.client_state(name, "rolled back")
+            self._seats[name].undone = f"turn {first.number} was rolled back: {reason}"
+        for work in self._owed.values():
+            if not work.answer.done():
+                work.settle(Refusal.of(TurnUndoneError(work.seat.undone)))
+
+    # ---------------------------------------------------------------------------------------------
+
+    def _owes(self, work: Work) -> None:
+        work.running.owed = True
+        self._owed[work.seat.name] = work
+
+    def _heard(self, seat: Seat) -> Running | None:
+        running = self.of(seat)
+        if running is not None:
+            running.heard = time.monotonic()
+        return running
 
     def _held(self, seat: Seat, number: int, kind: TurnKind) -> Running:
-        running = self.running
-        turn = None if running is None else running.turn
-        if (
-            running is None
-            or turn is None
-            or (turn.client, turn.number, turn.kind) != (seat.name, number, kind)
-        ):
-            what = "no turn" if turn is None else f"turn {turn.number} ({turn.kind}) of {turn.client}"
-            raise WireError(f"{seat.name}: {kind} in turn {number!r:.40}, but {what} is running; refused")
+        running = self.of(seat)
+        if running is None and seat.undone:
+            raise TurnUndoneError(seat.undone)
+        if running is None or (running.turn.number, running.turn.kind) != (number, kind):
+            raise WireError(
+                f"{seat.name}: {kind} in turn {number!r:.40}, but {self._what_runs()} is running; refused"
+            )
         running.heard = time.monotonic()
         return running
 
-    def _train(
-        self, seat: Seat, upload: Upload, forward: Callable[..., LossReply | Tensor]
-    ) -> LossReply | Payload:
-        running = self._held(seat, upload.turn, TurnKind.TRAIN)
-        batch = self._checked(seat, running.turn, upload)
-        if upload.batch != seat.num_stepped:
-            raise WireError(f"{seat.name}: batch: expected {seat.num_stepped}, got {upload.batch}; refused")
-        seat.uploaded = (running.turn.number, upload.batch)
-        running.batch_images = len(batch.smashed)
-        running.uploaded = upload.smashed if isinstance(upload.smashed, Packed) else None
-        running.answered, running.bytes_up, running.bytes_down = None, 0, 0
-        self._crossed(up=upload.smashed)
-        if upload.labels is not None:
-            self._crossed(up=upload.labels)
-        answer = forward(batch, seat.hello.class_weights if seat.hello else None)
-        if isinstance(answer, LossReply):
-            return answer
-        packer = self.journal.server.packer
-        packed = packer.pack(answer, "output", *running.place(upload.batch))
-        running.answered = packed if isinstance(packed, Packed) else None
-        self._crossed(down=packed)
-        return packed
-
-    def _step_apart(self, seat: Seat, running: Running, done: StepDone, of_output: Tensor | None) -> Payload:
-        server = self.journal.server
-        at_cut, gradients = server.backward(of_output)
-        self._step(seat, running, done, gradients)
-        payload = server.packer.pack(at_cut, "gradient", *running.place(done.batch), of=running.uploaded)
-        self._crossed(down=payload)
-        return payload
-
-    def _may_step(self, seat: Seat, done: StepDone) -> Running:
-        running = self._held(seat, done.turn, TurnKind.TRAIN)
-        if seat.uploaded != (done.turn, done.batch):
-            raise WireError(f"{seat.name}: step: batch {done.batch!r:.40} was not uploaded; refused")
-        if not isinstance(done.loss, float) or not math.isfinite(done.loss):
-            raise DivergedError(
-                f"{seat.name}: round {running.turn.round}, batch {done.batch}: the loss is {done.loss}; "
-                "start a new run with a lower --lr; the last good checkpoint is kept"
-            )
-        return running
-
-    def _step(self, seat: Seat, running: Running, done: StepDone, gradients: Mapping[Tensor, Tensor]) -> None:
-        turn = running.turn
-        self.journal.server.step(gradients)
-        seat.uploaded, seat.num_stepped = (0, -1), seat.num_stepped + 1
-        running.losses.append(done.loss)
-        running.num_images += running.batch_images
-        step = turn.step + len(running.losses)
-        self.recorder.train_step(step, turn.round, turn.number, turn.client, done.loss)
-        self._watcher.batch_done(done.loss, running.batch_images)
-
-    def _checked(self, seat: Seat, turn: Turn, upload: Upload) -> SmashedBatch:
-        server = self.journal.server
-        training = turn.kind is TurnKind.TRAIN
-        smashed = server.packer.unpack(upload.smashed, server.smashed, seat.name, "smashed")
-        decoded = replace(upload, smashed=smashed)
-        check_upload(decoded, seat.name, server.smashed, server.labels if training else None, training)
-        return SmashedBatch(smashed, upload.labels, turn.client, turn.round, upload.batch, upload.phase)
-
-    def _crossed(self, *, up: Payload | None = None, down: Payload | None = None) -> None:
-        """Counts what crosses in the running step; kept is the largest step."""
-        running, totals = self.running, self.journal.totals
-        assert running is not None
-        running.bytes_up += 0 if up is None else up.nbytes
-        running.bytes_down += 0 if down is None else down.nbytes
-        totals.bytes_up = max(totals.bytes_up, running.bytes_up)
-        totals.bytes_down = max(totals.bytes_down, running.bytes_down)
+    def _what_runs(self) -> str:
+        if not self.running:
+            return "no turn"
+        turn = next(iter(self.running.values())).turn
+        return f"turn {turn.number} ({turn.kind}) of {'+'.join(self.running)}"

@@ -173,6 +173,14 @@ class SealedHandoff:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """What one client of a turn of several sealed at its end; only clients can average it."""
+
+    client: str
+    sealed: SealedHandoff
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """A client's scores after an evaluation turn, by phase and metric."""
 
@@ -211,6 +219,7 @@ MESSAGES = (
     StepReply,
     OutputGradient,
     SealedHandoff,
+    Share,
     Report,
     Farewell,
     Release,

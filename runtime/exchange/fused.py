@@ -51,7 +51,7 @@ class _Crossing:
     def __init__(self, exchange: Exchange, client: Client, turn: Turn, batch: int) -> None:
         self._exchange = exchange
         self._client, self._packer = client, client.packer
-        self._turn, self._batch = turn.number, batch
+        self._turn, self._batch, self._patient = turn.number, batch, turn.together
         self._place = (turn.round, client.name, batch)
         self._sent: Payload | None = None
         self._answer: Payload | None = None
@@ -62,7 +62,7 @@ class _Crossing:
         """The server's answer as a node of the client's graph: a `LossReply`, or the top's output."""
         self._sent = self._packer.pack(smashed.detach(), "smashed", *self._place)
         upload = Upload(self._turn, self._batch, "train", self._sent, labels)
-        answer = self._exchange.call(endpoints.train, upload)
+        answer = self._exchange.call(endpoints.train, upload, patient=self._patient)
         if labels is None:
             self._answer, output = answer, self._client.unpack_output(answer)
             return _Node.apply(smashed, _Answer(output), self) if isinstance(output, Tensor) else output
@@ -76,7 +76,7 @@ class _Crossing:
             return self._gradient
         packed = self._packer.pack(of_answer, "output gradient", *self._place, of=self._answer)
         message = OutputGradient(self._turn, self._batch, self.loss, packed)
-        return self._at_cut(self._exchange.call(endpoints.backward, message), like)
+        return self._at_cut(self._exchange.call(endpoints.backward, message, patient=self._patient), like)
 
     def _at_cut(self, payload: Any, like: Tensor) -> Tensor:
         spec = TensorSpec.like(like)

@@ -8,6 +8,7 @@ from typing import Any
 from torch.futures import Future
 
 from runtime.coordinator import Coordinator
+from runtime.exchange import baton
 from runtime.exchange.fused import FusedStep
 from runtime.members import Seat
 from runtime.scheduler import Turn
@@ -22,8 +23,9 @@ class LocalExchange(FusedStep):
         self._coordinator = coordinator
         self._seat = Seat()
 
-    def call(self, endpoint: Callable[..., Any], *args: Any) -> Any:
-        return unwrap(endpoint(self._seat, *args))
+    def call(self, endpoint: Callable[..., Any], *args: Any, patient: bool = False) -> Any:
+        answer = endpoint(self._seat, *args)
+        return unwrap(baton.wait(answer) if isinstance(answer, Future) else answer)
 
     def join(self, hello: Hello, rpc_name: str = "") -> Welcome:
         return self._coordinator.admit(self._seat, hello, rpc_name or hello.client)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -15,15 +16,18 @@ from runtime.data.client_data import Batch
 from runtime.errors import SutureError
 from runtime.randomness import EVALUATION_BATCH
 from runtime.scheduler import Turn
-from runtime.wire import Farewell, Hello, Refusal, Release, Report, SealedHandoff, Upload, Welcome
+from runtime.wire import Farewell, Hello, Refusal, Release, Report, SealedHandoff, Share, Upload, Welcome
 
 
 class Exchange(ABC):
     """One client's line to the server."""
 
     @abstractmethod
-    def call(self, endpoint: Callable[..., Any], *args: Any) -> Any:
-        """Calls an endpoint from this client's seat; raises what the server refused with."""
+    def call(self, endpoint: Callable[..., Any], *args: Any, patient: bool = False) -> Any:
+        """Calls an endpoint from this client's seat; raises what the server refused with.
+
+        ``patient`` where the server may wait for another client, whose lease must run out first.
+        """
 
     @abstractmethod
     def train_step(self, client: Client, turn: Turn, batch: Batch) -> float:
@@ -61,6 +65,14 @@ class Exchange(ABC):
         """The newest hand-off."""
         handoff: SealedHandoff | None = self.call(endpoints.fetch)
         return handoff
+
+    def shares(self) -> Iterator[Share]:
+        """What each client of the last turn sealed, one after the other."""
+        for index in itertools.count():
+            share: Share | None = self.call(endpoints.share, index)
+            if share is None:
+                return
+            yield share
 
     def commit(self, handoff: SealedHandoff) -> None:
         """Ends a training turn."""

@@ -17,7 +17,7 @@ from launch import build
 from launch.config import RunOptions
 from launch.ranks import play_locally
 from launch.unsplit import Unsplit
-from runtime.scheduler import parse_schedule
+from runtime.scheduler import Together, parse_schedule
 
 KEY = bytes(range(32))
 RESNET = {
@@ -60,8 +60,15 @@ COMPRESSED = [
         "wire": "bf16",
     },  # autograd's own casts
 ]
+# What clients come to who train at once, tests/runtime/test_together.py compares with training written down plainly.
+AT_ONCE = [
+    (UNET if labels else RESNET | {"cut": "3", "epochs": 1})
+    | {"clients": 2, "exchange": "fused", "schedule": schedule}
+    for schedule in Together
+    for labels in (False, True)
+]
 EXACT = _cases()
-CASES = EXACT + COMPRESSED
+CASES = EXACT + COMPRESSED + AT_ONCE
 NAMES = [
     f"{c['model']}-cut{c['cut']}-{c['clients']}-{c.get('labels', '')}{c.get('optimizer', '')}{c.get('schedule', '')}{c.get('exchange', '')}{c.get('wire', '')}"
     for c in CASES
@@ -106,7 +113,7 @@ def _unsplit(case: dict) -> Unsplit:
     trainer = Unsplit(options, data, KEY, len(images.source.classes))
     scheduler = parse_schedule(options.schedule, options.seed)
     for round in range(1, options.epochs + 1):
-        for client in scheduler.order(round, names):
+        for (client,) in scheduler.order(round, names):
             losses = [
                 trainer.train_step(round, client, batch) for batch in trainer.train_batches(round, client)
             ]
@@ -125,7 +132,10 @@ def test_processes_end_with_the_weights_of_unsplit_training(world, number):
         assert scores["test"] == pytest.approx(expected.evaluate(client)["test"], abs=1e-6)
 
 
-@pytest.mark.parametrize("number", range(0, len(CASES), 3), ids=NAMES[::3])
+COMPARED = [*range(0, len(EXACT + COMPRESSED), 3), *range(len(EXACT + COMPRESSED), len(CASES))]
+
+
+@pytest.mark.parametrize("number", COMPARED, ids=[NAMES[number] for number in COMPARED])
 def test_one_process_ends_with_the_weights_of_many(world, number, tmp_path):
     """Oracle: the same case over RPC; the explicit step of one process is that of `--exchange fused`, too."""
     torch.set_num_threads(1)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from launch.cli import rank, suture
 from launch.config import DEFAULTS, RunOptions
 from launch.options import run_options
-from launch.written import check_names, read_toml, to_arguments, to_toml
+from launch.written import check_names, flag, read_toml, to_arguments, to_toml
 from runtime.data.registry import SOURCES
 from runtime.data.source import Task
 from runtime.errors import ConfigError
@@ -48,6 +48,7 @@ VALUES = {
     "held_out_images": 6,
     "tape": "all",
     "schedule": "shuffled",
+    "race": True,
     "exchange": "local",
     "wire": "bf16",
     "clients": 3,
@@ -67,7 +68,7 @@ VALUES = {
     "run_dir": "some/where",
     "resume": True,
 }
-BESIDE = {"pooled": {"unsplit": True}, "resume": {"run_dir": "some/where"}}
+BESIDE = {"race": {"schedule": "parallel"}, "pooled": {"unsplit": True}, "resume": {"run_dir": "some/where"}}
 NAMES = [option.name for option in dataclasses.fields(RunOptions)]
 AGREED = {
     "data", "grades", "model", "width", "cut", "labels", "image_size", "batch_size", "optimizer", "lr", "seed",
@@ -132,9 +133,8 @@ def test_an_option_survives_the_command_line(name):
     options = with_option(name)
     arguments = to_arguments(options)
     assert parsed(*arguments) == options
-    assert any(
-        argument.removeprefix("--no-").removeprefix("--") == name.replace("_", "-") for argument in arguments
-    )
+    (option,) = (option for option in dataclasses.fields(RunOptions) if option.name == name)
+    assert any(argument.removeprefix("--no-").removeprefix("--") == flag(option) for argument in arguments)
 
 
 def test_no_options_need_no_arguments():
@@ -256,8 +256,8 @@ def test_help_lists_every_option_and_every_data_source(command):
     shown = CliRunner().invoke(command, ["--help"])
     text = " ".join(shown.output.split())
     assert shown.exit_code == 0
-    for name in NAMES:
-        assert f"--{name.replace('_', '-')}" in text, name
+    for option in dataclasses.fields(RunOptions):
+        assert f"--{flag(option)}" in text, option.name
     for entry in SOURCES.values():
         assert entry.name + (f":{entry.argument}" if entry.argument else "") in text
         assert entry.description[:20] in text

@@ -40,7 +40,7 @@ def _one_turn(
     progress.turn_started(round, turn, client, "train", 4)
     for loss in (0.8, 0.6, 0.4, 0.2):
         clock.now += 1
-        progress.batch_done(loss, 10)
+        progress.batch_done(client, loss, 10)
     progress.turn_done()
 
 
@@ -88,7 +88,7 @@ def test_a_terminal_shows_round_turn_loss_speed_and_clients(caplog: pytest.LogCa
         progress.turn_started(1, 2, "client1", "train", 8)
         for _ in range(2):
             clock.now += 1
-            progress.batch_done(0.4321, 16)
+            progress.batch_done("client1", 0.4321, 16)
     shown = written.getvalue()
     for words in (
         "round 1 of 3",
@@ -114,7 +114,7 @@ def test_the_display_is_drawn_at_most_four_times_a_second() -> None:
         before = written.getvalue().count("round 1 of 1")
         for _ in range(1000):
             clock.now += 0.001
-            progress.batch_done(0.5, 1)
+            progress.batch_done("client0", 0.5, 1)
         assert written.getvalue().count("round 1 of 1") - before <= 4
 
 

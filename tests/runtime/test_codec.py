@@ -29,6 +29,7 @@ from runtime.wire import (
     Release,
     Report,
     SealedHandoff,
+    Share,
     StepDone,
     StepReply,
     Upload,
@@ -54,11 +55,14 @@ GOOD = [
     StepDone(1, 0, 0.1 + 0.2),
     StepDone(1, 0, float("inf")),
     HANDOFF,
+    Share("client0", HANDOFF),
     Report(2, {"test": {"loss": 1e-300, "auroc": 1}}),
     Farewell({"bottom": "a" * 64}, 2**40),
     Release({"fc.weight": H, "fc.bias": H[0]}, 2, None, None),
     Release({}, 2, {"fc.weight": H}, HANDOFF),
     Turn(TurnKind.TRAIN, "client0", 1, 2, 3, 4),
+    Turn(TurnKind.TRAIN, "client0", 1, 2, 3, 4, together=True),
+    Turn(TurnKind.AVERAGE, "client0", 1, 2, 3, 4),
     Turn(TurnKind.END, reason="naïve \U0001f600 \\u0000", error="WireError"),
 ]
 

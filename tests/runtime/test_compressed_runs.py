@@ -139,6 +139,6 @@ def test_the_bytes_of_a_step_are_those_that_crossed(tmp_path, home):
 
 def test_a_graph_does_not_cross_in_a_format_that_has_none(tmp_path, monkeypatch):
     """Oracle: the refusal of the reference exchange's endpoint."""
-    monkeypatch.setattr(Turns, "train", Turns.forward)
+    monkeypatch.setattr(Turns, "train", lambda turns, seat, upload, answer: turns.forward(seat, upload))
     with pytest.raises(WireError, match="client0: forward: no graph crosses in int8; refused"):
         played(tmp_path, wire="int8")

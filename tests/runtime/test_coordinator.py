@@ -132,8 +132,7 @@ class Run:
 
     def play_to_the_end(self):
         for name, seat in self.seats.items():
-            running = self.coordinator._turns.running
-            if seat.waiting is None and (running is None or running.turn.client != name):
+            if seat.waiting is None and name not in self.coordinator._turns.running:
                 self.ask(name)
         played = []
         while granted := [n for n in self.seats if (t := self.answer(n)) and t.kind is not TurnKind.END]:
@@ -160,7 +159,7 @@ def clock(monkeypatch):
     """The time as the coordinator and the members' table read it."""
     now = SimpleNamespace(seconds=1000.0)
     now.monotonic = lambda: now.seconds
-    for module in ("coordinator", "course", "members", "turns", "leases"):
+    for module in ("coordinator", "course", "members", "turns", "steps", "leases"):
         monkeypatch.setattr(f"runtime.{module}.time", now)
     return now
 
@@ -576,7 +575,7 @@ def test_the_checkpoint_of_another_run_is_refused(run, tmp_path):
     run.play(run.turn)
     run.journal._run = "another"
     with pytest.raises(
-        CheckpointError, match="the checkpoint is of run run, format 1; expected run another, format 1"
+        CheckpointError, match="the checkpoint is of run run, format 2; expected run another, format 2"
     ):
         run.journal.begin(resume=True)
 

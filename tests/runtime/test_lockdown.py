@@ -175,7 +175,7 @@ def test_a_peer_can_announce_itself_and_nothing_else():
 
 def test_the_servers_table_is_its_endpoints():
     """Oracle: the protocol of session.py, by hand; a new endpoint is a decision."""
-    names = "greet hello next_turn fetch forward step train backward predict commit report abort finish leave"
+    names = "greet hello next_turn fetch share forward step train backward predict commit report abort finish leave"
     assert set(endpoints.table()) == {f"runtime.endpoints.{name}" for name in names.split()}
 
 

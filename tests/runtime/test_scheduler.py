@@ -19,7 +19,7 @@ NAMES = [f"client{index}" for index in range(12)]
 def test_round_robin_keeps_the_order_of_joining(round, clients):
     """Oracle: the list itself; the caller's list is not touched."""
     before = list(clients)
-    assert RoundRobin().order(round, clients) == before == clients
+    assert RoundRobin().order(round, clients) == [(name,) for name in before] and clients == before
 
 
 @settings(deadline=None)
@@ -28,7 +28,7 @@ def test_a_shuffled_round_is_a_permutation_that_seed_and_round_decide(seed, roun
     """Oracle: sorted, it is the list; asked again, even of a new object, it is the same."""
     before = list(clients)
     order = Shuffled(seed).order(round, clients)
-    assert sorted(order) == sorted(clients) and clients == before
+    assert sorted(order) == sorted((name,) for name in clients) and clients == before
     assert Shuffled(seed).order(round, clients) == order
 
 
@@ -36,12 +36,12 @@ def test_a_shuffled_order_differs_by_round_and_by_seed():
     """Oracle: 12 clients have 479,001,600 orders; twenty draws of the same one are no accident."""
     assert len({tuple(Shuffled(0).order(round, NAMES)) for round in range(1, 21)}) == 20
     assert len({tuple(Shuffled(seed).order(1, NAMES)) for seed in range(20)}) == 20
-    assert Shuffled(0).order(1, NAMES) != NAMES
+    assert Shuffled(0).order(1, NAMES) != [(name,) for name in NAMES]
 
 
 def test_every_client_comes_first_sometimes():
     """Oracle: over 300 rounds of three clients each place is taken about 100 times (six standard deviations)."""
-    first = [Shuffled(7).order(round, NAMES[:3])[0] for round in range(300)]
+    first = [Shuffled(7).order(round, NAMES[:3])[0][0] for round in range(300)]
     assert all(abs(first.count(name) - 100) < 50 for name in NAMES[:3])
 
 
@@ -64,7 +64,7 @@ def test_a_replay_is_the_training_turns_of_the_file(tmp_path):
     ]
     replay = Replay(_write(tmp_path / "turns.jsonl", turns))
     orders = [replay.order(round, ["client0", "client1"]) for round in (1, 2, 3)]
-    assert orders == [["client1", "client0"], ["client0"], []]
+    assert orders == [[("client1",), ("client0",)], [("client0",)], []]
 
 
 def test_a_replay_of_clients_who_are_not_here_is_refused(tmp_path):
@@ -92,7 +92,7 @@ def test_a_schedule_is_found_by_its_name(tmp_path):
     assert isinstance(parse_schedule("round-robin", 3), RoundRobin)
     assert parse_schedule("shuffled", 3).order(1, NAMES) == Shuffled(3).order(1, NAMES)
     path = _write(tmp_path / "turns.jsonl", [(1, "client0", "train")])
-    assert parse_schedule(f"replay:{path}", 3).order(1, NAMES) == ["client0"]
+    assert parse_schedule(f"replay:{path}", 3).order(1, NAMES) == [("client0",)]
 
 
 @pytest.mark.parametrize(
@@ -100,5 +100,8 @@ def test_a_schedule_is_found_by_its_name(tmp_path):
 )
 def test_an_unknown_schedule_lists_the_known(spec):
     """Oracle: the message."""
-    with pytest.raises(ConfigError, match="schedule must be one of round-robin, shuffled, replay:FILE, got "):
+    with pytest.raises(
+        ConfigError,
+        match="schedule must be one of round-robin, shuffled, parallel, splitfed, concat, replay:FILE, got ",
+    ):
         parse_schedule(spec, 0)

@@ -228,7 +228,7 @@ def _at_the_server(fault: Fault, strike: Callable[[], None]) -> None:
 def _at_a_client(fault: Fault, strike: Callable[[], None]) -> None:
     has_trained = [False]  # in this process
 
-    def call(real: Callable[..., Any], to: str, endpoint: Callable[..., Any], args: tuple) -> Any:
+    def call(real: Callable[..., Any], to: str, endpoint: Callable[..., Any], args: tuple, **how: Any) -> Any:
         message = args[1] if len(args) > 1 else None  # the ticket goes first
         due = endpoint.__name__ in _CALLS.get(fault.moment, ())
         if due and fault.moment in ("forward", "server step"):
@@ -237,8 +237,8 @@ def _at_a_client(fault: Fault, strike: Callable[[], None]) -> None:
             due = message.phase == "test"
         has_trained[0] = has_trained[0] or endpoint.__name__ == "commit"
         if not due:
-            return real(to, endpoint, args=args)
-        answer = rpc.rpc_async(to, endpoint, args=args)
+            return real(to, endpoint, args=args, **how)
+        answer = rpc.rpc_async(to, endpoint, args=args, **how)
         strike()
         return answer.wait()
 

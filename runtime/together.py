@@ -1,0 +1,193 @@
+"""How clients that train in one turn share the server: lanes, by which their batches reach the top.
+
+- ``parallel`` (SplitFed v2): one top takes the batches one by one, in waves of one a client; the order within a wave
+  is drawn from the seed, or, with ``--async``, is that of arrival.
+- ``splitfed`` (SplitFed v1): each client's batches train a copy of the top; the copies are averaged at the end.
+- ``concat``: the clients' batches of one number make one batch and one step of the top.
+
+Reference: Thapa et al., AAAI 2022 (arXiv 2004.12088).
+
+The clients' own parts are averaged by a client, sealed; see `TurnKind.AVERAGE`. One client alone in its turn has a
+`Lane` to itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch import Tensor
+
+from runtime.errors import SutureError
+from runtime.members import Seat
+from runtime.steps import Steps, Work, class_weights, in_order
+from runtime.wire import LossReply, Refusal, StepReply
+
+
+class Lane:
+    """Every batch goes through at once: its client is alone, or has a top of its own (splitfed)."""
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+
+    @property
+    def order(self) -> str:
+        """Whose batch was taken when, names with a blank between them, where nothing else settles it."""
+        return ""
+
+    def train(self, work: Work) -> None:
+        """Takes a client's batch; answers now or later."""
+        work.attempt(self.steps.train)
+
+    def backward(self, work: Work) -> None:
+        """Takes the gradient of what the server answered, where labels stay at home; answers now or later."""
+        work.attempt(self.steps.backward)
+
+    def output_of(self, seat: Seat) -> Tensor | None:
+        """What the client was answered and has not given the gradient of, where labels stay at home."""
+        return self.steps.journal.server.pending(seat.name)
+
+    def ended(self, client: str) -> None:
+        """The client has no more batches."""
+
+
+class OneByOne(Lane):
+    """Parallel clients, one top: it takes one batch at a time, and no other before its step is done.
+
+    Args:
+        steps: compute.
+        order: whose batch comes next, and so on; None for the order of arrival.
+    """
+
+    def __init__(self, steps: Steps, order: Iterable[str] | None) -> None:
+        super().__init__(steps)
+        self._order = None if order is None else iter(order)
+        self._next = ""
+        self._waiting: dict[str, Work] = {}
+        self._ended: set[str] = set()
+        self._open = ""
+        self._taken: list[str] = []
+
+    @property
+    def order(self) -> str:
+        return " ".join(self._taken)
+
+    def train(self, work: Work) -> None:
+        self._waiting[work.seat.name] = work
+        self._go_on()
+
+    def backward(self, work: Work) -> None:
+        super().backward(work)
+        self._open = ""
+        self._go_on()
+
+    def ended(self, client: str) -> None:
+        self._ended.add(client)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        while not self._open and (work := self._take()) is not None:
+            super().train(work)
+            if self.steps.journal.server.pending(work.seat.name) is not None:
+                self._open = work.seat.name  # its output is out, and the top must not change before its step
+
+    def _take(self) -> Work | None:
+        if self._order is None:
+            first = next(iter(self._waiting), "")
+            if first:
+                self._taken.append(first)
+            return self._waiting.pop(first, None)
+        while not self._next or self._next in self._ended:
+            self._next = next(self._order, "")
+            if not self._next:
+                return None
+        work = self._waiting.pop(self._next, None)
+        if work is not None:
+            self._next = ""
+        return work
+
+
+class Joined(Lane):
+    """Concatenated batches: a step waits for the batch of every client that has one of that number.
+
+    Args:
+        steps: compute.
+        num_batches: of each client, in the order in which their batches are joined.
+    """
+
+    def __init__(self, steps: Steps, num_batches: Mapping[str, int]) -> None:
+        super().__init__(steps)
+        self._num_batches = dict(num_batches)
+        self._names = list(num_batches)
+        self._number = 0
+        self._arrived: dict[str, Work] = {}
+        self._outputs: dict[str, Tensor] = {}
+
+    def train(self, work: Work) -> None:
+        self._arrived[work.seat.name] = work
+        self._go_on()
+
+    def backward(self, work: Work) -> None:
+        self._arrived[work.seat.name] = work
+        self._go_on()
+
+    def output_of(self, seat: Seat) -> Tensor | None:
+        return self._outputs.get(seat.name)
+
+    def ended(self, client: str) -> None:
+        self._num_batches[client] = 0
+        self._go_on()
+
+    def _go_on(self) -> None:
+        left = [name for name in self._names if self._num_batches[name] > self._number]
+        expected = list(self._outputs) or left
+        if not expected or any(name not in self._arrived for name in expected):
+            return
+        works, self._arrived = in_order(self._arrived, expected), {}
+        try:
+            answers = self._backward(works) if self._outputs else self._train(works)
+        except SutureError as error:
+            answers = [Refusal.of(error)] * len(works)
+        for work, answer in zip(works, answers, strict=True):
+            work.settle(answer)
+
+    def _train(self, works: list[Work]) -> list[object]:
+        server = self.steps.journal.server
+        batches = [work.batch for work in works if work.batch is not None]
+        found = server.forward_joined(batches, [class_weights(work.seat) for work in works])
+        losses = [answer for answer in found if isinstance(answer, LossReply)]
+        if not losses:
+            outputs = [answer for answer in found if not isinstance(answer, LossReply)]
+            self._outputs = {work.seat.name: output for work, output in zip(works, outputs, strict=True)}
+            return [self.steps.output(*each) for each in zip(works, outputs, strict=True)]
+        done = [self.steps.done_with(*each) for each in zip(works, losses, strict=True)]
+        at_cuts, gradients = server.backward_joined([len(batch.smashed) for batch in batches], None)
+        server.step("", gradients)
+        self._number += 1
+        gone_down = [self.steps.at_cut(*each) for each in zip(works, done, at_cuts, strict=True)]
+        return [
+            StepReply(loss.loss, loss.task_loss, gradient)
+            for loss, gradient in zip(losses, gone_down, strict=True)
+        ]
+
+    def _backward(self, works: list[Work]) -> list[object]:
+        server = self.steps.journal.server
+        of_outputs = [work.gradient for work in works if work.gradient is not None]
+        at_cuts, gradients = server.backward_joined([len(grad) for grad in of_outputs], of_outputs)
+        server.step("", gradients)
+        self._outputs = {}
+        self._number += 1
+        done = [work.done for work in works if work.done is not None]
+        return [self.steps.at_cut(*each) for each in zip(works, done, at_cuts, strict=True)]
+
+
+def waves(seed: int, round: int, num_batches: Mapping[str, int]) -> Iterator[str]:
+    """Whose batch comes when: wave by wave one of every client that has one left, each wave in a drawn order."""
+    for number in itertools.count():
+        wave = [name for name, num in num_batches.items() if num > number]
+        if not wave:
+            return
+        # The order of the server's steps is its own choice, so the public seed may decide it.
+        random.Random(f"suture/steps/{seed}/{round}/{number}").shuffle(wave)
+        yield from wave
