@@ -222,6 +222,7 @@ def build_server(options: RunOptions, num_classes: int, device: torch.device) ->
         seed=options.seed,
         device=device,
         wire=options.wire,
+        microbatches=options.microbatches,
     )
 
 
@@ -242,7 +243,13 @@ def build_coordinator(
     journal = Journal(run, run_dir, server, ledger, checkpoints, MAIN_METRICS[task])
     if members is None:
         members = Members(required(options.clients), options.agreement(num_classes))
-    config = RunConfig(run=run, run_dir=run_dir, lease=options.lease, release_top=options.release_top)
+    config = RunConfig(
+        run=run,
+        run_dir=run_dir,
+        lease=options.lease,
+        release_top=options.release_top,
+        in_flight=options.microbatches * (2 if options.overlap else 1),
+    )
     return Coordinator(journal, members, config, watcher)
 
 
@@ -305,6 +312,8 @@ def build_client(
         memory=memory,
         on_alarm=options.on_alarm,
         wire=options.wire,
+        microbatches=options.microbatches,
+        overlap=options.overlap,
         offered_from=options.first_query_round(),
     )
     return Client(

@@ -124,7 +124,11 @@ def _refusal(endpoint: str, caller: Any, error: SutureError) -> Refusal:
 def _computed(method: Callable[[Seat, Any], Any], caller: SeatRef, message: Any) -> Any:
     """What computes on a client's data does so where no other peer finds what it leaves behind."""
     seat = _seat(caller)
-    return _COMPUTING.run(method, seat, message) if isinstance(caller, str) else method(seat, message)
+    if not isinstance(caller, str):
+        return method(seat, message)
+    if isinstance(message, OutputGradient) or message.phase == "train":
+        _run().await_order(seat, message)
+    return _COMPUTING.run(method, seat, message)
 
 
 @_endpoint

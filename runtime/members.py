@@ -26,6 +26,7 @@ class Seat:
     last_seen: float = 0.0
     uploaded: tuple[int, int] = (0, -1)
     num_stepped: int = 0
+    num_early: int = 0
     farewell: Farewell | None = None
     left: bool = False
     knock: Future[Tensor] | None = None

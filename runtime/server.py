@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,10 +19,18 @@ from runtime.compression import Packer
 from runtime.handoff import part_digest
 from runtime.hooks import Attack, SmashedBatch
 from runtime.optim import step_with
-from runtime.randomness import EVALUATION_BATCH, PUBLIC, Randomness
+from runtime.randomness import EVALUATION_BATCH, PUBLIC, Randomness, part_place
 from runtime.wire import LossReply, TensorSpec
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A forward that waits for its backward: smashed data as a leaf, and what was computed from it."""
+
+    smashed: Tensor
+    root: Tensor
 
 
 class Server:
@@ -38,6 +46,7 @@ class Server:
         seed: the run's public seed.
         device: where the top computes; tensors cross the wire on the CPU.
         wire: the format in which they cross, see ``compression``.
+        microbatches: parts that a batch may come in, see ``parts``.
     """
 
     def __init__(
@@ -51,6 +60,7 @@ class Server:
         seed: int = 0,
         device: torch.device | str = "cpu",
         wire: str = "fp32",
+        microbatches: int = 1,
     ) -> None:
         self.top = top
         self.optimizer = optimizer
@@ -60,14 +70,18 @@ class Server:
         self._randomness = Randomness(PUBLIC, seed)
         self.packer = Packer(wire, self._randomness)
         self._device = torch.device(device)
-        self._pending: tuple[Tensor, Tensor] | None = None
+        self.microbatches = microbatches
 
-    def forward(self, batch: SmashedBatch, class_weights: Tensor | None = None) -> LossReply | Tensor:
+    def forward(
+        self, batch: SmashedBatch, class_weights: Tensor | None = None, whole: Tensor | None = None
+    ) -> LossReply | Tensor:
         """One training batch through the top, keeping the graph for the backward that the client starts.
 
         Args:
             batch: checked smashed data with its graph, on the CPU.
             class_weights: weights_K of the loss, None for equal ones.
+            whole: where ``batch`` is a part of several, y_N of the whole batch: the parts' losses add up to the whole
+                batch's mean, by class weights where there are any.
 
         Returns:
             Labels shared: the loss; labels at home: the top's output, on the CPU.
@@ -77,54 +91,57 @@ class Server:
         seen = self._seen(batch, smashed)
         self.attack.observe(self._seen(batch, smashed.detach()))
         self.top.train()
-        self._randomness.reseed("top", batch.round, batch.client, batch.batch)
+        place = part_place((batch.round, batch.client, batch.batch), batch.part)
+        self._randomness.reseed("top", *place)
         output: Tensor = self.top(seen.smashed)
         if batch.labels is None:
             smashed.register_hook(lambda grad: self._attacked(seen, grad))
             return output.cpu()
         weights = None if class_weights is None else class_weights.to(output)
-        task_loss = cross_entropy(output, batch.labels.to(output.device), weight=weights)
-        loss = self.attack.loss(seen, task_loss)
-        return LossReply(loss.cpu(), float(task_loss.detach()))
+        if whole is None:
+            task_loss = cross_entropy(output, batch.labels.to(output.device), weight=weights)
+            loss = self.attack.loss(seen, task_loss)
+            return LossReply(loss.cpu(), float(task_loss.detach()))
+        ours, theirs = _weight(batch.labels, class_weights), _weight(whole, class_weights)
+        summed = cross_entropy(output, batch.labels.to(output.device), weight=weights, reduction="sum")
+        # A part may hold nothing but images of classes that do not count.
+        task_loss, share = summed / float(ours if ours > 0 else 1), float(ours / theirs)
+        loss = self.attack.loss(seen, task_loss) * share
+        return LossReply(loss.cpu(), float(task_loss.detach()) * share)
 
-    def forward_apart(self, batch: SmashedBatch, class_weights: Tensor | None = None) -> LossReply | Tensor:
-        """`forward` on a graph that ends at this server: `backward` is its other half.
+    def forward_apart(
+        self, batch: SmashedBatch, class_weights: Tensor | None = None, whole: Tensor | None = None
+    ) -> tuple[LossReply | Tensor, Pending]:
+        """`forward` on a graph that ends at this server.
 
         Returns:
-            As `forward`, detached.
+            As `forward`, detached; and what `backward`, its other half, takes.
         """
         smashed = batch.smashed.detach().requires_grad_()
-        answer = self.forward(replace(batch, smashed=smashed), class_weights)
-        root = answer.loss if isinstance(answer, LossReply) else answer
-        self._pending = smashed, root
-        return replace(answer, loss=root.detach()) if isinstance(answer, LossReply) else root.detach()
+        answer = self.forward(replace(batch, smashed=smashed), class_weights, whole)
+        if isinstance(answer, LossReply):
+            return replace(answer, loss=answer.loss.detach()), Pending(smashed, answer.loss)
+        return answer.detach(), Pending(smashed, answer)
 
-    @property
-    def pending(self) -> Tensor | None:
-        """What the last `forward_apart` answered, as long as it waits for its `backward`."""
-        return None if self._pending is None else self._pending[1]
-
-    def backward(self, of_answer: Tensor | None) -> tuple[Tensor, dict[Tensor, Tensor]]:
-        """The backward of the last `forward_apart`.
+    def backward(self, pending: Pending, of_answer: Tensor | None) -> tuple[Tensor, dict[Tensor, Tensor]]:
+        """The backward of a `forward_apart`.
 
         Args:
+            pending: what that returned.
             of_answer: gradient of its output; None where the loss is this server's.
 
         Returns:
             The gradient at the cut (h_ND, on the CPU) and the gradients of the top's parameters.
         """
-        assert self._pending is not None
-        (smashed, root), self._pending = self._pending, None
         ours: list[Tensor] = list(self.top.parameters())
         # autograd.grad leaves the parameters of an attack's own nets alone, as a distributed context does.
-        at_cut, *found = torch.autograd.grad(root, [smashed, *ours], of_answer, allow_unused=True)
+        leaves = [pending.smashed, *ours]
+        at_cut, *found = torch.autograd.grad(pending.root, leaves, of_answer, allow_unused=True)
         gradients = {p: grad for p, grad in zip(ours, found, strict=True) if grad is not None}
         return at_cut, gradients
 
     def _seen(self, batch: SmashedBatch, smashed: Tensor) -> SmashedBatch:
-        return SmashedBatch(
-            smashed.to(self._device), batch.labels, batch.client, batch.round, batch.batch, batch.phase
-        )
+        return replace(batch, smashed=smashed.to(self._device))
 
     def _attacked(self, seen: SmashedBatch, grad: Tensor) -> Tensor:
         # Autograd runs hooks with gradients disabled; an attack differentiates its own nets here.
@@ -164,6 +181,11 @@ class Server:
     def digest(self) -> str:
         """SHA-256 (hex) of the top's state."""
         return part_digest(self.top.state_dict())
+
+
+def _weight(labels: Tensor, class_weights: Tensor | None) -> Tensor:
+    """What these images count together."""
+    return torch.tensor(float(len(labels))) if class_weights is None else class_weights[labels].sum()
 
 
 def _to_cpu(value: Any) -> Any:

@@ -365,6 +365,19 @@ def unwrap(answer: T | Refusal) -> T:
     return answer
 
 
+def begin(endpoint: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+    """Calls one of the server's endpoints; what is returned waits for the answer.
+
+    Raises:
+        PeerLostError, WireError, SutureError: as `call`, now or when the answer is waited for.
+    """
+    try:
+        answer = rpc.rpc_async(SERVER, endpoint, args=args)
+    except RuntimeError as error:
+        raise _peer_lost(error) from None
+    return lambda: _answered(endpoint, answer.wait)
+
+
 def call(endpoint: Callable[..., Any], *args: Any) -> Any:
     """Calls one of the server's endpoints and waits for the answer.
 
@@ -373,8 +386,12 @@ def call(endpoint: Callable[..., Any], *args: Any) -> Any:
         WireError: the answer is not of the endpoint's kind.
         SutureError: the server refused; the error is of the class that it named.
     """
+    return _answered(endpoint, lambda: rpc.rpc_sync(SERVER, endpoint, args=args))
+
+
+def _answered(endpoint: Callable[..., Any], wait_for_it: Callable[[], Any]) -> Any:
     try:
-        answer = unwrap(rpc.rpc_sync(SERVER, endpoint, args=args))
+        answer = unwrap(wait_for_it())
     except RuntimeError as error:
         raise _peer_lost(error) from None
     if not codec.fits(answer, lockdown.answer_type(endpoint)):

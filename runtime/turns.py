@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -20,7 +21,8 @@ from runtime.hooks import SmashedBatch
 from runtime.journal import Journal
 from runtime.members import Seat
 from runtime.observers import NoRecorder, Recorder, Watcher
-from runtime.randomness import EVALUATION_BATCH
+from runtime.parts import Parts
+from runtime.randomness import EVALUATION_BATCH, part_place
 from runtime.scheduler import Turn, TurnKind
 from runtime.wire import (
     LossReply,
@@ -46,23 +48,21 @@ log = logging.getLogger(__name__)
 class Running:
     """The turn that is being played and what it has come to so far; ``heard`` of its client, about it, is a time.
 
-    ``uploaded`` and ``answered`` are of the batch that waits for its step, where they crossed packed; so are the bytes.
+    ``parts`` are of the batch that waits for its step; so are the bytes.
     """
 
     turn: Turn
     started: float
     heard: float
     losses: list[float] = field(default_factory=list)
-    batch_images: int = 0
     num_images: int = 0
-    uploaded: Packed | None = None
-    answered: Packed | None = None
+    parts: Parts = field(default_factory=Parts)
     bytes_up: int = 0
     bytes_down: int = 0
 
-    def place(self, batch: int) -> tuple[int, str, int]:
-        """What a draw for one of the turn's batches is named by."""
-        return self.turn.round, self.turn.client, batch
+    def place(self, batch: int, part: int = 0) -> tuple[int | str, ...]:
+        """What a draw for one of the turn's batches, or a part of it, is named by."""
+        return part_place((self.turn.round, self.turn.client, batch), part)
 
 
 class Turns:
@@ -105,6 +105,8 @@ class Turns:
         server = self.journal.server
         if not server.packer.differentiable:
             raise WireError(f"{seat.name}: forward: no graph crosses in {server.packer.wire}; refused")
+        if upload.parts != 1:
+            raise WireError(f"{seat.name}: forward: a graph crosses whole, not in parts; refused")
         answer = self._train(seat, upload, server.forward)
         # The gradients cross in autograd's own messages, each in the form of what it is the gradient of.
         if isinstance(answer, LossReply):
@@ -120,35 +122,50 @@ class Turns:
         Raises:
             DivergedError: the loss is not finite.
         """
-        answer = self._train(seat, upload, self.journal.server.forward_apart)
+        answer = self._train(seat, upload, self._forward_apart)
         if not isinstance(answer, LossReply):
             return answer
         done = StepDone(upload.turn, upload.batch, answer.task_loss)
-        return StepReply(
-            answer.loss, answer.task_loss, self._step_apart(seat, self._may_step(seat, done), done, None)
-        )
+        running = self._may_step(seat, done)
+        running.parts.loss += answer.task_loss
+        return StepReply(answer.loss, answer.task_loss, self._step_apart(seat, running, done, None))
 
     def backward(self, seat: Seat, message: OutputGradient) -> Payload:
-        """The other half of an explicit step: steps the top and answers with the gradient at the cut.
+        """The other half of an explicit step: answers with the gradient at the cut, and steps the top with the last
+        part of a batch.
 
         Raises:
             DivergedError: the loss is not finite.
         """
-        server, output = self.journal.server, self.journal.server.pending
-        if output is None:
-            raise WireError(f"{seat.name}: backward: no forward waits for it; refused")
         done = StepDone(message.turn, message.batch, message.loss)
         running = self._may_step(seat, done)
-        gradient = server.packer.unpack(
-            message.gradient, TensorSpec.like(output), seat.name, "gradient", of=running.answered
-        )
+        parts = running.parts
+        if not parts.pending:
+            raise WireError(f"{seat.name}: backward: no forward waits for it; refused")
+        if not parts.complete or message.part != parts.done:
+            raise WireError(
+                f"{seat.name}: backward: part: expected {parts.done} when all {parts.number} have come, got "
+                f"{message.part!r:.40} when {parts.came} have; refused"
+            )
+        output, answered = parts.pending[0].root, parts.answered[message.part]
+        spec, packer = TensorSpec.like(output), self.journal.server.packer
+        gradient = packer.unpack(message.gradient, spec, seat.name, "gradient", of=answered)
         check_gradient(gradient, output, seat.name)
         self._crossed(up=message.gradient)
+        parts.loss = message.loss
         return self._step_apart(seat, running, done, gradient)
+
+    def is_early(self, seat: Seat, message: Upload | OutputGradient) -> bool:
+        """Whether ``message`` belongs behind one that this member's turn still waits for."""
+        running = self.of(seat)
+        its = running is not None and running.turn.number == message.turn
+        return running is not None and its and running.parts.is_early(message, seat.num_stepped)
 
     def predict(self, seat: Seat, upload: Upload) -> Payload:
         """One evaluation batch; see `Server.predict`."""
         running, server = self._held(seat, upload.turn, TurnKind.EVALUATE), self.journal.server
+        if upload.parts != 1:
+            raise WireError(f"{seat.name}: predict: images are evaluated whole, not in parts; refused")
         output = server.predict(self._checked(seat, running.turn, upload))
         place = running.place(EVALUATION_BATCH - upload.batch)
         return server.packer.pack(output, f"output/{upload.phase}", *place)
@@ -159,7 +176,10 @@ class Turns:
         Raises:
             DivergedError: the loss is not finite.
         """
-        self._step(seat, self._may_step(seat, done), done, gradients)
+        running = self._may_step(seat, done)
+        if running.parts.pending or not running.parts.complete:
+            raise WireError(f"{seat.name}: step: its batch is not whole, or came in explicit halves; refused")
+        self._step(seat, running, done.loss, gradients)
 
     def commit(self, seat: Seat, handoff: SealedHandoff) -> None:
         """Counts a training turn and keeps its hand-off; the caller brings that to the disk."""
@@ -169,6 +189,8 @@ class Turns:
             raise WireError(f"{seat.name}: handoff.previous: it does not follow the newest hand-off; refused")
         if not running.losses:
             raise WireError(f"{seat.name}: a turn without a step cannot be committed; refused")
+        if running.parts.came:
+            raise WireError(f"{seat.name}: a turn with a batch half done cannot be committed; refused")
         top = journal.server.top.state_dict().values()
         check_weights(top, seat.name, f"round {running.turn.round}, the top")
         journal.handoff = handoff
@@ -217,31 +239,45 @@ class Turns:
     def _train(
         self, seat: Seat, upload: Upload, forward: Callable[..., LossReply | Tensor]
     ) -> LossReply | Payload:
-        running = self._held(seat, upload.turn, TurnKind.TRAIN)
+        running, server = self._held(seat, upload.turn, TurnKind.TRAIN), self.journal.server
         batch = self._checked(seat, running.turn, upload)
         if upload.batch != seat.num_stepped:
             raise WireError(f"{seat.name}: batch: expected {seat.num_stepped}, got {upload.batch}; refused")
+        parts, images = running.parts, len(batch.smashed)
+        labels = parts.take(upload, images, server.microbatches, server.smashed.max_batch, seat.name)
         seat.uploaded = (running.turn.number, upload.batch)
-        running.batch_images = len(batch.smashed)
-        running.uploaded = upload.smashed if isinstance(upload.smashed, Packed) else None
-        running.answered, running.bytes_up, running.bytes_down = None, 0, 0
+        if upload.part == 0:
+            running.bytes_up = running.bytes_down = 0
+        parts.uploaded.append(upload.smashed if isinstance(upload.smashed, Packed) else None)
         self._crossed(up=upload.smashed)
         if upload.labels is not None:
             self._crossed(up=upload.labels)
-        answer = forward(batch, seat.hello.class_weights if seat.hello else None)
+        whole = parts.labels if parts.number > 1 else None
+        answer = forward(
+            replace(batch, labels=labels), seat.hello.class_weights if seat.hello else None, whole
+        )
         if isinstance(answer, LossReply):
             return answer
-        packer = self.journal.server.packer
-        packed = packer.pack(answer, "output", *running.place(upload.batch))
-        running.answered = packed if isinstance(packed, Packed) else None
+        packed = server.packer.pack(answer, "output", *running.place(upload.batch, upload.part))
+        parts.answered.append(packed if isinstance(packed, Packed) else None)
         self._crossed(down=packed)
         return packed
 
+    def _forward_apart(self, *batch: Any) -> LossReply | Tensor:
+        answer, pending = self.journal.server.forward_apart(*batch)
+        assert self.running is not None
+        self.running.parts.pending.append(pending)
+        return answer
+
     def _step_apart(self, seat: Seat, running: Running, done: StepDone, of_output: Tensor | None) -> Payload:
-        server = self.journal.server
-        at_cut, gradients = server.backward(of_output)
-        self._step(seat, running, done, gradients)
-        payload = server.packer.pack(at_cut, "gradient", *running.place(done.batch), of=running.uploaded)
+        server, parts = self.journal.server, running.parts
+        place, of = running.place(done.batch, parts.done), parts.uploaded[parts.done]
+        at_cut, gradients = server.backward(parts.pending.popleft(), of_output)
+        if parts.add(gradients):
+            self._step(seat, running, parts.loss, parts.gradients)
+        else:
+            server.attack.step()  # to which a part is a batch of its own
+        payload = server.packer.pack(at_cut, "gradient", *place, of=of)
         self._crossed(down=payload)
         return payload
 
@@ -256,15 +292,16 @@ class Turns:
             )
         return running
 
-    def _step(self, seat: Seat, running: Running, done: StepDone, gradients: Mapping[Tensor, Tensor]) -> None:
-        turn = running.turn
+    def _step(self, seat: Seat, running: Running, loss: float, gradients: Mapping[Tensor, Tensor]) -> None:
+        turn, images = running.turn, running.parts.num_images
         self.journal.server.step(gradients)
         seat.uploaded, seat.num_stepped = (0, -1), seat.num_stepped + 1
-        running.losses.append(done.loss)
-        running.num_images += running.batch_images
+        running.parts = Parts()
+        running.losses.append(loss)
+        running.num_images += images
         step = turn.step + len(running.losses)
-        self.recorder.train_step(step, turn.round, turn.number, turn.client, done.loss)
-        self._watcher.batch_done(done.loss, running.batch_images)
+        self.recorder.train_step(step, turn.round, turn.number, turn.client, loss)
+        self._watcher.batch_done(loss, images)
 
     def _checked(self, seat: Seat, turn: Turn, upload: Upload) -> SmashedBatch:
         server = self.journal.server
@@ -272,7 +309,9 @@ class Turns:
         smashed = server.packer.unpack(upload.smashed, server.smashed, seat.name, "smashed")
         decoded = replace(upload, smashed=smashed)
         check_upload(decoded, seat.name, server.smashed, server.labels if training else None, training)
-        return SmashedBatch(smashed, upload.labels, turn.client, turn.round, upload.batch, upload.phase)
+        return SmashedBatch(
+            smashed, upload.labels, turn.client, turn.round, upload.batch, upload.phase, upload.part
+        )
 
     def _crossed(self, *, up: Payload | None = None, down: Payload | None = None) -> None:
         """Counts what crosses in the running step; kept is the largest step."""

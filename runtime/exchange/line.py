@@ -42,6 +42,9 @@ class RpcLine(Exchange):
     def call(self, endpoint: Callable[..., Any], *args: Any) -> Any:
         return transport.call(endpoint, self._ticket, *args)
 
+    def begin(self, endpoint: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+        return transport.begin(endpoint, self._ticket, *args)
+
     def next_turn(self) -> Future[Turn | Refusal]:
         future: Future[Turn | Refusal] = rpc.rpc_async(
             transport.SERVER, endpoints.next_turn, args=(self._ticket,)

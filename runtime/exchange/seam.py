@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +24,17 @@ class Exchange(ABC):
     @abstractmethod
     def call(self, endpoint: Callable[..., Any], *args: Any) -> Any:
         """Calls an endpoint from this client's seat; raises what the server refused with."""
+
+    def begin(self, endpoint: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+        """Calls an endpoint without waiting; the returned function waits for the answer, or raises as `call`."""
+        answer = self.call(endpoint, *args)
+        return lambda: answer
+
+    def train(self, client: Client, turn: Turn, batches: Iterable[Batch]) -> Generator[Batch]:
+        """A turn's training steps; each batch is returned when both sides have stepped on it."""
+        for batch in batches:
+            self.train_step(client, turn, batch)
+            yield batch
 
     @abstractmethod
     def train_step(self, client: Client, turn: Turn, batch: Batch) -> float:
