@@ -26,6 +26,7 @@ from runtime.data.registry import open_source
 from runtime.data.source import Source, Task
 from runtime.entry import Tokens, parse_token, read_token, read_tokens, write_token
 from runtime.errors import ConfigError
+from runtime.exchange.crossing import MOST_UNDER_WAY
 from runtime.handoff import parse_key, read_key
 from runtime.journal import Journal
 from runtime.ledger import Ledger
@@ -248,7 +249,7 @@ def build_coordinator(
         run_dir=run_dir,
         lease=options.lease,
         release_top=options.release_top,
-        in_flight=options.microbatches * (2 if options.overlap else 1),
+        in_flight=min(options.microbatches, MOST_UNDER_WAY) * (2 if options.overlap else 1),
     )
     return Coordinator(journal, members, config, watcher)
 

@@ -23,6 +23,9 @@ from runtime.step import ClientStep
 from runtime.wire import OutputGradient, TensorSpec, Upload, check_gradient, check_step_reply
 
 log = logging.getLogger(__name__)
+MOST_UNDER_WAY = 4
+"""Calls of one batch that wait for the server at once. Each holds one of its RPC threads; two keep both sides busy."""
+
 Begin = Callable[..., Callable[[], Any]]  # `Exchange.begin`
 
 
@@ -39,11 +42,10 @@ class Crossing:
 
     def __init__(self, begin: Begin, client: Client, turn: Turn, batch: Batch, stashed: bool = False) -> None:
         self.batch = batch
-        self._begin, self._client, self._turn = begin, client, turn.number
+        self._calls, self._client, self._turn = _Calls(begin), client, turn.number
         self._step = ClientStep(client, turn, batch, client.num_parts(len(batch.inputs)), stashed)
         self._held: list[Upload] = []
         self._sent: list[tuple[Payload, Tensor]] = []
-        self._waiting: deque[Callable[[], Any]] = deque()
 
     def depart(self, hold: bool = False) -> None:
         """Part after part through the bottom and off to the server; with ``hold`` they wait for `send`."""
@@ -60,7 +62,7 @@ class Crossing:
     def send(self) -> None:
         """Sends what was held."""
         for upload in self._held:
-            self._waiting.append(self._begin(endpoints.train, upload))
+            self._calls.go(endpoints.train, upload)
         self._held.clear()
 
     def arrive(self, then: Callable[[], None] = lambda: None) -> float:
@@ -82,16 +84,12 @@ class Crossing:
 
     def abandon(self) -> None:
         """Waits for what is still under way, whatever becomes of it: nothing of a turn outlives it."""
-        while self._waiting:
-            try:
-                self._waiting.popleft()()
-            except (SutureError, RuntimeError) as error:
-                log.debug("a call of an abandoned batch failed: %s", error)
+        self._calls.abandon()
 
     def _arrive_shared(self) -> float:
         total = 0.0
         for part in range(len(self._sent)):
-            reply = check_step_reply(self._waiting.popleft()(), transport.SERVER)
+            reply = check_step_reply(self._calls.come(), transport.SERVER)
             self._step.check_loss(reply.loss)
             total += reply.task_loss
             self._step.back(self._at_cut(part, reply.gradient))
@@ -99,17 +97,17 @@ class Crossing:
 
     def _arrive_home(self, then: Callable[[], None]) -> float:
         client, step = self._client, self._step
-        answers = [self._waiting.popleft()() for _ in self._sent]
+        answers = [self._calls.come() for _ in self._sent]
         outputs = [client.output.check(client.unpack_output(a), transport.SERVER, "output") for a in answers]
         loss, gradients = step.head(outputs)
         for part, gradient in enumerate(gradients):
             place = part_place(step.place, part)
             packed = client.packer.pack(gradient, "output gradient", *place, of=answers[part])
             message = OutputGradient(self._turn, self.batch.number, loss, packed, part)
-            self._waiting.append(self._begin(endpoints.backward, message))
+            self._calls.go(endpoints.backward, message)
         then()
         for part in range(len(self._sent)):
-            step.back(self._at_cut(part, self._waiting.popleft()()))
+            step.back(self._at_cut(part, self._calls.come()))
         return loss
 
     def _at_cut(self, part: int, payload: Any) -> Tensor:
@@ -117,3 +115,30 @@ class Crossing:
         spec = TensorSpec.like(like)
         gradient = self._client.packer.unpack(payload, spec, transport.SERVER, "gradient", of=sent)
         return check_gradient(gradient, like, transport.SERVER)
+
+
+class _Calls:
+    """Calls to the server whose answers are taken in the order in which they went."""
+
+    def __init__(self, begin: Begin) -> None:
+        self._begin = begin
+        self._under_way: deque[Callable[[], Any]] = deque()
+        self._answers: deque[Any] = deque()
+
+    def go(self, endpoint: Callable[..., Any], message: Any) -> None:
+        """Calls, once there is room."""
+        if len(self._under_way) == MOST_UNDER_WAY:
+            self._answers.append(self._under_way.popleft()())
+        self._under_way.append(self._begin(endpoint, message))
+
+    def come(self) -> Any:
+        """The next answer; raises what the server refused with."""
+        return self._answers.popleft() if self._answers else self._under_way.popleft()()
+
+    def abandon(self) -> None:
+        """See `Crossing.abandon`."""
+        while self._under_way:
+            try:
+                self._under_way.popleft()()
+            except (SutureError, RuntimeError) as error:
+                log.debug("a call of an abandoned batch failed: %s", error)

@@ -20,6 +20,7 @@ from launch.unsplit import Place, Unsplit
 from runtime import endpoints
 from runtime.errors import DataError, DivergedError
 from runtime.exchange import LocalExchange
+from runtime.exchange.crossing import MOST_UNDER_WAY
 from runtime.hooks import Attack, Detector
 from runtime.metrics import build_criterion
 
@@ -331,6 +332,15 @@ def test_parts_follow_each_other(tmp_path, monkeypatch):
     assert _log(tmp_path, monkeypatch, microbatches=2)[:6] == [
         "images 0", "train 0.0 goes", "train 0.1 goes", "images 1", "train 0.0 comes", "train 0.1 comes",
     ]  # fmt: skip
+
+
+def test_no_more_parts_are_under_way_than_leave_the_server_threads(tmp_path, monkeypatch):
+    """Oracle: the count of events; all six parts go and come."""
+    under_way, most = 0, 0
+    for event in _log(tmp_path, monkeypatch, microbatches=6):
+        under_way += event.endswith("goes") - event.endswith("comes")
+        most = max(most, under_way)
+    assert (under_way, most) == (0, MOST_UNDER_WAY) and Line.log.count("train 1.5 comes") == 1
 
 
 def test_a_turn_that_fails_leaves_nothing_under_way(tmp_path, monkeypatch):
