@@ -26,6 +26,7 @@ from runtime.data.registry import open_source
 from runtime.data.source import Source, Task
 from runtime.entry import Tokens, parse_token, read_token, read_tokens, write_token
 from runtime.errors import ConfigError
+from runtime.exchange.crossing import MOST_UNDER_WAY
 from runtime.handoff import parse_key, read_key
 from runtime.journal import Journal
 from runtime.ledger import Ledger
@@ -222,6 +223,7 @@ def build_server(options: RunOptions, num_classes: int, device: torch.device) ->
         seed=options.seed,
         device=device,
         wire=options.wire,
+        microbatches=options.microbatches,
     )
 
 
@@ -249,6 +251,7 @@ def build_coordinator(
         release_top=options.release_top,
         seed=options.seed,
         race=options.race,
+        in_flight=min(options.microbatches, MOST_UNDER_WAY) * (2 if options.overlap else 1),
     )
     return Coordinator(journal, members, config, watcher)
 
@@ -312,6 +315,8 @@ def build_client(
         memory=memory,
         on_alarm=options.on_alarm,
         wire=options.wire,
+        microbatches=options.microbatches,
+        overlap=options.overlap,
         offered_from=options.first_query_round(),
     )
     return Client(

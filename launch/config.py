@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,18 @@ class RunOptions:
         f"what tensors look like while they cross, both ways: {', '.join(formats.names())} (see below)",
         agree=True,
     )
+    microbatches: int = _option(
+        1,
+        "parts that a batch crosses the wire in, one behind the other: same gradients within rounding, but batch norm "
+        "sees parts; must divide --batch-size (exchange fused or local)",
+        agree=True,
+    )
+    overlap: bool = _option(
+        False,
+        "the next batch passes the bottom while wire and server work, with weights one step old (exchange fused or "
+        "local)",
+        agree=True,
+    )
     clients: int | None = _option(None, "number of clients (under torchrun: its ranks less one)")
     unsplit: bool = _option(
         False, "train the joined net in one process, batch for batch the same: the oracle"
@@ -204,7 +217,14 @@ class RunOptions:
             choices, value = option.metadata.get("choices"), getattr(self, option.name)
             if choices and value is not None and value not in choices:
                 raise ConfigError(f"{option.name} must be one of {', '.join(choices)}, got {value!r}")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("clients", 1), ("threads", 1), ("width", 1)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("clients", 1),
+            ("threads", 1),
+            ("width", 1),
+            ("microbatches", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}, got {value}")
@@ -233,6 +253,7 @@ class RunOptions:
             )
         self._check_wire()
         self._check_schedule()
+        self._check_pipeline()
         if self.unsplit and (self.attack_spec() or self.tape != "off"):
             raise ConfigError("attack and tape need a server: with --unsplit there is none; leave them out")
 
@@ -259,9 +280,38 @@ class RunOptions:
                 f"schedule {self.schedule} does not go with exchange autograd, whose server may have one graph open at "
                 "a time: use --exchange fused (or local)"
             )
+        asked = "overlap" if self.overlap else "microbatches" if self.microbatches > 1 else ""
+        if together is not None and asked:
+            raise ConfigError(
+                f"schedule {self.schedule} does not go with {asked}: while a client waits the server works for others; "
+                f"leave {asked} out, or use --schedule round-robin"
+            )
         if self.race and together is not Together.PARALLEL:
             raise ConfigError(
                 f"async is for --schedule parallel, where one top takes all clients' batches, got {self.schedule}"
+            )
+
+    def _check_pipeline(self) -> None:
+        """Refuses overlap and microbatches where they cannot go."""
+        asked = [
+            name for name, on in (("microbatches", self.microbatches > 1), ("overlap", self.overlap)) if on
+        ]
+        if asked and self.unsplit:
+            raise ConfigError(f"{asked[0]} needs a wire: with --unsplit nothing crosses; leave it out")
+        if asked and self.exchange == "autograd":
+            raise ConfigError(
+                f"{asked[0]} does not go with exchange autograd, whose one graph holds one batch at a time: use "
+                "--exchange fused (or local)"
+            )
+        if self.overlap and self.detector_spec():
+            raise ConfigError(
+                "overlap does not go with detector, which must see a batch's gradient before it sends the next: "
+                "leave one out"
+            )
+        if self.microbatches > 1 and (self.attack_spec() or self.tape != "off"):
+            raise ConfigError(
+                "microbatches does not go with attack and tape, whose records are of whole batches: use "
+                "--microbatches 1"
             )
 
     def resolved(self) -> RunOptions:
@@ -278,8 +328,14 @@ class RunOptions:
             raise ConfigError(
                 f"model {filled.model} is for {net.task}, data {entry.name} is for {entry.task}; use --model {fitting}"
             )
+        if required(filled.batch_size) % filled.microbatches:
+            raise ConfigError(
+                f"microbatches must divide batch_size, got {filled.microbatches} and {filled.batch_size}; use "
+                f"--microbatches {gcd(required(filled.batch_size), filled.microbatches)}, or another --batch-size"
+            )
         with as_config_error():
-            nets.validate_image_size(filled.model, filled.image_size, filled.batch_size)
+            smallest = required(filled.batch_size) // filled.microbatches
+            nets.validate_image_size(filled.model, filled.image_size, smallest)
         filled = dataclasses.replace(filled, labels=filled.labels or net.labels[0])
         filled.data_config(), filled.partition_config(), filled.optimizer_config()
         parse_schedule(filled.schedule, filled.seed)

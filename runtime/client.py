@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,29 +18,21 @@ from torch import Tensor, nn
 from models.split import SplitModel
 from runtime.averaging import Mean
 from runtime.compression import Packer
-from runtime.data.client_data import Batch, ClientData, Split
-from runtime.errors import DivergedError, HandoffError
+from runtime.data.client_data import Batch, ClientData
+from runtime.errors import HandoffError
+from runtime.evaluation import Predict, Seen, evaluate, unseen
+from runtime.feedback import Feedback
 from runtime.handoff import HandoffSeal, part_digest
 from runtime.hooks import Defence, Detector
-from runtime.metrics import build_criterion, build_scores
+from runtime.metrics import build_criterion
 from runtime.optim import OptimizerConfig, step_with
-from runtime.randomness import EVALUATION_BATCH, Randomness
+from runtime.randomness import Randomness
 from runtime.scheduler import Turn
+from runtime.step import ClientStep, TopCall
 from runtime.turn_memory import TurnMemory
-from runtime.wire import QUERY, Hello, Release, SealedHandoff, Share, TensorSpec, check_loss, check_weights
+from runtime.wire import Hello, Release, SealedHandoff, Share, TensorSpec, check_weights
 
 log = logging.getLogger(__name__)
-
-# Splits that are passed through the whole net after a round, and the phase that the server is told. Held-out images
-# look to it like any other test image. Where split and phase differ nothing is scored.
-_EVALUATED: tuple[tuple[Split, str], ...] = (
-    ("validation", "validation"),
-    ("test", "test"),
-    ("held_out", "test"),
-    ("offered", QUERY),
-)
-
-TopCall = Callable[[Tensor, Tensor | None], Any]  # (smashed, labels or None) -> LossReply or the top's output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +50,8 @@ class ClientConfig:
             of each run; None to remember it for the length of the process only.
         on_alarm: what a detector's alarm leads to: "log", or "stop", leave before sending more.
         wire: the format in which tensors cross, see ``compression``.
+        microbatches: parts that a full batch crosses in; see `exchange.fused`.
+        overlap: whether a batch goes down while the one before it is away, with weights one step old.
         offered_from: lab mode: the round from which an attacker's own images are passed through the bottom.
     """
 
@@ -70,6 +64,8 @@ class ClientConfig:
     memory: Path | None = None
     on_alarm: str = "log"
     wire: str = "fp32"
+    microbatches: int = 1
+    overlap: bool = False
     offered_from: int = 1
 
 
@@ -110,7 +106,8 @@ class Client:
         self.detector = Detector() if detector is None else detector
         self.randomness = randomness
         self.packer = Packer(config.wire, randomness)
-        self._output = output
+        self.feedback = Feedback(self.packer)
+        self.output = output
         self._key = key
         self._parts: dict[str, nn.Module] = {"bottom": self.bottom}
         if self.head is not None:
@@ -118,8 +115,7 @@ class Client:
         self.optimizer = config.optimizer.build(p for part in self._parts.values() for p in part.parameters())
         weights = None if config.class_weights is None else torch.tensor(config.class_weights)
         self.criterion = build_criterion(data.task, weights).to(self.device)
-        self._plain_criterion = build_criterion(data.task, None)
-        self._learns = True
+        self.learns = True
         self._seal: HandoffSeal | None = None
         self._newest: SealedHandoff | None = None
         self._before: dict[str, Any] | None = None
@@ -270,71 +266,36 @@ class Client:
         )
 
     def forward(self, turn: Turn, batch: Batch, top: TopCall) -> tuple[Tensor, float]:
-        """The whole forward pass of one training batch, with the top at the other end of ``top``.
+        """One training batch in one graph with the top; see `ClientStep.whole`."""
+        step = ClientStep(self, turn, batch)
+        self.learns = step.learns
+        return step.whole(top)
 
-        Returns:
-            The root of backward (the loss and the defence's penalty) and the task loss as a number.
+    def num_parts(self, num_images: int) -> int:
+        """Into how many parts a batch of ``num_images`` is cut: batch norm cannot train on a single image."""
+        whole, parts = self.config.batch_size, self.config.microbatches
+        return max(1, min(parts, num_images // (2 if whole // parts > 1 else 1)))
 
-        Raises:
-            DivergedError: the loss is not finite; names client, round and batch.
-        """
-        place = (turn.round, self.name, batch.number)
-        inputs, targets = batch.inputs.to(self.device), batch.targets
+    def train_mode(self) -> None:
+        """Bottom and head as they train."""
         for part in self._parts.values():
             part.train()
-        self.randomness.reseed("bottom", *place)
-        smashed, skips = self.bottom(inputs)
-        fake = self._fake_labels(turn, batch)
-        self._learns = fake is None
-        targets = targets if fake is None else fake
-        sent = self._watched(self.defence.transform(smashed), targets)
-        reply = top(sent.cpu(), targets if self.config.labels_shared else None)
-        if self.config.labels_shared:
-            answer = check_loss(reply, "server")
-            loss, shown = answer.loss, answer.task_loss
-        else:
-            self._output.check(reply, "server", "output")
-            self.randomness.reseed("head", *place)
-            assert self.head is not None
-            logits = self.head(reply.to(self.device), skips)
-            loss = self.criterion(logits, targets.to(self.device))
-            shown = float(loss.detach())
-        if not torch.isfinite(loss.detach()).all():
-            raise DivergedError(
-                f"{self.name}: round {turn.round}, batch {batch.number}: the loss is {float(loss.detach())}; "
-                "start a new run with a lower --lr, or look at this client's images; the last good checkpoint is kept"
-            )
-        if not self._learns:
-            return loss, shown
-        penalty = self.defence.penalty(inputs, smashed)
-        # Adding a zero would put a node into the graph of every undefended run.
-        total = loss if isinstance(penalty, float) and penalty == 0.0 else loss + penalty
-        return total, shown
 
     def unpack_output(self, payload: Any) -> Any:
-        """What the server answered with, decoded; `forward` and `evaluate` check the rest.
+        """What the server answered with, decoded; a step and `evaluate` check the rest.
 
         Raises:
             WireError: it is not in the agreed format.
         """
-        return self.packer.unpack(payload, self._output, "server", "output")
+        return self.packer.unpack(payload, self.output, "server", "output")
 
     @property
     def is_watching(self) -> bool:
         """Whether this client has a detector."""
         return type(self.detector) is not Detector
 
-    def _watched(self, sent: Tensor, targets: Tensor) -> Tensor:
-        if not self.is_watching:
-            return sent
-        detector, shown = self.detector, sent.detach()
-        # An alias of its own: where the defence changes nothing ``sent`` is ``smashed``, and a hook on that would
-        # also see the penalty's gradient, which did not come from the server.
-        alias = sent.view_as(sent)
-        alias.register_hook(lambda grad: detector.observe(shown, grad, targets))
-        return alias
-
-    def _fake_labels(self, turn: Turn, batch: Batch) -> Tensor | None:
+    def fake_labels(self, turn: Turn, batch: Batch) -> Tensor | None:
+        """Wrong labels that the detector sends in place of the batch's own, None for an honest batch."""
         if not self.is_watching or not self.config.labels_shared:
             return None
         num_before = (turn.round - 1) * self.data.num_train_batches(self.config.batch_size) + batch.number
@@ -346,7 +307,7 @@ class Client:
 
         After a detector's fake batch the client throws the gradients away; its batch norms have seen true images.
         """
-        if not self._learns:
+        if not self.learns:
             return
         step_with(self.optimizer, gradients)
         self.defence.step()
@@ -355,49 +316,14 @@ class Client:
         """All parameters that this client steps."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    @torch.no_grad()
-    def evaluate(
-        self,
-        predict: Callable[[str, int, Tensor], Any],
-        round: int,
-        seen: Callable[[str, Batch, Tensor, Tensor], None] = lambda phase, batch, smashed, logits: None,
-    ) -> dict[str, dict[str, float]]:
-        """Scores the model that this client holds on its own validation and test images.
+    def evaluate(self, predict: Predict, round: int, seen: Seen = unseen) -> dict[str, dict[str, float]]:
+        """Scores the model that this client holds; see `evaluation.evaluate`."""
+        return evaluate(self, predict, round, seen)
 
-        Args:
-            predict: the top in evaluation mode: (phase, batch, smashed) -> output.
-            round: for the noise of a defence that acts in evaluation too.
-            seen: is shown every batch, for pictures on the client's own disk.
-
-        Returns:
-            Scores by phase and metric, with ``loss`` beside them.
-        """
+    def eval_mode(self) -> None:
+        """Bottom and head as they are used."""
         for part in self._parts.values():
             part.eval()
-        scores, numbers = {}, {"validation": 0, "test": 0, QUERY: 0}
-        for split, phase in _EVALUATED:
-            collected, losses, num_images = build_scores(self.data.task, len(self.data.classes)), 0.0, 0
-            if split == "offered" and round < self.config.offered_from:
-                continue
-            for batch in self.data.test_batches(self.config.batch_size, split):
-                place = (round, self.name, EVALUATION_BATCH - batch.number)
-                self.randomness.reseed(f"bottom/{split}", *place)
-                smashed, skips = self.bottom(batch.inputs.to(self.device))
-                sent = self.defence.transform(smashed) if self.defence.acts_in_evaluation else smashed
-                logits = predict(phase, numbers[phase], sent.cpu())
-                numbers[phase] += 1
-                self._output.check(logits, "server", "output")
-                if split != phase:
-                    continue
-                if self.head is not None:
-                    logits = self.head(logits.to(self.device), skips).cpu()
-                loss = self._plain_criterion(logits, batch.targets)
-                collected.update(logits, batch.targets)
-                losses, num_images = losses + float(loss) * len(logits), num_images + len(logits)
-                seen(phase, batch, sent.cpu(), logits)
-            if num_images:
-                scores[phase] = {"loss": losses / num_images, **collected.compute()}
-        return scores
 
     def whole_model(self, release: Release, best: bool) -> dict[str, dict[str, Tensor]]:
         """State dicts by part of the released model, of the last round or of the best one."""

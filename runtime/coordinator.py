@@ -52,6 +52,8 @@ from runtime.wire import (
 
 log = logging.getLogger(__name__)
 
+GAP_SECONDS = 10.0  # in which a call that came is taken up and computed, or those behind it are refused
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -64,6 +66,7 @@ class RunConfig:
         release_top: whether clients that finish are handed the trained top.
         seed: the run's public seed.
         race: whether batches of clients that train at once are taken in the order of arrival.
+        in_flight: training calls that a client may have under way at once.
     """
 
     run: str
@@ -72,6 +75,7 @@ class RunConfig:
     release_top: bool = True
     seed: int = 0
     race: bool = False
+    in_flight: int = 1
 
 
 class Coordinator:
@@ -94,6 +98,7 @@ class Coordinator:
         self._course = Course(journal, members, config.lease, self._watcher, config.seed, config.race)
         self._turns = self._course.turns
         self._lock = threading.RLock()
+        self._computed = threading.Condition(self._lock)
 
     # Start and end -------------------------------------------------------------------------------
 
@@ -228,6 +233,18 @@ class Coordinator:
         with self._working(seat):
             self._turns.backward(seat, message, answer)
 
+    def await_order(self, seat: Seat, message: Upload | OutputGradient) -> None:
+        """Waits until what a client sent before ``message`` has been computed: RPC's threads may take up two calls in
+        another order than that in which they came. Whoever sends too much ahead, or leaves a gap, does not wait for
+        long and is refused by the turn's own checks.
+        """
+        with self._computed:
+            if seat.num_early >= self.config.in_flight - 1:
+                return
+            seat.num_early += 1
+            self._computed.wait_for(lambda: not self._turns.is_early(seat, message), GAP_SECONDS)
+            seat.num_early -= 1
+
     def predict(self, seat: Seat, upload: Upload) -> Payload:
         """One evaluation batch; see `Turns.predict`."""
         with self._working(seat):
@@ -281,6 +298,7 @@ class Coordinator:
             try:
                 yield
             finally:
+                self._computed.notify_all()
                 took = time.monotonic() - began
                 for other in self.members:
                     other.last_seen += took

@@ -151,6 +151,8 @@ def _eventually(
 
     try:
         seat = _seat(caller)
+        if isinstance(caller, str):
+            _run().await_order(seat, message)
     except SutureError as error:
         answer.set_result(_refusal(method.__name__, caller, error))
         return answer

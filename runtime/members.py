@@ -30,6 +30,7 @@ class Seat:
     uploaded: tuple[int, int] = (0, -1)
     num_stepped: int = 0
     undone: str = ""
+    num_early: int = 0
     farewell: Farewell | None = None
     left: bool = False
     knock: Future[Tensor] | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,12 +20,18 @@ from runtime.compression import Packer
 from runtime.handoff import part_digest
 from runtime.hooks import Attack, SmashedBatch
 from runtime.optim import step_with
-from runtime.randomness import EVALUATION_BATCH, PUBLIC, Randomness
+from runtime.randomness import EVALUATION_BATCH, PUBLIC, Randomness, part_place
 from runtime.wire import LossReply, TensorSpec
 
 log = logging.getLogger(__name__)
 
-_JOINT = "+"  # no client is called so
+
+@dataclass(frozen=True)
+class Pending:
+    """A forward that waits for its backward: smashed data as a leaf, and what was computed from it."""
+
+    smashed: Tensor
+    root: Tensor
 
 
 class Server:
@@ -41,6 +47,7 @@ class Server:
         seed: the run's public seed.
         device: where the top computes; tensors cross the wire on the CPU.
         wire: the format in which they cross, see ``compression``.
+        microbatches: parts that a batch may come in, see ``parts``.
     """
 
     def __init__(
@@ -54,6 +61,7 @@ class Server:
         seed: int = 0,
         device: torch.device | str = "cpu",
         wire: str = "fp32",
+        microbatches: int = 1,
     ) -> None:
         self.top = top
         self.optimizer = optimizer
@@ -64,7 +72,7 @@ class Server:
         self.packer = Packer(wire, self._randomness)
         self._device = torch.device(device)
         self._copies: dict[str, tuple[nn.Module, torch.optim.Optimizer]] = {}
-        self._pending: dict[str, tuple[Tensor, Tensor]] = {}
+        self.microbatches = microbatches
 
     def _half(self, client: str) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The top that a client's batches go through, and its optimizer."""
@@ -94,12 +102,16 @@ class Server:
         self.optimizer.load_state_dict(state["optimizer"])
         self._copies = {}
 
-    def forward(self, batch: SmashedBatch, class_weights: Tensor | None = None) -> LossReply | Tensor:
+    def forward(
+        self, batch: SmashedBatch, class_weights: Tensor | None = None, whole: Tensor | None = None
+    ) -> LossReply | Tensor:
         """One training batch through the top, keeping the graph for the backward that the client starts.
 
         Args:
             batch: checked smashed data with its graph, on the CPU.
             class_weights: weights_K of the loss, None for equal ones.
+            whole: where ``batch`` is a part of several, y_N of the whole batch: the parts' losses add up to the whole
+                batch's mean, by class weights where there are any.
 
         Returns:
             Labels shared: the loss; labels at home: the top's output, on the CPU.
@@ -112,63 +124,69 @@ class Server:
         if batch.labels is None:
             smashed.register_hook(lambda grad: self._attacked(seen, grad))
             return output.cpu()
-        task_loss = _task_loss(output, batch.labels, class_weights)
-        loss = self.attack.loss(seen, task_loss)
-        return LossReply(loss.cpu(), float(task_loss.detach()))
+        if whole is None:
+            task_loss = _task_loss(output, batch.labels, class_weights)
+            loss = self.attack.loss(seen, task_loss)
+            return LossReply(loss.cpu(), float(task_loss.detach()))
+        ours, theirs = _weight(batch.labels, class_weights), _weight(whole, class_weights)
+        summed = _task_loss(output, batch.labels, class_weights, "sum")
+        # A part may hold nothing but images of classes that do not count.
+        task_loss, share = summed / float(ours if ours > 0 else 1), float(ours / theirs)
+        loss = self.attack.loss(seen, task_loss) * share
+        return LossReply(loss.cpu(), float(task_loss.detach()) * share)
 
     def _through_top(self, seen: SmashedBatch) -> Tensor:
         top, _ = self._half(seen.client)
         top.train()
-        self._randomness.reseed("top", seen.round, seen.client, seen.batch)
+        self._randomness.reseed("top", *part_place((seen.round, seen.client, seen.batch), seen.part))
         output: Tensor = top(seen.smashed)
         return output
 
-    @torch.enable_grad()  # in one process it may follow from another client's backward, where gradients are off
-    def forward_apart(self, batch: SmashedBatch, class_weights: Tensor | None = None) -> LossReply | Tensor:
-        """`forward` on a graph that ends at this server: `backward` is its other half.
+    def forward_apart(
+        self, batch: SmashedBatch, class_weights: Tensor | None = None, whole: Tensor | None = None
+    ) -> tuple[LossReply | Tensor, Pending]:
+        """`forward` on a graph that ends at this server.
 
         Returns:
-            As `forward`, detached.
+            As `forward`, detached; and what `backward`, its other half, takes.
         """
         smashed = batch.smashed.detach().requires_grad_()
-        answer = self.forward(replace(batch, smashed=smashed), class_weights)
-        root = answer.loss if isinstance(answer, LossReply) else answer
-        self._pending[batch.client] = smashed, root
-        return replace(answer, loss=root.detach()) if isinstance(answer, LossReply) else root.detach()
+        answer = self.forward(replace(batch, smashed=smashed), class_weights, whole)
+        if isinstance(answer, LossReply):
+            return replace(answer, loss=answer.loss.detach()), Pending(smashed, answer.loss)
+        return answer.detach(), Pending(smashed, answer)
 
-    def pending(self, client: str) -> Tensor | None:
-        """What the client's last `forward_apart` answered, as long as it waits for its `backward`."""
-        smashed_and_root = self._pending.get(client)
-        return None if smashed_and_root is None else smashed_and_root[1]
-
-    def backward(self, client: str, of_answer: Tensor | None) -> tuple[Tensor, dict[Tensor, Tensor]]:
-        """The backward of the client's last `forward_apart`.
+    def backward(
+        self, pending: Pending, of_answer: Tensor | None, client: str = ""
+    ) -> tuple[Tensor, dict[Tensor, Tensor]]:
+        """The backward of a `forward_apart`.
 
         Args:
-            client: whose.
+            pending: what that returned.
             of_answer: gradient of its output; None where the loss is this server's.
+            client: whose batch it was.
 
         Returns:
             The gradient at the cut (h_ND, on the CPU) and the gradients of the top's parameters.
         """
-        smashed, root = self._pending.pop(client)
         ours: list[Tensor] = list(self._half(client)[0].parameters())
         # autograd.grad leaves the parameters of an attack's own nets alone, as a distributed context does.
-        at_cut, *found = torch.autograd.grad(root, [smashed, *ours], of_answer, allow_unused=True)
+        leaves = [pending.smashed, *ours]
+        at_cut, *found = torch.autograd.grad(pending.root, leaves, of_answer, allow_unused=True)
         gradients = {p: grad for p, grad in zip(ours, found, strict=True) if grad is not None}
         return at_cut, gradients
 
-    @torch.enable_grad()
     def forward_joined(
         self, batches: Sequence[SmashedBatch], class_weights: Sequence[Tensor | None]
-    ) -> list[LossReply | Tensor]:
+    ) -> tuple[list[LossReply | Tensor], Pending]:
         """Several clients' batches through the top as one batch; `backward_joined` is its other half.
 
         The joint loss is the mean of the clients' own, weighted by their images. An attack observes each client's
         batch and sees the joint one at its other doors.
 
         Returns:
-            For each batch what `forward_apart` would answer with: its own loss, or its rows of the output.
+            For each batch what `forward_apart` would answer with, its own loss or its rows of the output; and what
+            `backward_joined` takes.
         """
         for batch in batches:
             self.attack.observe(self._seen(batch, batch.smashed.detach()))
@@ -183,21 +201,23 @@ class Server:
         rows = output.split(sizes)
         if not labels:
             alias.register_hook(lambda grad: self._attacked(seen, grad))
-            self._pending[_JOINT] = smashed, output.cpu()
-            return [part.detach().cpu() for part in rows]
+            return [part.detach().cpu() for part in rows], Pending(smashed, output.cpu())
         losses = [_task_loss(*each) for each in zip(rows, labels, class_weights, strict=True)]
         whole = torch.stack(
             [loss * (size / sum(sizes)) for loss, size in zip(losses, sizes, strict=True)]
         ).sum()
-        self._pending[_JOINT] = smashed, self.attack.loss(seen, whole)
-        return [LossReply(loss.detach().cpu(), float(loss.detach())) for loss in losses]
+        answers: list[LossReply | Tensor] = [
+            LossReply(loss.detach().cpu(), float(loss.detach())) for loss in losses
+        ]
+        return answers, Pending(smashed, self.attack.loss(seen, whole))
 
     def backward_joined(
-        self, sizes: Sequence[int], of_answers: Sequence[Tensor] | None
+        self, pending: Pending, sizes: Sequence[int], of_answers: Sequence[Tensor] | None
     ) -> tuple[list[Tensor], dict[Tensor, Tensor]]:
-        """The backward of the last `forward_joined`.
+        """The backward of a `forward_joined`.
 
         Args:
+            pending: what that returned.
             sizes: images of each batch.
             of_answers: gradient of each one's rows of the output; None where the losses are this server's.
 
@@ -211,14 +231,12 @@ class Server:
             if of_answers is None
             else torch.cat([grad * (size / total) for grad, size in zip(of_answers, sizes, strict=True)])
         )
-        at_cut, gradients = self.backward(_JOINT, joint)
+        at_cut, gradients = self.backward(pending, joint)
         parts = at_cut.split(list(sizes))
         return [part * (total / size) for part, size in zip(parts, sizes, strict=True)], gradients
 
     def _seen(self, batch: SmashedBatch, smashed: Tensor) -> SmashedBatch:
-        return SmashedBatch(
-            smashed.to(self._device), batch.labels, batch.client, batch.round, batch.batch, batch.phase
-        )
+        return replace(batch, smashed=smashed.to(self._device))
 
     def _attacked(self, seen: SmashedBatch, grad: Tensor) -> Tensor:
         # Autograd runs hooks with gradients disabled; an attack differentiates its own nets here.
@@ -235,7 +253,7 @@ class Server:
         output: Tensor = self.top(seen.smashed)
         return output.cpu()
 
-    def step(self, client: str, gradients: Mapping[Tensor, Tensor]) -> None:
+    def step(self, gradients: Mapping[Tensor, Tensor], client: str = "") -> None:
         """Steps the optimizer of the client's top with the gradients of one backward, then the attack's own."""
         step_with(self._half(client)[1], gradients)
         self.attack.step()
@@ -251,7 +269,7 @@ class Server:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes back to ``state``."""
-        self._copies, self._pending = {}, {}
+        self._copies = {}
         self.top.load_state_dict(state["top"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.attack.load_state_dict(copy.deepcopy(state["attack"]))
@@ -261,9 +279,16 @@ class Server:
         return part_digest(self.top.state_dict())
 
 
-def _task_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
+def _task_loss(
+    logits: Tensor, labels: Tensor, class_weights: Tensor | None, reduction: str = "mean"
+) -> Tensor:
     weights = None if class_weights is None else class_weights.to(logits)
-    return cross_entropy(logits, labels.to(logits.device), weight=weights)
+    return cross_entropy(logits, labels.to(logits.device), weight=weights, reduction=reduction)
+
+
+def _weight(labels: Tensor, class_weights: Tensor | None) -> Tensor:
+    """What these images count together."""
+    return torch.tensor(float(len(labels))) if class_weights is None else class_weights[labels].sum()
 
 
 def _to_cpu(value: Any) -> Any:

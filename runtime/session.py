@@ -4,7 +4,7 @@ client                                   server
 join(hello)                 ->           agree on the options, or refuse
 next_turn()                 ->           wait until it is this client's turn
   fetch()                   ->           the newest sealed hand-off
-  train_step() ...         <->           smashed data up, gradient at the cut down, both sides step
+  train() ...              <->           smashed data up, gradient at the cut down, both sides step
   commit(seal())            ->           the turn counts: checkpoint, then the next client
   or: shares(), commit()                 clients have trained at once: one of them seals the mean of their parts
   or: predict() ..., report(scores)      evaluation: no graph, no step
@@ -18,6 +18,7 @@ import logging
 import resource
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -154,9 +155,9 @@ def take_turn(member: Member, turn: Turn) -> None:
         _take_up(member, turn)
         if turn.kind is TurnKind.TRAIN:
             client.begin(turn)
-            for batch in client.batches(turn):
-                exchange.train_step(client, turn, batch)
-                _watch(member, turn, batch)
+            with closing(exchange.train(client, turn, client.batches(turn))) as trained:
+                for batch in trained:
+                    _watch(member, turn, batch)
             handoff = client.seal(turn)
             exchange.commit(handoff)
             client.committed(handoff, turn.together)

@@ -21,6 +21,8 @@ from runtime.hooks import SmashedBatch
 from runtime.journal import Journal
 from runtime.members import Seat
 from runtime.observers import NoRecorder, Recorder, Watcher
+from runtime.parts import Parts
+from runtime.randomness import part_place
 from runtime.scheduler import Turn, TurnKind
 from runtime.wire import (
     LossReply,
@@ -46,29 +48,27 @@ class Running:
         started: when, a time.
         heard: when it was last heard of, about this turn; a time.
         losses: of its steps.
-        batch_images: images of the batch at work.
         num_images: of all its steps.
-        owed: whether the server owes it an answer: it waits for others and cannot be late.
+        parts: of the batch that waits for its step.
+        owed: whether the server owes it an answer that waits for other clients: it cannot be late.
         share: what it sealed at its end, where others train in the same turn.
-        uploaded: of the batch that waits for its step, where it crossed packed; ``answered`` the same.
+        bytes_up: of the batch that waits for its step; ``bytes_down`` the same.
     """
 
     turn: Turn
     started: float
     heard: float
     losses: list[float] = field(default_factory=list)
-    batch_images: int = 0
     num_images: int = 0
+    parts: Parts = field(default_factory=Parts)
     owed: bool = False
     share: SealedHandoff | None = None
-    uploaded: Packed | None = None
-    answered: Packed | None = None
     bytes_up: int = 0
     bytes_down: int = 0
 
-    def place(self, batch: int) -> tuple[int, str, int]:
-        """What a draw for one of the turn's batches is named by."""
-        return self.turn.round, self.turn.client, batch
+    def place(self, batch: int, part: int = 0) -> tuple[int | str, ...]:
+        """What a draw for one of the turn's batches, or a part of it, is named by."""
+        return part_place((self.turn.round, self.turn.client, batch), part)
 
 
 @dataclass
@@ -79,7 +79,8 @@ class Work:
         seat: the client's.
         running: its part in the turn.
         answer: takes what the client is to be told, a `Refusal` included.
-        batch: on its way up.
+        batch: on its way up, or a part of it.
+        whole: y_N of the whole batch where ``batch`` is a part and labels are shared.
         gradient: where labels stay at home, the other half: the gradient of what was answered.
         done: the step that it belongs to.
     """
@@ -88,6 +89,7 @@ class Work:
     running: Running
     answer: Future[Any]
     batch: SmashedBatch | None = None
+    whole: Tensor | None = None
     gradient: Tensor | None = None
     done: StepDone | None = None
 
@@ -129,57 +131,78 @@ class Steps:
             DivergedError: the loss is not finite.
         """
         assert work.batch is not None
-        answer = self.journal.server.forward_apart(work.batch, class_weights(work.seat))
-        return self.output(work, answer) if not isinstance(answer, LossReply) else self._stepped(work, answer)
-
-    def _stepped(self, work: Work, answer: LossReply) -> StepReply:
-        done = self.done_with(work, answer)
-        at_cut, gradients = self.journal.server.backward(work.seat.name, None)
-        self.journal.server.step(work.seat.name, gradients)
-        return StepReply(answer.loss, answer.task_loss, self.at_cut(work, done, at_cut))
+        server = self.journal.server
+        answer, pending = server.forward_apart(work.batch, class_weights(work.seat), work.whole)
+        work.running.parts.pending.append(pending)
+        if not isinstance(answer, LossReply):
+            return self.output(work, answer)
+        work.done = self.done_with(work, answer)
+        return StepReply(answer.loss, answer.task_loss, self.backward(work))
 
     def backward(self, work: Work) -> Payload:
-        """The other half of an explicit step: steps the top and answers with the gradient at the cut."""
+        """The other half of an explicit step: answers with the gradient at the cut, and steps the top with the last
+        part of a batch.
+        """
         assert work.done is not None
-        at_cut, gradients = self.journal.server.backward(work.seat.name, work.gradient)
-        self.journal.server.step(work.seat.name, gradients)
-        return self.at_cut(work, work.done, at_cut)
+        server, parts, client = self.journal.server, work.running.parts, work.seat.name
+        at_cut, gradients = server.backward(parts.pending.popleft(), work.gradient, client)
+        part = parts.done
+        is_last = parts.add(gradients)
+        if is_last:
+            server.step(parts.gradients, client)
+        else:
+            server.attack.step()  # to which a part is a batch of its own
+        return self.at_cut(work, at_cut, part, is_last)
 
     # Its parts -----------------------------------------------------------------------------------
 
-    def arrived(self, seat: Seat, running: Running, upload: Upload) -> SmashedBatch:
-        """Checks a training batch.
+    def arrived(self, seat: Seat, running: Running, upload: Upload, answer: Future[Any]) -> Work:
+        """Checks a training batch, or a part of one.
 
         Raises:
             WireError: it is not what comes next.
         """
+        server, parts = self.journal.server, running.parts
         batch = self.checked(seat, running.turn, upload)
         if upload.batch != seat.num_stepped or running.owed:
             raise WireError(f"{seat.name}: batch: expected {seat.num_stepped}, got {upload.batch}; refused")
+        most, images = server.microbatches, len(batch.smashed)
+        labels = parts.take(upload, images, most, server.smashed.max_batch, seat.name)
         seat.uploaded = (running.turn.number, upload.batch)
-        running.batch_images = len(batch.smashed)
-        running.uploaded = upload.smashed if isinstance(upload.smashed, Packed) else None
-        running.answered, running.bytes_up, running.bytes_down = None, 0, 0
+        if upload.part == 0:
+            running.bytes_up = running.bytes_down = 0
+        parts.uploaded.append(upload.smashed if isinstance(upload.smashed, Packed) else None)
         self.crossed(running, up=upload.smashed)
         if upload.labels is not None:
             self.crossed(running, up=upload.labels)
-        return batch
+        whole = parts.labels if parts.number > 1 else None
+        return Work(seat, running, answer, replace(batch, labels=labels), whole)
 
     def gradient_arrived(
-        self, seat: Seat, running: Running, message: OutputGradient, output: Tensor
-    ) -> Tensor:
-        """Checks the gradient of ``output``, which the server had answered with.
+        self, seat: Seat, running: Running, message: OutputGradient, answer: Future[Any]
+    ) -> Work:
+        """Checks the gradient of an output that the server had answered with.
 
         Raises:
-            WireError: it is none.
+            WireError: it is none, or not the one that is due.
+            DivergedError: the loss beside it is not finite.
         """
-        gradient = self.journal.server.packer.unpack(
-            message.gradient, TensorSpec.like(output), seat.name, "gradient", of=running.answered
-        )
+        done, parts = StepDone(message.turn, message.batch, message.loss), running.parts
+        self.may_step(seat, running, done)
+        if not parts.pending or running.owed:
+            raise WireError(f"{seat.name}: backward: no forward waits for it; refused")
+        if not parts.complete or message.part != parts.done:
+            raise WireError(
+                f"{seat.name}: backward: part: expected {parts.done} when all {parts.number} have come, got "
+                f"{message.part!r:.40} when {parts.came} have; refused"
+            )
+        output, answered = parts.pending[0].root, parts.answered[message.part]
+        spec, packer = TensorSpec.like(output), self.journal.server.packer
+        gradient = packer.unpack(message.gradient, spec, seat.name, "gradient", of=answered)
         check_gradient(gradient, output, seat.name)
         self.crossed(running, up=message.gradient)
-        checked: Tensor = gradient
-        return checked
+        parts.loss = message.loss
+        return Work(seat, running, answer, gradient=gradient, done=done)
 
     def checked(self, seat: Seat, turn: Turn, upload: Upload) -> SmashedBatch:
         """Decodes a batch and checks its form.
@@ -192,19 +215,21 @@ class Steps:
         smashed = server.packer.unpack(upload.smashed, server.smashed, seat.name, "smashed")
         decoded = replace(upload, smashed=smashed)
         check_upload(decoded, seat.name, server.smashed, server.labels if training else None, training)
-        return SmashedBatch(smashed, upload.labels, turn.client, turn.round, upload.batch, upload.phase)
+        return SmashedBatch(
+            smashed, upload.labels, turn.client, turn.round, upload.batch, upload.phase, upload.part
+        )
 
     def output(self, work: Work, output: Tensor) -> Payload:
         """What the top made of a batch, as it goes down."""
-        running = work.running
-        assert work.batch is not None
-        packed = self.journal.server.packer.pack(output, "output", *running.place(work.batch.batch))
-        running.answered = packed if isinstance(packed, Packed) else None
+        running, batch = work.running, work.batch
+        assert batch is not None
+        packed = self.journal.server.packer.pack(output, "output", *running.place(batch.batch, batch.part))
+        running.parts.answered.append(packed if isinstance(packed, Packed) else None)
         self.crossed(running, down=packed)
         return packed
 
     def done_with(self, work: Work, answer: LossReply) -> StepDone:
-        """The step that an answered loss ends.
+        """The step that an answered loss belongs to.
 
         Raises:
             DivergedError: the loss is not finite.
@@ -212,6 +237,7 @@ class Steps:
         assert work.batch is not None
         done = StepDone(work.running.turn.number, work.batch.batch, answer.task_loss)
         self.may_step(work.seat, work.running, done)
+        work.running.parts.loss += answer.task_loss
         return done
 
     def may_step(self, seat: Seat, running: Running, done: StepDone) -> None:
@@ -229,31 +255,42 @@ class Steps:
                 "start a new run with a lower --lr; the last good checkpoint is kept"
             )
 
-    def at_cut(self, work: Work, done: StepDone, gradient: Tensor) -> Payload:
-        """Writes the step down and gives the gradient at the cut as it goes down."""
-        self.record(work.seat, work.running, done)
-        server, running = self.journal.server, work.running
-        payload = server.packer.pack(gradient, "gradient", *running.place(done.batch), of=running.uploaded)
+    def at_cut(self, work: Work, gradient: Tensor, part: int = 0, is_last: bool = True) -> Payload:
+        """The gradient at the cut as it goes down; with the last part of a batch its step is written down."""
+        running = work.running
+        assert work.done is not None
+        place, of = running.place(work.done.batch, part), running.parts.uploaded[part]
+        if is_last:
+            self.record(work.seat, running, running.parts.loss)
+        payload = self.journal.server.packer.pack(gradient, "gradient", *place, of=of)
         self.crossed(running, down=payload)
         return payload
 
     def stepped(
         self, seat: Seat, running: Running, done: StepDone, gradients: Mapping[Tensor, Tensor]
     ) -> None:
-        """Steps the top after a backward of distributed autograd's."""
-        self.may_step(seat, running, done)
-        self.journal.server.step(seat.name, gradients)
-        self.record(seat, running, done)
+        """Steps the top after a backward of distributed autograd's.
 
-    def record(self, seat: Seat, running: Running, done: StepDone) -> None:
+        Raises:
+            WireError: its batch is not whole.
+            DivergedError: the loss is not finite.
+        """
+        self.may_step(seat, running, done)
+        if running.parts.pending or not running.parts.complete:
+            raise WireError(f"{seat.name}: step: its batch is not whole, or came in explicit halves; refused")
+        self.journal.server.step(gradients, seat.name)
+        self.record(seat, running, done.loss)
+
+    def record(self, seat: Seat, running: Running, loss: float) -> None:
         """Writes a step down, now that it is done."""
-        turn = running.turn
+        turn, images = running.turn, running.parts.num_images
         seat.uploaded, seat.num_stepped = (0, -1), seat.num_stepped + 1
-        running.losses.append(done.loss)
-        running.num_images += running.batch_images
+        running.parts = Parts()
+        running.losses.append(loss)
+        running.num_images += images
         self.num_done += 1
-        self.recorder.train_step(turn.step + self.num_done, turn.round, turn.number, turn.client, done.loss)
-        self._watcher.batch_done(turn.client, done.loss, running.batch_images)
+        self.recorder.train_step(turn.step + self.num_done, turn.round, turn.number, turn.client, loss)
+        self._watcher.batch_done(turn.client, loss, images)
 
     def crossed(self, running: Running, *, up: Payload | None = None, down: Payload | None = None) -> None:
         """Counts what crosses in a client's step; kept is the largest step."""

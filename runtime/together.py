@@ -19,8 +19,9 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
 
+from runtime.compression import Payload
 from runtime.errors import SutureError
-from runtime.members import Seat
+from runtime.server import Pending
 from runtime.steps import Steps, Work, class_weights, in_order
 from runtime.wire import LossReply, Refusal, StepReply
 
@@ -43,10 +44,6 @@ class Lane:
     def backward(self, work: Work) -> None:
         """Takes the gradient of what the server answered, where labels stay at home; answers now or later."""
         work.attempt(self.steps.backward)
-
-    def output_of(self, seat: Seat) -> Tensor | None:
-        """What the client was answered and has not given the gradient of, where labels stay at home."""
-        return self.steps.journal.server.pending(seat.name)
 
     def ended(self, client: str) -> None:
         """The client has no more batches."""
@@ -89,7 +86,7 @@ class OneByOne(Lane):
     def _go_on(self) -> None:
         while not self._open and (work := self._take()) is not None:
             super().train(work)
-            if self.steps.journal.server.pending(work.seat.name) is not None:
+            if work.running.parts.pending:
                 self._open = work.seat.name  # its output is out, and the top must not change before its step
 
     def _take(self) -> Work | None:
@@ -122,7 +119,8 @@ class Joined(Lane):
         self._names = list(num_batches)
         self._number = 0
         self._arrived: dict[str, Work] = {}
-        self._outputs: dict[str, Tensor] = {}
+        self._pending: Pending | None = None
+        self._answered: list[str] = []
 
     def train(self, work: Work) -> None:
         self._arrived[work.seat.name] = work
@@ -132,21 +130,18 @@ class Joined(Lane):
         self._arrived[work.seat.name] = work
         self._go_on()
 
-    def output_of(self, seat: Seat) -> Tensor | None:
-        return self._outputs.get(seat.name)
-
     def ended(self, client: str) -> None:
         self._num_batches[client] = 0
         self._go_on()
 
     def _go_on(self) -> None:
         left = [name for name in self._names if self._num_batches[name] > self._number]
-        expected = list(self._outputs) or left
+        expected = self._answered or left
         if not expected or any(name not in self._arrived for name in expected):
             return
         works, self._arrived = in_order(self._arrived, expected), {}
         try:
-            answers = self._backward(works) if self._outputs else self._train(works)
+            answers = self._backward(works) if self._answered else self._train(works)
         except SutureError as error:
             answers = [Refusal.of(error)] * len(works)
         for work, answer in zip(works, answers, strict=True):
@@ -155,31 +150,35 @@ class Joined(Lane):
     def _train(self, works: list[Work]) -> list[object]:
         server = self.steps.journal.server
         batches = [work.batch for work in works if work.batch is not None]
-        found = server.forward_joined(batches, [class_weights(work.seat) for work in works])
+        found, self._pending = server.forward_joined(batches, [class_weights(work.seat) for work in works])
         losses = [answer for answer in found if isinstance(answer, LossReply)]
-        if not losses:
-            outputs = [answer for answer in found if not isinstance(answer, LossReply)]
-            self._outputs = {work.seat.name: output for work, output in zip(works, outputs, strict=True)}
-            return [self.steps.output(*each) for each in zip(works, outputs, strict=True)]
-        done = [self.steps.done_with(*each) for each in zip(works, losses, strict=True)]
-        at_cuts, gradients = server.backward_joined([len(batch.smashed) for batch in batches], None)
-        server.step("", gradients)
-        self._number += 1
-        gone_down = [self.steps.at_cut(*each) for each in zip(works, done, at_cuts, strict=True)]
-        return [
-            StepReply(loss.loss, loss.task_loss, gradient)
-            for loss, gradient in zip(losses, gone_down, strict=True)
-        ]
+        if losses:
+            for work, loss in zip(works, losses, strict=True):
+                work.done = self.steps.done_with(work, loss)
+            at_cuts = self._step(works, [len(batch.smashed) for batch in batches], None)
+            pairs = zip(losses, at_cuts, strict=True)
+            return [StepReply(loss.loss, loss.task_loss, at_cut) for loss, at_cut in pairs]
+        self._answered = [work.seat.name for work in works]
+        outputs = [answer for answer in found if isinstance(answer, Tensor)]
+        for work, batch, output in zip(works, batches, outputs, strict=True):
+            work.running.parts.pending.append(Pending(batch.smashed, output))
+        return [self.steps.output(*each) for each in zip(works, outputs, strict=True)]
 
     def _backward(self, works: list[Work]) -> list[object]:
-        server = self.steps.journal.server
+        self._answered = []
+        for work in works:
+            work.running.parts.pending.clear()
         of_outputs = [work.gradient for work in works if work.gradient is not None]
-        at_cuts, gradients = server.backward_joined([len(grad) for grad in of_outputs], of_outputs)
-        server.step("", gradients)
-        self._outputs = {}
+        return list(self._step(works, [len(grad) for grad in of_outputs], of_outputs))
+
+    def _step(self, works: list[Work], sizes: list[int], of_outputs: list[Tensor] | None) -> list[Payload]:
+        server = self.steps.journal.server
+        pending, self._pending = self._pending, None
+        assert pending is not None
+        at_cuts, gradients = server.backward_joined(pending, sizes, of_outputs)
+        server.step(gradients)
         self._number += 1
-        done = [work.done for work in works if work.done is not None]
-        return [self.steps.at_cut(*each) for each in zip(works, done, at_cuts, strict=True)]
+        return [self.steps.at_cut(*each) for each in zip(works, at_cuts, strict=True)]
 
 
 def waves(seed: int, round: int, num_batches: Mapping[str, int]) -> Iterator[str]:

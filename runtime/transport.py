@@ -365,17 +365,34 @@ def unwrap(answer: T | Refusal) -> T:
     return answer
 
 
-def call(endpoint: Callable[..., Any], *args: Any, patient: bool = False) -> Any:
-    """Calls one of the server's endpoints and waits for the answer; ``patient``, twice as long as usual.
+def begin(endpoint: Callable[..., Any], *args: Any, patient: bool = False) -> Callable[[], Any]:
+    """Calls one of the server's endpoints; what is returned waits for the answer; ``patient``, twice as long as usual.
+
+    Raises:
+        PeerLostError, WireError, SutureError: as `call`, now or when the answer is waited for.
+    """
+    timeout = 2 * rpc.get_rpc_timeout() if patient else rpc.constants.UNSET_RPC_TIMEOUT
+    try:
+        answer = rpc.rpc_async(SERVER, endpoint, args=args, timeout=timeout)
+    except RuntimeError as error:
+        raise _peer_lost(error) from None
+    return lambda: _answered(endpoint, answer.wait)
+
+
+def call(endpoint: Callable[..., Any], *args: Any) -> Any:
+    """Calls one of the server's endpoints and waits for the answer.
 
     Raises:
         PeerLostError: the server is gone or did not answer within the timeout.
         WireError: the answer is not of the endpoint's kind.
         SutureError: the server refused; the error is of the class that it named.
     """
+    return _answered(endpoint, lambda: rpc.rpc_sync(SERVER, endpoint, args=args))
+
+
+def _answered(endpoint: Callable[..., Any], wait_for_it: Callable[[], Any]) -> Any:
     try:
-        timeout = 2 * rpc.get_rpc_timeout() if patient else rpc.constants.UNSET_RPC_TIMEOUT
-        answer = unwrap(rpc.rpc_sync(SERVER, endpoint, args=args, timeout=timeout))
+        answer = unwrap(wait_for_it())
     except RuntimeError as error:
         raise _peer_lost(error) from None
     if not codec.fits(answer, lockdown.answer_type(endpoint)):

@@ -130,16 +130,19 @@ class Turns:
         server = self.journal.server
         if not server.packer.differentiable:
             raise WireError(f"{seat.name}: forward: no graph crosses in {server.packer.wire}; refused")
+        if upload.parts != 1:
+            raise WireError(f"{seat.name}: forward: a graph crosses whole, not in parts; refused")
         running = self._held(seat, upload.turn, TurnKind.TRAIN)
         if running.turn.together:
             raise WireError(f"{seat.name}: forward: others train in this turn; no graph crosses; refused")
-        batch = self._steps.arrived(seat, running, upload)
-        answer = server.forward(batch, class_weights(seat))
+        work = self._steps.arrived(seat, running, upload, Future())
+        assert work.batch is not None
+        answer = server.forward(work.batch, class_weights(seat))
         # The gradients cross in autograd's own messages, each in the form of what it is the gradient of.
         self._steps.crossed(running, down=upload.smashed)
         if isinstance(answer, LossReply):
             return answer
-        output = self._steps.output(Work(seat, running, Future(), batch), answer)
+        output = self._steps.output(work, answer)
         assert isinstance(output, Tensor)
         self._steps.crossed(running, up=output)
         return output
@@ -154,7 +157,9 @@ class Turns:
         announced = 0 if seat.hello is None else seat.hello.num_batches
         if running.turn.together and upload.batch >= announced:
             raise WireError(f"{seat.name}: batch: it announced {announced}, got {upload.batch}; refused")
-        work = Work(seat, running, answer, self._steps.arrived(seat, running, upload))
+        if running.turn.together and upload.parts != 1:
+            raise WireError(f"{seat.name}: part: others train in this turn; batches come whole; refused")
+        work = self._steps.arrived(seat, running, upload, answer)
         self._owes(work)
         self._lane.train(work)
 
@@ -166,19 +171,21 @@ class Turns:
             DivergedError: the loss is not finite.
         """
         running = self._held(seat, message.turn, TurnKind.TRAIN)
-        output = self._lane.output_of(seat)
-        if output is None or running.owed:
-            raise WireError(f"{seat.name}: backward: no forward waits for it; refused")
-        done = StepDone(message.turn, message.batch, message.loss)
-        self._steps.may_step(seat, running, done)
-        gradient = self._steps.gradient_arrived(seat, running, message, output)
-        work = Work(seat, running, answer, gradient=gradient, done=done)
+        work = self._steps.gradient_arrived(seat, running, message, answer)
         self._owes(work)
         self._lane.backward(work)
+
+    def is_early(self, seat: Seat, message: Upload | OutputGradient) -> bool:
+        """Whether ``message`` belongs behind one that this member's turn still waits for."""
+        running = self.of(seat)
+        its = running is not None and running.turn.number == message.turn
+        return running is not None and its and running.parts.is_early(message, seat.num_stepped)
 
     def predict(self, seat: Seat, upload: Upload) -> Payload:
         """One evaluation batch; see `Server.predict`."""
         running, server = self._held(seat, upload.turn, TurnKind.EVALUATE), self.journal.server
+        if upload.parts != 1:
+            raise WireError(f"{seat.name}: predict: images are evaluated whole, not in parts; refused")
         output = server.predict(self._steps.checked(seat, running.turn, upload))
         place = running.place(EVALUATION_BATCH - upload.batch)
         return server.packer.pack(output, f"output/{upload.phase}", *place)
@@ -212,6 +219,8 @@ class Turns:
             return True
         if not running.losses or running.owed:
             raise WireError(f"{seat.name}: a turn without a step cannot be committed; refused")
+        if running.parts.came:
+            raise WireError(f"{seat.name}: a turn with a batch half done cannot be committed; refused")
         others = [part for part in self.running.values() if part is not running]
         if all(part.share is not None for part in others):
             self._check_top(turn.round)

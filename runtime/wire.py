@@ -18,7 +18,7 @@ from torch import Tensor
 
 from runtime.errors import ERRORS, DivergedError, SutureError, WireError
 
-PROTOCOL = 1
+PROTOCOL = 2
 PHASES = ("train", "validation", "test")
 # In lab mode a client may pass an attacker's own images through its bottom; they are scored by nobody.
 QUERY = "query"
@@ -110,13 +110,18 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One batch of smashed data on its way up; ``labels`` only where they are shared and in training."""
+    """One batch of smashed data on its way up, or one part of ``parts`` of it, counted from 0.
+
+    ``labels`` only where they are shared and in training: with the first part come those of the whole batch.
+    """
 
     turn: int
     batch: int
     phase: str
     smashed: Tensor | Packed
     labels: Tensor | None = None
+    part: int = 0
+    parts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +143,16 @@ class StepReply:
 
 @dataclass(frozen=True, slots=True)
 class OutputGradient:
-    """Labels at home, explicit step: d loss / d output, shaped like the top's output, and the client's task loss."""
+    """Labels at home, explicit step: d loss / d output, shaped like the top's output, and the client's task loss.
+
+    ``loss`` is the whole batch's, also where ``gradient`` is that of a part.
+    """
 
     turn: int
     batch: int
     loss: float
     gradient: Tensor | Packed
+    part: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -493,13 +502,19 @@ def check_upload(
         raise WireError(f"{peer}: phase: {upload.phase!r:.40} does not fit the turn; refused")
     if type(upload.batch) is not int or upload.batch < 0:
         raise WireError(f"{peer}: batch: expected a number from 0, got {upload.batch!r:.40}; refused")
+    if type(upload.part) is not int or type(upload.parts) is not int or not 0 <= upload.part < upload.parts:
+        raise WireError(
+            f"{peer}: part: expected a number from 0 below that of parts, got {upload.part!r:.40} of "
+            f"{upload.parts!r:.40}; refused"
+        )
     sent = smashed.check(upload.smashed, peer, "smashed")
-    if labels is None:
+    if labels is None or upload.part > 0:
         if upload.labels is not None:
-            raise WireError(f"{peer}: labels: they must stay at home here; refused")
+            reason = "they must stay at home here" if labels is None else "the first part brings them all"
+            raise WireError(f"{peer}: labels: {reason}; refused")
         return
     labels.check(upload.labels, peer, "labels")
-    if upload.labels is not None and len(upload.labels) != len(sent):
+    if upload.labels is not None and upload.parts == 1 and len(upload.labels) != len(sent):
         raise WireError(
             f"{peer}: labels: expected {len(sent)}, one a smashed image, got {len(upload.labels)}; refused"
         )

@@ -24,7 +24,7 @@ from runtime.checkpoint import write_atomically
 from runtime.compression import parse_format
 from runtime.errors import ConfigError
 
-WIRES = ("fp32", "bf16", "fp16", "int8", "topk:0.1")
+WIRES = ("fp32", "bf16", "fp16", "int8", "int8:tensor", "topk:0.1", "topk:0.1:ef")
 PAGE = "benchmarks-wire.md"
 _LINE = 100e6  # bits a second, of the computed column
 _KEY = bytes(range(32)).hex()  # a benchmark's images are nobody's secret from itself

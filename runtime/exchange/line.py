@@ -39,8 +39,11 @@ class RpcLine(Exchange):
         self._ticket = welcome.ticket
         return welcome
 
-    def call(self, endpoint: Callable[..., Any], *args: Any, patient: bool = False) -> Any:
-        return transport.call(endpoint, self._ticket, *args, patient=patient)
+    def call(self, endpoint: Callable[..., Any], *args: Any) -> Any:
+        return transport.call(endpoint, self._ticket, *args)
+
+    def begin(self, endpoint: Callable[..., Any], *args: Any, patient: bool = False) -> Callable[[], Any]:
+        return transport.begin(endpoint, self._ticket, *args, patient=patient)
 
     def next_turn(self) -> Future[Turn | Refusal]:
         future: Future[Turn | Refusal] = rpc.rpc_async(

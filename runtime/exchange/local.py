@@ -23,9 +23,12 @@ class LocalExchange(FusedStep):
         self._coordinator = coordinator
         self._seat = Seat()
 
-    def call(self, endpoint: Callable[..., Any], *args: Any, patient: bool = False) -> Any:
+    def call(self, endpoint: Callable[..., Any], *args: Any) -> Any:
+        return self.begin(endpoint, *args)()
+
+    def begin(self, endpoint: Callable[..., Any], *args: Any, patient: bool = False) -> Callable[[], Any]:
         answer = endpoint(self._seat, *args)
-        return unwrap(baton.wait(answer) if isinstance(answer, Future) else answer)
+        return lambda: unwrap(baton.wait(answer) if isinstance(answer, Future) else answer)
 
     def join(self, hello: Hello, rpc_name: str = "") -> Welcome:
         return self._coordinator.admit(self._seat, hello, rpc_name or hello.client)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -23,11 +23,21 @@ class Exchange(ABC):
     """One client's line to the server."""
 
     @abstractmethod
-    def call(self, endpoint: Callable[..., Any], *args: Any, patient: bool = False) -> Any:
-        """Calls an endpoint from this client's seat; raises what the server refused with.
+    def call(self, endpoint: Callable[..., Any], *args: Any) -> Any:
+        """Calls an endpoint from this client's seat; raises what the server refused with."""
+
+    @abstractmethod
+    def begin(self, endpoint: Callable[..., Any], *args: Any, patient: bool = False) -> Callable[[], Any]:
+        """Calls an endpoint without waiting; the returned function waits for the answer, or raises as `call`.
 
         ``patient`` where the server may wait for another client, whose lease must run out first.
         """
+
+    def train(self, client: Client, turn: Turn, batches: Iterable[Batch]) -> Generator[Batch]:
+        """A turn's training steps; each batch is returned when both sides have stepped on it."""
+        for batch in batches:
+            self.train_step(client, turn, batch)
+            yield batch
 
     @abstractmethod
     def train_step(self, client: Client, turn: Turn, batch: Batch) -> float:

@@ -25,6 +25,7 @@ from runtime.exchange.line import RpcLine
 from runtime.journal import Journal
 from runtime.ledger import Ledger
 from runtime.server import Server
+from runtime.step import ClientStep
 
 NUM_ROUNDS = 3
 ROUND = 1  # in which faults strike: one round is left to go on in, and one to be back in
@@ -228,7 +229,9 @@ def _at_the_server(fault: Fault, strike: Callable[[], None]) -> None:
 def _at_a_client(fault: Fault, strike: Callable[[], None]) -> None:
     has_trained = [False]  # in this process
 
-    def call(real: Callable[..., Any], to: str, endpoint: Callable[..., Any], args: tuple, **how: Any) -> Any:
+    real_async = rpc.rpc_async
+
+    def is_due(endpoint: Callable[..., Any], args: tuple) -> bool:
         message = args[1] if len(args) > 1 else None  # the ticket goes first
         due = endpoint.__name__ in _CALLS.get(fault.moment, ())
         if due and fault.moment in ("forward", "server step"):
@@ -236,11 +239,20 @@ def _at_a_client(fault: Fault, strike: Callable[[], None]) -> None:
         if due and fault.moment == "evaluation":
             due = message.phase == "test"
         has_trained[0] = has_trained[0] or endpoint.__name__ == "commit"
-        if not due:
-            return real(to, endpoint, args=args, **how)
-        answer = rpc.rpc_async(to, endpoint, args=args, **how)
+        return due
+
+    def call(real: Callable[..., Any], to: str, endpoint: Callable[..., Any], args: tuple) -> Any:
+        if not is_due(endpoint, args):
+            return real(to, endpoint, args=args)
+        answer = real_async(to, endpoint, args=args)
         strike()
         return answer.wait()
+
+    def begin(real: Callable[..., Any], to: str, endpoint: Callable[..., Any], **more: Any) -> Any:
+        answer = real(to, endpoint, **more)
+        if is_due(endpoint, more.get("args", ())):
+            strike()
+        return answer
 
     def next_turn(real: Callable[..., Any], line: RpcLine) -> Any:
         answer = real(line)
@@ -256,9 +268,15 @@ def _at_a_client(fault: Fault, strike: Callable[[], None]) -> None:
 
         return real(client, turn, batch, hooked)
 
+    def back(real: Callable[..., Any], step: ClientStep, at_cut: Any) -> None:
+        if step.batch.number == BATCH:
+            strike()
+        real(step, at_cut)
+
     match fault.moment:
         case "backward":
             _wrap(Client, "forward", forward)
+            _wrap(ClientStep, "back", back)
         case "waiting":
             _wrap(rpc, "rpc_sync", call)
             _wrap(RpcLine, "next_turn", next_turn)
@@ -267,6 +285,7 @@ def _at_a_client(fault: Fault, strike: Callable[[], None]) -> None:
             _while_writing(lambda path: path.parent.name == "suture" and path.suffix == ".draft", strike)
         case moment if moment in _CALLS:
             _wrap(rpc, "rpc_sync", call)
+            _wrap(rpc, "rpc_async", begin)
         case _:
             raise ValueError(fault.moment)
 
