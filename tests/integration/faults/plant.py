@@ -134,8 +134,10 @@ def _note_batches(events: Events) -> None:
 def _note_arrival(events: Events, who: str) -> None:
     """A client is in when it has the server's answer: the server may count one in that has died meanwhile."""
 
-    def call(real: Callable[..., Any], to: str, endpoint: Callable[..., Any], args: tuple) -> Any:
-        answer = real(to, endpoint, args=args)
+    def call(
+        real: Callable[..., Any], to: str, endpoint: Callable[..., Any], args: tuple, **more: Any
+    ) -> Any:
+        answer = real(to, endpoint, args=args, **more)
         if endpoint.__name__ == "hello" and not isinstance(answer, Refusal):
             events.say("in", who=who)
         return answer
