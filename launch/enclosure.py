@@ -83,9 +83,21 @@ def enclose(
     )
 
 
+_LAZY = (
+    "matplotlib.backends.backend_agg",
+    "matplotlib.font_manager",
+    "tensorboard.compat.proto.event_pb2",
+    "torch.utils.tensorboard",
+    "torchmetrics.functional.classification",
+)
+
+
 def load_the_lazy() -> None:
-    """Loads what torch, TensorBoard and matplotlib load when they are first used: caches lie outside the sandbox."""
-    for name in ("matplotlib.font_manager", "torch.utils.tensorboard"):
+    """Loads what a rank would import when it first uses it: by then the sandbox may not let it.
+
+    Caches of matplotlib and torch lie outside, and so may a package that is not installed beside the others.
+    """
+    for name in _LAZY:
         importlib.import_module(name)
     # A first optimizer step imports torch._dynamo, which asks for a folder for its cache.
     weight = torch.zeros(1, requires_grad=True)

@@ -7,16 +7,18 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import click
+import torch
 
 from launch.address import parse_address
 from launch.config import RunOptions, required
+from launch.enclosure import load_the_lazy
 from launch.options import EPILOG, run_options
 from launch.outcome import exit_as_rank, outcome
 from launch.sites import JoinConfig, ServeConfig, check_options, join_site, serve_site
-from launch.supervisor import SupervisorConfig, die_with_supervisor, supervise
+from launch.supervisor import MemberStart, SupervisorConfig, die_with_supervisor, supervise
 from launch.written import to_arguments
 from runtime.errors import ConfigError
 from runtime.members import OpenDoor
@@ -56,12 +58,16 @@ def serve(
     parse_address(listen)
     config = ServeConfig(listen=listen, min_clients=min_clients, grace=grace)
     options = replace(options, run_dir=options.run_dir or f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
-    if not supervised:
+
+    def be_server() -> NoReturn:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         _be_member(lambda: serve_site(options, config))
+
+    if not supervised:
+        be_server()
     own = ["--listen", listen, "--grace", str(grace)]
     own += [] if min_clients is None else ["--min-clients", str(min_clients)]
-    return _supervised("serve", own, options, restarts)
+    return _supervised(be_server, ["serve", *own, *to_arguments(options)], restarts)
 
 
 @click.command(epilog=EPILOG)
@@ -82,17 +88,23 @@ def join(
     replace(options, clients=1).resolved()
     folder = options.run_dir or f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
     options = replace(options, run_dir=folder)
-    if not supervised:
+
+    def be_site() -> NoReturn:
         _be_member(lambda: join_site(options, config))
+
+    if not supervised:
+        be_site()
     own = [server, "--name", name, "--patience", str(patience)]
-    return _supervised("join", own, options, restarts)
+    return _supervised(be_site, ["join", *own, *to_arguments(options)], restarts)
 
 
-def _be_member(work: Callable[[], None]) -> None:
+def _be_member(work: Callable[[], None]) -> NoReturn:
     die_with_supervisor()
     exit_as_rank(outcome(work))
 
 
-def _supervised(command: str, own: Sequence[str], options: RunOptions, restarts: int) -> int:
-    member = [sys.executable, "-m", "launch", command, *own, "--no-supervise", *to_arguments(options)]
-    return supervise(member, SupervisorConfig(restarts=restarts))
+def _supervised(run: Callable[[], NoReturn], arguments: Sequence[str], restarts: int) -> int:
+    torch.set_num_threads(1)  # a supervisor with more threads than one cannot fork its member
+    load_the_lazy()
+    command = [sys.executable, "-m", "launch", *arguments, "--no-supervise"]
+    return supervise(MemberStart(run=run, command=command), SupervisorConfig(restarts=restarts))

@@ -9,11 +9,14 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import subprocess
+import sys
+import threading
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -24,6 +27,7 @@ from runtime.errors import ConfigError, PeerLostError, SeatLostError
 SUPERVISOR = "SUTURE_SUPERVISOR"
 _PR_SET_PDEATHSIG = 1
 _LOST = (PeerLostError.exit_code, SeatLostError.exit_code)
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,21 @@ class SupervisorConfig:
             raise ConfigError(f"restarts must be at least 0, got {self.restarts}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MemberStart:
+    """The two ways to start one member.
+
+    Attributes:
+        run: does the member's work and ends the process. Called in a fork of this one, where all that it needs has
+            been imported already: a fresh Python takes seconds to import torch, while the others wait.
+        command: the same as a command line, for a supervisor that has more than one thread. Of several threads a fork
+            has only one, and the locks of all.
+    """
+
+    run: Callable[[], NoReturn]
+    command: Sequence[str]
+
+
 class _Stopped(BaseException):
     """The supervisor was told to stop by a signal."""
 
@@ -56,8 +75,8 @@ class _Stopped(BaseException):
         self.number = number
 
 
-def supervise(command: Sequence[str], config: SupervisorConfig | None = None) -> int:
-    """Runs ``command`` until it has ended for good.
+def supervise(member: MemberStart, config: SupervisorConfig | None = None) -> int:
+    """Runs ``member`` until it has ended for good.
 
     Returns:
         Its exit code; 128 and the signal's number where a signal ended it for the last time, or told us to stop.
@@ -67,9 +86,11 @@ def supervise(command: Sequence[str], config: SupervisorConfig | None = None) ->
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         raise _Stopped(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in _STOPPING}
+    # Inherited as "ignore", as some parents leave it, the system would tell nobody how a member ended.
+    before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        return _run_again_and_again(command, config)
+        return _run_again_and_again(member, config)
     except _Stopped as stopped:
         return 128 + stopped.number
     finally:
@@ -77,11 +98,11 @@ def supervise(command: Sequence[str], config: SupervisorConfig | None = None) ->
             signal.signal(number, handler)
 
 
-def _run_again_and_again(command: Sequence[str], config: SupervisorConfig) -> int:
+def _run_again_and_again(member: MemberStart, config: SupervisorConfig) -> int:
     failures = 0
     while True:
         began = time.monotonic()
-        code = _run_once(command, config)
+        code = _run_once(member, config)
         if code >= 0 and code not in _LOST:
             return code
         if time.monotonic() - began >= config.steady:
@@ -98,20 +119,67 @@ def _run_again_and_again(command: Sequence[str], config: SupervisorConfig) -> in
         time.sleep(wait)
 
 
-def _run_once(command: Sequence[str], config: SupervisorConfig) -> int:
-    # In a session of its own a member gets no Ctrl-C from the terminal: what it is told, it is told by us.
-    child = subprocess.Popen(command, env=os.environ | {SUPERVISOR: str(os.getpid())}, start_new_session=True)
+def _run_once(member: MemberStart, config: SupervisorConfig) -> int:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)  # until it is known whom to tell
+    pid = _start(member)
     try:
-        return child.wait()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     except _Stopped:
-        child.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(config.farewell)
+        os.kill(pid, signal.SIGTERM)
+        _wait_for_end(pid, config.farewell)
         raise
     finally:
+        # Not reaped so far, it has its number still, and nobody else can have it.
         with suppress(ProcessLookupError):  # it and all that it started
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+            os.killpg(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)  # no group yet: told to stop while it was starting
+        status = os.waitpid(pid, 0)[1]
+    return os.waitstatus_to_exitcode(status)
+
+
+def _start(member: MemberStart) -> int:
+    """Starts it in a session of its own: it gets no Ctrl-C from the terminal, what it is told, it is told by us.
+
+    Returns:
+        Its process id.
+    """
+    told = {SUPERVISOR: str(os.getpid())}
+    if num_threads() > 1:
+        return os.posix_spawn(
+            member.command[0], list(member.command), os.environ | told, setsid=True, setsigmask=()
+        )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if pid := os.fork():
+        return pid
+    try:
+        os.setsid()
+        os.environ.update(told)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+        member.run()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)  # never back into the supervisor's code
+
+
+def num_threads() -> int:
+    """Threads of this process, C++ ones among them, once those of Python that are ending have ended."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread():
+            thread.join(0.2)
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def _wait_for_end(pid: int, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
+            return
+        time.sleep(0.02)
 
 
 def die_with_supervisor() -> None:

@@ -302,13 +302,15 @@ def check_finite(tensor: Tensor, peer: str, field: str) -> None:
     if not tensor.is_floating_point():
         return
     values = tensor.detach()
+    if not _all_finite(values):
+        num_bad = int((~torch.isfinite(values)).sum())
+        raise WireError(f"{peer}: {field}: {num_bad} of {values.numel()} values are NaN or infinite; refused")
+
+
+def _all_finite(values: Tensor) -> bool:
     # One non-finite value makes the sum non-finite, and a sum is several times cheaper than isfinite; only a
     # sum that overflowed needs the second look.
-    if torch.isfinite(values.sum()):
-        return
-    num_bad = int((~torch.isfinite(values)).sum())
-    if num_bad:
-        raise WireError(f"{peer}: {field}: {num_bad} of {values.numel()} values are NaN or infinite; refused")
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
 def check_hello(hello: Any, num_classes: int | None) -> Hello:
@@ -421,7 +423,7 @@ def check_weights(tensors: Iterable[Tensor], peer: str, place: str) -> None:
         DivergedError: names the part's owner and the place.
     """
     for tensor in tensors:
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not _all_finite(tensor):
             raise DivergedError(
                 f"{peer}: {place}: a weight is NaN or infinite; start a new run with a lower --lr, or look at "
                 "this client's images; the last good checkpoint is kept"

@@ -89,9 +89,9 @@ class Sites:
         return len((self.run / TURNS).read_text().splitlines()) if (self.run / TURNS).exists() else 0
 
     def member(self, name: str) -> psutil.Process:
-        """The process that does a site's work, under its supervisor (and whatever started that)."""
+        """The process that does a site's work, in a session of its own under its supervisor."""
         below = psutil.Process(self.processes[name].pid).children(recursive=True)
-        return next(child for child in below if "--no-supervise" in child.cmdline())
+        return next(child for child in below if os.getsid(child.pid) == child.pid)
 
     def ended(self, name: str, timeout: float = 120) -> int:
         try:

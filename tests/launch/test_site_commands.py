@@ -7,6 +7,7 @@ import socket
 
 import psutil
 import pytest
+import torch
 
 from launch import site_commands
 from launch.address import interface_towards, parse_address
@@ -82,27 +83,20 @@ def test_a_mistake_is_said_before_anything_is_started(command, words, monkeypatc
 
 @pytest.mark.parametrize("given", [[], ["--run-dir", "mine"]])
 def test_the_member_is_told_what_was_typed(given, monkeypatch):
-    """Oracle: the member's own command line, parsed again: the same server, name and options; a folder that stays."""
-    commands, members = [], []
-    monkeypatch.setattr(site_commands, "supervise", lambda command, config: commands.append(command) or 0)
+    """Oracle: what a fork does, and the command line of a fresh Python, parsed again: the same server, name, options and
+    folder, which stays; the supervisor has one thread, so it can fork."""
+    starts, members = [], []
+    monkeypatch.setattr(site_commands, "supervise", lambda member, config: starts.append(member) or 0)
     monkeypatch.setattr(site_commands, "join_site", lambda *told: members.append(told))
     monkeypatch.setattr(site_commands, "_be_member", lambda work: work())
-    typed = [
-        "join",
-        "hub:29500",
-        "--name",
-        "ward_a",
-        "--patience",
-        "7",
-        "--lr",
-        "0.5",
-        "--no-augment",
-        *given,
-    ]
-    suture.main(typed, standalone_mode=False)
-    assert commands[0][1:4] == ["-m", "launch", "join"]
-    suture.main(commands[0][3:], standalone_mode=False)
-    ((options, config),) = members
+    typed = "join hub:29500 --name ward_a --patience 7 --lr 0.5 --no-augment".split()
+    suture.main([*typed, *given], standalone_mode=False)
+    assert torch.get_num_threads() == 1
+    starts[0].run()
+    assert starts[0].command[1:4] == ["-m", "launch", "join"]
+    suture.main(starts[0].command[3:], standalone_mode=False)
+    (options, config), again = members[0], members[1]
+    assert (options, config) == again and len(members) == 2
     assert config == JoinConfig(server="hub:29500", name="ward_a", patience=7.0)
     folder = "mine" if given else options.run_dir
     assert options == RunOptions(lr=0.5, augment=False, run_dir=folder)

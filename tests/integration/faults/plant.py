@@ -26,6 +26,7 @@ from runtime.journal import Journal
 from runtime.ledger import Ledger
 from runtime.server import Server
 from runtime.step import ClientStep
+from runtime.wire import Refusal
 
 NUM_ROUNDS = 3
 ROUND = 1  # in which faults strike: one round is left to go on in, and one to be back in
@@ -105,11 +106,13 @@ def plant(who: str, faults: list[Fault], path: Path) -> None:
     events.say("started", who=who)
     if who == "server":
         _note_batches(events)
-        _gather_before_the_last_round()
+        _gather_before_the_last_round(events)
     for fault in faults:
         if fault.who == who:
             strike = lambda fault=fault: events.strike(fault)  # noqa: E731
             (_at_the_server if who == "server" else _at_a_client)(fault, strike)
+    if who != "server":
+        _note_arrival(events, who)
 
 
 def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
@@ -129,16 +132,34 @@ def _note_batches(events: Events) -> None:
     _wrap(Server, "predict", computed)
 
 
+def _note_arrival(events: Events, who: str) -> None:
+    """A client is in when it has the server's answer: the server may count one in that has died meanwhile."""
+
+    def call(
+        real: Callable[..., Any], to: str, endpoint: Callable[..., Any], args: tuple, **more: Any
+    ) -> Any:
+        answer = real(to, endpoint, args=args, **more)
+        if endpoint.__name__ == "hello" and not isinstance(answer, Refusal):
+            events.say("in", who=who)
+        return answer
+
+    _wrap(rpc, "rpc_sync", call)
+
+
 class _NotYet(Exception):
     """Not everybody is there."""
 
 
-def _gather_before_the_last_round() -> None:
+def _gather_before_the_last_round(events: Events) -> None:
     """Holds the last round back until all are present: a tiny run would be over before anybody is back."""
     courses: list[Course] = []
 
+    def all_are_in(clients: list[str]) -> bool:
+        newest = {event["who"]: event["what"] for event in events.all() if event["what"] in ("started", "in")}
+        return len(clients) == courses[-1].members._expected and all(newest[c] == "in" for c in clients)
+
     def start_round(real: Callable[..., Any], ledger: Ledger, clients: list[str]) -> None:
-        if ledger.round == NUM_ROUNDS - 1 and len(clients) < courses[-1].members._expected:
+        if ledger.round == NUM_ROUNDS - 1 and not all_are_in(clients):
             raise _NotYet
         real(ledger, clients)
 

@@ -2,8 +2,8 @@
 
     python stage.py      (one JSON order a line on stdin; see `Order`)
 
-What runs is the real command line, supervisor and all; only ``exec`` is left out: the supervisor's child is a fork
-of this process, too. That is sound because nothing has been computed here: there is one thread, no RPC, no autograd.
+What runs is the real command line, supervisor and all; only the supervisor itself is a fork instead of a fresh Python.
+That is sound because nothing has been computed here: there is one thread, no RPC, no autograd.
 """
 
 import ctypes
@@ -26,10 +26,8 @@ import plant
 import replayed
 
 import launch.cli
-import launch.export
-import launch.figures
-import launch.site_commands
-import launch.supervisor
+from launch.enclosure import load_the_lazy
+from launch.supervisor import num_threads
 
 _CLONE_NEWNET = 0x40000000
 
@@ -58,8 +56,8 @@ class Order:
 
 
 def main() -> None:
-    num_threads = len(list(Path("/proc/self/task").iterdir()))
-    assert num_threads == 1, f"{num_threads} threads before the first fork"
+    load_the_lazy()
+    assert num_threads() == 1, f"{num_threads()} threads before the first fork"
     signal.signal(
         signal.SIGCHLD, signal.SIG_IGN
     )  # nobody waits for the forks: they leave their code in a file
@@ -106,7 +104,9 @@ def _play(order: Order) -> int:
             print(replayed.replay(*order.arguments), flush=True)
             code = 0
         else:
-            launch.supervisor.subprocess.Popen = lambda command, env, **_: _Forked(command, env, order)
+            faults = [plant.Fault(**fault) for fault in order.faults]
+            # The supervisor's forks are its members.
+            os.register_at_fork(after_in_child=lambda: plant.plant(order.who, faults, Path(order.events)))
             code = _command_line(order.arguments)
     finally:
         draft = Path(f"{order.log}.draft")
@@ -122,32 +122,6 @@ def _command_line(arguments: Sequence[str]) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
-
-
-class _Forked:
-    """What the supervisor starts: as much of `subprocess.Popen` as it uses, without the ``exec``."""
-
-    def __init__(self, command: Sequence[str], env: dict[str, str], order: Order) -> None:
-        assert command[1:3] == ["-m", "launch"], command
-
-        def member() -> int:
-            os.setsid()
-            os.environ.clear()
-            os.environ.update(env)
-            plant.plant(order.who, [plant.Fault(**fault) for fault in order.faults], Path(order.events))
-            return _command_line(command[3:])
-
-        self.pid = _fork(member)
-        self._code: int | None = None
-
-    def wait(self, timeout: float | None = None) -> int:
-        if self._code is None:
-            self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return self._code
-
-    def terminate(self) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGTERM)
 
 
 def _enter(host: str) -> None:

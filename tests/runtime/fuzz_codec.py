@@ -1,0 +1,47 @@
+"""Coverage-guided fuzzing of what reads the wire, with atheris (PyPI, not a dependency; libFuzzer's options).
+
+    python tests/runtime/fuzz_codec.py -max_total_time=300
+
+Starts from good messages. It ends with an error, and the bytes in a file, where they raise anything but a WireError or
+become something else than the few types that may come out.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).parent)]
+
+import torch
+
+with atheris.instrument_imports(include=["runtime.codec", "runtime.wire"]):
+    from runtime import codec
+    from runtime.errors import WireError
+
+import test_codec
+
+SPARE = [torch.arange(6.0).reshape(1, 2, 3), torch.arange(64, dtype=torch.uint8)]
+
+
+def read(data: bytes) -> None:
+    """One try."""
+    try:
+        value = codec.decode(data, SPARE)
+    except WireError:
+        return
+    assert test_codec._only_known(value), value
+
+
+def main() -> None:
+    """Fuzzes until libFuzzer's options say that it is enough."""
+    with tempfile.TemporaryDirectory(prefix="suture-fuzz-") as seeds:
+        for number, message in enumerate(test_codec.GOOD):
+            (Path(seeds) / str(number)).write_bytes(codec.encode(message)[0])
+        atheris.Setup([*sys.argv, "-max_len=4096", seeds], read)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
