@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -315,14 +316,19 @@ def main() -> NoReturn:
 
 
 def run_rank_command() -> NoReturn:
-    """``launch/run.py`` under torchrun: the rank that meets an error first says it, once for all."""
+    """``launch/run.py`` under torchrun."""
+    exit_as_rank(rank_outcome(sys.argv[1:]))
+
+
+def rank_outcome(arguments: Sequence[str]) -> int:
+    """One rank, from its options to its exit code; the rank that meets an error first says it, once for all."""
 
     def first(message: str) -> bool:
         from runtime.transport import first_to_say
 
         return first_to_say(message)
 
-    exit_as_rank(outcome(lambda: rank.main(standalone_mode=False), first))
+    return outcome(lambda: rank.main(list(arguments), standalone_mode=False), first)
 
 
 suture.add_command(serve)

@@ -13,6 +13,7 @@ import torch
 
 import models.registry as nets
 from launch import build, figures, folder, lab
+from launch.capacity import check_memory
 from launch.config import DEFAULT_CLIENTS, RunOptions, required
 from launch.enclosure import enclose
 from launch.keepsakes import ClientFolder, client_folder, link_figures
@@ -57,6 +58,8 @@ def run_rank(options: RunOptions) -> None:
     timeout = max(options.lease, 900.0) if options.attack_spec() is not None else options.lease
     config = TransportConfig.from_environment(options.interface, timeout)
     options = replace(options.resolved(), clients=world - 1)
+    if config.one_host and transport.LOOPBACK_STORE not in os.environ:  # `suture train` has checked
+        check_memory(options)
     # Threads that are older than the sandbox stay outside it: until it is closed there is only this one.
     torch.set_num_threads(1)
     line = Transport(config)

@@ -23,6 +23,7 @@ from torch import Tensor
 import models.registry as nets
 from launch import build
 from launch.bench.plan import LEASE
+from launch.bench.shaped import Cable, enter
 from launch.config import RunOptions
 from launch.enclosure import enclose
 from launch.ranks import use_threads
@@ -50,8 +51,10 @@ class Part:
         role: "server", "unsplit", or a client's name.
         rank: of a rank; 0 is the server.
         options: the run's, resolved.
-        port: of the store on this host.
+        port: of the store, which is there on this host; or which the server opens, on a line.
         run_dir: where the server checkpoints.
+        round_steps: steps that a client takes in each round, once told to; None for blocks of any length.
+        cable: this part's end of a shaped line; None where all parts share this host's network.
     """
 
     role: str
@@ -59,17 +62,21 @@ class Part:
     options: RunOptions
     port: int
     run_dir: Path
+    round_steps: int | None = None
+    cable: Cable | None = None
 
 
 def act(part: Part, line: Connection) -> None:
     """A process's whole life. Sends ("times", seconds of a block), at last ("report", dict), or ("error", text)."""
     warnings.filterwarnings("ignore", module=r"torch\..*")
+    if part.cable is not None:
+        enter(part.cable.namespace)
     use_threads(part.options)
     plays: dict[str, Callable[[Part, Connection], dict[str, Any]]]
     plays = {"server": _serve, "unsplit": _train_unsplit}
     try:
         report = plays.get(part.role, _take_part)(part, line)
-        line.send(("report", report | {"peak_memory_bytes": peak_memory()}))
+        line.send(("report", report | {"peak_memory_bytes": peak_memory(), "own_memory_bytes": own_memory()}))
         code = 0
     except Exception:  # whatever it is, it must reach the person at the other end
         line.send(("error", f"{part.role}: {traceback.format_exc(limit=3)}"))
@@ -115,6 +122,35 @@ class PacedData(ClientData):
             yield batch
 
 
+class RoundData(PacedData):
+    """A turn's worth of batches, all of them the same noise, that are handed out when the round is told to begin.
+
+    Args:
+        options: the run's.
+        line: brings the word to begin and takes the times.
+        num_steps: batches a turn.
+    """
+
+    def __init__(self, options: RunOptions, line: Connection, num_steps: int) -> None:
+        super().__init__(options, line)
+        self._num_steps = num_steps
+
+    def num_train_batches(self, batch_size: int) -> int:
+        return self._num_steps
+
+    def train_batches(
+        self, batch_size: int, order: torch.Generator, augmentation: Callable[[int], torch.Generator]
+    ) -> Iterator[Batch]:
+        batch = next(ClientData.train_batches(self, batch_size, order, augmentation))
+        self._line.recv()
+        times = []
+        for number in range(self._num_steps):
+            begun = time.perf_counter()
+            yield replace(batch, number=number)
+            times.append(time.perf_counter() - begun)
+        self._line.send(("times", times))
+
+
 class NoiseSource(Source):
     """Images of noise with targets of noise: a step's time does not depend on what is seen."""
 
@@ -140,8 +176,28 @@ def peak_memory() -> int:
     return 0
 
 
+def own_memory() -> int:
+    """Resident memory of this process in bytes that it shares with no other."""
+    # A forked process shares what was imported before; one that torchrun starts shares next to nothing.
+    entries = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(entry.split()[1]) * 1024 for entry in entries if entry.startswith("Private_"))
+
+
 def _transport(part: Part) -> Transport:
-    config = TransportConfig(host="127.0.0.1", port=part.port, rank=part.rank, hosted=True, timeout=LEASE)
+    if part.cable is None:
+        config = TransportConfig(
+            host="127.0.0.1", port=part.port, rank=part.rank, hosted=True, timeout=LEASE
+        )
+    else:
+        config = TransportConfig(
+            host=part.cable.server_address,
+            port=part.port,
+            rank=part.rank,
+            bound=True,
+            one_host=False,
+            interface=part.cable.interface,
+            timeout=LEASE,
+        )
     return Transport(config)
 
 
@@ -162,7 +218,11 @@ def _serve(part: Part, line: Connection) -> dict[str, Any]:
 
 
 def _take_part(part: Part, line: Connection) -> dict[str, Any]:
-    data = PacedData(part.options, line)
+    data = (
+        PacedData(part.options, line)
+        if part.round_steps is None
+        else RoundData(part.options, line, part.round_steps)
+    )
     client = build.build_client(part.options, data, part.role, KEY, torch.device("cpu"), None)
     rpc = _transport(part)
     enclose(part.options, part.run_dir / "clients" / part.role)
