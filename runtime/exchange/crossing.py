@@ -20,6 +20,7 @@ from runtime.errors import SutureError
 from runtime.randomness import part_place
 from runtime.scheduler import Turn
 from runtime.step import ClientStep
+from runtime.stopwatch import SENDING, WAITING
 from runtime.wire import OutputGradient, TensorSpec, Upload, check_gradient, check_step_reply
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class Crossing:
     def send(self) -> None:
         """Sends what was held."""
         for upload in self._held:
-            self._waiting.append(self._begin(endpoints.train, upload))
+            self._call(endpoints.train, upload)
         self._held.clear()
 
     def arrive(self, then: Callable[[], None] = lambda: None) -> float:
@@ -91,7 +92,7 @@ class Crossing:
     def _arrive_shared(self) -> float:
         total = 0.0
         for part in range(len(self._sent)):
-            reply = check_step_reply(self._waiting.popleft()(), transport.SERVER)
+            reply = check_step_reply(self._answer(), transport.SERVER)
             self._step.check_loss(reply.loss)
             total += reply.task_loss
             self._step.back(self._at_cut(part, reply.gradient))
@@ -99,18 +100,26 @@ class Crossing:
 
     def _arrive_home(self, then: Callable[[], None]) -> float:
         client, step = self._client, self._step
-        answers = [self._waiting.popleft()() for _ in self._sent]
+        answers = [self._answer() for _ in self._sent]
         outputs = [client.output.check(client.unpack_output(a), transport.SERVER, "output") for a in answers]
         loss, gradients = step.head(outputs)
         for part, gradient in enumerate(gradients):
             place = part_place(step.place, part)
             packed = client.packer.pack(gradient, "output gradient", *place, of=answers[part])
             message = OutputGradient(self._turn, self.batch.number, loss, packed, part)
-            self._waiting.append(self._begin(endpoints.backward, message))
+            self._call(endpoints.backward, message)
         then()
         for part in range(len(self._sent)):
-            step.back(self._at_cut(part, self._waiting.popleft()()))
+            step.back(self._at_cut(part, self._answer()))
         return loss
+
+    def _call(self, endpoint: Callable[..., Any], message: Any) -> None:
+        with self._client.stopwatch.part(SENDING):
+            self._waiting.append(self._begin(endpoint, message))
+
+    def _answer(self) -> Any:
+        with self._client.stopwatch.part(WAITING):
+            return self._waiting.popleft()()
 
     def _at_cut(self, part: int, payload: Any) -> Tensor:
         sent, like = self._sent[part]
