@@ -64,8 +64,9 @@ def check_memory(options: RunOptions, *, forked: bool = False) -> None:
     if need > free:
         clients = options.clients or DEFAULT_CLIENTS
         raise ConfigError(
-            f"clients is {clients}: {clients + 1} processes need at least {need / 1e9:.1f} GB of memory, {free / 1e9:.1f} "
-            "GB are free here; use fewer --clients, several machines, or --exchange local (one process)"
+            f"clients is {clients}: {clients + 1} processes need at least {need / 1e9:.1f} GB of "
+            f"memory, {free / 1e9:.1f} GB are free here; use fewer --clients, several machines, "
+            "or --exchange local (one process)"
         )
 
 

@@ -1,10 +1,10 @@
 """Ranks on this machine that begin with everything imported: forked from one process that has done it once.
 
-Importing torch and what goes with it takes a process seconds, and five ranks five times that on as many cores as there
-are. Here a fork server (Python's own: one thread, which has imported and done nothing else) does it once, while the
-command itself still imports, and every rank is its fork. The ranks are one person's, on one machine: that they know each
-other's address layout gives nobody anything that the user's own debugger would not. Across machines each rank is
-started by torchrun, and imports for itself.
+Importing torch and what goes with it takes a process seconds, and five ranks five times that on the same cores. Here a
+fork server (Python's own: one thread, which has imported and done nothing else) does it once, while the command itself
+still imports, and every rank is its fork. The ranks are one person's, on one machine: that they know each other's
+address layout gives nobody anything that the user's own debugger would not. Across machines each rank is started by
+torchrun, and imports for itself.
 """
 
 from __future__ import annotations

@@ -100,7 +100,9 @@ class Tracker:
         """
         self._write({"event": name} | fields)
         if name == "profiled":
-            self._writer(str(fields["client"])).add_scalar("profile/server", fields["seconds"], fields["step"])
+            self._writer(str(fields["client"])).add_scalar(
+                "profile/server", fields["seconds"], fields["step"]
+            )
         if (
             name == "rolled_back"
             and fields.get("turn") == self._turn

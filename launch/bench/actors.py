@@ -151,6 +151,16 @@ class RoundData(PacedData):
         self._line.send(("times", times))
 
 
+class StepTimes(NoRecorder):
+    """Notes when the server had stepped, by turn."""
+
+    def __init__(self) -> None:
+        self.times: list[tuple[int, float]] = []
+
+    def train_step(self, step: int, round: int, turn: int, client: str, loss: float) -> None:
+        self.times.append((turn, time.perf_counter()))
+
+
 class NoiseSource(Source):
     """Images of noise with targets of noise: a step's time does not depend on what is seen."""
 
@@ -185,9 +195,7 @@ def own_memory() -> int:
 
 def _transport(part: Part) -> Transport:
     if part.cable is None:
-        config = TransportConfig(
-            host="127.0.0.1", port=part.port, rank=part.rank, hosted=True, timeout=LEASE
-        )
+        config = TransportConfig(host="127.0.0.1", port=part.port, rank=part.rank, hosted=True, timeout=LEASE)
     else:
         config = TransportConfig(
             host=part.cable.server_address,
@@ -206,7 +214,8 @@ def _serve(part: Part, line: Connection) -> dict[str, Any]:
     coordinator = build.build_coordinator(
         part.options, server, run="bench", run_dir=part.run_dir, num_classes=len(CLASSES)
     )
-    coordinator.begin(False, lambda step: NoRecorder())
+    steps = StepTimes()
+    coordinator.begin(False, lambda step: steps)
     rpc = _transport(part)
     enclose(part.options, part.run_dir)
     endpoints.open_run(coordinator, Door("bench", Tokens(shared=TOKEN), rpc))
@@ -214,7 +223,7 @@ def _serve(part: Part, line: Connection) -> dict[str, Any]:
     coordinator.wait()
     rpc.leave()
     totals = coordinator.journal.totals
-    return {"bytes_up": totals.bytes_up, "bytes_down": totals.bytes_down}
+    return {"bytes_up": totals.bytes_up, "bytes_down": totals.bytes_down, "steps": steps.times}
 
 
 def _take_part(part: Part, line: Connection) -> dict[str, Any]:

@@ -160,7 +160,9 @@ def measure(plan: ClientsPlan, count: int, schedule: str) -> dict[str, Any]:
         "over_unsplit": rate / plain,
         "server_cpu_seconds_a_step": server / (plan.rounds * count * plan.turn_steps),
         "server_memory_bytes": reports[SERVER]["peak_memory_bytes"],
-        "client_memory_bytes": statistics.median(reports[name]["peak_memory_bytes"] for name in stage.clients),
+        "client_memory_bytes": statistics.median(
+            reports[name]["peak_memory_bytes"] for name in stage.clients
+        ),
         "client_own_memory_bytes": statistics.median(
             reports[name]["own_memory_bytes"] for name in stage.clients
         ),

@@ -18,9 +18,10 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     """The section's text."""
     plan, rows = found["plan"], found["rows"]
     said = [
-        f"{plan['model']} at {plan['image_size']} px, cut {plan['cut']}, batch {plan['batch_size']}, SGD; one server and "
-        "N clients, processes of this machine, over RPC and in the sandbox. In a round every client takes a turn of "
-        f"{plan['turn_steps']} steps, its hand-off and the checkpoint included; medians of {plan['rounds']} rounds. "
+        f"{plan['model']} at {plan['image_size']} px, cut {plan['cut']}, batch {plan['batch_size']}, SGD; one "
+        "server and N clients, processes of this machine, over RPC and in the sandbox. In a round every client takes a "
+        f"turn of {plan['turn_steps']} steps, its hand-off and the checkpoint included; medians "
+        f"of {plan['rounds']} rounds. "
         "After each round the unsplit net takes some steps alone. Short turns make hand-offs count for more than in a "
         "real run. The server's seconds a step are processor seconds of its whole process. The processes are forked "
         "from one, and share what that had imported: own memory is what a client has to itself at the end.",

@@ -18,7 +18,7 @@ DOCS = Path("docs")
 DATA, PAGE = "benchmarks.json", "benchmarks.md"
 
 SECTIONS = ("train", "clients", "line", "startup", "profile")
-"""In the page's order. ``launch.bench.NAME_section`` has a ``TITLE``, and ``lines`` and ``draw`` of what was measured."""
+"""In the page's order. ``launch.bench.NAME_section`` has a ``TITLE``, and ``lines`` and ``draw`` of what was found."""
 
 _INTRODUCTION = (
     "Each section is one command's, and says where and when it was measured; `make bench` runs them all in their "
@@ -98,7 +98,9 @@ def _kept(path: Path) -> dict[str, Any]:
     except ValueError:
         raise ConfigError(f"{path} is no JSON; move it away or give another --out") from None
     # A file of another shape than this, such as one of an earlier version, holds nothing that a section could use.
-    return {name: kept[name] for name in SECTIONS if isinstance(kept, dict) and isinstance(kept.get(name), dict)}
+    return {
+        name: kept[name] for name in SECTIONS if isinstance(kept, dict) and isinstance(kept.get(name), dict)
+    }
 
 
 def _module(name: str) -> Any:

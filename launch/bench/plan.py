@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from launch.config import RunOptions
 from runtime.errors import ConfigError
 
+
 def check_sizes(full: bool, quick: bool) -> None:
     """Refuses two sizes at once.
 
@@ -87,9 +88,7 @@ class Plan:
 
 
 def _resnets(image_size: int, batch_size: int, cuts: tuple[int, ...]) -> tuple[Row, ...]:
-    return tuple(
-        Row(model="resnet34", image_size=image_size, cut=cut, batch_size=batch_size) for cut in cuts
-    )
+    return tuple(Row(model="resnet34", image_size=image_size, cut=cut, batch_size=batch_size) for cut in cuts)
 
 
 def _unets(image_size: int, batch_size: int, width: int | None, cuts: tuple[int, ...]) -> tuple[Row, ...]:

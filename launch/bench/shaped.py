@@ -17,7 +17,9 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 from runtime.errors import SutureError
@@ -64,7 +66,7 @@ def enter(namespace: str) -> None:
         OSError: there is none of that name, or this process may not.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    with open(f"/run/netns/{namespace}") as handle:
+    with Path(f"/run/netns/{namespace}").open() as handle:
         if libc.setns(handle.fileno(), _CLONE_NEWNET) != 0:
             raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {namespace}")
 
@@ -142,7 +144,7 @@ class ShapedLine:
     def relay_seconds(self) -> float:
         """Processor time of the relay so far: what the line itself takes from the cores."""
         assert self._relay is not None
-        fields = open(f"/proc/{self._relay.pid}/stat").read().rpartition(")")[2].split()
+        fields = Path(f"/proc/{self._relay.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
@@ -177,10 +179,8 @@ def _pass_on(namespace: str, latency: float, line: multiprocessing.connection.Co
         now = time.monotonic()
         while waiting and waiting[0][0] <= now:
             _, _, out, frame = heapq.heappop(waiting)
-            try:
+            with suppress(OSError):  # as on any line, a frame may be lost; TCP sends it again
                 ends[out].send(frame)
-            except OSError:
-                pass  # as on any line, a frame may be lost; TCP sends it again
 
 
 def _tap(interface: str) -> socket.socket:

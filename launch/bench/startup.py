@@ -15,9 +15,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from launch.bench import page
 from launch.bench.machine import machine
@@ -26,6 +29,7 @@ from runtime.errors import SutureError
 from runtime.tracking import METRICS_FILE
 
 RANKS = 5
+PROCESSOR = "processor"
 MILESTONES = ("images read", "all joined", "first step")
 _SIGNS = {"all joined": '"event": "begun"', "first step": '"phase": "train"'}
 _PATIENCE = 300.0
@@ -38,9 +42,10 @@ _TINY = (
 
 @dataclass(frozen=True, kw_only=True)
 class StartupPlan:
-    """How often each way is started, after one start that is not counted (the disk's cache)."""
+    """How often each way is started, after some starts that are not counted (the disk's cache)."""
 
     repeats: int = 10
+    warm_up: int = 1
 
 
 def run_command(*, quick: bool, full: bool, out: Path | None) -> None:
@@ -51,7 +56,8 @@ def run_command(*, quick: bool, full: bool, out: Path | None) -> None:
     """
     check_sizes(full, quick)
     where = machine()
-    measured = measure(StartupPlan(repeats=1 if quick else 30 if full else 10), say)
+    plan = StartupPlan(repeats=1, warm_up=0) if quick else StartupPlan(repeats=30 if full else 10)
+    measured = measure(plan, say)
     flag = " --full" if full else " --quick" if quick else ""
     out = page.DOCS if out is None and not quick else out
     page.finish(out, "startup", page.content(f"suture bench startup{flag}", where, measured))
@@ -72,11 +78,11 @@ def measure(plan: StartupPlan, say: Callable[[str], None]) -> dict[str, Any]:
     }
     starts: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     order, shuffle = list(ways), random.Random(0).shuffle
-    for number in range(plan.repeats + 1):
+    for number in range(plan.repeats + plan.warm_up):
         shuffle(order)
         for way in order:
             found = start(ways[way])
-            if number:
+            if number >= plan.warm_up:
                 starts[way].append(found)
             say(f"{way}: " + ", ".join(f"{what} {seconds:.1f} s" for what, seconds in found.items()))
     return {"ranks": RANKS, "starts": starts, "imports": imports()}
@@ -126,20 +132,26 @@ def _watch(process: subprocess.Popen[bytes], run: Path, begun: float) -> dict[st
         if len(found) < len(MILESTONES) and (ended or elapsed > _PATIENCE):
             raise SutureError(f"a run that was started did not come to its first step in {elapsed:.0f} s")
         time.sleep(0.01)
-    return found
+    return found | {PROCESSOR: _processor_seconds(process.pid)}
+
+
+def _processor_seconds(pid: int) -> float:
+    """Processor time of a process and of all that it started, so far."""
+    first = psutil.Process(pid)
+    spent = 0.0
+    for process in [first, *first.children(recursive=True)]:
+        with suppress(psutil.Error):
+            spent += sum(process.cpu_times()[:4])  # their own, and of children that have ended
+    return spent
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.terminate()  # torchrun's agent ends its ranks, which have sessions of their own
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(20.0)
-        except subprocess.TimeoutExpired:
-            pass
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
@@ -155,7 +167,9 @@ def imports() -> dict[str, float]:
     seconds: dict[str, float] = {}
     for match in re.finditer(r"import time:\s+(\d+) \|\s+\d+ \|\s+([\w.]+)", done.stderr):
         parts = match[2].split(".")
-        name = ".".join(parts[:2]) if parts[:2] in (["torch", "_dynamo"], ["torch", "distributed"]) else parts[0]
+        name = (
+            ".".join(parts[:2]) if parts[:2] in (["torch", "_dynamo"], ["torch", "distributed"]) else parts[0]
+        )
         seconds[name] = seconds.get(name, 0.0) + int(match[1]) / 1e6
     ranked = sorted(seconds.items(), key=lambda item: -item[1])
     return dict(ranked[:8]) | {"everything else": sum(value for _, value in ranked[8:])}

@@ -19,15 +19,15 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     before, after = (_median(starts, "first step") for starts in found["starts"].values())
     total = sum(found["imports"].values())
     return [
-        f"Seconds from the command to what the run has come to, one server and {found['ranks'] - 1} clients on this machine; "
-        f"medians of {repeats} starts of each, in turn, fastest and slowest in brackets. Under `torchrun launch/run.py` "
-        "every rank imports torch and the rest for itself; `suture train` forks its ranks from one process that has, and "
-        "that imports while the command itself still does. Images are drawn (32 a client).",
+        f"Seconds from the command to what the run has come to, one server and {found['ranks'] - 1} clients on this "
+        f"machine; medians of {repeats} starts of each, in turn, fastest and slowest in brackets. Under `torchrun "
+        "launch/run.py` every rank imports torch and the rest for itself; `suture train` forks its ranks from one "
+        "process that has, and that imports while the command itself still does. Images are drawn (32 a client).",
         "",
-        "| started with | images read | all joined | first step |",
-        "|---|---|---|---|",
+        "| started with | images read | all joined | first step | processor seconds until then, all processes |",
+        "|---|---|---|---|---|",
         *(
-            f"| `{way}` | {' | '.join(_spread(starts, what) for what in _MILESTONES)} |"
+            f"| `{way}` | {' | '.join(_spread(starts, what) for what in (*_MILESTONES, 'processor'))} |"
             for way, starts in found["starts"].items()
         ),
         "",
@@ -42,11 +42,18 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     """A bar a way, its parts the time between milestones."""
     with drawn(path, 8.0, 2.4) as figure:
         axes = figure.add_subplot()
-        for row, (way, starts) in enumerate(found["starts"].items()):
+        for row, starts in enumerate(found["starts"].values()):
             before = 0.0
             for number, what in enumerate(_MILESTONES):
                 until = _median(starts, what)
-                axes.barh(row, until - before, left=before, color=COLOURS[number], height=0.6, label=what if row == 0 else None)
+                axes.barh(
+                    row,
+                    until - before,
+                    left=before,
+                    color=COLOURS[number],
+                    height=0.6,
+                    label=what if row == 0 else None,
+                )
                 before = until
             axes.text(before, row, f" {before:.1f} s", va="center")
         axes.set_yticks(range(len(found["starts"])), list(found["starts"]))

@@ -23,6 +23,7 @@ from runtime.errors import ConfigError
 from runtime.exchange import OVER_RPC
 from runtime.transport import SERVER
 
+
 def run_command(*, full: bool, quick: bool, only: str | None, out: Path | None) -> None:
     """``suture bench train``.
 

@@ -77,13 +77,27 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
             places = [index + 0.18 * (2 * number - 1) for index in range(len(rows))]
             ratios = [row[f"{exchange}_ratio"] for row in rows]
             spread = [
-                [max(0.0, ratio - row[f"{exchange}_ratio_interval"][0]) for ratio, row in zip(ratios, rows, strict=True)],
-                [max(0.0, row[f"{exchange}_ratio_interval"][1] - ratio) for ratio, row in zip(ratios, rows, strict=True)],
+                [
+                    max(0.0, ratio - row[f"{exchange}_ratio_interval"][0])
+                    for ratio, row in zip(ratios, rows, strict=True)
+                ],
+                [
+                    max(0.0, row[f"{exchange}_ratio_interval"][1] - ratio)
+                    for ratio, row in zip(ratios, rows, strict=True)
+                ],
             ]
-            axes.errorbar(places, ratios, yerr=spread, fmt="o", ms=4, capsize=2, color=COLOURS[number], label=exchange)
+            axes.errorbar(
+                places, ratios, yerr=spread, fmt="o", ms=4, capsize=2, color=COLOURS[number], label=exchange
+            )
         for index, row in enumerate(rows):
             label = "aim" if index == 0 else None
-            axes.plot([index - 0.4, index + 0.4], [aim(row["image_size"])] * 2, color=COLOURS[2], lw=1.5, label=label)
+            axes.plot(
+                [index - 0.4, index + 0.4],
+                [aim(row["image_size"])] * 2,
+                color=COLOURS[2],
+                lw=1.5,
+                label=label,
+            )
         axes.axhline(1.0, color="#404040", lw=0.8)
         names = [f"{row['model']} {row['image_size']} px\ncut {row['cut']}" for row in rows]
         axes.set_xticks(range(len(rows)), names, rotation=60, ha="right", fontsize=7)
