@@ -115,7 +115,7 @@ class ClientFolder:
                 self._pictures = ClientPictures(self.folder / "tensorboard")
             self._pictures.profile(turn.step + batch + 1, lap.seconds)
             with (self.folder / PROFILE_FILE).open("a") as lines:
-                lines.write(json.dumps(line | {"spans": lap.spans}) + "\n")
+                lines.write(json.dumps(line | {"spans": lap.spans, "window": lap.window}) + "\n")
 
     def finished(self, client: Client, release: Release) -> None:
         """Draws the figures and writes the model.

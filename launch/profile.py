@@ -15,12 +15,12 @@ from typing import Any
 
 from launch.figures.profile import stacked_steps
 from runtime.observers import Recorder
-from runtime.stopwatch import EXCHANGE, SERVER, RunningStopwatch
+from runtime.stopwatch import SENDING, SERVER, WAITING, RunningStopwatch
 from runtime.tracking import METRICS_FILE, read_events
 
 PROFILE_FILE = "profile.jsonl"
 EVENT = "profiled"
-WHOLE = "whole step"
+_EARLIER = 60.0  # seconds that a server may compute before the client's step counts as begun (--overlap)
 PARTS = (
     "loader",
     "bottom",
@@ -93,25 +93,30 @@ def read_steps(run_dir: Path) -> dict[str, list[dict[str, float]]]:
 
 
 def split_up(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> dict[str, float]:
-    """One step's parts: a client's own, and what it waited for split among the wire and the server.
+    """One step's parts: a client's own, and what it sent and waited split among the wire and the server.
 
     Args:
         ours: a line of the client's file.
         theirs: the server's event about the same step, where there is one.
     """
     parts = dict(ours["seconds"])
-    whole, waited = parts.pop(WHOLE, 0.0), parts.pop(EXCHANGE, 0.0)
-    parts["other"] = max(0.0, whole - waited - sum(parts.values()))
+    (begun, ended), spans = ours["window"], ours["spans"]
+    waited = parts.pop(SENDING, 0.0) + parts.pop(WAITING, 0.0)
+    parts["other"] = max(0.0, ended - begun - waited - sum(parts.values()))
+    computed = [(since, until) for _, since, until in theirs["spans"]] if theirs is not None else []
+    if not computed or not all(begun - _EARLIER <= since and until <= ended for since, until in computed):
+        # No times of the server's, or of another machine's clock.
+        parts["server"] = 0.0 if theirs is None else min(float(theirs["seconds"]), waited)
+        parts["wire and waiting"] = waited - parts["server"]
+        return parts
     up = down = inside = 0.0
-    for begun, ended in ours["spans"]:
-        within = [span for span in (theirs or {}).get("spans", []) if begun <= span[0] and span[1] <= ended]
-        if within:
-            up += within[0][0] - begun
-            down += ended - within[-1][1]
-            inside += within[-1][1] - within[0][0]
-    if inside:
-        parts |= {"wire up": up, "server": inside, "wire down": down}
-    elif theirs is not None:  # another machine's clock
-        parts["server"] = min(float(theirs["seconds"]), waited)
-    parts["wire and waiting"] = max(0.0, waited - up - down - parts.get("server", 0.0))
-    return parts
+    for name, since, until in spans:
+        meanwhile = [(b, e) for b, e in computed if b < until and e > since]
+        if meanwhile:
+            first, last = max(since, meanwhile[0][0]), min(until, meanwhile[-1][1])
+            up, inside, down = up + first - since, inside + last - first, down + until - last
+        elif name == SENDING:
+            up += until - since
+        else:  # the server had ended when the client began to wait
+            down += until - since
+    return parts | {"wire up": up, "server": inside, "wire down": down}

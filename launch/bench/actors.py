@@ -1,17 +1,19 @@
 """The processes that a benchmark times: a server rank, client ranks, and the same net unsplit.
 
 Each runs the program's own training (`session.take_part`, `Coordinator`, `Unsplit`) and no loop of its own. Its
-pace is set through its images: `PacedData` hands out the batches of a block when it is told to, and notes the
-time until the trainer comes back for the next one.
+pace is set from outside: a client's through its exchange (`paced`), the unsplit net's through its images, of which
+`PacedData` hands out a block when it is told to, and notes the time until the trainer comes back for the next one.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,12 +31,15 @@ from launch.enclosure import enclose
 from launch.ranks import use_threads
 from launch.unsplit import Unsplit
 from runtime import endpoints, transport
+from runtime.client import Client
 from runtime.data.client_data import Batch, ClientData
 from runtime.data.partition import Share
 from runtime.data.source import Example, Source, Task
 from runtime.entry import Door, Tokens
 from runtime.exchange import OVER_RPC
+from runtime.exchange.line import RpcLine
 from runtime.observers import NoRecorder
+from runtime.scheduler import Turn
 from runtime.session import Member, NoKeepsakes, take_part
 from runtime.transport import Transport, TransportConfig
 
@@ -122,33 +127,65 @@ class PacedData(ClientData):
             yield batch
 
 
-class RoundData(PacedData):
-    """A turn's worth of batches, all of them the same noise, that are handed out when the round is told to begin.
+class NoiseData(PacedData):
+    """The same batch, handed out as often as a turn has steps; the pace is the exchange's, see `paced`.
 
     Args:
         options: the run's.
-        line: brings the word to begin and takes the times.
-        num_steps: batches a turn.
+        num_steps: batches a turn; None for as many as are asked for.
     """
 
-    def __init__(self, options: RunOptions, line: Connection, num_steps: int) -> None:
+    def __init__(self, options: RunOptions, line: Connection, num_steps: int | None) -> None:
         super().__init__(options, line)
         self._num_steps = num_steps
 
     def num_train_batches(self, batch_size: int) -> int:
-        return self._num_steps
+        return self._num_steps or 1
 
     def train_batches(
         self, batch_size: int, order: torch.Generator, augmentation: Callable[[int], torch.Generator]
     ) -> Iterator[Batch]:
         batch = next(ClientData.train_batches(self, batch_size, order, augmentation))
-        self._line.recv()
-        times = []
-        for number in range(self._num_steps):
-            begun = time.perf_counter()
+        for number in itertools.count() if self._num_steps is None else range(self._num_steps):
             yield replace(batch, number=number)
-            times.append(time.perf_counter() - begun)
-        self._line.send(("times", times))
+
+
+def paced(kind: type[RpcLine], line: Connection, in_blocks: bool) -> type[RpcLine]:
+    """An exchange that trains when it is told to, and says how long its steps took.
+
+    A step is timed from where the one before has ended: what an exchange does ahead for the next one, while this
+    one is away, is part of it.
+
+    Args:
+        kind: the exchange.
+        line: brings the length of the next block (0: the turn is over), or the word to begin the turn.
+        in_blocks: whether a turn goes on until it is told to end; else it has an end of its own.
+    """
+
+    class Paced(kind):  # type: ignore[valid-type, misc]
+        def train(self, client: Client, turn: Turn, batches: Iterable[Batch]) -> Generator[Batch]:
+            with closing(super().train(client, turn, batches)) as steps:
+                number = 0
+                while length := line.recv():
+                    times = []
+                    for _ in range(length):
+                        begun = time.perf_counter()
+                        batch = next(steps, None)
+                        if batch is None:
+                            break
+                        times.append(time.perf_counter() - begun)
+                        number += 1
+                        yield batch
+                    if not in_blocks:
+                        # The generator's own end: what is still under way comes home, too.
+                        yield from steps
+                    line.send(("times", times))
+                    if not in_blocks:
+                        return
+                if number == 0:  # a turn without a step cannot be committed
+                    yield next(steps)
+
+    return Paced
 
 
 class StepTimes(NoRecorder):
@@ -227,16 +264,13 @@ def _serve(part: Part, line: Connection) -> dict[str, Any]:
 
 
 def _take_part(part: Part, line: Connection) -> dict[str, Any]:
-    data = (
-        PacedData(part.options, line)
-        if part.round_steps is None
-        else RoundData(part.options, line, part.round_steps)
-    )
+    data = NoiseData(part.options, line, part.round_steps)
     client = build.build_client(part.options, data, part.role, KEY, torch.device("cpu"), None)
     rpc = _transport(part)
     enclose(part.options, part.run_dir / "clients" / part.role)
     rpc.join(part.role)
-    member = Member(client, OVER_RPC[part.options.exchange](rpc, TOKEN), NoKeepsakes())
+    exchange = paced(OVER_RPC[part.options.exchange], line, in_blocks=part.round_steps is None)
+    member = Member(client, exchange(rpc, TOKEN), NoKeepsakes())
     take_part(member, part.options.agreement(len(CLASSES)), part.role)
     rpc.leave()
     return {}

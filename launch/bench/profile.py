@@ -77,8 +77,8 @@ def stopwatch_seconds(num_steps: int = 1000) -> float:
     watch, times = RunningStopwatch(), []
     turn = Turn(TurnKind.TRAIN, round=1, number=1, client="client0")
     begun = time.perf_counter()
-    for _ in watch.steps(turn, iter(repeat(_Nothing(), num_steps))):  # type: ignore[arg-type]
-        for name in ("bottom", "exchange", "backward", "optimizer"):
+    for _ in watch.steps(turn, watch.loading(iter(repeat(_Nothing(), num_steps)))):  # type: ignore[arg-type]
+        for name in ("bottom", "sending", "waiting", "backward", "optimizer"):
             with watch.part(name):
                 pass
         now = time.perf_counter()

@@ -9,32 +9,41 @@ from launch.profile import EVENT, median_parts, split_up
 from launch.ranks import run_in_one_process
 
 OURS = {
-    "seconds": {"bottom": 1.0, "exchange": 6.0, "backward": 2.0, "whole step": 10.0},
-    "spans": [[10.0, 13.0], [20.0, 23.0]],
+    "seconds": {"bottom": 1.0, "sending": 1.0, "waiting": 6.0, "backward": 2.0},
+    "spans": [["sending", 9.0, 10.0], ["waiting", 10.0, 13.0], ["waiting", 16.0, 19.0]],
+    "window": [8.0, 19.0],
 }
 
 
 def test_what_a_client_waits_for_is_split_by_the_servers_own_times():
-    """Oracle: by hand: each exchange took 3, of which the server computed 1 in the middle."""
-    theirs = {"seconds": 2.0, "spans": [[10.5, 11.5], [21.0, 21.5], [21.5, 22.0]]}
+    """Oracle: by hand: each wait took 3, of which the server computed 1 in the middle."""
+    theirs = {
+        "seconds": 2.0,
+        "spans": [["server", 10.5, 11.5], ["server", 17.0, 17.5], ["server", 17.5, 18.0]],
+    }
     parts = split_up(OURS, theirs)
     assert parts == {
         "bottom": 1.0,
         "backward": 2.0,
         "other": 1.0,
-        "wire up": 1.5,
+        "wire up": 2.5,
         "server": 2.0,
         "wire down": 2.5,
-        "wire and waiting": 0.0,
     }
-    assert sum(parts.values()) == 10.0
+    assert sum(parts.values()) == 11.0
+
+
+def test_a_server_that_had_ended_before_the_client_began_to_wait_leaves_only_the_way_down():
+    """Oracle: by hand: it computed while the client loaded the next batch."""
+    parts = split_up(OURS, {"seconds": 1.5, "spans": [["server", 13.5, 15.0]]})
+    assert (parts["wire up"], parts["server"], parts["wire down"]) == (1.0, 0.0, 6.0)
 
 
 def test_another_machines_clock_tells_the_servers_share_and_no_direction():
     """Oracle: by hand; without a server's event all of it is the wire and waiting."""
-    parts = split_up(OURS, {"seconds": 2.0, "spans": [[510.0, 511.0], [520.0, 521.0]]})
-    assert (parts["server"], parts["wire and waiting"]) == (2.0, 4.0) and "wire up" not in parts
-    assert split_up(OURS, None)["wire and waiting"] == 6.0
+    parts = split_up(OURS, {"seconds": 2.0, "spans": [["server", 510.0, 511.0], ["server", 520.0, 521.0]]})
+    assert (parts["server"], parts["wire and waiting"]) == (2.0, 5.0) and "wire up" not in parts
+    assert split_up(OURS, None)["wire and waiting"] == 7.0
 
 
 @pytest.mark.parametrize("data", ["fundus-phantom", "chest-phantom"])
@@ -79,7 +88,7 @@ def test_a_profiled_run_ends_with_the_same_weights_and_keeps_times_apart(tmp_pat
     theirs = (run / "clients" / "client0" / "profile.jsonl").read_text()
     steps = [json.loads(line) for line in theirs.splitlines()]
     assert [step["batch"] for step in steps] == [0, 1] and "server" not in theirs
-    parts = {"loader", "bottom", "exchange", "backward", "optimizer", "whole step"}
+    parts = {"loader", "bottom", "sending", "waiting", "backward", "optimizer"}
     assert steps[0]["seconds"].keys() == (parts if data == "fundus-phantom" else parts | {"head"})
     for medians in median_parts(run).values():
-        assert medians["wire up"] > 0 and medians["server"] > 0 and medians["wire and waiting"] < 1e-6
+        assert medians["wire up"] > 0 and medians["server"] > 0 and medians["wire and waiting"] == 0

@@ -5,7 +5,7 @@ import pytest
 from runtime import stopwatch
 from runtime.data.client_data import Batch
 from runtime.scheduler import Turn, TurnKind
-from runtime.stopwatch import EXCHANGE, NoStopwatch, RunningStopwatch
+from runtime.stopwatch import WAITING, NoStopwatch, RunningStopwatch
 
 TURN = Turn(TurnKind.TRAIN, round=1, number=3, client="a")
 
@@ -36,23 +36,32 @@ def test_a_part_inside_another_stops_its_clock(clock):
     watch = RunningStopwatch()
     with watch.part("backward"):
         clock.now += 2
-        with watch.part(EXCHANGE):
+        with watch.part(WAITING):
             clock.now += 5
         clock.now += 3
     lap = watch.take()
-    assert lap.seconds == {"backward": 5.0, EXCHANGE: 5.0} and lap.spans == [(102.0, 107.0)]
+    assert lap.seconds == {"backward": 5.0, WAITING: 5.0} and lap.spans == [(WAITING, 102.0, 107.0)]
     assert watch.take().seconds == {}
 
 
-def test_each_step_is_kept_with_its_loader_and_its_whole_time(clock):
-    """Oracle: a clock moved by hand: a second in the loader, four in the step; its part is one of them."""
+def test_each_step_is_kept_with_its_loader_and_its_window(clock):
+    """Oracle: a clock moved by hand: a second in the loader, four in the step; the bottom is one of them."""
+
+    def train(batches):
+        for batch in batches:
+            with watch.part("bottom"):
+                clock.now += 1
+            clock.now += 3
+            yield batch
+
     kept = []
-    watch = RunningStopwatch(lambda turn, batch, lap: kept.append((turn.number, batch, lap.seconds)))
-    for _ in watch.steps(TURN, batches(clock, 2)):
-        with watch.part("bottom"):
-            clock.now += 1
-        clock.now += 3
-    assert kept == [(3, number, {"loader": 1.0, "bottom": 1.0, "whole step": 5.0}) for number in (0, 1)]
+    watch = RunningStopwatch(lambda turn, batch, lap: kept.append((turn.number, batch, lap)))
+    done = watch.steps(TURN, train(watch.loading(batches(clock, 2))))
+    assert [batch.number for batch in done] == [0, 1]
+    assert [(turn, batch, lap.seconds) for turn, batch, lap in kept] == [
+        (3, number, {"loader": 1.0, "bottom": 1.0}) for number in (0, 1)
+    ]
+    assert [lap.window for _, _, lap in kept] == [(100.0, 105.0), (105.0, 110.0)]
 
 
 def test_a_step_that_fails_leaves_nothing_open(clock):
@@ -71,6 +80,6 @@ def test_no_stopwatch_hands_the_batches_on_untouched(clock):
     """Oracle: identity."""
     source = batches(clock, 1)
     watch = NoStopwatch()
-    assert watch.steps(TURN, source) is source
+    assert watch.loading(source) is source and watch.steps(TURN, source) is source
     with watch.part("anything"):
         pass
