@@ -11,7 +11,7 @@ from launch.bench.plan import check_sizes, say
 
 # Minutes of each section in each size, on two quiet cores of the machine that docs/benchmarks.md names.
 _MINUTES = {
-    "standard": {"train": 8, "clients": 7, "line": 6, "startup": 3, "profile": 1},
+    "standard": {"train": 6, "clients": 8, "line": 8, "startup": 2, "profile": 1},
     "full": {"train": 150, "clients": 60, "line": 45, "startup": 9, "profile": 2},
     "quick": {"train": 1, "clients": 1, "line": 1, "startup": 1, "profile": 1},
 }

@@ -86,4 +86,3 @@ def test_the_interval_is_students():
     """Oracle: the tables: t is 4.30 for three values; the standard error of 1, 2, 3 is 1 / sqrt(3)."""
     assert interval([1.0, 2.0, 3.0]) == pytest.approx(4.30 / 3**0.5)
     assert kind("autograd bf16") == "bf16" and kind("fused int8, overlap") == "int8, overlap"
-    assert kind("fused int8, 4 micro-batches") == "int8"

@@ -55,11 +55,37 @@ def test_a_shaped_line_carries_real_steps_and_leaves_no_namespace(tmp_path):
     assert plain["way"] == line.PLAIN and plain["bytes_up"] == 4 * 8 * 64 * 16 * 16 + 8 * 8
     assert packed["bytes_up"] < plain["bytes_up"] / 3.9
     for row in found["rows"]:
-        # Three steps of a turn are two intervals; each step crosses the line twice, 5 ms each way.
-        assert len(row["seconds"]["100"]) == 2 and min(row["seconds"]["100"]) >= 0.010
+        assert len(row["seconds"]["100"]) == 2  # three steps of a turn are two intervals
+    assert (
+        min(plain["seconds"]["100"]) >= 0.010 + 2 * 0.52e6 * 8 / 100e6
+    )  # the line's own: no machine is faster
     assert [len(values) for values in found["metric"]["values"].values()] == [1, 1]
     left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
     assert "suture_way" not in left
+
+
+@pytest.mark.skipif(bool(shaped.why_not()), reason="needs root and network namespaces")
+def test_a_line_has_its_rate_at_both_ends_and_its_relay_passes_frames_on():
+    """Oracle: ``tc``; bytes sent through the namespaces and back."""
+    with shaped.ShapedLine(latency=1.0) as shaped_line:
+        shaped_line.shape(20)
+        server, client = shaped_line.end(True), shaped_line.end(False)
+        for end in (server, client):
+            show = f"ip netns exec {end.namespace} tc qdisc show dev line0".split()
+            shown = subprocess.run(show, capture_output=True, text=True, check=True).stdout
+            assert "tbf" in shown and "rate 20Mbit" in shown
+        serve = f"import socket; s = socket.create_server(('{server.server_address}', 29999)); print(flush=True); s.accept()[0].sendall(b'x' * 500_000)"
+        fetch = f"import socket; s = socket.create_connection(('{server.server_address}', 29999), 30); print(sum(map(len, iter(lambda: s.recv(65536), b''))))"
+        inside = ["ip", "netns", "exec"]
+        sender = subprocess.Popen(
+            [*inside, server.namespace, sys.executable, "-c", serve], stdout=subprocess.PIPE
+        )
+        assert sender.stdout is not None and sender.stdout.readline()
+        command = [*inside, client.namespace, sys.executable, "-c", fetch]
+        got = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        sender.communicate(timeout=30)
+        assert got.stdout.strip() == "500000", got.stderr
+        assert shaped_line.relay_seconds() >= 0
 
 
 def test_what_this_version_cannot_do_is_left_out_by_name(monkeypatch):
