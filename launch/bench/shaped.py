@@ -2,22 +2,16 @@
 
 The server's namespace and the clients' are joined through a third one, in which a process passes frames on, each
 after the latency (the kernel's own netem is missing in many containers). Frames travel in both directions through a
-token bucket at the sender's end. Needs root.
+token bucket at the sender's end. Needs root. The relay is ``launch.bench.relay``.
 """
 
 from __future__ import annotations
 
 import ctypes
-import heapq
-import multiprocessing
 import os
-import selectors
 import shutil
-import signal
-import socket
 import subprocess
-import time
-from contextlib import suppress
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,8 +20,6 @@ from runtime.errors import SutureError
 
 _SUBNET = "10.97.7"
 _CLONE_NEWNET = 0x40000000
-_PACKET_VNET_HDR, _SOL_PACKET, _ETH_P_ALL = 15, 263, 3
-_FRAME = 1 << 17
 _BURST = "128kb"  # what the bucket holds: above one segment that the kernel has not cut into packets yet
 _QUEUE = "400ms"  # how long a packet may wait in it
 
@@ -51,11 +43,14 @@ def why_not() -> str:
     """Why there can be no such line here; empty where there can."""
     if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("tc") is None:
         return "needs root and iproute2 (ip and tc)"
+    probe = f"suture_probe{os.getpid()}"
     try:
-        with ShapedLine() as line:
-            line.shape(1000)
-    except (SutureError, OSError) as error:
+        _run(f"ip netns add {probe}")
+        _run(f"ip netns exec {probe} tc qdisc add dev lo root tbf rate 1mbit burst {_BURST} latency {_QUEUE}")
+    except SutureError as error:
         return f"the system makes no such line: {error}"
+    finally:
+        subprocess.run(["ip", "netns", "del", probe], capture_output=True)
     return ""
 
 
@@ -83,7 +78,7 @@ class ShapedLine:
         own = os.getpid()
         self._server, self._clients, self._middle = (f"suture_{who}{own}" for who in ("hub", "ward", "way"))
         self._ports = iter(range(29500, 65000))
-        self._relay: multiprocessing.process.BaseProcess | None = None
+        self._relay: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> ShapedLine:
         try:
@@ -98,13 +93,14 @@ class ShapedLine:
                 _run(f"ip -n {namespace} link set lo up")
                 _run(f"ip -n {namespace} link set line0 up")
                 _run(f"ip -n {self._middle} link set end{number} up")
-            context = multiprocessing.get_context("forkserver")
-            ours, theirs = context.Pipe()
-            self._relay = context.Process(
-                target=_pass_on, args=(self._middle, self.latency / 1e3, theirs), daemon=True
+            self._relay = subprocess.Popen(
+                [sys.executable, "-m", "launch.bench.relay", self._middle, f"{self.latency:g}"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                cwd=Path(__file__).resolve().parents[2],
             )
-            self._relay.start()
-            if not ours.poll(60.0) or ours.recv() != "ready":
+            assert self._relay.stdout is not None
+            if self._relay.stdout.readline() != b"ready\n":
                 raise SutureError("the relay of the shaped line did not start")
         except BaseException:
             self._remove()
@@ -117,9 +113,9 @@ class ShapedLine:
         self._remove()
 
     def _remove(self) -> None:
-        if self._relay is not None and self._relay.pid is not None:
-            self._relay.kill()
-            self._relay.join()
+        if self._relay is not None:
+            with self._relay:  # closes its pipes and waits
+                self._relay.kill()
         for namespace in (self._server, self._clients, self._middle):
             subprocess.run(["ip", "netns", "del", namespace], capture_output=True)
 
@@ -152,43 +148,3 @@ def _run(command: str) -> None:
     done = subprocess.run(command.split(), capture_output=True, text=True)
     if done.returncode:
         raise SutureError(f"{command}: {done.stderr.strip()}")
-
-
-def _pass_on(namespace: str, latency: float, line: multiprocessing.connection.Connection) -> None:
-    """The relay's whole life: what comes in at one end goes out at the other, ``latency`` seconds later."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
-    enter(namespace)
-    ends = [_tap(f"end{number}") for number in (1, 2)]
-    selector = selectors.DefaultSelector()
-    for index, end in enumerate(ends):
-        selector.register(end, selectors.EVENT_READ, index)
-    line.send("ready")
-    waiting: list[tuple[float, int, int, bytes]] = []
-    number = 0
-    while True:
-        pause = max(0.0, waiting[0][0] - time.monotonic()) if waiting else None
-        for key, _ in selector.select(pause):
-            while True:
-                try:
-                    frame, address = ends[key.data].recvfrom(_FRAME)
-                except BlockingIOError:
-                    break
-                if address[2] != socket.PACKET_OUTGOING:  # a tap sees what it has sent itself, too
-                    number += 1
-                    heapq.heappush(waiting, (time.monotonic() + latency, number, 1 - key.data, frame))
-        now = time.monotonic()
-        while waiting and waiting[0][0] <= now:
-            _, _, out, frame = heapq.heappop(waiting)
-            with suppress(OSError):  # as on any line, a frame may be lost; TCP sends it again
-                ends[out].send(frame)
-
-
-def _tap(interface: str) -> socket.socket:
-    tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
-    tap.bind((interface, _ETH_P_ALL))
-    # Segments that the kernel has not cut into packets pass as they are, with the header that says so.
-    tap.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
-    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-        tap.setsockopt(socket.SOL_SOCKET, option, 1 << 24)
-    tap.setblocking(False)
-    return tap
