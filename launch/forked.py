@@ -14,7 +14,7 @@ import multiprocessing.forkserver
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 START_METHOD = "forkserver"
@@ -36,10 +36,16 @@ def begin() -> None:
     multiprocessing.forkserver.ensure_running()
 
 
-def play(arguments: Sequence[str]) -> None:
-    """One rank's whole life, in a fork; returns when it ended well, so that torchrun's agent waits for all."""
+def play(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    """One rank's whole life, in a fork; returns when it ended well, so that torchrun's agent waits for all.
+
+    Args:
+        arguments: as ``launch/run.py`` takes them.
+        environment: what was set since the fork server began, whose environment a fork has.
+    """
     from launch.cli import rank_outcome
 
+    os.environ |= environment
     for stream in (sys.stdout, sys.stderr):
         _show_each_line(stream)
     try:

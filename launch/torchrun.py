@@ -30,7 +30,8 @@ def start_ranks(options: RunOptions) -> None:
     _quiet_elastic()
     # The agent would open a store for its ranks on every interface; this one only this machine reaches.
     store = loopback_store()
-    os.environ |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", LOOPBACK_STORE: str(store.port)}
+    meeting = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", LOOPBACK_STORE: str(store.port)}
+    os.environ |= meeting
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -44,7 +45,7 @@ def start_ranks(options: RunOptions) -> None:
         start_method=forked.START_METHOD,
     )
     try:
-        elastic_launch(launch, forked.play)(to_arguments(options))
+        elastic_launch(launch, forked.play)(to_arguments(options), meeting)
     except ChildFailedError as failure:
         _, first = failure.get_first_failure()
         sys.exit(first.exitcode if first.exitcode > 0 else 1)

@@ -66,6 +66,7 @@ VALUES = {
     "sandbox": "off",
     "threads": 2,
     "device": "cpu",
+    "profile": True,
     "run_dir": "some/where",
     "resume": True,
 }
