@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import click
 
+from launch.bench_commands import bench
 from launch.config import RunOptions
 from launch.cuts import cuts
 from launch.options import EPILOG, run_options
@@ -23,6 +25,7 @@ def suture() -> None:
 
 
 suture.add_command(cuts)
+suture.add_command(bench)
 
 
 @suture.command(epilog=EPILOG)
@@ -231,98 +234,25 @@ def audit(
     run_audit(config, options, out or Path("audits") / f"{data}-{audit_options(options).model or 'default'}")
 
 
-@suture.group()
-def bench() -> None:
-    """Measure, and write a page of docs/."""
-
-
-@bench.command("train")
-@click.option("--full", is_flag=True, help="the U-Net at batch 32 too; three quarters of an hour")
-@click.option("--quick", is_flag=True, help="a run of seconds that shows that it works and measures nothing")
-@click.option("--only", metavar="TEXT", help="only rows whose name holds TEXT, such as resnet34-128px-cut3")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="where the page goes [docs]")
-def bench_train(full: bool, quick: bool, only: str | None, out: Path | None) -> None:
-    """Time of a split step against an unsplit one, bytes a step, memory, and what idle ranks use.
-
-    With --quick or --only nothing is written unless --out is given: the page in docs/ is of a whole benchmark.
-    """
-    from launch.bench.train import run_command
-
-    run_command(full=full, quick=quick, only=only, out=out)
-
-
-@bench.command("attacks")
-@click.option("--steps", "num_steps", type=int, default=12, help="steps timed a row, at least 10 [12]")
-@run_options
-def bench_attacks(options: RunOptions, num_steps: int) -> None:
-    """Step times of every attack, defence and detector beside undefended training.
-
-    Without options: drawn photographs at 64 px, ResNet-18 cut at layer1.
-    """
-    from launch.bench.attacks import run_command
-
-    run_command(options, num_steps)
-
-
-@bench.command("security")
-@click.option("--repeats", type=int, default=30, help="measurements of each, at least 10 [30]")
-@click.option("--threads", type=int, default=None, help="computing threads [all cores]")
-def bench_security(repeats: int, threads: int | None) -> None:
-    """What the lockdown and the checks add to a step, and seconds of a sealed hand-off."""
-    from launch.bench.security import run_command
-
-    run_command(repeats, threads)
-
-
-@bench.command("wire")
-@click.option("--steps", "num_steps", type=int, default=12, help="steps timed a format, at least 10 [12]")
-@click.option("--seeds", "num_seeds", type=int, default=1, help="runs of each format, from --seed on [1]")
-@click.option("--aux-images", type=int, default=100, help="images that the attacker owns [100]")
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", help="also write DIR/benchmarks-wire.md"
-)
-@run_options
-def bench_wire(
-    options: RunOptions, num_steps: int, num_seeds: int, aux_images: int, out: Path | None
-) -> None:
-    """Bytes and time of a step, the test metric and what ADRA rebuilds, for every wire format.
-
-    Without options: drawn photographs at 64 px, ResNet-18 cut 3, two clients, three rounds.
-    """
-    from launch.bench.wire import WirePlan, run_command
-
-    run_command(options, WirePlan(steps=num_steps, seeds=num_seeds, aux_images=aux_images), out)
-
-
-@bench.command("detectors")
-@click.option("--steps", "num_steps", type=int, default=240, help="batches a run [240]")
-@click.option("--honest", type=int, default=20, help="honest runs [20]")
-@click.option("--hostile", type=int, default=3, help="runs under FSHA [3]")
-@run_options
-def bench_detectors(options: RunOptions, num_steps: int, honest: int, hostile: int) -> None:
-    """Alarms of every detector over honest runs and runs under FSHA, seeds from --seed on; about ten minutes.
-
-    Without options: drawn photographs at 32 px, ResNet-18 cut at layer1.
-    """
-    from launch.bench.detectors import run_command
-
-    run_command(options, num_steps, honest, hostile)
-
-
 def main() -> NoReturn:
     """The ``suture`` command."""
     sys.exit(outcome(lambda: suture.main(standalone_mode=False)))
 
 
 def run_rank_command() -> NoReturn:
-    """``launch/run.py`` under torchrun: the rank that meets an error first says it, once for all."""
+    """``launch/run.py`` under torchrun."""
+    exit_as_rank(rank_outcome(sys.argv[1:]))
+
+
+def rank_outcome(arguments: Sequence[str]) -> int:
+    """One rank, from its options to its exit code; the rank that meets an error first says it, once for all."""
 
     def first(message: str) -> bool:
         from runtime.transport import first_to_say
 
         return first_to_say(message)
 
-    exit_as_rank(outcome(lambda: rank.main(standalone_mode=False), first))
+    return outcome(lambda: rank.main(list(arguments), standalone_mode=False), first)
 
 
 suture.add_command(serve)

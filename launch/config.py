@@ -209,6 +209,12 @@ class RunOptions:
     )
     threads: int | None = _option(None, "computing threads of each rank (default: all cores)", free=True)
     device: str = _option("auto", "where parts compute", choices=("auto", "cpu", "cuda"), free=True)
+    profile: bool = _option(
+        False,
+        "write down where each step's time goes: the server's into metrics.jsonl, a client's into its own folder, "
+        "and figures/profile.png",
+        free=True,
+    )
     run_dir: str | None = _option(None, "folder of the run (default: runs/<time>)", free=True)
     resume: bool = _option(False, "go on from the newest checkpoint in --run-dir", free=True)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from launch.config import RunOptions, required
 from launch.figures import activations, bottom_stages, segmentation
+from launch.profile import PROFILE_FILE
 from runtime.checkpoint import write_atomically
 from runtime.client import Client
 from runtime.data.client_data import Batch
@@ -27,6 +28,7 @@ from runtime.data.source import Task
 from runtime.errors import CheckpointError, ConfigError, DataError
 from runtime.handoff import part_digest, weights_digest
 from runtime.scheduler import Turn
+from runtime.stopwatch import Lap, RunningStopwatch
 from runtime.tracking import ClientPictures
 from runtime.wire import Release, Welcome
 
@@ -66,6 +68,8 @@ class ClientFolder:
 
     def joined(self, client: Client, welcome: Welcome) -> None:
         """The server has named the run's folder."""
+        if self._options.profile:
+            client.stopwatch = RunningStopwatch(self.profiled)
         if self._folder is None:
             self._folder = client_folder(Path(welcome.run_dir), client.name)
         try:
@@ -102,6 +106,16 @@ class ClientFolder:
         if alarm and not self._alarmed:
             self._alarmed = True
             log.warning("%s: step %d: alarm: %s", turn.client, step, alarm)
+
+    def profiled(self, turn: Turn, batch: int, lap: Lap) -> None:
+        """Writes down where the time of a step went."""
+        line = {"round": turn.round, "turn": turn.number, "batch": batch, "seconds": lap.seconds}
+        with self._can_do_without(turn.client):
+            if self._pictures is None:
+                self._pictures = ClientPictures(self.folder / "tensorboard")
+            self._pictures.profile(turn.step + batch + 1, lap.seconds)
+            with (self.folder / PROFILE_FILE).open("a") as lines:
+                lines.write(json.dumps(line | {"spans": lap.spans, "window": lap.window}) + "\n")
 
     def finished(self, client: Client, release: Release) -> None:
         """Draws the figures and writes the model.

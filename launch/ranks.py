@@ -13,10 +13,12 @@ import torch
 
 import models.registry as nets
 from launch import build, figures, folder, lab
+from launch.capacity import check_memory
 from launch.config import DEFAULT_CLIENTS, RunOptions, required
 from launch.enclosure import enclose
 from launch.keepsakes import ClientFolder, client_folder, link_figures
 from launch.logs import set_up
+from launch.profile import ProfilingRecorder, draw_profile
 from launch.progress import Progress, print_final_table
 from launch.summary import final_metrics, summarise, write_summary
 from runtime import endpoints, transport
@@ -27,9 +29,10 @@ from runtime.errors import ConfigError, WireError
 from runtime.exchange import OVER_RPC, LocalExchange
 from runtime.handoff import shared_key
 from runtime.members import Members
-from runtime.observers import NoRecorder
+from runtime.observers import NoRecorder, Recorder
 from runtime.server import Server
 from runtime.session import Keepsakes, Member, NoKeepsakes, run_local, take_part
+from runtime.stopwatch import RunningStopwatch
 from runtime.tracking import METRICS_FILE, Tracker, read_events, read_metrics
 from runtime.transport import Transport, TransportConfig
 
@@ -57,6 +60,8 @@ def run_rank(options: RunOptions) -> None:
     timeout = max(options.lease, 900.0) if options.attack_spec() is not None else options.lease
     config = TransportConfig.from_environment(options.interface, timeout)
     options = replace(options.resolved(), clients=world - 1)
+    if config.one_host and transport.LOOPBACK_STORE not in os.environ:  # `suture train` has checked
+        check_memory(options)
     # Threads that are older than the sandbox stay outside it: until it is closed there is only this one.
     torch.set_num_threads(1)
     line = Transport(config)
@@ -148,11 +153,14 @@ def conduct(
     with ExitStack() as stack:
         tracker: Tracker
 
-        def open_recorder(step: int | None) -> Tracker:
+        def open_recorder(step: int | None) -> Recorder:
             nonlocal tracker
             tracker = Tracker(place.path, resume_step=step)
             stack.callback(tracker.close)
-            return tracker
+            if not options.profile:
+                return tracker
+            server.stopwatch = stopwatch = RunningStopwatch()
+            return ProfilingRecorder(tracker, stopwatch)
 
         coordinator.begin(place.resumed, open_recorder)
         stack.callback(progress.finished)
@@ -179,6 +187,8 @@ def conclude(options: RunOptions, coordinator: Coordinator, run_dir: Path, track
     charts.mkdir(exist_ok=True)
     figures.training_loss(records, charts / "training_loss.png")
     figures.metrics_by_round(records, summary["task"], charts / "metrics_by_round.png")
+    if options.profile:
+        draw_profile(run_dir)
     link_figures(run_dir)
     print_final_table(summary)
     print(f"weights_sha256 {summary['weights_sha256']}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from pathlib import Path
 
+from launch import forked
+from launch.capacity import check_memory
 from launch.config import DEFAULT_CLIENTS, RunOptions
 from launch.written import to_arguments
 
@@ -17,19 +18,20 @@ def start_ranks(options: RunOptions) -> None:
     Raises:
         SystemExit: with the code of the rank that failed first; it has said why.
     """
+    forked.begin()
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     from runtime.transport import LOOPBACK_STORE, loopback_store
 
-    options.resolved()  # refuse bad options before any process exists
+    check_memory(options.resolved(), forked=True)  # refuse what cannot work before any rank exists
     num_clients = options.clients or DEFAULT_CLIENTS
     _quiet_elastic()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun would; each rank sets its own threads
     # The agent would open a store for its ranks on every interface; this one only this machine reaches.
     store = loopback_store()
-    os.environ |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", LOOPBACK_STORE: str(store.port)}
+    meeting = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", LOOPBACK_STORE: str(store.port)}
+    os.environ |= meeting
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -40,10 +42,10 @@ def start_ranks(options: RunOptions) -> None:
         rdzv_configs={"is_host": "false"},
         max_restarts=0,
         monitor_interval=0.2,
+        start_method=forked.START_METHOD,
     )
-    script = str(Path(__file__).with_name("run.py"))
     try:
-        elastic_launch(launch, sys.executable)("-u", script, *to_arguments(options))
+        elastic_launch(launch, forked.play)(to_arguments(options), meeting)
     except ChildFailedError as failure:
         _, first = failure.get_first_failure()
         sys.exit(first.exitcode if first.exitcode > 0 else 1)
@@ -53,4 +55,5 @@ def start_ranks(options: RunOptions) -> None:
 
 def _quiet_elastic() -> None:
     # The agent reports a failed rank in a page of its own; the rank has already said why in one line.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    for name in ("torch.distributed", "torch.multiprocessing"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

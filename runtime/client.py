@@ -29,6 +29,7 @@ from runtime.optim import OptimizerConfig, step_with
 from runtime.randomness import Randomness
 from runtime.scheduler import Turn
 from runtime.step import ClientStep, TopCall
+from runtime.stopwatch import NoStopwatch, Stopwatch
 from runtime.turn_memory import TurnMemory
 from runtime.wire import Hello, Release, SealedHandoff, Share, TensorSpec, check_weights
 
@@ -106,6 +107,7 @@ class Client:
         self.detector = Detector() if detector is None else detector
         self.randomness = randomness
         self.packer = Packer(config.wire, randomness)
+        self.stopwatch: Stopwatch = NoStopwatch()
         self.feedback = Feedback(self.packer)
         self.output = output
         self._key = key
@@ -259,11 +261,12 @@ class Client:
         """The turn's training batches: order and augmentation follow from the key, round and client alone."""
         place = (turn.round, self.name)
         generator = self.randomness.generator
-        return self.data.train_batches(
+        batches = self.data.train_batches(
             self.config.batch_size,
             generator("order", *place),
             lambda batch: generator("augment", *place, batch),
         )
+        return self.stopwatch.loading(batches)
 
     def forward(self, turn: Turn, batch: Batch, top: TopCall) -> tuple[Tensor, float]:
         """One training batch in one graph with the top; see `ClientStep.whole`."""
@@ -309,8 +312,9 @@ class Client:
         """
         if not self.learns:
             return
-        step_with(self.optimizer, gradients)
-        self.defence.step()
+        with self.stopwatch.part("optimizer"):
+            step_with(self.optimizer, gradients)
+            self.defence.step()
 
     def parameters(self) -> list[nn.Parameter]:
         """All parameters that this client steps."""

@@ -21,6 +21,7 @@ from runtime.handoff import part_digest
 from runtime.hooks import Attack, SmashedBatch
 from runtime.optim import step_with
 from runtime.randomness import EVALUATION_BATCH, PUBLIC, Randomness, part_place
+from runtime.stopwatch import SERVER, NoStopwatch, Stopwatch
 from runtime.wire import LossReply, TensorSpec
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class Server:
         self.attack = Attack() if attack is None else attack
         self._randomness = Randomness(PUBLIC, seed)
         self.packer = Packer(wire, self._randomness)
+        self.stopwatch: Stopwatch = NoStopwatch()
         self._device = torch.device(device)
         self._copies: dict[str, tuple[nn.Module, torch.optim.Optimizer]] = {}
         self.microbatches = microbatches
@@ -116,6 +118,12 @@ class Server:
         Returns:
             Labels shared: the loss; labels at home: the top's output, on the CPU.
         """
+        with self.stopwatch.part(SERVER):
+            return self._forward(batch, class_weights, whole)
+
+    def _forward(
+        self, batch: SmashedBatch, class_weights: Tensor | None, whole: Tensor | None
+    ) -> LossReply | Tensor:
         # The alias gives the server a node of its own in the graph, where its hook cannot touch the client's.
         smashed = batch.smashed.view_as(batch.smashed)
         seen = self._seen(batch, smashed)
@@ -172,7 +180,8 @@ class Server:
         ours: list[Tensor] = list(self._half(client)[0].parameters())
         # autograd.grad leaves the parameters of an attack's own nets alone, as a distributed context does.
         leaves = [pending.smashed, *ours]
-        at_cut, *found = torch.autograd.grad(pending.root, leaves, of_answer, allow_unused=True)
+        with self.stopwatch.part(SERVER):
+            at_cut, *found = torch.autograd.grad(pending.root, leaves, of_answer, allow_unused=True)
         gradients = {p: grad for p, grad in zip(ours, found, strict=True) if grad is not None}
         return at_cut, gradients
 
@@ -197,7 +206,8 @@ class Server:
         joint = SmashedBatch(smashed, torch.cat(labels) if labels else None, name, first.round, first.batch)
         alias = smashed.view_as(smashed)
         seen = self._seen(joint, alias)
-        output = self._through_top(seen)
+        with self.stopwatch.part(SERVER):
+            output = self._through_top(seen)
         rows = output.split(sizes)
         if not labels:
             alias.register_hook(lambda grad: self._attacked(seen, grad))
@@ -255,8 +265,9 @@ class Server:
 
     def step(self, gradients: Mapping[Tensor, Tensor], client: str = "") -> None:
         """Steps the optimizer of the client's top with the gradients of one backward, then the attack's own."""
-        step_with(self._half(client)[1], gradients)
-        self.attack.step()
+        with self.stopwatch.part(SERVER):
+            step_with(self._half(client)[1], gradients)
+            self.attack.step()
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that training changes here, on the CPU: what a checkpoint and a rollback need."""

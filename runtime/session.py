@@ -156,7 +156,7 @@ def take_turn(member: Member, turn: Turn) -> None:
         if turn.kind is TurnKind.TRAIN:
             client.begin(turn)
             with closing(exchange.train(client, turn, client.batches(turn))) as trained:
-                for batch in trained:
+                for batch in client.stopwatch.steps(turn, trained):
                     _watch(member, turn, batch)
             handoff = client.seal(turn)
             exchange.commit(handoff)

@@ -20,6 +20,7 @@ from runtime.data.client_data import Batch
 from runtime.errors import DivergedError
 from runtime.randomness import part_place
 from runtime.scheduler import Turn
+from runtime.stopwatch import WAITING
 from runtime.wire import check_loss
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ class ClientStep:
         client = self.client
         part = self._pass_bottom()
         sent = self._watched(part.sent)
-        reply = top(sent.cpu(), self.labels)
+        with client.stopwatch.part(WAITING):
+            reply = top(sent.cpu(), self.labels)
         if client.config.labels_shared:
             answer = check_loss(reply, "server")
             loss, shown = answer.loss, answer.task_loss
@@ -155,7 +157,8 @@ class ClientStep:
         self.check_loss(loss)
         wanted = [skip for each in skips for skip in each if skip.requires_grad]
         ours = list(client.head.parameters())
-        found = torch.autograd.grad(loss, [*leaves, *wanted, *ours], allow_unused=True)
+        with client.stopwatch.part("head"):
+            found = torch.autograd.grad(loss, [*leaves, *wanted, *ours], allow_unused=True)
         at_skips = iter(found[len(leaves) : len(leaves) + len(wanted)])
         self._at_skips = [tuple(next(at_skips) if s.requires_grad else None for s in each) for each in skips]
         self._keep(zip(ours, found[len(leaves) + len(wanted) :], strict=True))
@@ -181,9 +184,13 @@ class ClientStep:
         weights = dict(client.bottom.named_parameters())
         taken = weights if self._stash is None else self._stash
         # autograd.grad leaves the parameters of a defence's own nets alone, as a distributed context does.
-        found = torch.autograd.grad(
-            [root for root, _ in graph], list(taken.values()), [grad for _, grad in graph], allow_unused=True
-        )
+        with client.stopwatch.part("backward"):
+            found = torch.autograd.grad(
+                [root for root, _ in graph],
+                list(taken.values()),
+                [grad for _, grad in graph],
+                allow_unused=True,
+            )
         self._keep(zip((weights[name] for name in taken), found, strict=True))
 
     def finish(self) -> None:
@@ -216,11 +223,12 @@ class ClientStep:
         client.train_mode()
         inputs = self._inputs[number].to(client.device)
         client.randomness.reseed("bottom", *part_place(self.place, number))
-        if self._stash is None:
-            smashed, skips = client.bottom(inputs)
-        else:
-            smashed, skips = functional_call(client.bottom, self._stash, (inputs,))
-        part = _Part(inputs, smashed, tuple(skips), client.defence.transform(smashed))
+        with client.stopwatch.part("bottom"):
+            if self._stash is None:
+                smashed, skips = client.bottom(inputs)
+            else:
+                smashed, skips = functional_call(client.bottom, self._stash, (inputs,))
+            part = _Part(inputs, smashed, tuple(skips), client.defence.transform(smashed))
         self._parts.append(part)
         return part
 
@@ -228,8 +236,9 @@ class ClientStep:
         client = self.client
         assert client.head is not None
         client.randomness.reseed("head", *self.place)
-        logits = client.head(output.to(client.device), skips)
-        loss: Tensor = client.criterion(logits, self.targets.to(client.device))
+        with client.stopwatch.part("head"):
+            logits = client.head(output.to(client.device), skips)
+            loss: Tensor = client.criterion(logits, self.targets.to(client.device))
         return loss
 
     def _keep(self, found: Iterable[tuple[Tensor, Tensor | None]]) -> None:

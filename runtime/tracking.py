@@ -99,6 +99,10 @@ class Tracker:
         that turn, ``resumed`` with ``after_turn`` those of all later turns; others only tell.
         """
         self._write({"event": name} | fields)
+        if name == "profiled":
+            self._writer(str(fields["client"])).add_scalar(
+                "profile/server", fields["seconds"], fields["step"]
+            )
         if (
             name == "rolled_back"
             and fields.get("turn") == self._turn
@@ -219,6 +223,11 @@ class ClientPictures:
         """What the client's detector makes of the server after a batch: a curve, and 0 or 1 for its alarm."""
         self._writer.add_scalar("detector/score", score, step)
         self._writer.add_scalar("detector/alarm", float(alarm), step)
+
+    def profile(self, step: int, seconds: Mapping[str, float]) -> None:
+        """Where the time of a step went: a curve a part."""
+        for part, value in seconds.items():
+            self._writer.add_scalar(f"profile/{part}", value, step)
 
     def segmentation(self, step: int, images: Tensor, masks_true: Tensor, masks_predicted: Tensor) -> None:
         """At most 8 rows of image | true mask | predicted mask.

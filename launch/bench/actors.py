@@ -1,17 +1,19 @@
 """The processes that a benchmark times: a server rank, client ranks, and the same net unsplit.
 
 Each runs the program's own training (`session.take_part`, `Coordinator`, `Unsplit`) and no loop of its own. Its
-pace is set through its images: `PacedData` hands out the batches of a block when it is told to, and notes the
-time until the trainer comes back for the next one.
+pace is set from outside: a client's through its exchange (`paced`), the unsplit net's through its images, of which
+`PacedData` hands out a block when it is told to, and notes the time until the trainer comes back for the next one.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,17 +25,21 @@ from torch import Tensor
 import models.registry as nets
 from launch import build
 from launch.bench.plan import LEASE
+from launch.bench.shaped import Cable, enter
 from launch.config import RunOptions
 from launch.enclosure import enclose
 from launch.ranks import use_threads
 from launch.unsplit import Unsplit
 from runtime import endpoints, transport
+from runtime.client import Client
 from runtime.data.client_data import Batch, ClientData
 from runtime.data.partition import Share
 from runtime.data.source import Example, Source, Task
 from runtime.entry import Door, Tokens
 from runtime.exchange import OVER_RPC
+from runtime.exchange.line import RpcLine
 from runtime.observers import NoRecorder
+from runtime.scheduler import Turn
 from runtime.session import Member, NoKeepsakes, take_part
 from runtime.transport import Transport, TransportConfig
 
@@ -50,8 +56,10 @@ class Part:
         role: "server", "unsplit", or a client's name.
         rank: of a rank; 0 is the server.
         options: the run's, resolved.
-        port: of the store on this host.
+        port: of the store, which is there on this host; or which the server opens, on a line.
         run_dir: where the server checkpoints.
+        round_steps: steps that a client takes in each round, once told to; None for blocks of any length.
+        cable: this part's end of a shaped line; None where all parts share this host's network.
     """
 
     role: str
@@ -59,17 +67,21 @@ class Part:
     options: RunOptions
     port: int
     run_dir: Path
+    round_steps: int | None = None
+    cable: Cable | None = None
 
 
 def act(part: Part, line: Connection) -> None:
     """A process's whole life. Sends ("times", seconds of a block), at last ("report", dict), or ("error", text)."""
     warnings.filterwarnings("ignore", module=r"torch\..*")
+    if part.cable is not None:
+        enter(part.cable.namespace)
     use_threads(part.options)
     plays: dict[str, Callable[[Part, Connection], dict[str, Any]]]
     plays = {"server": _serve, "unsplit": _train_unsplit}
     try:
         report = plays.get(part.role, _take_part)(part, line)
-        line.send(("report", report | {"peak_memory_bytes": peak_memory()}))
+        line.send(("report", report | {"peak_memory_bytes": peak_memory(), "own_memory_bytes": own_memory()}))
         code = 0
     except Exception:  # whatever it is, it must reach the person at the other end
         line.send(("error", f"{part.role}: {traceback.format_exc(limit=3)}"))
@@ -115,6 +127,77 @@ class PacedData(ClientData):
             yield batch
 
 
+class NoiseData(PacedData):
+    """The same batch, handed out as often as a turn has steps; the pace is the exchange's, see `paced`.
+
+    Args:
+        options: the run's.
+        num_steps: batches a turn; None for as many as are asked for.
+    """
+
+    def __init__(self, options: RunOptions, line: Connection, num_steps: int | None) -> None:
+        super().__init__(options, line)
+        self._num_steps = num_steps
+
+    def num_train_batches(self, batch_size: int) -> int:
+        return self._num_steps or 1
+
+    def train_batches(
+        self, batch_size: int, order: torch.Generator, augmentation: Callable[[int], torch.Generator]
+    ) -> Iterator[Batch]:
+        batch = next(ClientData.train_batches(self, batch_size, order, augmentation))
+        for number in itertools.count() if self._num_steps is None else range(self._num_steps):
+            yield replace(batch, number=number)
+
+
+def paced(kind: type[RpcLine], line: Connection, in_blocks: bool) -> type[RpcLine]:
+    """An exchange that trains when it is told to, and says how long its steps took.
+
+    A step is timed from where the one before has ended: what an exchange does ahead for the next one, while this
+    one is away, is part of it.
+
+    Args:
+        kind: the exchange.
+        line: brings the length of the next block (0: the turn is over), or the word to begin the turn.
+        in_blocks: whether a turn goes on until it is told to end; else it has an end of its own.
+    """
+
+    class Paced(kind):  # type: ignore[valid-type, misc]
+        def train(self, client: Client, turn: Turn, batches: Iterable[Batch]) -> Generator[Batch]:
+            with closing(super().train(client, turn, batches)) as steps:
+                number = 0
+                while length := line.recv():
+                    times = []
+                    for _ in range(length):
+                        begun = time.perf_counter()
+                        batch = next(steps, None)
+                        if batch is None:
+                            break
+                        times.append(time.perf_counter() - begun)
+                        number += 1
+                        yield batch
+                    if not in_blocks:
+                        # The generator's own end: what is still under way comes home, too.
+                        yield from steps
+                    line.send(("times", times))
+                    if not in_blocks:
+                        return
+                if number == 0:  # a turn without a step cannot be committed
+                    yield next(steps)
+
+    return Paced
+
+
+class StepTimes(NoRecorder):
+    """Notes when the server had stepped, by turn."""
+
+    def __init__(self) -> None:
+        self.times: list[tuple[int, float]] = []
+
+    def train_step(self, step: int, round: int, turn: int, client: str, loss: float) -> None:
+        self.times.append((turn, time.perf_counter()))
+
+
 class NoiseSource(Source):
     """Images of noise with targets of noise: a step's time does not depend on what is seen."""
 
@@ -140,8 +223,26 @@ def peak_memory() -> int:
     return 0
 
 
+def own_memory() -> int:
+    """Resident memory of this process in bytes that it shares with no other."""
+    # A forked process shares what was imported before; one that torchrun starts shares next to nothing.
+    entries = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(entry.split()[1]) * 1024 for entry in entries if entry.startswith("Private_"))
+
+
 def _transport(part: Part) -> Transport:
-    config = TransportConfig(host="127.0.0.1", port=part.port, rank=part.rank, hosted=True, timeout=LEASE)
+    if part.cable is None:
+        config = TransportConfig(host="127.0.0.1", port=part.port, rank=part.rank, hosted=True, timeout=LEASE)
+    else:
+        config = TransportConfig(
+            host=part.cable.server_address,
+            port=part.port,
+            rank=part.rank,
+            bound=True,
+            one_host=False,
+            interface=part.cable.interface,
+            timeout=LEASE,
+        )
     return Transport(config)
 
 
@@ -150,7 +251,8 @@ def _serve(part: Part, line: Connection) -> dict[str, Any]:
     coordinator = build.build_coordinator(
         part.options, server, run="bench", run_dir=part.run_dir, num_classes=len(CLASSES)
     )
-    coordinator.begin(False, lambda step: NoRecorder())
+    steps = StepTimes()
+    coordinator.begin(False, lambda step: steps)
     rpc = _transport(part)
     enclose(part.options, part.run_dir)
     endpoints.open_run(coordinator, Door("bench", Tokens(shared=TOKEN), rpc))
@@ -158,16 +260,17 @@ def _serve(part: Part, line: Connection) -> dict[str, Any]:
     coordinator.wait()
     rpc.leave()
     totals = coordinator.journal.totals
-    return {"bytes_up": totals.bytes_up, "bytes_down": totals.bytes_down}
+    return {"bytes_up": totals.bytes_up, "bytes_down": totals.bytes_down, "steps": steps.times}
 
 
 def _take_part(part: Part, line: Connection) -> dict[str, Any]:
-    data = PacedData(part.options, line)
+    data = NoiseData(part.options, line, part.round_steps)
     client = build.build_client(part.options, data, part.role, KEY, torch.device("cpu"), None)
     rpc = _transport(part)
     enclose(part.options, part.run_dir / "clients" / part.role)
     rpc.join(part.role)
-    member = Member(client, OVER_RPC[part.options.exchange](rpc, TOKEN), NoKeepsakes())
+    exchange = paced(OVER_RPC[part.options.exchange], line, in_blocks=part.round_steps is None)
+    member = Member(client, exchange(rpc, TOKEN), NoKeepsakes())
     take_part(member, part.options.agreement(len(CLASSES)), part.role)
     rpc.leave()
     return {}

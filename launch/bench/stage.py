@@ -19,6 +19,7 @@ import torch.distributed as dist
 from launch import build
 from launch.bench.actors import Part, act
 from launch.bench.plan import LEASE
+from launch.bench.shaped import ShapedLine
 from launch.config import RunOptions
 from runtime.errors import SutureError
 from runtime.transport import SERVER
@@ -34,11 +35,22 @@ class Stage:
     Args:
         options: the run's, resolved.
         unsplit: whether the unsplit net is there too.
+        round_steps: steps of each client in a round, for `round`; None for `block`.
+        line: what lies between server and clients; None where all share this host's network.
     """
 
-    def __init__(self, options: RunOptions, *, unsplit: bool) -> None:
+    def __init__(
+        self,
+        options: RunOptions,
+        *,
+        unsplit: bool,
+        round_steps: int | None = None,
+        line: ShapedLine | None = None,
+    ) -> None:
         self.clients = [build.client_name(index) for index in range(options.clients or 1)]
         self._options = options
+        self._round_steps = round_steps
+        self._line = line
         self._roles = [SERVER, *self.clients, *([UNSPLIT] if unsplit else [])]
         self._processes: dict[str, multiprocessing.process.BaseProcess] = {}
         self._lines: dict[str, Connection] = {}
@@ -52,18 +64,22 @@ class Stage:
         # cores, so that libgomp gives spinning up) does not. Noise would hit the unsplit net alone.
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        if self._line is None:
+            self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        port = self._store.port if self._line is None else self._line.new_port()
         # A process that has imported torch and nothing more is forked for each part: seconds saved a row.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["launch.bench.actors"])
+        context.set_forkserver_preload(["launch.bench.actors", "torch._dynamo"])
         for rank, role in enumerate(self._roles):
             ours, theirs = context.Pipe()
             part = Part(
                 role=role,
                 rank=rank,
                 options=self._options,
-                port=self._store.port,
+                port=port,
                 run_dir=Path(self._folder.name),
+                round_steps=self._round_steps,
+                cable=None if self._line is None else self._line.end(role == SERVER),
             )
             process = context.Process(target=act, args=(part, theirs), name=role, daemon=True)
             process.start()
@@ -93,6 +109,19 @@ class Stage:
         times: list[float] = self._hear(role, "times")
         return times
 
+    def round(self) -> float:
+        """Lets every client take its turn, in the run's own schedule; returns the seconds until the last has.
+
+        Raises:
+            SutureError: a process failed.
+        """
+        begun = time.perf_counter()
+        for client in self.clients:
+            self._tell(client, self._round_steps or 1)
+        for client in self.clients:
+            self._hear(client, "times")
+        return time.perf_counter() - begun
+
     def cpu_seconds(self, roles: Iterable[str]) -> float:
         """Processor time that ``roles`` have used so far, all together."""
         return sum(_cpu_seconds(psutil.Process(self._processes[role].pid)) for role in roles)
@@ -115,7 +144,8 @@ class Stage:
             SutureError: a process failed.
         """
         for role in self._roles:
-            if role != SERVER:
+            # A run of rounds ends by itself.
+            if role != SERVER and (self._round_steps is None or role == UNSPLIT):
                 self._tell(role, 0)
         return {role: self._hear(role, "report") for role in self._roles}
 

@@ -14,14 +14,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from launch.bench import report
-from launch.bench.plan import FULL, QUICK, STANDARD, Plan, Row
+from launch.bench import page
+from launch.bench.floors import floors
+from launch.bench.machine import machine
+from launch.bench.plan import FULL, QUICK, STANDARD, Plan, Row, check_sizes, say
 from launch.bench.stage import UNSPLIT, Stage
 from runtime.errors import ConfigError
 from runtime.exchange import OVER_RPC
 from runtime.transport import SERVER
-
-DOCS = Path("docs")
 
 
 def run_command(*, full: bool, quick: bool, only: str | None, out: Path | None) -> None:
@@ -30,8 +30,7 @@ def run_command(*, full: bool, quick: bool, only: str | None, out: Path | None) 
     Raises:
         SutureError: an option that cannot work, or a process failed.
     """
-    if full and quick:
-        raise ConfigError("full and quick are opposites; leave one out")
+    check_sizes(full, quick)
     plan = FULL if full else QUICK if quick else STANDARD
     if only is not None:
         rows = tuple(row for row in plan.rows if only in row.name)
@@ -40,16 +39,11 @@ def run_command(*, full: bool, quick: bool, only: str | None, out: Path | None) 
             raise ConfigError(f"only must be part of a row's name, got {only!r}; known: {known}")
         plan = replace(plan, rows=rows)
     if out is None and not quick and only is None:
-        out = DOCS
+        out = page.DOCS
     flags = [("--full", full), ("--quick", quick), (f"--only {only}", only is not None)]
     command = " ".join(["suture bench train", *(flag for flag, given in flags if given)])
-    where = report.machine()
-    measured = run_plan(plan, print)
-    if out is None:
-        print(report.page(command, where, measured))
-    else:
-        report.write(out, command, where, measured)
-        print(f"wrote {out / 'benchmarks.md'}")
+    where = machine()
+    page.finish(out, "train", page.content(command, where, run_plan(plan, say)))
 
 
 def run_plan(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
@@ -60,7 +54,7 @@ def run_plan(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
         say: is told a line a row.
 
     Returns:
-        ``rows`` and ``idle``, for `report`.
+        ``rows`` and ``idle``, for ``train_section``.
 
     Raises:
         SutureError: a process failed; its error is in the message.
@@ -109,6 +103,7 @@ def measure_row(row: Row, plan: Plan) -> dict[str, Any]:
         **asdict(row),
         "bytes_up": fused[SERVER]["bytes_up"],
         "bytes_down": fused[SERVER]["bytes_down"],
+        "floors": floors(fused[SERVER]["bytes_up"], fused[SERVER]["bytes_down"]),
         "peak_memory_bytes": peaks | {UNSPLIT: beside["peak_memory_bytes"]},
     }
     for name, seconds in times.items():

@@ -15,7 +15,7 @@ from typing import Any
 
 from launch.audit.plan import Point
 from launch.audit.point import Means, run_point
-from launch.bench.report import machine
+from launch.bench.machine import machine
 from launch.bench.rig import Rig, check_steps, over, times_in_turn
 from launch.config import RunOptions, required
 from launch.ranks import use_threads

@@ -13,6 +13,7 @@ from runtime.client import Client
 from runtime.data.client_data import Batch
 from runtime.exchange.line import RpcLine
 from runtime.scheduler import Turn
+from runtime.stopwatch import WAITING
 from runtime.wire import StepDone
 
 
@@ -22,7 +23,9 @@ class AutogradExchange(RpcLine):
     def train_step(self, client: Client, turn: Turn, batch: Batch) -> float:
         with dist_autograd.context() as context:
             total, loss = client.forward(turn, batch, self.top(client, turn, batch.number))
-            transport.backward(context, [total])
-            self.call(endpoints.step, StepDone(turn.number, batch.number, loss), context)
+            with client.stopwatch.part("backward"):  # the server's half of it and the wire's included
+                transport.backward(context, [total])
+            with client.stopwatch.part(WAITING):
+                self.call(endpoints.step, StepDone(turn.number, batch.number, loss), context)
             client.step(dist_autograd.get_gradients(context))
         return loss

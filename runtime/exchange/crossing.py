@@ -20,6 +20,7 @@ from runtime.errors import SutureError
 from runtime.randomness import part_place
 from runtime.scheduler import Turn
 from runtime.step import ClientStep
+from runtime.stopwatch import SENDING, WAITING
 from runtime.wire import OutputGradient, TensorSpec, Upload, check_gradient, check_step_reply
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class Crossing:
     def send(self) -> None:
         """Sends what was held."""
         for upload in self._held:
-            self._calls.go(endpoints.train, upload)
+            self._call(endpoints.train, upload)
         self._held.clear()
 
     def arrive(self, then: Callable[[], None] = lambda: None) -> float:
@@ -89,7 +90,7 @@ class Crossing:
     def _arrive_shared(self) -> float:
         total = 0.0
         for part in range(len(self._sent)):
-            reply = check_step_reply(self._calls.come(), transport.SERVER)
+            reply = check_step_reply(self._answer(), transport.SERVER)
             self._step.check_loss(reply.loss)
             total += reply.task_loss
             self._step.back(self._at_cut(part, reply.gradient))
@@ -97,18 +98,26 @@ class Crossing:
 
     def _arrive_home(self, then: Callable[[], None]) -> float:
         client, step = self._client, self._step
-        answers = [self._calls.come() for _ in self._sent]
+        answers = [self._answer() for _ in self._sent]
         outputs = [client.output.check(client.unpack_output(a), transport.SERVER, "output") for a in answers]
         loss, gradients = step.head(outputs)
         for part, gradient in enumerate(gradients):
             place = part_place(step.place, part)
             packed = client.packer.pack(gradient, "output gradient", *place, of=answers[part])
             message = OutputGradient(self._turn, self.batch.number, loss, packed, part)
-            self._calls.go(endpoints.backward, message)
+            self._call(endpoints.backward, message)
         then()
         for part in range(len(self._sent)):
-            step.back(self._at_cut(part, self._calls.come()))
+            step.back(self._at_cut(part, self._answer()))
         return loss
+
+    def _call(self, endpoint: Callable[..., Any], message: Any) -> None:
+        with self._client.stopwatch.part(SENDING):
+            self._calls.go(endpoint, message)
+
+    def _answer(self) -> Any:
+        with self._client.stopwatch.part(WAITING):
+            return self._calls.come()
 
     def _at_cut(self, part: int, payload: Any) -> Tensor:
         sent, like = self._sent[part]

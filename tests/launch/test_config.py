@@ -67,6 +67,7 @@ VALUES = {
     "sandbox": "off",
     "threads": 2,
     "device": "cpu",
+    "profile": True,
     "run_dir": "some/where",
     "resume": True,
 }

@@ -1,0 +1,169 @@
+"""``suture bench clients``: 1 to 32 clients in each schedule, over the same net unsplit on the same cores.
+
+Real processes, a server and N clients. In a round every client takes its turn of a few steps, hand-off and checkpoint
+included, in the order or at the same time as the schedule has it; then the unsplit net takes some steps alone.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.bench import page
+from launch.bench.machine import machine
+from launch.bench.plan import LEASE, check_sizes, say
+from launch.bench.stage import UNSPLIT, Stage
+from launch.capacity import check_memory
+from launch.config import RunOptions
+from runtime.errors import ConfigError
+from runtime.scheduler import parse_schedule
+from runtime.transport import SERVER
+
+SCHEDULES = ("round-robin", "parallel", "splitfed", "concat")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientsPlan:
+    """What is measured.
+
+    Attributes:
+        counts: numbers of clients.
+        model: the net.
+        image_size: pixels a side.
+        batch_size: images a step.
+        cut: where it is cut.
+        turn_steps: steps of a client in a round, by number of clients.
+        rounds: timed rounds.
+        warm_up: rounds that are not counted.
+        unsplit_steps: steps of the unsplit net after each round.
+    """
+
+    counts: tuple[int, ...]
+    model: str = "resnet18"
+    image_size: int = 64
+    batch_size: int = 16
+    cut: str = "3"
+    turn_steps: int = 4
+    rounds: int = 10
+    warm_up: int = 1
+    unsplit_steps: int = 3
+
+    def options(self, clients: int, schedule: str) -> RunOptions:
+        """The run that is timed; SGD, so that the checkpoints of small turns do not hide everything else."""
+        return RunOptions(
+            data="fundus-phantom",  # names the task; no image is drawn
+            model=self.model,
+            cut=self.cut,
+            image_size=self.image_size,
+            batch_size=self.batch_size,
+            clients=clients,
+            schedule=schedule,
+            optimizer="sgd",
+            epochs=self.warm_up + self.rounds,
+            augment=False,
+            lease=LEASE,
+        ).resolved()
+
+
+STANDARD = ClientsPlan(
+    counts=(1, 2, 4, 8, 16, 32), model="torchvision:squeezenet1_1", cut="features.5", turn_steps=2
+)
+FULL = ClientsPlan(counts=(1, 2, 4, 8, 16, 32), batch_size=32)
+QUICK = ClientsPlan(
+    counts=(1, 2), image_size=32, batch_size=2, turn_steps=1, rounds=2, warm_up=1, unsplit_steps=1
+)
+
+
+def run_command(*, full: bool, quick: bool, out: Path | None) -> None:
+    """``suture bench clients``.
+
+    Raises:
+        SutureError: a process failed.
+    """
+    check_sizes(full, quick)
+    plan = FULL if full else QUICK if quick else STANDARD
+    flag = " --full" if full else " --quick" if quick else ""
+    where = machine()
+    measured = run_plan(plan, say)
+    out = page.DOCS if out is None and not quick else out
+    page.finish(out, "clients", page.content(f"suture bench clients{flag}", where, measured))
+
+
+def known_schedules() -> tuple[list[str], list[str]]:
+    """The schedules that this version has, and those that it has not."""
+    there: list[str] = []
+    missing: list[str] = []
+    for name in SCHEDULES:
+        try:
+            parse_schedule(name, 0)
+            there.append(name)
+        except ConfigError:
+            missing.append(name)
+    return there, missing
+
+
+def run_plan(plan: ClientsPlan, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measures every number of clients in every schedule that there is.
+
+    Args:
+        plan: what and how long.
+        say: is told a line a row.
+
+    Raises:
+        SutureError: a process failed.
+    """
+    schedules, missing = known_schedules()
+    rows, left_out = [], []
+    for count in plan.counts:
+        try:
+            check_memory(plan.options(count, schedules[0]), forked=True)
+        except ConfigError as error:
+            left_out.append(str(error))
+            say(f"{count} clients: {error}")
+            continue
+        for schedule in schedules:
+            row = measure(plan, count, schedule)
+            rows.append(row)
+            say(
+                f"{count} clients, {schedule}: {row['images_per_second']:.1f} images/s, "
+                f"{row['over_unsplit']:.3f} times unsplit"
+            )
+    return {"plan": asdict(plan), "rows": rows, "missing_schedules": missing, "left_out": left_out}
+
+
+def measure(plan: ClientsPlan, count: int, schedule: str) -> dict[str, Any]:
+    """One line of the table."""
+    with Stage(plan.options(count, schedule), unsplit=True, round_steps=plan.turn_steps) as stage:
+        stage.block(UNSPLIT, 1)
+        for _ in range(plan.warm_up):
+            stage.round()
+        rounds: list[float] = []
+        unsplit: list[float] = []
+        server = -stage.cpu_seconds([SERVER])
+        for _ in range(plan.rounds):
+            rounds.append(stage.round())
+            unsplit += stage.block(UNSPLIT, plan.unsplit_steps)
+        server += stage.cpu_seconds([SERVER])
+        reports = stage.finish()
+    images = count * plan.turn_steps * plan.batch_size
+    rate, plain = images / statistics.median(rounds), plan.batch_size / statistics.median(unsplit)
+    return {
+        "clients": count,
+        "schedule": schedule,
+        "round_seconds": rounds,
+        "unsplit_seconds": unsplit,
+        "images_per_second": rate,
+        "unsplit_images_per_second": plain,
+        "over_unsplit": rate / plain,
+        "server_cpu_seconds_a_step": server / (plan.rounds * count * plan.turn_steps),
+        "server_memory_bytes": reports[SERVER]["peak_memory_bytes"],
+        "client_memory_bytes": statistics.median(
+            reports[name]["peak_memory_bytes"] for name in stage.clients
+        ),
+        "client_own_memory_bytes": statistics.median(
+            reports[name]["own_memory_bytes"] for name in stage.clients
+        ),
+    }

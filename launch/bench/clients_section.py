@@ -1,0 +1,93 @@
+"""The page's section on many clients, from what ``launch.bench.clients`` measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.figures.canvas import COLOURS, drawn
+from launch.tables import megabytes
+
+TITLE = "Many clients"
+AIM, AIM_CLIENTS = 0.95, 8
+_FLAT = 1.25
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """The section's text."""
+    plan, rows = found["plan"], found["rows"]
+    said = [
+        f"{plan['model']} at {plan['image_size']} px, cut {plan['cut']}, batch {plan['batch_size']}, SGD; one "
+        "server and N clients, processes of this machine, over RPC and in the sandbox. In a round every client takes a "
+        f"turn of {plan['turn_steps']} steps, its hand-off and the checkpoint included; medians "
+        f"of {plan['rounds']} rounds. "
+        "After each round the unsplit net takes some steps alone. Short turns make hand-offs count for more than in a "
+        "real run. The server's seconds a step are processor seconds of its whole process. The processes are forked "
+        "from one, and share what that had imported: own memory is what a client has to itself at the end.",
+        "",
+        "| clients | schedule | images/s | over unsplit | server, CPU s a step | peak memory: server, a client "
+        "| a client's own memory |",
+        "|---|---|---|---|---|---|---|",
+        *(_line(row) for row in rows),
+        "",
+    ]
+    if found["missing_schedules"]:
+        said += [f"Not in this version: {', '.join(found['missing_schedules'])}.", ""]
+    said += [f"- left out: {reason}" for reason in found["left_out"]]
+    return said + [f"- {verdict}" for verdict in verdicts(rows)]
+
+
+def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whether the aims are met, a sentence each."""
+    said = []
+    few = [row for row in rows if row["schedule"] == "parallel" and row["clients"] <= AIM_CLIENTS]
+    if few:
+        worst = min(few, key=lambda row: float(row["over_unsplit"]))
+        met = "met" if worst["over_unsplit"] >= AIM else "**not met**"
+        said.append(
+            f"parallel at least {AIM:.2f} of unsplit with 1 to {AIM_CLIENTS} clients: {met}; the smallest is "
+            f"{worst['over_unsplit']:.3f} with {worst['clients']}."
+        )
+    for schedule in dict.fromkeys(row["schedule"] for row in rows):
+        ours = [row for row in rows if row["schedule"] == schedule]
+        first, last = ours[0], ours[-1]
+        grown = last["server_cpu_seconds_a_step"] / max(first["server_cpu_seconds_a_step"], 1e-9)
+        met = "flat" if grown <= _FLAT else "**not flat**"
+        said.append(
+            f"server's seconds a step, {schedule}: {met}; with {last['clients']} clients {grown:.2f} times those with "
+            f"{first['clients']}."
+        )
+    return said
+
+
+def draw(found: Mapping[str, Any], path: Path) -> None:
+    """Images/s over unsplit, and the server's seconds a step, against the number of clients."""
+    rows = found["rows"]
+    schedules = list(dict.fromkeys(row["schedule"] for row in rows))
+    with drawn(path, 9.0, 3.6) as figure:
+        left, right = figure.subplots(1, 2)
+        for number, schedule in enumerate(schedules):
+            ours = [row for row in rows if row["schedule"] == schedule]
+            counts = [row["clients"] for row in ours]
+            look: dict[str, Any] = {"color": COLOURS[number], "marker": "o", "ms": 4, "label": schedule}
+            left.plot(counts, [row["over_unsplit"] for row in ours], **look)
+            right.plot(counts, [1e3 * row["server_cpu_seconds_a_step"] for row in ours], **look)
+        left.plot([1, AIM_CLIENTS], [AIM, AIM], color="#404040", lw=1.0, ls=":", label="aim, parallel")
+        counts = sorted({row["clients"] for row in rows})
+        for axes in (left, right):
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(counts, [str(count) for count in counts])
+            axes.set_xlabel("clients")
+            axes.set_ylim(bottom=0)
+        left.set_title("Images a second over unsplit")
+        right.set_title("Server: CPU milliseconds a step")
+        left.legend()
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return (
+        f"| {row['clients']} | {row['schedule']} | {row['images_per_second']:.1f} | {row['over_unsplit']:.3f} "
+        f"| {row['server_cpu_seconds_a_step']:.4f} | {megabytes(row['server_memory_bytes'])}, "
+        f"{megabytes(row['client_memory_bytes'])} | {megabytes(row['client_own_memory_bytes'])} |"
+    )

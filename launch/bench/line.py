@@ -1,0 +1,250 @@
+"""``suture bench line``: a step over a line of 1000, 100 and 20 Mbit/s, in each exchange, wire format and overlap.
+
+A server and a client in network namespaces of their own, joined by `shaped.ShapedLine`. All ways are alive at once and
+take turns of some steps. Beside the times, the test metric that short training runs reach in the same wire formats.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from launch.bench import line_section, page, shaped
+from launch.bench.machine import machine
+from launch.bench.plan import LEASE, check_sizes, say
+from launch.bench.stage import Stage
+from launch.config import RunOptions
+from launch.ranks import play_locally, use_threads
+from runtime.errors import ConfigError
+from runtime.transport import SERVER
+
+_KEY = bytes(range(32))  # a benchmark's images are nobody's secret from itself
+DATA_VARIABLE = "SUTURE_DATA"
+PLAIN = "autograd fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way over the line: options of a run.
+
+    Attributes:
+        name: what the table calls it.
+        options: names and values; an option that this version does not have leaves the way out.
+        on_slow: timed on the slowest line, too.
+        trained: runs are trained with it, for the metric.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    on_slow: bool = False
+    trained: bool = False
+
+
+def _way(name: str, on_slow: bool = False, trained: bool = False, **options: Any) -> Way:
+    return Way(name=name, options={"exchange": "fused"} | options, on_slow=on_slow, trained=trained)
+
+
+WAYS = (
+    _way(PLAIN, on_slow=True, trained=True, exchange="autograd"),
+    _way("autograd bf16", exchange="autograd", wire="bf16"),
+    _way("fused fp32", on_slow=True),
+    _way("fused fp32, overlap", overlap=True),
+    _way("fused fp32, 4 micro-batches", microbatches=4),
+    _way("fused bf16", wire="bf16"),
+    _way("fused int8", on_slow=True, trained=True, wire="int8"),
+    _way("fused int8, overlap", on_slow=True, trained=True, wire="int8", overlap=True),
+    _way("fused int8, 4 micro-batches", wire="int8", microbatches=4),
+    _way("fused topk:0.05", on_slow=True, trained=True, wire="topk:0.05"),
+    _way("fused topk:0.05, overlap", on_slow=True, trained=True, wire="topk:0.05", overlap=True),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinePlan:
+    """What is measured.
+
+    Attributes:
+        megabits: the line's rates, the fastest first.
+        latency: milliseconds one way.
+        turn_steps: steps that a way takes before it is the next one's turn.
+        turns: turns of each way at each rate.
+        ways: what is compared with the first.
+        seeds: training runs of each wire format, for the metric.
+        epochs: rounds of each of these.
+        image_size: pixels a side, of both.
+        batch_size: images a step, of both.
+    """
+
+    megabits: tuple[float, ...] = (1000, 100, 20)
+    latency: float = 5.0
+    turn_steps: int = 6
+    turns: int = 2
+    ways: tuple[Way, ...] = WAYS
+    seeds: int = 3
+    epochs: int = 4
+    image_size: int = 96
+    batch_size: int = 8
+
+    def options(self) -> RunOptions:
+        """The run whose steps are timed, before a way's own options."""
+        return RunOptions(
+            data="fundus-phantom",  # names the task; no image is drawn
+            model="resnet18",
+            cut="2",
+            image_size=self.image_size,
+            batch_size=self.batch_size,
+            clients=1,
+            epochs=1,
+            augment=False,
+            lease=LEASE,
+        )
+
+    def rates(self, way: Way) -> tuple[float, ...]:
+        """The rates at which a way is timed."""
+        return self.megabits if way.on_slow or len(self.megabits) == 1 else self.megabits[:-1]
+
+    def training(self, data: str) -> RunOptions:
+        """A run for the metric."""
+        return replace(
+            self.options(),
+            data=data,
+            clients=2,
+            train_images=120,
+            validation_images=0,
+            test_images=32,
+            epochs=self.epochs,
+            augment=True,
+        )
+
+
+STANDARD = LinePlan()
+FULL = LinePlan(turns=4, seeds=5, epochs=12, image_size=128)
+QUICK = LinePlan(
+    megabits=(100,), turn_steps=3, turns=1, ways=(WAYS[0], WAYS[7]), seeds=1, epochs=1, image_size=32
+)
+
+
+def run_command(*, full: bool, quick: bool, data: str | None, out: Path | None) -> None:
+    """``suture bench line``.
+
+    Raises:
+        SutureError: a process failed.
+    """
+    check_sizes(full, quick)
+    plan = FULL if full else QUICK if quick else STANDARD
+    flag = " --full" if full else " --quick" if quick else ""
+    where = machine()
+    measured: dict[str, Any]
+    if reason := shaped.why_not():
+        say(f"line: not measured: {reason}")
+        measured = {"skipped": reason}
+    else:
+        measured = measure(plan, data or default_data(quick), say)
+    out = page.DOCS if out is None and not quick else out
+    page.finish(out, "line", page.content(f"suture bench line{flag}", where, measured))
+
+
+def default_data(quick: bool) -> str:
+    """Photographs where there are any, else drawn ones."""
+    folder = Path(os.environ.get(DATA_VARIABLE, "")) / "idrid"
+    return f"kaggle-dr:{folder}" if folder.is_dir() and not quick else "fundus-phantom"
+
+
+def possible(plan: LinePlan) -> tuple[list[tuple[Way, RunOptions]], list[str]]:
+    """The ways that this version has, with their options, and the names of the others."""
+    there, missing = [], []
+    known = {option.name for option in fields(RunOptions)}
+    for way in plan.ways:
+        try:
+            if not way.options.keys() <= known:
+                raise ConfigError("an option of a later version")
+            rounds = 1 + plan.turns * len(plan.rates(way))
+            there.append((way, replace(plan.options(), epochs=rounds, **way.options).resolved()))
+        except ConfigError:
+            missing.append(way.name)
+    return there, missing
+
+
+def measure(plan: LinePlan, data: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """Step times by way and rate, and the metric by wire format.
+
+    Raises:
+        SutureError: a process failed.
+    """
+    ways, missing = possible(plan)
+    with ExitStack() as stack:
+        line = stack.enter_context(shaped.ShapedLine(plan.latency))
+        line.shape(plan.megabits[0])
+        stages: dict[str, Stage] = {}
+        for way, options in ways:
+            stages[way.name] = stack.enter_context(
+                Stage(options, unsplit=False, round_steps=plan.turn_steps, line=line)
+            )
+            stages[way.name].round()
+        for megabits in plan.megabits:
+            line.shape(megabits)
+            order = [way.name for way, _ in ways if megabits in plan.rates(way)]
+            taken = dict.fromkeys(order, 0.0)
+            for _ in range(plan.turns):
+                for name in order:
+                    taken[name] = stages[name].round()
+                order.reverse()  # a drift of the machine's speed then favours none
+            say(
+                f"{megabits:g} Mbit/s, a turn of {plan.turn_steps} steps: "
+                + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in taken.items())
+            )
+        reports = {name: stage.finish()[SERVER] for name, stage in stages.items()}
+    rows = [
+        {
+            "way": name,
+            "bytes_up": report["bytes_up"],
+            "bytes_down": report["bytes_down"],
+            "seconds": _by_rate(report["steps"], plan.rates(way), plan.turns),
+        }
+        for (name, report), (way, _) in zip(reports.items(), ways, strict=True)
+    ]
+    metric = train(plan, data, [way for way, _ in ways if way.trained], say)
+    shown = {name: value for name, value in asdict(plan).items() if name != "ways"}
+    return {"plan": shown, "rows": rows, "missing_ways": missing, "metric": metric}
+
+
+def _by_rate(
+    steps: list[tuple[int, float]], rates: tuple[float, ...], turns_each: int
+) -> dict[str, list[float]]:
+    """Seconds between a turn's steps, as the server counted them, by rate; the warm-up turn is left out."""
+    turns: dict[int, list[float]] = {}
+    for turn, moment in steps:
+        turns.setdefault(turn, []).append(moment)
+    found: dict[str, list[float]] = {f"{megabits:g}": [] for megabits in rates}
+    for number, moments in enumerate(list(turns.values())[1:]):
+        found[f"{rates[number // turns_each]:g}"] += [after - before for before, after in pairwise(moments)]
+    return found
+
+
+def train(plan: LinePlan, data: str, ways: list[Way], say: Callable[[str], None]) -> dict[str, Any]:
+    """Test AUROC of short runs in one process, by what of a way changes the weights: all but the exchange."""
+    kinds = {
+        line_section.kind(way.name): {k: v for k, v in way.options.items() if k != "exchange"} for way in ways
+    }
+    found: dict[str, list[float]] = {}
+    for seed in range(plan.seeds):
+        for name, changing in kinds.items():
+            try:
+                options = replace(plan.training(data), **changing, exchange="local", seed=seed).resolved()
+            except ConfigError as error:
+                say(f"{name}: no metric: {error}")
+                continue
+            use_threads(options)
+            with tempfile.TemporaryDirectory(prefix="suture-bench-") as folder:
+                scores = play_locally(options, _KEY, Path(folder)).journal.scores
+            auroc = statistics.mean(client["test"]["auroc"] for client in scores.values())
+            found.setdefault(name, []).append(auroc)
+            say(f"{name}, seed {seed}: test AUROC {auroc:.3f}")
+    return {"name": "auroc", "data": data.partition(":")[0], "images": 120, "values": found}

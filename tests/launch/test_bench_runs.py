@@ -1,0 +1,123 @@
+"""The benchmarks of real processes, in their quick form: that each measures what it says; no time is asserted."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from launch.bench import clients, clients_section, line, shaped
+from launch.bench.startup import MILESTONES
+from runtime.errors import ConfigError
+
+
+def section(name, out):
+    # In a process of its own: the helpers that multiprocessing starts live as long as their parent.
+    command = [sys.executable, "-m", "launch", "bench", name, "--quick", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert (out / f"benchmarks-{name}.png").stat().st_size > 1000
+    return json.loads((out / "benchmarks.json").read_text())[name]
+
+
+def test_every_schedule_is_timed_with_each_number_of_clients(tmp_path):
+    """Oracle: counting; a client's images a second are what its rounds say."""
+    found = section("clients", tmp_path)
+    there, missing = clients.known_schedules()
+    assert "round-robin" in there and sorted([*there, *missing]) == sorted(clients.SCHEDULES)
+    assert [(row["clients"], row["schedule"]) for row in found["rows"]] == [
+        (count, schedule) for count in (1, 2) for schedule in there
+    ]
+    for row in found["rows"]:
+        assert len(row["round_seconds"]) == len(row["unsplit_seconds"]) == clients.QUICK.rounds
+        images = row["clients"] * clients.QUICK.turn_steps * clients.QUICK.batch_size
+        slow, fast = max(row["round_seconds"]), min(row["round_seconds"])
+        assert images / slow <= row["images_per_second"] <= images / fast
+        assert 0 < row["client_own_memory_bytes"] < row["client_memory_bytes"] < 10e9
+
+
+def test_the_verdict_on_clients_follows_the_aim():
+    """Oracle: by hand."""
+    row = {"clients": 8, "schedule": "parallel", "over_unsplit": 0.96, "server_cpu_seconds_a_step": 0.1}
+    said = clients_section.verdicts([row])
+    assert "met; the smallest is 0.960 with 8." in said[0] and "parallel: flat" in said[1]
+    slow = row | {"over_unsplit": 0.94}
+    more = row | {"clients": 16, "server_cpu_seconds_a_step": 0.2}
+    said = clients_section.verdicts([slow, more])
+    assert "**not met**; the smallest is 0.940 with 8." in said[0] and "**not flat**" in said[1]
+
+
+@pytest.mark.skipif(bool(shaped.why_not()), reason="needs root and network namespaces")
+def test_a_shaped_line_carries_real_steps_and_leaves_no_namespace(tmp_path):
+    """Oracle: bytes by hand (batch 8, 64 x 16 x 16 at the cut, labels int64); the metric's seeds; ``ip netns``."""
+    found = section("line", tmp_path)
+    plain, packed = found["rows"]
+    assert plain["way"] == line.PLAIN and plain["bytes_up"] == 4 * 8 * 64 * 16 * 16 + 8 * 8
+    assert packed["bytes_up"] < plain["bytes_up"] / 3.9
+    for row in found["rows"]:
+        assert len(row["seconds"]["100"]) == 2  # three steps of a turn are two intervals
+    assert (
+        min(plain["seconds"]["100"]) >= 0.010 + 2 * 0.52e6 * 8 / 100e6
+    )  # the line's own: no machine is faster
+    assert [len(values) for values in found["metric"]["values"].values()] == [1, 1]
+    left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
+    assert "suture_way" not in left
+
+
+@pytest.mark.skipif(bool(shaped.why_not()), reason="needs root and network namespaces")
+def test_a_line_has_its_rate_at_both_ends_and_its_relay_passes_frames_on():
+    """Oracle: ``tc``; bytes sent through the namespaces and back."""
+    with shaped.ShapedLine(latency=1.0) as shaped_line:
+        shaped_line.shape(20)
+        server, client = shaped_line.end(True), shaped_line.end(False)
+        for end in (server, client):
+            show = f"ip netns exec {end.namespace} tc qdisc show dev line0".split()
+            shown = subprocess.run(show, capture_output=True, text=True, check=True).stdout
+            assert "tbf" in shown and "rate 20Mbit" in shown
+        serve = f"import socket; s = socket.create_server(('{server.server_address}', 29999)); print(flush=True); s.accept()[0].sendall(b'x' * 500_000)"
+        fetch = f"import socket; s = socket.create_connection(('{server.server_address}', 29999), 30); print(sum(map(len, iter(lambda: s.recv(65536), b''))))"
+        inside = ["ip", "netns", "exec"]
+        sender = subprocess.Popen(
+            [*inside, server.namespace, sys.executable, "-c", serve], stdout=subprocess.PIPE
+        )
+        assert sender.stdout is not None and sender.stdout.readline()
+        command = [*inside, client.namespace, sys.executable, "-c", fetch]
+        got = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        sender.communicate(timeout=30)
+        assert got.stdout.strip() == "500000", got.stderr
+        assert shaped_line.relay_seconds() >= 0
+
+
+def test_what_this_version_cannot_do_is_left_out_by_name(monkeypatch):
+    """Oracle: an option that nobody has, and a wire format that autograd cannot carry."""
+    ways = (
+        line.WAYS[0],
+        line.Way(name="by pigeon", options={"pigeons": 3}),
+        line.Way(name="int8 in a graph", options={"exchange": "autograd", "wire": "int8"}),
+    )
+    there, missing = line.possible(line.LinePlan(ways=ways))
+    assert [way.name for way, _ in there] == [line.PLAIN] and missing == ["by pigeon", "int8 in a graph"]
+
+
+def test_a_start_is_followed_to_its_first_step(tmp_path):
+    """Oracle: the milestones' order; both ways of starting come to the first step."""
+    found = section("startup", tmp_path)
+    assert len(found["starts"]) == 2 and found["imports"]["torch"] > 0
+    for (start,) in found["starts"].values():
+        seconds = [start[what] for what in MILESTONES]
+        assert seconds == sorted(seconds) and seconds[0] > 0
+
+
+def test_the_parts_of_a_profiled_step_are_measured(tmp_path):
+    """Oracle: the parts that a step with shared labels has."""
+    found = section("profile", tmp_path)
+    for times in found["medians"].values():
+        spent = {part for part, seconds in times.items() if seconds > 0}
+        assert {"bottom", "wire up", "server", "wire down", "backward", "optimizer"} <= spent
+    assert found["stopwatch_seconds"] > 0
+
+
+def test_two_sizes_at_once_are_refused():
+    """Oracle: the words."""
+    with pytest.raises(ConfigError, match="full and quick are opposites"):
+        clients.run_command(full=True, quick=True, out=None)
