@@ -11,7 +11,7 @@ import click
 
 from launch.config import RunOptions
 from launch.cuts import cuts
-from launch.experiment_commands import experiment
+from launch.experiment_commands import experiment, report
 from launch.options import EPILOG, run_options
 from launch.outcome import exit_as_rank, outcome
 from launch.site_commands import join, serve
@@ -25,6 +25,7 @@ def suture() -> None:
 
 suture.add_command(cuts)
 suture.add_command(experiment)
+suture.add_command(report)
 
 
 @suture.command(epilog=EPILOG)

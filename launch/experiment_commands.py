@@ -46,3 +46,22 @@ def experiment(slots: int | None, **asked: Any) -> None:
     for folder in run_experiments(Request(slots=slots or os.cpu_count() or 1, **asked)):
         click.echo((folder / "table.md").read_text())
         click.echo(f"Everything is in {folder}")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=Path("experiments"))
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="where to write [FOLDER/report]")
+@click.option(
+    "--foreword", type=click.Path(path_type=Path), metavar="FILE", help="paragraphs of text that stand first"
+)
+def report(folder: Path, out: Path | None, foreword: Path | None) -> None:
+    """One self-contained HTML page of all experiments in FOLDER [experiments].
+
+    Tables, figures, commands, seeds, machine and published figures beside ours; tables, figures and results to
+    compute with stand beside it.
+    """
+    from launch.experiments.report import write_report
+
+    place = out or folder / "report"
+    names = write_report(folder, place, foreword)
+    click.echo(f"{', '.join(names)}: open {place / 'index.html'}")

@@ -9,28 +9,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from launch.experiments.charts import attack_curves, reconstructed
 from launch.experiments.experiment import (
     METRICS,
     Experiment,
     Picture,
     Results,
     check_sentence,
-    is_void,
     headings,
+    is_void,
     options,
     repeated_with_processes,
     scale_of,
 )
 from launch.experiments.job import Job
-from launch.experiments.leaks import leak_cells, leak_facts, leak_headings
+from launch.experiments.leaks import UNREAD, leak_cells, leak_facts, leak_headings, nothing_known
 from launch.experiments.setting import Setting
 from launch.experiments.sizes import Scale, Sizes
 from launch.experiments.study import differences
 from launch.experiments.table import Table
-from launch.experiments.charts import attack_curves, reconstructed
 
 ATTACKERS = {"live": "study's decoder", "fresh": "fresh, larger decoder"}
-DEFENCES = {"none": "none", "proxy": "proxy:task_weight=0.2,steps=4", "study": "proxy:task_weight=0.01,steps=4"}
+DEFENCES = {
+    "none": "none",
+    "proxy": "proxy:task_weight=0.2,steps=4",
+    "study": "proxy:task_weight=0.01,steps=4",
+}
 """The last is the study's weight: one part of the task, ninety-nine of the proxy."""
 ARMS = {
     "photographs": ((3, "none"), (3, "proxy"), (7, "none"), (7, "proxy")),
@@ -44,7 +48,9 @@ class Adra(Experiment):
     """See the module."""
 
     name = "adra"
-    question = "What does a passive server rebuild, and what is a proxy adversary worth against a fresh attacker?"
+    question = (
+        "What does a passive server rebuild, and what is a proxy adversary worth against a fresh attacker?"
+    )
     roles = ("photographs", "digits")
 
     def sizes(self, scale: Scale, effort: int) -> dict[str, Sizes]:
@@ -60,7 +66,7 @@ class Adra(Experiment):
                 aux_images=16,
                 decoder_epochs=2,
             )
-            return {role: small for role in self.roles}
+            return dict.fromkeys(self.roles, small)
         full = scale == "full"
         return {
             "photographs": Sizes(
@@ -136,11 +142,12 @@ class Adra(Experiment):
             f"One client; the attacker may pass {sizes.aux_images} images of its own through the bottom. Leakage is of "
             "held-out images that nobody trained on. Void: runs whose classifier is at most two points above the "
             "majority class; what they hide is no merit.",
+            nothing_known([results.result(job) for job in results.jobs if job.facts["data"] == role], "live"),
             check_sentence(results) if role == "photographs" else "",
             *differences(self.name),
         ]
         title = f"ADRA against a proxy adversary, {scale_of(setting, role)}"
-        heads = ["cut", "defence", "attacker", *headings(_SHOWN), *leak_headings(), "void"]
+        heads = ["cut", "defence", "attacker", *headings(_SHOWN), *leak_headings(UNREAD), "void"]
         return Table(title, heads, rows, [note for note in notes if note])
 
     @staticmethod
@@ -153,7 +160,7 @@ class Adra(Experiment):
                 first = attack == "live"
                 utility = results.cells(arm, _SHOWN) if first else [""] * len(_SHOWN)
                 told = f"{void} of {len(found)}" if first and void else ""
-                rows.append([cut, defence, who, *utility, *leak_cells(found, attack), told])
+                rows.append([cut, defence, who, *utility, *leak_cells(found, attack, UNREAD), told])
         return rows
 
     def pictures(self, setting: Setting, results: Results, folder: Path) -> list[Picture]:
@@ -173,8 +180,11 @@ class Adra(Experiment):
                     f"ADRA at cut {cut}: held-out {role}",
                 )
                 if path is not None:
-                    caption = f"Originals over reconstructions at cut {cut}, {role}: by defence and attacker; last the mean image, which needs no attack."
-                    drawn.append(Picture(path, caption, shows_images=True))
+                    caption = (
+                        f"Originals over reconstructions at cut {cut}, {role}: by defence and attacker; last the mean "
+                        "image, which needs no attack."
+                    )
+                    drawn.append(Picture(path, caption, images_of=role))
         path = attack_curves(results, "photographs-cut7-none", "live", folder / "losses_decoder.png")
         if path is not None:
             drawn.append(Picture(path, "Loss of the study's decoder, photographs, cut 7."))

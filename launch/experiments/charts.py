@@ -97,8 +97,11 @@ def losses_by_arm(results: Results, arms: Sequence[str], path: Path) -> Path:
                 sorted(by_client.items()), client_looks(len(by_client)), strict=True
             ):
                 xs = sorted(rounds)
-                axes.plot(xs, [_mean(rounds[at]) for at in xs], marker="o", markersize=2.5, label=client, **look)
+                axes.plot(
+                    xs, [_mean(rounds[at]) for at in xs], marker="o", markersize=2.5, label=client, **look
+                )
             axes.set(title=arm, xlabel="round")
+            axes.locator_params(axis="x", integer=True)
         charts[0].set_ylabel("training loss")
         legend_below(figure, charts[0])
     return path
@@ -125,6 +128,7 @@ def scores_by_round(results: Results, arms: Sequence[str], path: Path) -> Path:
                     label=cut if arm == cut else f"{cut}, no skip gradients",
                 )
             axes.set(title=name, xlabel="round")
+            axes.locator_params(axis="x", integer=True)
         legend_below(figure, places[0])
     return path
 

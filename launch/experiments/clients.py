@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from launch.experiments.charts import Series, lines_with_intervals
 from launch.experiments.experiment import (
     METRICS,
     Experiment,
@@ -27,18 +28,17 @@ from launch.experiments.experiment import (
 from launch.experiments.job import Job
 from launch.experiments.setting import Setting
 from launch.experiments.sizes import Scale, Sizes
-from launch.experiments.statistics import mean_and_interval, overlaps
+from launch.experiments.statistics import changed
 from launch.experiments.study import differences, in_percent, published
 from launch.experiments.table import Table
-from launch.experiments.charts import Series, lines_with_intervals
 
 COUNTS = (1, 2, 3, 4, 6)
 MOST = COUNTS[-1]
 LAPTOPS = (1, 3)  # at scale laptop the controls are of these numbers alone
 WAYS = {
     "published": "as published: images and updates grow with the clients",
-    "updates": "same total updates: images grow, rounds shrink",
-    "images": "same total images and updates: only the number of clients differs",
+    "updates": "same updates: images grow, rounds shrink",
+    "images": "same images and updates: only the number of clients differs",
 }
 _ROLE = "photographs"
 _SHOWN = METRICS["classification"]
@@ -55,7 +55,12 @@ class Clients(Experiment):
         """Test images count for all clients together: each number of clients shares them out."""
         if scale == "full":
             sizes = Sizes(
-                model="resnet34", image_size=224, train_images=1000, test_images=1200, rounds=20, batch_size=40
+                model="resnet34",
+                image_size=224,
+                train_images=1000,
+                test_images=1200,
+                rounds=20,
+                batch_size=40,
             )
         elif scale == "laptop":
             sizes = Sizes(
@@ -136,7 +141,8 @@ class Clients(Experiment):
         heads.append("study, by client (on training images)")
         notes = [
             "Cut 3. All test patients are shared out among the clients, so every row is scored on nearly the same "
-            "images; mean over clients; ± is the 95 % interval over seeds. The row of six is one run in all three ways.",
+            "images; mean over clients; ± is the 95 % interval over seeds. The row of six is one run in all three "
+            "ways.",
             *(self._growth(results, way) for way in WAYS),
             check_sentence(results),
             *differences(self.name),
@@ -152,14 +158,8 @@ class Clients(Experiment):
         few, many = self._arm(way, 1), self._arm(way, MOST)
         if not {few, many} <= set(results.arms()):
             return ""
-        before, after = results.values(few, "auroc"), results.values(many, "auroc")
-        change = [b - a for a, b in zip(before, after, strict=False)]
-        mean, half = mean_and_interval(change)
-        told = "overlap" if overlaps(before, after) else "do not overlap"
-        return (
-            f"{WAYS[way]}: from one client to {MOST} AUROC changes by {mean:+.3f} (± {half:.3f} over seeds, paired); "
-            f"the two rows' intervals {told}."
-        )
+        told = changed(results.values(few, "auroc"), results.values(many, "auroc"))
+        return f"{WAYS[way]}: from one client to {MOST} AUROC changes by {told}."
 
     def pictures(self, setting: Setting, results: Results, folder: Path) -> list[Picture]:
         series = []
@@ -179,5 +179,7 @@ class Clients(Experiment):
             guess=0.5,
         )
         return [
-            Picture(path, "AUROC by the number of clients, mean and 95 % interval over seeds; dashed: chance.")
+            Picture(
+                path, "AUROC by the number of clients, mean and 95 % interval over seeds; dashed: chance."
+            )
         ]

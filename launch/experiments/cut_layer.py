@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from launch.experiments.charts import activations_of, losses_by_arm
 from launch.experiments.experiment import (
     METRICS,
     Experiment,
@@ -26,7 +27,6 @@ from launch.experiments.sizes import Scale, Sizes
 from launch.experiments.statistics import overlaps
 from launch.experiments.study import differences, in_percent, published
 from launch.experiments.table import Table
-from launch.experiments.charts import activations_of, losses_by_arm
 
 CUTS = (1, 2, 3, 5, 7)
 _ROLE = "photographs"
@@ -61,9 +61,7 @@ class CutLayer(Experiment):
         return {_ROLE: sizes}
 
     def jobs(self, setting: Setting) -> list[Job]:
-        jobs = [
-            self._job(setting, cut, seed, "drawn part by part") for seed in setting.seeds for cut in CUTS
-        ]
+        jobs = [self._job(setting, cut, seed, "drawn part by part") for seed in setting.seeds for cut in CUTS]
         jobs += [self._job(setting, cut, setting.first_seed, "the same at every cut") for cut in CUTS]
         return [*jobs, repeated_with_processes(jobs[CUTS.index(3)])]
 
@@ -99,12 +97,23 @@ class CutLayer(Experiment):
         heads = ["cut", *headings(_SHOWN), "accuracy by client", "MB a step", "study, by client"]
         notes = [
             "Test images of patients never trained on; mean over two clients; ± is the 95 % interval over seeds.",
+            self._twins(results),
             self._overlap(results),
             check_sentence(results),
             *differences(self.name),
         ]
         title = f"The cut and the classifier, {scale_of(setting, _ROLE)}"
         return Table(title, heads, rows, [note for note in notes if note])
+
+    @staticmethod
+    def _twins(results: Results) -> str:
+        found = [results.of(f"cut{cut}") for cut in (1, 2, 3)]
+        if not all(found) or len({tuple(r["net_sha256"] for r in runs) for runs in found}) != 1:
+            return ""
+        return (
+            "Cuts 1, 2 and 3 leave the same weights with the client (ReLU and pooling have none), so the same seed "
+            "draws the same net, and all three end with equal nets, bit for bit, seed by seed."
+        )
 
     def _overlap(self, results: Results) -> str:
         found = [f"cut{cut}" for cut in CUTS if f"cut{cut}" in results.arms()]
@@ -115,9 +124,7 @@ class CutLayer(Experiment):
             if not overlaps(results.values(first, "auroc"), results.values(second, "auroc"))
         ]
         if not apart:
-            return (
-                "The AUROC intervals of all cuts overlap: these runs do not tell one cut's accuracy from another's."
-            )
+            return "The AUROC intervals of all cuts overlap: these runs do not tell one cut's accuracy from another's."
         return f"The AUROC intervals of {', '.join(apart)} do not overlap, those of all other pairs do."
 
     def _same_start(self, setting: Setting, results: Results) -> Table:
@@ -145,7 +152,7 @@ class CutLayer(Experiment):
         drawn = [
             Picture(
                 losses_by_arm(results, arms, folder / "losses.png"),
-                "Training loss of the clients as the cut varies: each client's mean over seeds, by batch.",
+                "Training loss of the clients as the cut varies: by round, mean over seeds.",
             )
         ]
         for cut in (3, 7):
@@ -155,7 +162,7 @@ class CutLayer(Experiment):
                     Picture(
                         path,
                         f"Successive activations of client0's bottom at cut {cut}, one test image.",
-                        shows_images=True,
+                        images_of=_ROLE,
                     )
                 )
         return drawn

@@ -34,11 +34,11 @@ PROCESSES = "processes"
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with what stands below it; ``shows_images`` where patients' images are in it."""
+    """A figure with what stands below it; ``images_of`` is the role of the data whose images are in it."""
 
     path: Path
     caption: str
-    shows_images: bool = False
+    images_of: str = ""
 
 
 class Results:

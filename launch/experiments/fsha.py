@@ -10,24 +10,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from launch.experiments.charts import attack_curves, reconstructed
 from launch.experiments.experiment import (
     METRICS,
     Experiment,
     Picture,
     Results,
     check_sentence,
-    is_void,
     headings,
+    is_void,
     options,
     repeated_with_processes,
     scale_of,
 )
 from launch.experiments.job import Job
-from launch.experiments.leaks import LEAKS, leak_cells, leak_facts, leak_headings
+from launch.experiments.leaks import LEAKS, leak_cells, leak_facts, leak_headings, nothing_known
 from launch.experiments.setting import Setting
 from launch.experiments.sizes import Scale, Sizes
 from launch.experiments.table import Table
-from launch.experiments.charts import attack_curves, reconstructed
 
 ALPHA, SCALE = 100, 50
 _ROLE = "digits"
@@ -119,6 +119,7 @@ class Fsha(Experiment):
             "ResNet-18 cut 4, two clients. Leakage is of held-out digits that nobody trained on; the classifier's "
             "figures are of test digits. Under FSHA the server teaches no classifier: the clients see their accuracy "
             "at chance, and what the defence costs is read from the honest rows.",
+            nothing_known(results.of("fsha"), "live") if "fsha" in results.arms() else "",
             self._cost(results),
             check_sentence(results),
             "The study showed pictures of FSHA with and without distance correlation, without a figure to compare "
@@ -149,12 +150,13 @@ class Fsha(Experiment):
         ]
         path = reconstructed(results, rows, folder / "reconstructions.png", "FSHA: held-out digits, seed 0")
         if path is not None:
-            caption = "Originals over what the server rebuilt: without defence, with distance correlation, and with it against the adaptive server; last the mean image, which needs no attack."
-            drawn.append(Picture(path, caption, shows_images=True))
+            caption = (
+                "Originals over what the server rebuilt: without defence, with distance correlation, and with it "
+                "against the adaptive server; last the mean image, which needs no attack."
+            )
+            drawn.append(Picture(path, caption, images_of=_ROLE))
         for arm in attacked:
             curves = attack_curves(results, arm, "live", folder / f"losses_{arm}.png")
             if curves is not None:
-                drawn.append(
-                    Picture(curves, f"Losses of the attack's nets, {ARMS[arm][0]}, {ARMS[arm][2]}.")
-                )
+                drawn.append(Picture(curves, f"Losses of the attack's nets, {ARMS[arm][0]}, {ARMS[arm][2]}."))
         return drawn

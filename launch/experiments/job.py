@@ -1,9 +1,9 @@
 """One run of an experiment: an ordinary run's options, what stands beside it in the table, and where it lies.
 
-    experiments/NAME/config.toml        what is run: sizes, data, seeds, the clients' keys; repeats the experiment
-    experiments/NAME/inputs/            what runs read: key files, schedules, weights to start from
-    experiments/NAME/runs/JOB/          an ordinary run's folder, and result.json once it is done
-    experiments/NAME/runs/JOB.log       what it said
+experiments/NAME/config.toml        what is run: sizes, data, seeds, the clients' keys; repeats the experiment
+experiments/NAME/inputs/            what runs read: key files, schedules, weights to start from
+experiments/NAME/runs/JOB/          an ordinary run's folder, and result.json once it is done
+experiments/NAME/runs/JOB.log       what it said
 """
 
 from __future__ import annotations

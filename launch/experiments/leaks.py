@@ -10,20 +10,19 @@ from launch.experiments.statistics import shown
 
 LEAKS = {
     "mse": ("MSE", 4),
-    "of_mean": ("MSE / mean image's", 2),
+    "of_mean": ("of the mean image's", 2),
     "ssim": ("SSIM", 3),
-    "mean_ssim": ("mean image's SSIM", 3),
     "reidentified": ("re-identified", 2),
-    "chance": ("by chance", 3),
     "read": ("read", 2),
 }
-"""Heading and digits of each leakage column; all of held-out images. Read: the share that a classifier of the attacker's
-images names rightly."""
+"""Heading and digits of each leakage column; all of held-out images. Read: the share that a classifier of the
+attacker's images names rightly."""
+UNREAD = tuple(name for name in LEAKS if name != "read")
 
 
-def leak_headings(of: str = "") -> list[str]:
+def leak_headings(columns: Sequence[str] = tuple(LEAKS)) -> list[str]:
     """Of the columns of `leak_cells`."""
-    return [f"{heading} {of}".strip() for heading, _ in LEAKS.values()]
+    return [LEAKS[name][0] for name in columns]
 
 
 def verdict(result: Mapping[str, Any], attack: str) -> Mapping[str, Any] | None:
@@ -36,7 +35,7 @@ def verdict(result: Mapping[str, Any], attack: str) -> Mapping[str, Any] | None:
 
 
 def leak_facts(result: Mapping[str, Any], attack: str, prefix: str = "") -> dict[str, float]:
-    """The columns' values for one run; empty where the attack was not judged."""
+    """The columns' values for one run, and what knowing nothing gives; empty where the attack was not judged."""
     found = verdict(result, attack)
     if found is None:
         return {}
@@ -46,19 +45,26 @@ def leak_facts(result: Mapping[str, Any], attack: str, prefix: str = "") -> dict
         "mse": own["mse"],
         "of_mean": own["mse"] / mean["mse"],
         "ssim": own["ssim"],
-        "mean_ssim": mean["ssim"],
         "reidentified": own["reidentified"],
-        "chance": own["chance"],
         "read": own.get("read", math.nan),
+        "mean_image_ssim": mean["ssim"],
+        "chance": own["chance"],
     }
-    return {f"{prefix}{name}": float(value) for name, value in values.items()}
+    return {f"{prefix}{name}": float(value) for name, value in values.items() if not math.isnan(value)}
 
 
-def leak_cells(found: Sequence[Mapping[str, Any]], attack: str) -> list[str]:
+def leak_cells(
+    found: Sequence[Mapping[str, Any]], attack: str, columns: Sequence[str] = tuple(LEAKS)
+) -> list[str]:
     """Means and intervals over the seeds."""
     facts = [leak_facts(result, attack) for result in found]
-    cells = []
-    for name, (_, digits) in LEAKS.items():
-        values = [fact[name] for fact in facts if name in fact]
-        cells.append(shown(values, digits) if values else "–")
-    return cells
+    return [shown([fact[name] for fact in facts if name in fact], LEAKS[name][1]) for name in columns]
+
+
+def nothing_known(found: Sequence[Mapping[str, Any]], attack: str) -> str:
+    """A sentence on what an attacker without smashed data reaches on the same images."""
+    facts = [fact for result in found if (fact := leak_facts(result, attack))]
+    if not facts:
+        return ""
+    ssim, chance = (sum(f[name] for f in facts) / len(facts) for name in ("mean_image_ssim", "chance"))
+    return f"Knowing nothing gives the mean image: SSIM {ssim:.3f}; {chance:.1%} are re-identified by chance."

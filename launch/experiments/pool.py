@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -164,10 +165,8 @@ def _stop(running: Sequence[_Running]) -> None:
 
 def _signal(one: _Running, number: signal.Signals) -> None:
     assert one.process.pid is not None
-    try:
+    with suppress(ProcessLookupError):  # it has just ended
         os.killpg(one.process.pid, number)
-    except ProcessLookupError:
-        pass  # it has just ended
 
 
 def _named(task: Task) -> str:

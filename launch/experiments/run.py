@@ -1,8 +1,8 @@
 """``suture experiment``: plans, runs what is missing, and writes tables and pictures.
 
-    experiments/NAME/config.toml, runs/     see `job.py`
-    experiments/NAME/table.csv              a line a run: facts, scores, leakage, digest
-    experiments/NAME/table.md, figures/     what they say together, published figures beside ours
+experiments/NAME/config.toml, runs/     see `job.py`
+experiments/NAME/table.csv              a line a run: facts, scores, leakage, digest
+experiments/NAME/table.md, figures/     what they say together, published figures beside ours
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 
 from launch import build
 from launch.config import SUTURE_VERSION, required
+from launch.experiments.attribution import attribution
 from launch.experiments.commit import commit
 from launch.experiments.experiment import Experiment, Results
 from launch.experiments.job import Job, read_result
@@ -141,11 +142,12 @@ def write_results(folder: Path) -> list[str]:
     write_atomically(folder / "table.csv", to_csv(rows).encode())
     write_atomically(folder / "table.md", text.encode())
     pictures = experiment.pictures(setting, results, folder / "figures")
-    told = [
-        {"file": p.path.name, "caption": p.caption, "shows_images": p.shows_images}
-        for p in pictures
-        if p.path.exists()
-    ]
+    told = []
+    for picture in pictures:
+        said = picture.caption
+        if picture.images_of:
+            said += " " + attribution(picture.images_of, setting.data[picture.images_of])
+        told.append({"file": picture.path.name, "caption": said})
     write_atomically(folder / PICTURES, (json.dumps(told, indent=1) + "\n").encode())
     return differing(results)
 

@@ -101,9 +101,7 @@ def minutes(jobs: Sequence[Job]) -> float:
     return sum(map(cpu_seconds, jobs)) / 60 / _CORES
 
 
-def largest_effort(
-    what: str, jobs: Callable[[int], Sequence[Job]], budget: float, share: float = 1.0
-) -> int:
+def largest_effort(what: str, jobs: Callable[[int], Sequence[Job]], budget: float, share: float = 1.0) -> int:
     """The largest effort, in 1..MOST_EFFORT, whose jobs fit into ``share`` of ``budget`` minutes.
 
     Raises:

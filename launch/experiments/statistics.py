@@ -34,6 +34,17 @@ def shown(values: Sequence[float], digits: int = 3) -> str:
     return f"{mean:.{digits}f}" if math.isnan(half) else f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
+def changed(before: Sequence[float], after: Sequence[float], digits: int = 3) -> str:
+    """How much larger the second mean is, paired seed by seed: ``+0.012 ± 0.003``, and whether that says anything."""
+    mean, half = mean_and_interval([b - a for a, b in zip(before, after, strict=False)])
+    if math.isnan(half):
+        return f"{mean:+.{digits}f} (one seed)"
+    bears = (
+        "bears no conclusion: the interval holds 0" if abs(mean) <= half else "the interval does not hold 0"
+    )
+    return f"{mean:+.{digits}f} ± {half:.{digits}f} over seeds, paired ({bears})"
+
+
 def overlaps(first: Sequence[float], second: Sequence[float]) -> bool:
     """Whether the two means' intervals overlap, so that the runs do not tell them apart."""
     (a, da), (b, db) = mean_and_interval(first), mean_and_interval(second)

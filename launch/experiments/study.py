@@ -28,4 +28,4 @@ def in_percent(values: Any) -> str:
 def differences(experiment: str) -> list[str]:
     """A sentence on each published row."""
     found: dict[str, Any] = study()[experiment]
-    return [f"{row}: {sentence}" for row, sentence in found["differences"].items()]
+    return [f"Published row {row}: {sentence}" for row, sentence in found["differences"].items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from launch.experiments.charts import copied, scores_by_round
 from launch.experiments.experiment import (
     METRICS,
     Experiment,
@@ -19,11 +20,10 @@ from launch.experiments.experiment import (
 from launch.experiments.job import Job, Skips
 from launch.experiments.setting import Setting
 from launch.experiments.sizes import Scale, Sizes
-from launch.experiments.statistics import mean_and_interval, overlaps
+from launch.experiments.statistics import changed
 from launch.experiments.study import differences, published
 from launch.experiments.table import Table
 from runtime.data.registry import open_source
-from launch.experiments.charts import copied, scores_by_round
 
 CUTS = (1, 2, 3)
 _ROLE = "lungs"
@@ -66,9 +66,7 @@ class UnetCut(Experiment):
 
     def jobs(self, setting: Setting) -> list[Job]:
         ways: tuple[Skips, ...] = ("exact", "cut off")
-        jobs = [
-            self._job(setting, cut, way, seed) for seed in setting.seeds for cut in CUTS for way in ways
-        ]
+        jobs = [self._job(setting, cut, way, seed) for seed in setting.seeds for cut in CUTS for way in ways]
         jobs.append(repeated_with_processes(jobs[2]))
         if _has_two_sites(setting):
             jobs += [self._by_site(setting, cut, seed) for seed in setting.seeds for cut in CUTS]
@@ -124,12 +122,8 @@ class UnetCut(Experiment):
         if not set(arms) <= set(results.arms()):
             return ""
         exact, without = (results.values(arm, "jaccard") for arm in arms)
-        mean, half = mean_and_interval([b - a for a, b in zip(exact, without, strict=False)])
-        told = "overlap" if overlaps(exact, without) else "do not overlap"
-        return (
-            f"Cut {cut}: without skip gradients jaccard changes by {mean:+.4f} (± {half:.4f} over seeds, paired); the "
-            f"two rows' intervals {told}."
-        )
+        told = changed(exact, without, digits=4)
+        return f"Cut {cut}: without skip gradients jaccard changes by {told}."
 
     def pictures(self, setting: Setting, results: Results, folder: Path) -> list[Picture]:
         arms = [arm for arm in results.arms() if not arm.endswith(("processes", "by-site"))]
@@ -145,7 +139,7 @@ class UnetCut(Experiment):
         )
         if found is not None:
             caption = "Test images, their true masks, and the masks of the net cut at 2 (blue: truth)."
-            drawn.append(Picture(found, caption, shows_images=True))
+            drawn.append(Picture(found, caption, images_of=_ROLE))
         return drawn
 
 

@@ -134,7 +134,7 @@ def _start_of(options: RunOptions, inputs: Path) -> Path:
 
 def command(job: Job, options: RunOptions) -> list[str]:
     """The commands that repeat the run, without the place of anybody's data or folder."""
-    place = runs_folder(Path("."))
+    place = runs_folder(Path())
     shown = replace(options, data=job.options.data, run_dir=None, handoff_key=None, resume=False)
     shown = replace(
         shown,
