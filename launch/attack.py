@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def attack_tape(
-    run_dir: Path, spec: str, *, handoff_key: str | None = None, name: str | None = None
+    run_dir: Path, spec: str, *, handoff_key: str | None = None, name: str | None = None, read: bool = True
 ) -> dict[str, Any]:
     """Attacks RUN/tape, judges what came of it and returns the verdict.
 
@@ -38,6 +38,7 @@ def attack_tape(
         spec: as for ``--attack``; the attack must be passive.
         handoff_key: file with the clients' key, which the lab needs for queries and for the judge.
         name: folder under RUN/attacks; None for one named after the attack.
+        read: see `judging.judge_run`.
 
     Raises:
         SutureError: no tape, a tape of another run or cut, an active attack, or no key.
@@ -67,7 +68,7 @@ def attack_tape(
     if asked.config.origin != "shadow":
         _query(options, attack, run_dir, key, num_classes)
     attack.finish()
-    return judge_run(run_dir, handoff_key=handoff_key, folder=folder)
+    return judge_run(run_dir, handoff_key=handoff_key, folder=folder, read=read)
 
 
 def _final_top(options: RunOptions, run_dir: Path) -> tuple[int, torch.nn.Module]:

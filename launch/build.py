@@ -17,7 +17,7 @@ import torch
 import models.registry as nets
 from launch.config import RunOptions, as_config_error, parse_cut, required
 from models.split import SplitModel
-from runtime.checkpoint import Checkpoints
+from runtime.checkpoint import Checkpoints, NoCheckpoints
 from runtime.client import Client, ClientConfig
 from runtime.coordinator import Coordinator, RunConfig
 from runtime.data.client_data import ClientData
@@ -240,7 +240,8 @@ def build_coordinator(
     """The run at the server, not yet begun; ``members`` where they are others than the ranks of one start."""
     task = nets.model_entry(required(options.model)).task
     ledger = Ledger(parse_schedule(options.schedule, options.seed), required(options.epochs))
-    checkpoints = Checkpoints(run_dir / "checkpoints")
+    kept = NoCheckpoints if options.checkpoints == "off" else Checkpoints
+    checkpoints = kept(run_dir / "checkpoints")
     journal = Journal(run, run_dir, server, ledger, checkpoints, MAIN_METRICS[task])
     if members is None:
         members = Members(required(options.clients), options.agreement(num_classes))

@@ -13,6 +13,7 @@ import click
 from launch.bench_commands import bench
 from launch.config import RunOptions
 from launch.cuts import cuts
+from launch.experiment_commands import experiment, report
 from launch.options import EPILOG, run_options
 from launch.outcome import exit_as_rank, outcome
 from launch.site_commands import join, serve
@@ -26,6 +27,8 @@ def suture() -> None:
 
 suture.add_command(cuts)
 suture.add_command(bench)
+suture.add_command(experiment)
+suture.add_command(report)
 
 
 @suture.command(epilog=EPILOG)
@@ -36,18 +39,9 @@ def train(options: RunOptions) -> None:
     With --exchange local the same protocol runs in one process; with --unsplit the joined net is trained, which
     is the oracle that split runs are compared with.
     """
-    if options.unsplit:
-        from launch.unsplit import run_unsplit
+    from launch.start import start
 
-        run_unsplit(options)
-    elif options.exchange == "local":
-        from launch.ranks import run_in_one_process
-
-        run_in_one_process(options)
-    else:
-        from launch.torchrun import start_ranks
-
-        start_ranks(options)
+    start(options)
 
 
 @click.command("launch/run.py", context_settings={"max_content_width": 110}, epilog=EPILOG)
@@ -141,22 +135,6 @@ def judge(run: Path, handoff_key: str | None, name: str | None) -> None:
     from launch.tables import print_verdict
 
     print_verdict(judge_run(run, handoff_key=handoff_key, folder=run / "attacks" / name if name else None))
-
-
-@suture.command()
-@click.argument("name")
-@run_options
-@click.option("--seeds", "num_seeds", type=int, default=3, help="runs of every arm, seeds counting up [3]")
-@click.option("--out", "folder", type=click.Path(path_type=Path), default=None, help="[experiments/NAME]")
-def experiment(options: RunOptions, name: str, num_seeds: int, folder: Path | None) -> None:
-    """Runs that together answer one question; NAME: split-vs-central. Resumable: start it again."""
-    from launch.experiment import EXPERIMENTS, run_experiment
-
-    if name not in EXPERIMENTS:
-        raise ConfigError(f"experiment must be one of {', '.join(EXPERIMENTS)}, got {name!r}")
-    if num_seeds < 1:
-        raise ConfigError(f"seeds must be at least 1, got {num_seeds}")
-    run_experiment(name, options, num_seeds, folder or Path("experiments") / name)
 
 
 @suture.command()

@@ -142,6 +142,12 @@ class RunOptions:
         "what the server does beyond the protocol, SPEC (see below); a lab's setting: all ranks are told",
     )
     held_out_images: int = _option(0, "images per client that only attacks are judged on", agree=True)
+    judge: str = _option(
+        "on",
+        "judge an attacked run on one machine when it ends; off: later, with 'suture judge RUN'",
+        choices=("on", "off"),
+        free=True,
+    )
     tape: str = _option(
         "off",
         "record what crosses the wire under RUN/tape, for 'suture attack'",
@@ -217,6 +223,12 @@ class RunOptions:
     )
     run_dir: str | None = _option(None, "folder of the run (default: runs/<time>)", free=True)
     resume: bool = _option(False, "go on from the newest checkpoint in --run-dir", free=True)
+    checkpoints: str = _option(
+        "turn",
+        "turn: one after every turn; off: none, for short runs that can start anew",
+        choices=("turn", "off"),
+        free=True,
+    )
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -246,6 +258,8 @@ class RunOptions:
             )
         if self.resume and self.unsplit:
             raise ConfigError("resume does not go with --unsplit, which keeps no checkpoints; start it anew")
+        if self.resume and self.checkpoints == "off":
+            raise ConfigError("resume goes on from a checkpoint: use --checkpoints turn, or start it anew")
         if self.resume and self.run_dir is None:
             raise ConfigError("resume needs --run-dir: name the folder of the run to go on with")
         split_spec(self.data)

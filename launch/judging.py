@@ -39,6 +39,7 @@ from threats.live import LOSSES_FILE, REPORT_FILE, STATE_FILE, LiveAttack
 from threats.witness import Witness
 
 log = logging.getLogger(__name__)
+VERDICT = "verdict.json"
 
 
 def start_judge(options: RunOptions, run_dir: Path) -> None:
@@ -84,13 +85,16 @@ def run_key(options: RunOptions, run_dir: Path, handoff_key: str | None) -> byte
     raise ConfigError(f"judging {run_dir} needs the clients' key; give --handoff-key FILE")
 
 
-def judge_run(run_dir: Path, *, handoff_key: str | None = None, folder: Path | None = None) -> dict[str, Any]:
+def judge_run(
+    run_dir: Path, *, handoff_key: str | None = None, folder: Path | None = None, read: bool = True
+) -> dict[str, Any]:
     """Judges one attack on a run; writes verdict, summary, figures and TensorBoard's pictures.
 
     Args:
         run_dir: RUN.
         handoff_key: file with the clients' key, None for the one in RUN or in its options.
         folder: what the attack left; None for RUN/attack, the live one.
+        read: whether a classifier of the attacker's images reads the reconstructions, which costs its training.
 
     Raises:
         SutureError: nothing to judge, sets overlap, or the key is not here.
@@ -115,6 +119,8 @@ def judge_run(run_dir: Path, *, handoff_key: str | None = None, folder: Path | N
         return found
     attack, untrained = _rebuilt(options, folder, key, len(witnesses[0].data.classes))
     entry = nets.model_entry(required(options.model))
+    if not read:
+        auxiliary = replace(auxiliary, labels=None)
     verdict = judge(
         folder,
         witnesses,
@@ -183,7 +189,7 @@ def _read_summary(run_dir: Path) -> dict[str, Any]:
 
 def _keep(run_dir: Path, folder: Path, found: Mapping[str, Any]) -> None:
     """Writes the verdict beside the attack and into RUN/summary.json."""
-    (folder / "verdict.json").write_text(json.dumps(found, indent=2) + "\n")
+    (folder / VERDICT).write_text(json.dumps(found, indent=2) + "\n")
     summary = _read_summary(run_dir)
     if folder == run_dir / lab.ATTACK:
         summary["attack"] = dict(found)

@@ -192,7 +192,7 @@ def conclude(options: RunOptions, coordinator: Coordinator, run_dir: Path, track
     link_figures(run_dir)
     print_final_table(summary)
     print(f"weights_sha256 {summary['weights_sha256']}")
-    if options.attack_spec() is not None:
+    if options.attack_spec() is not None and options.judge == "on":
         from launch.judging import start_judge
 
         start_judge(options, run_dir)

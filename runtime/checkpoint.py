@@ -116,6 +116,13 @@ class Checkpoints:
         return self.folder / f"turn_{turn:06d}.pt"
 
 
+class NoCheckpoints(Checkpoints):
+    """Keeps no turn, only the best round, which the clients are handed at the end: for runs that can start anew."""
+
+    def save(self, turn: int, state: Mapping[str, Any]) -> None:
+        """Writes nothing."""
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The state in one checkpoint file.
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -57,6 +58,14 @@ def whole(request, tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp(request.param)
     return CASES[request.param], play_locally(CASES[request.param], KEY, folder).weights_sha256()
+
+
+def test_a_run_without_checkpoints_ends_with_the_same_weights(whole, tmp_path):
+    """Oracle: the digest of a run that keeps a checkpoint after every turn."""
+    options, digest = whole
+    without = replace(options, checkpoints="off")
+    assert play_locally(without, KEY, tmp_path).weights_sha256() == digest
+    assert not list(tmp_path.rglob("turn_*.pt"))
 
 
 # Two rounds of two clients: the checkpoints follow turn 0, the training turns 1, 2, 5, 6 and the two rounds' ends.

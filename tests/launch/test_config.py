@@ -46,6 +46,7 @@ VALUES = {
     "on_alarm": "stop",
     "attack": next(iter(ATTACKS)),
     "held_out_images": 6,
+    "judge": "off",
     "tape": "all",
     "schedule": "shuffled",
     "race": True,
@@ -70,6 +71,7 @@ VALUES = {
     "profile": True,
     "run_dir": "some/where",
     "resume": True,
+    "checkpoints": "off",
 }
 BESIDE = {"race": {"schedule": "parallel"}, "pooled": {"unsplit": True}, "resume": {"run_dir": "some/where"}}
 NAMES = [option.name for option in dataclasses.fields(RunOptions)]
@@ -218,6 +220,7 @@ def test_a_file_that_is_no_toml_is_refused(content, tmp_path):
         ({"seed": 2**63}, "seed must lie in"),
         ({"pooled": True}, "pooled goes with --unsplit"),
         ({"resume": True}, "resume needs --run-dir"),
+        ({"resume": True, "run_dir": "x", "checkpoints": "off"}, "resume goes on from a checkpoint"),
         (
             {"unsplit": True, "defence": next(iter(DEFENCES))},
             "guard what crosses the cut: with --unsplit nothing does",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime.checkpoint import Checkpoints, read_checkpoint, write_atomically
+from runtime.checkpoint import Checkpoints, NoCheckpoints, read_checkpoint, write_atomically
 from runtime.errors import CheckpointError
 
 STATE = {"turn": 1, "weights": torch.arange(32.0), "name": "client0"}
@@ -31,6 +31,15 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     assert turn == 1 and torch.equal(state.pop("weights"), STATE["weights"])
     assert state == {"turn": 1, "name": "client0"}
     assert _names(checkpoints.folder) == ["turn_000001.pt"]
+
+
+def test_without_checkpoints_only_the_best_round_is_written(tmp_path):
+    """Oracle: the folder's list of files; the best round is needed for what the clients are handed at the end."""
+    checkpoints = NoCheckpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, STATE)
+    assert checkpoints.load_newest() is None and not checkpoints.folder.exists()
+    checkpoints.save_best(STATE)
+    assert _names(checkpoints.folder) == ["best.pt"]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])

@@ -1,0 +1,1 @@
+"""``suture experiment``: the published study, and the question that a hospital asks first, redone run by run."""
