@@ -86,10 +86,9 @@ class Exchanges(Experiment):
                 if job.facts["data"] == role
             ]
             title = f"The same run over every exchange, {scale_of(setting, role)}"
-            notes = [
-                check_sentence(results),
-                "Speeds are of runs side by side, one thread each: no benchmark.",
-            ]
+            notes = ["Speeds are of runs side by side, one thread each: no benchmark."]
+            if role == _ROLES[-1]:
+                notes.append(check_sentence(results))
             tables.append(Table(title, ["exchange", "seed", "images/s", "weights_sha256"], rows, notes))
         return tables
 
