@@ -164,7 +164,7 @@ class Client:
         self._before = copy.deepcopy(self._state()) if turn.together else None
 
     def undo(self) -> None:
-        """The turn never happened: takes up again what `begin` remembered."""
+        """The turn never happened, even if this client had sealed its share: takes up what `begin` remembered."""
         if self._before is not None:
             self._take_up(self._before)
         self._before, self._on_its_own = None, False
@@ -208,7 +208,7 @@ class Client:
         self._on_its_own = together
         if together:
             return
-        self._newest = handoff
+        self._newest, self._before = handoff, None
         self._seal.saw(handoff)
         self._memory.keep(self._seal.newest, self._seal.digest)
 
@@ -222,7 +222,7 @@ class Client:
         if handoff is None:
             raise HandoffError(f"{self.name}: the server promised a hand-off and sent none")
         self._take_up(self._seal.open(handoff))
-        self._newest, self._on_its_own = handoff, False
+        self._newest, self._before, self._on_its_own = handoff, None, False
         self._memory.keep(self._seal.newest, self._seal.digest)
 
     def _take_up(self, state: Mapping[str, Any]) -> None:

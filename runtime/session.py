@@ -233,6 +233,8 @@ def _take_up(member: Member, turn: Turn) -> None:
     client = member.client
     if turn.kind is TurnKind.AVERAGE and client.knows(turn.handoff):
         return  # it takes up others' parts, and needs but to know what they started from
+    if client.knows(turn.handoff) and not client.holds(turn.handoff):
+        client.undo()  # it had done its part of a turn in which another one failed
     if not client.holds(turn.handoff):
         client.open(member.exchange.fetch())
     if not client.holds(turn.handoff):

@@ -35,7 +35,13 @@ def _take(failure: Exception, answer: Exception | None) -> tuple[Line, Exception
         raise failure
         yield
 
-    client = SimpleNamespace(name="ward_a", holds=lambda turn: True, begin=lambda turn: None, batches=batches)
+    client = SimpleNamespace(
+        name="ward_a",
+        holds=lambda turn: True,
+        knows=lambda turn: True,
+        begin=lambda turn: None,
+        batches=batches,
+    )
     line = Line(answer)
     with pytest.raises(type(failure) if not isinstance(answer, SeatLostError) else SeatLostError) as raised:
         take_turn(Member(client, line, NoKeepsakes()), TURN)

@@ -22,7 +22,7 @@ from runtime.client import Client
 from runtime.exchange.fused import FusedStep
 from runtime.handoff import part_digest, weights_digest
 from runtime.randomness import Randomness
-from runtime.scheduler import Together, Turn
+from runtime.scheduler import Together, Turn, TurnKind
 from runtime.together import waves
 from tests.runtime.test_compressed_runs import TINY
 
@@ -219,6 +219,24 @@ def test_a_killed_run_resumes_with_the_same_weights(way, moment, tmp_path, monke
     resumed = play(tmp_path / "killed", options, resume=True)
     assert resumed.weights_sha256() == whole.weights_sha256()
     assert turns(tmp_path / "killed") == turns(tmp_path / "whole")
+
+
+def test_a_client_undoes_a_turn_whose_share_it_has_sealed(tmp_path):
+    """Oracle: its parts, and what its optimizer held, when the turn began; another client of that turn was lost."""
+    options = options_of("parallel", optimizer="adam")
+    images = build.build_images(options, options.clients)
+    data = build.build_data(options, images, 0)
+    client = build.build_client(options, data, "client0", KEY, torch.device("cpu"), None)
+    client.join("run")
+    before = client.digests(), client.optimizer.state_dict()["state"]
+    turn = Turn(TurnKind.TRAIN, "client0", 1, 1, together=True)
+    client.begin(turn)
+    ones = {p: torch.ones_like(p) for p in client.parameters()}
+    client.step(ones)
+    client.committed(client.seal(turn), together=True)
+    assert client.digests() != before[0] and client.knows(0) and not client.holds(0)
+    client.undo()
+    assert (client.digests(), client.optimizer.state_dict()["state"]) == before and client.holds(0)
 
 
 def test_the_order_of_a_race_is_written_down_and_can_be_replayed(tmp_path):

@@ -79,6 +79,15 @@ TWICE = {
     ),
 }
 
+AT_ONCE = {
+    f"{who} killed at {moment}, {schedule}": Case(faults=_chain((who, moment)), schedule=schedule)
+    for who, moment, schedule in (
+        ("client", "forward", "parallel"),
+        ("client", "hand-off upload", "concat"),
+        ("server", "server step", "splitfed"),
+    )
+}
+
 
 class Table:
     """What became of each cell."""
@@ -170,6 +179,14 @@ def test_a_second_fault_during_recovery(name, stage, table, digests, tmp_path):
     """Oracle: the replay, as for one fault."""
     with _row(table, table.others, name):
         table.others[name] = f"ok {_played(Play(stage, TWICE[name], tmp_path), digests):.1f} s"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AT_ONCE)
+def test_a_fault_where_sites_train_at_once(name, stage, table, digests, tmp_path):
+    """Oracle: the replay; the turn is undone for both, and whoever is there begins it again."""
+    with _row(table, table.others, name):
+        table.others[name] = f"ok {_played(Play(stage, AT_ONCE[name], tmp_path), digests):.1f} s"
 
 
 @pytest.fixture
