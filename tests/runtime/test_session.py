@@ -10,6 +10,7 @@ import pytest
 from runtime.errors import DivergedError, PeerLostError, SeatLostError, StoppedError
 from runtime.scheduler import Turn, TurnKind
 from runtime.session import Member, NoKeepsakes, take_turn
+from runtime.stopwatch import NoStopwatch
 
 TURN = Turn(TurnKind.TRAIN, client="ward_a", round=1, number=1)
 
@@ -41,6 +42,7 @@ def _take(failure: Exception, answer: Exception | None) -> tuple[Line, Exception
         knows=lambda turn: True,
         begin=lambda turn: None,
         batches=batches,
+        stopwatch=NoStopwatch(),
     )
     line = Line(answer)
     with pytest.raises(type(failure) if not isinstance(answer, SeatLostError) else SeatLostError) as raised:
