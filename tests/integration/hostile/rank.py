@@ -32,7 +32,7 @@ from runtime.lockdown import Lockdown
 from runtime.observers import NoRecorder
 from runtime.session import Member, NoKeepsakes, take_part
 from runtime.transport import Transport, TransportConfig
-from runtime.wire import Answer, Farewell, Hello, Refusal, Report, StepDone, Upload
+from runtime.wire import Answer, Farewell, Hello, OutputGradient, Refusal, Report, StepDone, Upload
 
 KEY, TOKEN = bytes(range(32)), bytes(range(1, 33))
 OPTIONS = {
@@ -141,6 +141,8 @@ class Hostile(AutogradExchange):
         welcome = super().join(hello, rpc_name)
         upload = Upload(1, 0, "train", torch.zeros(2, 64, 16, 16), torch.zeros(2, dtype=torch.int64))
         self.refused("another client's turn: forward", endpoints.forward, upload)
+        self.refused("another client's turn: train", endpoints.train, upload)
+        self.refused("other clients' shares", endpoints.share, 0)
         self.refused("another client's turn: step", endpoints.step, StepDone(1, 0, 0.5), 0)
         self.refused("another client's turn: report", endpoints.report, Report(1, {}))
         self.refused("another client's turn: give up", endpoints.abort, Refusal("WireError", "no"))
@@ -163,6 +165,9 @@ class Hostile(AutogradExchange):
             }
             for what, fields in wrong.items():
                 self.refused(what, endpoints.forward, replace(good, **fields))
+            self.refused("a part of too many", endpoints.train, replace(good, parts=9))
+            gradient = OutputGradient(turn.number, 0, 0.5, torch.zeros(2, 2))
+            self.refused("a gradient without a forward", endpoints.backward, gradient)
             self.refused("a step without a batch", endpoints.step, StepDone(turn.number, 0, 0.5), 0)
         return super().train_step(client, turn, batch)
 
