@@ -93,12 +93,17 @@ def parse_key(text: str, origin: str) -> bytes:
 
 
 def handoff_digest(handoff: SealedHandoff | None) -> bytes:
-    """SHA-256 of a hand-off, empty for none: what the next one binds as its history."""
+    """SHA-256 of what names a hand-off, empty for none: what the next one binds as its history.
+
+    Turn, history, nonce, length and AES-GCM's tag. The tag stands for the ciphertext: without the key nobody makes
+    another one that opens under it, and to hash hundreds of megabytes at three places would cost half of a hand-off.
+    """
     if handoff is None:
         return b""
-    digest = hashlib.sha256(f"{handoff.turn}/".encode() + handoff.previous + handoff.nonce)
-    digest.update(handoff.ciphertext.numpy().data)
-    return digest.digest()
+    sealed = handoff.ciphertext
+    tag = bytes(sealed[-_TAG_BYTES:].tolist())
+    named = f"{handoff.turn}/{sealed.numel()}/".encode() + handoff.previous + handoff.nonce + tag
+    return hashlib.sha256(named).digest()
 
 
 class HandoffSeal:
@@ -117,14 +122,10 @@ class HandoffSeal:
         self._run = run
         self.newest = newest
         self.digest = digest
-        self._seen: SealedHandoff | None = None  # the one that ``digest`` was computed from
 
     def saw(self, handoff: SealedHandoff) -> None:
         """From now on nothing older than ``handoff`` opens, and no other of the same turn."""
-        self._remember(handoff, handoff_digest(handoff))
-
-    def _remember(self, handoff: SealedHandoff, digest: bytes) -> None:
-        self.newest, self.digest, self._seen = handoff.turn, digest, handoff
+        self.newest, self.digest = handoff.turn, handoff_digest(handoff)
 
     def seal(
         self, state: Mapping[str, Any], turn: int, previous: SealedHandoff | None, sharer: str = ""
@@ -147,8 +148,7 @@ class HandoffSeal:
                 f"the hand-off has {buffer.tell()} bytes, the limit is {MAX_BYTES}; cut earlier"
             )
         # A random 96-bit nonce under a key of this run alone: 2**32 hand-offs before reuse is a concern.
-        nonce = secrets.token_bytes(12)
-        before = self.digest if previous is not None and previous is self._seen else handoff_digest(previous)
+        nonce, before = secrets.token_bytes(12), handoff_digest(previous)
         sealed = torch.empty(buffer.tell() + _TAG_BYTES, dtype=torch.uint8)
         self._cipher.encrypt_into(
             nonce, buffer.getbuffer(), self._bound(turn, before, sharer), sealed.numpy().data
@@ -168,14 +168,13 @@ class HandoffSeal:
                 f"the server offered the hand-off of turn {handoff.turn}, but this client has seen turn "
                 f"{self.newest}; if the consortium agreed to go back, use --accept-rollback {handoff.turn}"
             )
-        digest = handoff_digest(handoff)
-        if handoff.turn == self.newest and self.digest not in (b"", digest):
+        if handoff.turn == self.newest and self.digest not in (b"", handoff_digest(handoff)):
             raise HandoffError(
                 f"the server offered another hand-off of turn {handoff.turn} than the one this client has seen; "
                 f"if the consortium agreed to that, use --accept-rollback {handoff.turn}"
             )
         state = self._opened(handoff)
-        self._remember(handoff, digest)
+        self.saw(handoff)
         return state
 
     def open_share(self, share: Share, turn: int, previous: SealedHandoff | None) -> dict[str, Any]:

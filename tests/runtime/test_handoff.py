@@ -333,8 +333,10 @@ def test_the_whole_models_digest_is_the_known_value():
 
 
 def test_a_handoffs_digest_depends_on_every_field():
-    """Oracle: it is what the next hand-off binds as its history."""
+    """Oracle: it is what the next hand-off binds as its history; bytes that the tag stands for do not open (above)."""
     _, sealed = _sealed()
-    changed = [change(sealed) for change in ALTERED.values()]
+    changed = [
+        change(sealed) for what, change in ALTERED.items() if what not in ("first byte", "middle byte")
+    ]
     assert handoff_digest(None) == b"" and len(handoff_digest(sealed)) == 32
     assert len({handoff_digest(handoff) for handoff in [sealed, *changed]}) == len(changed) + 1
