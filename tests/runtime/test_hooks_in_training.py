@@ -87,9 +87,9 @@ class Recorded(LocalExchange):
         super().__init__(coordinator)
         self.log = log
 
-    def call(self, endpoint, *args, **how):
+    def begin(self, endpoint, *args, **how):
         self.log += [arg for arg in args if isinstance(arg, Upload)]
-        return super().call(endpoint, *args, **how)
+        return super().begin(endpoint, *args, **how)
 
 
 class Losses(NoRecorder):

@@ -274,11 +274,13 @@ class Line(LocalExchange):
 
     log: ClassVar[list[str]] = []
 
-    def begin(self, endpoint, *args):
-        message = args[0]
+    def begin(self, endpoint, *args, **how):
+        message = args[0] if args else None
+        if endpoint not in (endpoints.train, endpoints.backward):
+            return super().begin(endpoint, *args, **how)
         name = f"{endpoint.__name__} {message.batch}.{message.part}"
         self.log.append(f"{name} goes")
-        waits = super().begin(endpoint, *args)
+        waits = super().begin(endpoint, *args, **how)
 
         def wait():
             self.log.append(f"{name} comes")

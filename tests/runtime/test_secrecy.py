@@ -89,7 +89,7 @@ def spied(request, tmp_path_factory):
         messages=[], uploads=[], parts=[], skips=[], inputs=[], smashed=[], targets=[], clients=[], gradients=[],
         folder=folder, options=options,
     )  # fmt: skip
-    real_build, real_call, real_join = build.build_client, LocalExchange.call, LocalExchange.join
+    real_build, real_call, real_join = build.build_client, LocalExchange.begin, LocalExchange.join
 
     def note_client(*args):
         client = real_build(*args)
@@ -129,7 +129,7 @@ def spied(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LocalExchange, "join", note_join)
         patch.setattr(build, "build_client", note_client)
-        patch.setattr(LocalExchange, "call", note_call)
+        patch.setattr(LocalExchange, "begin", note_call)
         # A loss and its graph are the exchange's in one process; over RPC they stay in each side's context.
         noted.coordinator = play_locally(options, KEY, folder)
     return noted
