@@ -191,7 +191,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("moment", ["train_step", "average", "evaluate"])
+@pytest.mark.parametrize("moment", ["train", "average", "evaluate"])
 @pytest.mark.parametrize("way", list(Together))
 def test_a_killed_run_resumes_with_the_same_weights(way, moment, tmp_path, monkeypatch):
     """Oracle: the run that was not killed; in round 2 while batches, the mean or the scores were being made."""
@@ -199,7 +199,7 @@ def test_a_killed_run_resumes_with_the_same_weights(way, moment, tmp_path, monke
     # Adam, and a defence with a net of its own: what is averaged beside weights.
     options = options_of(way, clients=2, optimizer="adam", defence="proxy")
     whole = play(tmp_path / "whole", options)
-    owner = FusedStep if moment == "train_step" else Client
+    owner = FusedStep if moment == "train" else Client
     real, calls = getattr(owner, moment), []
 
     def dies(*args, **kwargs):
