@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from launch.experiments.plan import Request, plan
 from launch.experiments.registry import EXPERIMENTS, chosen
-from launch.experiments.run import Request, plan, run_experiments
+from launch.experiments.run import run_experiments
 from launch.experiments.setting import Setting, expanded, read_setting, to_toml, with_data
 from launch.experiments.sizes import largest_effort, minutes
 from runtime.errors import ConfigError

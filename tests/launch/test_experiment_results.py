@@ -13,7 +13,7 @@ import pytest
 from launch.experiments.experiment import Results, client_mean
 from launch.experiments.job import Job, read_result, result_path
 from launch.experiments.registry import EXPERIMENTS
-from launch.experiments.run import differing, load, write_results
+from launch.experiments.results import differing, load, write_results
 from launch.experiments.setting import CONFIG, Setting, to_toml, with_data
 from launch.experiments.statistics import mean_and_interval, overlaps, shown
 from launch.experiments.study import published, study

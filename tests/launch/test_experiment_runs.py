@@ -17,9 +17,10 @@ import torch
 
 import models.registry as nets
 from launch.experiments.job import read_result, result_path, runs_folder
+from launch.experiments.plan import Request, plan
 from launch.experiments.pool import Task, run_all
 from launch.experiments.registry import EXPERIMENTS
-from launch.experiments.run import Request, load, plan, write_results
+from launch.experiments.results import load, write_results
 from launch.experiments.setting import CONFIG, to_toml
 from launch.experiments.skips import registered
 from launch.experiments.worker import work
