@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test sites faults hostile check format bench bench-full clean help
+.PHONY: demo test sites faults hostile check format bench bench-full study clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -46,6 +46,10 @@ bench: $(INSTALLED)           ## the five sections of docs/benchmarks.md, in red
 
 bench-full: $(INSTALLED)      ## the same in full size: hours
 	$(BIN)/suture bench all --full
+
+study: $(INSTALLED)           ## the published study at scale laptop, an hour and a half, and its report (needs SUTURE_DATA)
+	$(BIN)/suture experiment all --scale laptop --budget 90
+	$(BIN)/suture report
 
 clean:           ## everything that was made here, but for runs/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

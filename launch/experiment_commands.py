@@ -39,7 +39,8 @@ def experiment(slots: int | None, **asked: Any) -> None:
     NAME: cut-layer, clients, unet-cut, fsha, adra, split-vs-central, or all. Writes table.csv, table.md and figures/
     beside the runs; one run of each is repeated with real processes, and its weights must come out equal.
     """
-    from launch.experiments.run import Request, run_experiments
+    from launch.experiments.plan import Request
+    from launch.experiments.run import run_experiments
 
     if slots is not None and slots < 1:
         raise ConfigError(f"jobs must be at least 1, got {slots}")

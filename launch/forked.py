@@ -29,10 +29,14 @@ _IMPORTED = (
 """Also what a rank would import later: with its first optimizer step (torch._dynamo), score and curve."""
 
 
-def begin() -> None:
-    """Starts the fork server; it imports while this process goes on. A second call does nothing."""
+def begin(*further: str) -> None:
+    """Starts the fork server; it imports while this process goes on. A second call does nothing.
+
+    Args:
+        further: modules that it is to import as well.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun would; each rank sets its own threads
-    multiprocessing.get_context(START_METHOD).set_forkserver_preload(list(_IMPORTED))
+    multiprocessing.get_context(START_METHOD).set_forkserver_preload([*_IMPORTED, *further])
     multiprocessing.forkserver.ensure_running()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from launch.audit.report import is_void as majority_lost
-from launch.config import RunOptions, required
+from launch.config import RunOptions
 from launch.experiments.job import Job, runs_folder
 from launch.experiments.setting import Setting
 from launch.experiments.sizes import Scale, Sizes
@@ -187,10 +187,13 @@ def headings(metrics: Sequence[str]) -> list[str]:
 
 
 def check_sentence(results: Results) -> str:
-    """What the repetitions by real processes and the oracles showed; they were compared when they ended."""
-    equal = [
-        f"{job.name} = {job.same_weights_as}"
-        for job in results.jobs
-        if job.same_weights_as and required(results.result(job)["summary"]["weights_sha256"])
-    ]
-    return f"Same weights, bit for bit (digests compared): {', '.join(equal)}." if equal else ""
+    """What the repetitions by real processes and the oracles showed."""
+    digests = {job.name: results.result(job)["summary"]["weights_sha256"] for job in results.jobs}
+    checked = [job for job in results.jobs if job.same_weights_as in digests]
+    equal: list[str] = []
+    unequal: list[str] = []
+    for job in checked:
+        told = equal if digests[job.name] == digests[job.same_weights_as] else unequal
+        told.append(f"{job.name} and {job.same_weights_as}")
+    said = f"Same weights, bit for bit: {', '.join(equal)}." if equal else ""
+    return said + (f" OTHER weights where they must be the same: {', '.join(unequal)}." if unequal else "")

@@ -7,6 +7,7 @@ not stop the others; all failures are told at the end.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 
 from rich.console import Console
 from rich.progress import (
@@ -27,6 +29,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from launch import forked
 from launch.experiments.job import Job, result_path, runs_folder
 from runtime.errors import SutureError
 
@@ -114,8 +117,8 @@ def _interrupt(number: int, frame: object) -> None:
 
 def _begin(task: Task) -> _Running:
     runs_folder(task.folder).mkdir(parents=True, exist_ok=True)
+    forked.begin("launch.experiments.worker")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["launch.experiments.worker"])
     process = context.Process(target=_work, args=(task,), name=_named(task))
     process.start()
     return _Running(task, process, time.monotonic())
@@ -124,6 +127,7 @@ def _begin(task: Task) -> _Running:
 def _work(task: Task) -> None:
     """The process of one run: a session of its own, so that it can be ended with all that it starts."""
     os.setsid()
+    Thread(target=_end_with_parent, daemon=True).start()
     log = os.open(task.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -140,6 +144,14 @@ def _work(task: Task) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # threads of torch's must not hold a run that is done
+
+
+def _end_with_parent() -> None:
+    """Ends this run, and all that it started, when the command is gone, however that ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os.killpg(0, signal.SIGKILL)
 
 
 def _end(one: _Running) -> str:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.experiments.page import Chapter, Shown, fewer_colours, to_html
+from launch.experiments.provenance import MACHINE
 from launch.experiments.registry import EXPERIMENTS
-from launch.experiments.run import MACHINE, PICTURES, load, write_results
+from launch.experiments.results import PICTURES, load, write_results
 from launch.experiments.setting import CONFIG
 from runtime.checkpoint import write_atomically
 from runtime.errors import ConfigError

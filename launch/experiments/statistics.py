@@ -26,12 +26,13 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def shown(values: Sequence[float], digits: int = 3) -> str:
-    """``mean ± half width``; the value alone where there is one, a dash where there is none."""
+    """``mean ± half width``; the value alone where all are equal or there is one, a dash where there is none."""
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return "–"
     mean, half = mean_and_interval(known)
-    return f"{mean:.{digits}f}" if math.isnan(half) else f"{mean:.{digits}f} ± {half:.{digits}f}"
+    is_sure = len(set(known)) == 1
+    return f"{mean:.{digits}f}" if is_sure else f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
 def changed(before: Sequence[float], after: Sequence[float], digits: int = 3) -> str:

@@ -14,9 +14,10 @@ from launch.cli import suture
 from launch.experiments.attribution import attribution
 from launch.experiments.job import result_path
 from launch.experiments.page import Chapter, Shown, to_html
+from launch.experiments.plan import Request, plan
+from launch.experiments.provenance import MACHINE
 from launch.experiments.registry import EXPERIMENTS
 from launch.experiments.report import write_report
-from launch.experiments.run import MACHINE, Request, plan
 from launch.experiments.setting import CONFIG, ROLES, to_toml
 from launch.figures.canvas import drawn
 from runtime.errors import ConfigError
