@@ -102,6 +102,10 @@ class Experiment(ABC):
     def sizes(self, scale: Scale, effort: int) -> dict[str, Sizes]:
         """Sizes by role; ``effort`` counts from 1 and matters at scale laptop."""
 
+    def has_sites(self, setting: Setting) -> bool:
+        """Looks at the data once, before the plan: whether they come from two hospitals or more, where that matters."""
+        return False
+
     @abstractmethod
     def jobs(self, setting: Setting) -> list[Job]:
         """All runs, in the order in which they are begun."""

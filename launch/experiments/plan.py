@@ -84,8 +84,14 @@ def setting_of(experiment: Experiment, request: Request) -> tuple[Setting, Path]
     if not kept.exists():
         return setting, folder
     found = read_setting(kept)
-    if request.config is None:  # keys are drawn once; what is compared is what a person chose
+    if request.config is None:
+        # Keys are drawn once, and sizes planned; what is compared is what a person chose.
+        further = {seed: key for seed, key in setting.keys.items() if seed not in found.keys}
         setting = replace(setting, keys=found.keys)
+        if setting.num_seeds > found.num_seeds:
+            setting = replace(setting, sizes=found.sizes)
+            if replace(setting, num_seeds=found.num_seeds) == found:
+                return replace(setting, keys={**found.keys, **further}), folder
     if found != setting:
         raise ConfigError(
             f"{folder} holds {found.experiment} with another setting; give the same options again, or name another "
@@ -115,7 +121,7 @@ def plan(experiment: Experiment, request: Request) -> Setting:
     share = _SHARES[experiment.name] if request.name == ALL else 1.0
     budget = (request.budget or DEFAULT_BUDGET) if request.scale == "laptop" else 0.0
 
-    def sized(effort: int, keys: dict[int, str]) -> Setting:
+    def sized(effort: int, keys: dict[int, str], has_sites: bool = False) -> Setting:
         return Setting(
             experiment=experiment.name,
             scale=request.scale,
@@ -127,14 +133,15 @@ def plan(experiment: Experiment, request: Request) -> Setting:
             data={role: data[role] for role in experiment.roles},
             sizes=experiment.sizes(request.scale, effort),
             keys=keys,
+            has_sites=has_sites,
         )
 
-    effort = 1
+    has_sites, effort = experiment.has_sites(sized(1, {})), 1
     if request.scale == "laptop":
         effort = largest_effort(
-            experiment.name, lambda tried: experiment.jobs(sized(tried, {})), budget, share
+            experiment.name, lambda tried: experiment.jobs(sized(tried, {}, has_sites)), budget, share
         )
-    return sized(effort, fresh_keys(seeds))
+    return sized(effort, fresh_keys(seeds), has_sites)
 
 
 def check_images(jobs: Sequence[Job]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -12,8 +13,21 @@ import torch
 
 from launch.config import SUTURE_VERSION
 from launch.experiments.plan import Request
+from runtime.checkpoint import write_atomically
 
 MACHINE = "machine.json"
+
+
+def write_provenance(request: Request, folder: Path) -> None:
+    """Writes where an experiment is run; a later command on the same folder is added to those before."""
+    path, told = folder / MACHINE, machine(request)
+    if path.exists():
+        before = json.loads(path.read_text())
+        commands = before["command"].split("; ")
+        if told["command"] in commands:
+            return
+        told = before | {"command": "; ".join([*commands, told["command"]])}
+    write_atomically(path, (json.dumps(told, indent=1) + "\n").encode())
 
 
 def machine(request: Request) -> dict[str, Any]:

@@ -7,12 +7,11 @@ experiments/NAME/table.md, figures/     what they say together, published figure
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from launch.experiments.plan import Request, check_images, setting_of
 from launch.experiments.pool import Task, run_all
-from launch.experiments.provenance import MACHINE, machine
+from launch.experiments.provenance import write_provenance
 from launch.experiments.registry import chosen
 from launch.experiments.results import write_results
 from launch.experiments.setting import CONFIG, to_toml
@@ -39,8 +38,7 @@ def run_experiments(request: Request) -> list[Path]:
     for setting, folder in settings:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / CONFIG, to_toml(setting).encode())
-        if not (folder / MACHINE).exists():
-            write_atomically(folder / MACHINE, (json.dumps(machine(request), indent=1) + "\n").encode())
+        write_provenance(request, folder)
     left = {folder: sum(task.folder == folder for task in tasks) for _, folder in settings}
     said: list[str] = []
 

@@ -45,6 +45,8 @@ class Setting:
         data: SPEC by role; environment variables in it are filled in when it is opened.
         sizes: by role.
         keys: the clients' keys (hex) by seed.
+        has_sites: whether the data of an experiment that asks come from two hospitals or more; kept here, so that
+            tables are made without the data.
     """
 
     experiment: str
@@ -57,6 +59,7 @@ class Setting:
     data: Mapping[str, str]
     sizes: Mapping[str, Sizes]
     keys: Mapping[int, str]
+    has_sites: bool = False
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:

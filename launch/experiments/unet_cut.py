@@ -64,11 +64,17 @@ class UnetCut(Experiment):
             )
         return {_ROLE: sizes}
 
+    def has_sites(self, setting: Setting) -> bool:
+        size = setting.sizes[_ROLE]
+        need = size.train_images + size.test_images
+        source = open_source(setting.source(_ROLE), grades="binary", need=need, seed=setting.first_seed)
+        return len({example.site for example in source.examples if example.site}) > 1
+
     def jobs(self, setting: Setting) -> list[Job]:
         ways: tuple[Skips, ...] = ("exact", "cut off")
         jobs = [self._job(setting, cut, way, seed) for seed in setting.seeds for cut in CUTS for way in ways]
         jobs.append(repeated_with_processes(jobs[2]))
-        if _has_two_sites(setting):
+        if setting.has_sites:
             jobs += [self._by_site(setting, cut, seed) for seed in setting.seeds for cut in CUTS]
         return jobs
 
@@ -110,7 +116,7 @@ class UnetCut(Experiment):
             "Test images of patients never trained on; ± is the 95 % interval over seeds. The study's skips had no "
             "gradient, so its figures stand beside those rows.",
             *(self._effect(results, cut) for cut in CUTS),
-            "" if _has_two_sites(setting) else "The set has one site: two clients by site are left out.",
+            "" if setting.has_sites else "The set has one site: two clients by site are left out.",
             check_sentence(results),
             *differences(self.name),
         ]
@@ -141,14 +147,3 @@ class UnetCut(Experiment):
             caption = "Test images, their true masks, and the masks of the net cut at 2 (blue: truth)."
             drawn.append(Picture(found, caption, images_of=_ROLE))
         return drawn
-
-
-def _has_two_sites(setting: Setting) -> bool:
-    size = setting.sizes[_ROLE]
-    source = open_source(
-        setting.source(_ROLE),
-        grades="binary",
-        need=size.train_images + size.test_images,
-        seed=setting.first_seed,
-    )
-    return len({example.site for example in source.examples if example.site}) > 1

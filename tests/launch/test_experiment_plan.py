@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from launch.experiments.plan import Request, plan
+from launch.experiments.plan import Request, plan, setting_of
 from launch.experiments.registry import EXPERIMENTS, STUDY, chosen
 from launch.experiments.run import run_experiments
 from launch.experiments.setting import Setting, expanded, read_setting, to_toml, with_data
@@ -119,10 +119,25 @@ def test_a_setting_is_read_back_as_it_was_written(tmp_path, monkeypatch):
 
 
 def test_another_setting_in_the_same_folder_is_refused(tmp_path):
-    """Oracle: a config.toml of one seed; two seeds are asked for."""
-    (tmp_path / "config.toml").write_text(to_toml(_planned("fsha")))
-    with pytest.raises(ConfigError, match="holds fsha with another setting"):
-        run_experiments(Request(name="fsha", scale="smoke", num_seeds=2, out=tmp_path))
+    """Oracle: a config.toml of drawn photographs; others are asked for, and fewer seeds."""
+    (tmp_path / "config.toml").write_text(to_toml(_planned("fsha", num_seeds=2)))
+    for asked in ({"data": ("digits=mnist:/x",)}, {"num_seeds": 1}, {"exchange": "fused"}):
+        with pytest.raises(ConfigError, match="holds fsha with another setting"):
+            run_experiments(
+                Request(**{"name": "fsha", "scale": "smoke", "num_seeds": 2, "out": tmp_path} | asked)
+            )
+
+
+def test_more_seeds_keep_the_sizes_and_the_keys_of_those_that_were_run(tmp_path):
+    """Oracle: the setting that was written; a larger number of seeds at the same budget would plan smaller runs."""
+    before = _on_drawn_images("unet-cut", budget=12.0, num_seeds=1)
+    (tmp_path / "config.toml").write_text(to_toml(before))
+    data = ("photographs=fundus-phantom", "lungs=chest-phantom", "digits=fundus-phantom")
+    asked = Request(name="unet-cut", data=data, budget=12.0, num_seeds=3, out=tmp_path)
+    assert plan(EXPERIMENTS["unet-cut"], asked).sizes != before.sizes
+    setting, folder = setting_of(EXPERIMENTS["unet-cut"], asked)
+    assert folder == tmp_path and setting.sizes == before.sizes and setting.num_seeds == 3
+    assert setting.keys[0] == before.keys[0] and len(set(setting.keys.values())) == 3
 
 
 @pytest.mark.parametrize("text", ["experiment = 3", "= broken", 'experiment = "fsha"\n[sizes]\n[keys]\n'])
@@ -168,3 +183,19 @@ def test_full_sizes_are_the_studys():
 def test_all_are_all():
     """Oracle: the registry; what the study did not hold is asked for by name."""
     assert chosen("all") == list(STUDY)
+
+
+def test_two_hospitals_become_two_clients(tmp_path):
+    """Oracle: masks whose names have two prefixes, as the Kaggle download has them; one prefix gives no such runs."""
+    from PIL import Image
+
+    for number in range(12):
+        site = "MCUCXR" if number % 2 else "CHNCXR"
+        for folder, name in (("CXR_png", f"{site}_{number:04}_0"), ("masks", f"{site}_{number:04}_0_mask")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.new("L", (8, 8), 255).save(tmp_path / folder / f"{name}.png")
+    setting = _planned("unet-cut", data=(f"kaggle-cxr:{tmp_path}",))
+    by_site = [job for job in EXPERIMENTS["unet-cut"].jobs(setting) if job.arm.endswith("by-site")]
+    assert [job.options.cut for job in by_site] == ["1", "2", "3"]
+    assert {(job.options.partition, job.options.clients) for job in by_site} == {("by-site", 2)}
+    assert not any(job.arm.endswith("by-site") for job in EXPERIMENTS["unet-cut"].jobs(_planned("unet-cut")))

@@ -79,7 +79,9 @@ def test_a_page_holds_tables_pictures_commands_and_machine_and_needs_nothing_els
     assert write_report(done, done / "out", foreword) == ["split-vs-central"]
     page = Page((done / "out" / "index.html").read_text())
     inside = [f"#{name}" for name in page.ids]
-    assert page.sources and all(s.startswith("data:image/png;base64,") or s in inside for s in page.sources)
+    assert page.sources and all(
+        re.match("data:image/(png|webp);base64,", s) or s in inside for s in page.sources
+    )
     assert "url(" not in page.text and "http" not in page.text.replace("https://", "http")
     for said in ("Findings", "Splitting <changes> nothing.", "0.625", "scale smoke", "commit abc123",
                  "suture train --seed 0 --run-dir runs/split-0", "dddddddddddddddd"):  # fmt: skip
