@@ -8,6 +8,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from launch.cli import suture
@@ -15,7 +16,7 @@ from launch.experiments.attribution import attribution
 from launch.experiments.job import result_path
 from launch.experiments.page import Chapter, Shown, to_html
 from launch.experiments.plan import Request, plan
-from launch.experiments.provenance import MACHINE
+from launch.experiments.provenance import MACHINE, write_provenance
 from launch.experiments.registry import EXPERIMENTS
 from launch.experiments.report import write_report
 from launch.experiments.setting import CONFIG, ROLES, to_toml
@@ -152,3 +153,17 @@ def test_images_of_the_default_sets_are_attributed():
     assert "CC BY 3.0" in said["lungs"] and "V7" in said["lungs"] and "CC BY-SA" in said["digits"]
     assert attribution("photographs", "fundus-phantom") == "Drawn images."
     assert attribution("photographs", "kaggle-dr:/mine") == "Images: kaggle-dr."
+
+
+def test_every_command_on_a_folder_is_remembered_once(tmp_path):
+    """Oracle: the commands in the order in which they were given; machine and commit are those of the first."""
+    first, second = (
+        Request(name=name, scale="smoke", num_seeds=n) for name, n in (("all", None), ("fsha", 2))
+    )
+    for request in (first, second, first, second):
+        write_provenance(request, tmp_path)
+    told = json.loads((tmp_path / MACHINE).read_text())
+    assert told["command"] == (
+        "suture experiment all --scale smoke; suture experiment fsha --scale smoke --seeds 2"
+    )
+    assert told["torch"] == torch.__version__ and told["runs at a time"] == 2
