@@ -38,13 +38,7 @@ class Table:
         """As a figure that scrolls sideways where it is wider than the page."""
         head = "".join(f"<th>{html.escape(text)}</th>" for text in self.headings)
         body = "".join(
-            "<tr>"
-            + "".join(
-                f"<th>{html.escape(c)}</th>" if i == 0 else f"<td>{html.escape(c)}</td>"
-                for i, c in enumerate(r)
-            )
-            + "</tr>"
-            for r in self.rows
+            f"<tr><th>{_breakable(first)}</th>{''.join(map(_cell, rest))}</tr>" for first, *rest in self.rows
         )
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
         return (
@@ -65,6 +59,15 @@ def to_csv(rows: Iterable[Mapping[str, Any]]) -> str:
         values = [row.get(column, "") for column in columns]
         writer.writerow([f"{value:.6f}" if isinstance(value, float) else value for value in values])
     return text.getvalue()
+
+
+def _cell(text: str) -> str:
+    return f"<td class=number>{html.escape(text)}</td>" if "±" in text else f"<td>{_breakable(text)}</td>"
+
+
+def _breakable(text: str) -> str:
+    """With places where a long SPEC may go on in the next line."""
+    return html.escape(text).replace(",", ",<wbr>").replace(":", ":<wbr>")
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ from runtime.errors import ConfigError
 class Page(HTMLParser):
     """Collects what the tests ask for and that every element is closed in order."""
 
-    VOID = ("meta", "img", "br")
+    VOID = ("meta", "img", "br", "wbr")
 
     def __init__(self, text):
         super().__init__()
