@@ -75,7 +75,7 @@ def work(folder: Path, name: str) -> None:
         "seed": job.seed,
         "facts": dict(job.facts),
         "skips": job.skips,
-        "command": command(job, options),
+        "command": command(job, options, folder),
         "summary": json.loads((run_dir / "summary.json").read_text()),
         "net_sha256": _net_sha256(run_dir),
         "seconds": time.monotonic() - begun,
@@ -132,20 +132,15 @@ def _start_of(options: RunOptions, inputs: Path) -> Path:
     return path
 
 
-def command(job: Job, options: RunOptions) -> list[str]:
+def command(job: Job, options: RunOptions, folder: Path) -> list[str]:
     """The commands that repeat the run, without the place of anybody's data or folder."""
-    place = runs_folder(Path())
-    shown = replace(options, data=job.options.data, run_dir=None, handoff_key=None, resume=False)
-    shown = replace(
-        shown,
-        weights=None if shown.weights is None else f"inputs/{Path(shown.weights).name}",
-        schedule=f"replay:inputs/{Path(shown.schedule).name}" if job.only_client else shown.schedule,
-    )
-    where = ["--handoff-key", f"inputs/handoff-{job.seed}.key", "--run-dir", f"{place}/{job.name}"]
-    commands = [" ".join(["suture train", *to_arguments(shown), *where])]
+    run_dir = f"{runs_folder(Path())}/{job.name}"
+    shown = replace(options, data=job.options.data, run_dir=run_dir, resume=False)
+    # As text: what the options name must exist when they are made.
+    arguments = [text.replace(f"{inputs_folder(folder)}/", "inputs/") for text in to_arguments(shown)]
+    commands = [" ".join(["suture train", *arguments])]
     commands += [
-        f"suture attack {place}/{job.name} --attack {spec} --name {name}"
-        for name, spec in job.afterwards.items()
+        f"suture attack {run_dir} --attack {spec} --name {name}" for name, spec in job.afterwards.items()
     ]
     if job.skips == "cut off":
         commands.append("(with launch/experiments/skips.py in that process: no option of training)")

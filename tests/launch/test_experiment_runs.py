@@ -88,7 +88,13 @@ def test_a_client_alone_trains_and_is_tested_on_everybodys_images(tmp_path, quie
     lines = (runs_folder(folder) / "alone1-0" / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert {r["client"] for r in records if r["phase"] == "train"} == {"client1"}
-    clients = read_result(folder, "alone1-0")["summary"]["clients"]
+    result = read_result(folder, "alone1-0")
+    assert "--schedule replay:inputs/turns-client1-2.jsonl" in result["command"][0]
+    assert (
+        "--handoff-key inputs/handoff-0.key" in result["command"][0]
+        and str(tmp_path) not in result["command"][0]
+    )
+    clients = result["summary"]["clients"]
     assert all("accuracy" in clients[name]["test"] for name in ("client0", "client1"))
 
 
