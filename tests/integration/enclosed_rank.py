@@ -12,8 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from launch.cli import run_rank_command
-from runtime.client import Client
 from runtime.server import Server
+from runtime.step import ClientStep
 
 TARGET = os.environ["TRY_TO_OPEN"]
 
@@ -33,7 +33,7 @@ def trying(role, forward):
     return tried
 
 
-Client.forward = trying("client", Client.forward)
+ClientStep.down = trying("client", ClientStep.down)
 Server.forward = trying("server", Server.forward)
 
 if __name__ == "__main__":
