@@ -30,13 +30,10 @@ def why_lost(seat: Seat, running: Running | None, lease: float, knock: Knock | N
         knock: None where members live in this process.
     """
     now = time.monotonic()
-    if running is not None and running.owed:
-        # It waits for the server, which waits for others.
-        return (
-            "" if knock is None or _answers(seat, knock, lease) else "its process is gone or does not answer"
-        )
     if knock is not None and not _answers(seat, knock, lease):
         return "its process is gone or does not answer"
+    if running is not None and running.owed is not None:
+        return ""  # it waits for the server, which waits for others
     # Asking for another turn does not renew the lease of the one that it holds.
     if running is not None and now - running.heard > lease:
         return f"it did not go on with its turn for {lease:g} s"

@@ -80,8 +80,8 @@ class Scheduler(Protocol):
         """The order in which the server takes the batches of a turn, where it was written down; else None."""
 
 
-class _OneByOne:
-    """What schedules without company have in common."""
+class _Unwritten:
+    """What schedules have in common that write no order of steps down; each client has a turn of its own by default."""
 
     together: Together | None = None
 
@@ -89,14 +89,14 @@ class _OneByOne:
         return None
 
 
-class RoundRobin(_OneByOne):
+class RoundRobin(_Unwritten):
     """Every client once a round, always in the same order (Gupta and Raskar 2018, arXiv 1810.06060)."""
 
     def order(self, round: int, clients: Sequence[str]) -> list[Group]:
         return [(client,) for client in clients]
 
 
-class Shuffled(_OneByOne):
+class Shuffled(_Unwritten):
     """Every client once a round, in an order drawn from (seed, round)."""
 
     def __init__(self, seed: int) -> None:
@@ -109,17 +109,14 @@ class Shuffled(_OneByOne):
         return [(client,) for client in order]
 
 
-class AtOnce:
+class AtOnce(_Unwritten):
     """All clients in one turn a round (Thapa et al., AAAI 2022, arXiv 2004.12088)."""
 
     def __init__(self, together: Together) -> None:
-        self.together: Together | None = together
+        self.together = together
 
     def order(self, round: int, clients: Sequence[str]) -> list[Group]:
         return [tuple(clients)]
-
-    def steps(self, round: int, clients: Sequence[str]) -> Sequence[str] | None:
-        return None
 
 
 class Replay:

@@ -50,7 +50,7 @@ class Running:
         losses: of its steps.
         num_images: of all its steps.
         parts: of the batch that waits for its step.
-        owed: whether the server owes it an answer that waits for other clients: it cannot be late.
+        owed: what the server has yet to answer, perhaps after other clients: meanwhile this one cannot be late.
         share: what it sealed at its end, where others train in the same turn.
         bytes_up: of the batch that waits for its step; ``bytes_down`` the same.
     """
@@ -61,7 +61,7 @@ class Running:
     losses: list[float] = field(default_factory=list)
     num_images: int = 0
     parts: Parts = field(default_factory=Parts)
-    owed: bool = False
+    owed: Work | None = None
     share: SealedHandoff | None = None
     bytes_up: int = 0
     bytes_down: int = 0
@@ -95,7 +95,7 @@ class Work:
 
     def settle(self, value: Any) -> None:
         """Answers the client."""
-        self.running.owed = False
+        self.running.owed = None
         self.running.heard = self.seat.last_seen = time.monotonic()
         self.answer.set_result(value)
 
@@ -164,7 +164,7 @@ class Steps:
         """
         server, parts = self.journal.server, running.parts
         batch = self.checked(seat, running.turn, upload)
-        if upload.batch != seat.num_stepped or running.owed:
+        if upload.batch != seat.num_stepped or running.owed is not None:
             raise WireError(f"{seat.name}: batch: expected {seat.num_stepped}, got {upload.batch}; refused")
         most, images = server.microbatches, len(batch.smashed)
         labels = parts.take(upload, images, most, server.smashed.max_batch, seat.name)
@@ -189,7 +189,7 @@ class Steps:
         """
         done, parts = StepDone(message.turn, message.batch, message.loss), running.parts
         self.may_step(seat, running, done)
-        if not parts.pending or running.owed:
+        if not parts.pending or running.owed is not None:
             raise WireError(f"{seat.name}: backward: no forward waits for it; refused")
         if not parts.complete or message.part != parts.done:
             raise WireError(

@@ -22,7 +22,7 @@ from runtime.members import Seat, natural
 from runtime.observers import Recorder, Watcher
 from runtime.randomness import EVALUATION_BATCH
 from runtime.scheduler import Together, Turn, TurnKind
-from runtime.steps import Running, Steps, Work, class_weights
+from runtime.steps import Running, Steps, class_weights
 from runtime.together import Joined, Lane, OneByOne, waves
 from runtime.wire import (
     LossReply,
@@ -55,7 +55,6 @@ class Turns:
         self.journal = journal
         self.running: dict[str, Running] = {}
         self._seats: dict[str, Seat] = {}
-        self._owed: dict[str, Work] = {}
         self._watcher = watcher
         self._steps = Steps(journal, watcher)
         self._lane = Lane(self._steps)
@@ -75,7 +74,7 @@ class Turns:
         now, first = time.monotonic(), turns[0]
         self._seats = {seat.name: seat for seat in seats}
         self.running = {turn.client: Running(turn, started=now, heard=now) for turn in turns}
-        self._owed, self._steps.num_done = {}, 0
+        self._steps.num_done = 0
         num_batches = {seat.name: seat.hello.num_batches for seat in seats if seat.hello is not None}
         self._lane = self._lane_of(first, num_batches)
         names, total = "+".join(self.running), sum(num_batches.values())
@@ -160,7 +159,7 @@ class Turns:
         if running.turn.together and upload.parts != 1:
             raise WireError(f"{seat.name}: part: others train in this turn; batches come whole; refused")
         work = self._steps.arrived(seat, running, upload, answer)
-        self._owes(work)
+        running.owed = work
         self._lane.train(work)
 
     def backward(self, seat: Seat, message: OutputGradient, answer: Future[Any]) -> None:
@@ -172,7 +171,7 @@ class Turns:
         """
         running = self._held(seat, message.turn, TurnKind.TRAIN)
         work = self._steps.gradient_arrived(seat, running, message, answer)
-        self._owes(work)
+        running.owed = work
         self._lane.backward(work)
 
     def is_early(self, seat: Seat, message: Upload | OutputGradient) -> bool:
@@ -217,7 +216,7 @@ class Turns:
             journal.handoff, journal.shares = handoff, {}
             self._count()
             return True
-        if not running.losses or running.owed:
+        if not running.losses or running.owed is not None:
             raise WireError(f"{seat.name}: a turn without a step cannot be committed; refused")
         if running.parts.came:
             raise WireError(f"{seat.name}: a turn with a batch half done cannot be committed; refused")
@@ -282,18 +281,14 @@ class Turns:
         names = "+".join(parts)
         self.recorder.event("rolled_back", turn=first.number, client=names, reason=reason)
         log.warning("turn %d of %s was rolled back: %s", first.number, names, reason)
-        for name in parts:
+        undone = f"turn {first.number} was rolled back: {reason}"
+        for name, part in parts.items():
             self._watcher.client_state(name, "rolled back")
-            self._seats[name].undone = f"turn {first.number} was rolled back: {reason}"
-        for work in self._owed.values():
-            if not work.answer.done():
-                work.settle(Refusal.of(TurnUndoneError(work.seat.undone)))
+            self._seats[name].undone = undone
+            if part.owed is not None:
+                part.owed.settle(Refusal.of(TurnUndoneError(undone)))
 
     # ---------------------------------------------------------------------------------------------
-
-    def _owes(self, work: Work) -> None:
-        work.running.owed = True
-        self._owed[work.seat.name] = work
 
     def _heard(self, seat: Seat) -> Running | None:
         running = self.of(seat)

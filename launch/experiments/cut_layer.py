@@ -23,7 +23,7 @@ from launch.experiments.experiment import (
 )
 from launch.experiments.job import Job
 from launch.experiments.setting import Setting
-from launch.experiments.sizes import Scale, Sizes
+from launch.experiments.sizes import Scale, Sizes, classifier_sizes
 from launch.experiments.statistics import overlaps
 from launch.experiments.study import differences, in_percent, published
 from launch.experiments.table import Table
@@ -41,24 +41,7 @@ class CutLayer(Experiment):
     roles = (_ROLE,)
 
     def sizes(self, scale: Scale, effort: int) -> dict[str, Sizes]:
-        if scale == "full":
-            sizes = Sizes(
-                model="resnet34", image_size=224, train_images=1000, test_images=200, rounds=20, batch_size=32
-            )
-        elif scale == "laptop":
-            sizes = Sizes(
-                model="resnet34",
-                image_size=64,
-                train_images=120,
-                test_images=32,
-                rounds=2 * effort,
-                batch_size=10,
-            )
-        else:
-            sizes = Sizes(
-                model="resnet18", image_size=32, train_images=16, test_images=8, rounds=2, batch_size=8
-            )
-        return {_ROLE: sizes}
+        return {_ROLE: classifier_sizes(scale, effort)}
 
     def jobs(self, setting: Setting) -> list[Job]:
         jobs = [self._job(setting, cut, seed, "drawn part by part") for seed in setting.seeds for cut in CUTS]

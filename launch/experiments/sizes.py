@@ -65,6 +65,24 @@ class Sizes:
     decoder_epochs: int = 0
 
 
+def classifier_sizes(scale: Scale, effort: int, laptop_model: str = "resnet34") -> Sizes:
+    """Of runs in which two clients train a classifier on photographs: the study's at scale full."""
+    if scale == "full":
+        return Sizes(
+            model="resnet34", image_size=224, train_images=1000, test_images=200, rounds=20, batch_size=32
+        )
+    if scale == "laptop":
+        return Sizes(
+            model=laptop_model,
+            image_size=64,
+            train_images=120,
+            test_images=32,
+            rounds=2 * effort,
+            batch_size=10,
+        )
+    return Sizes(model="resnet18", image_size=32, train_images=16, test_images=8, rounds=2, batch_size=8)
+
+
 def cpu_seconds(job: Job) -> float:
     """What a run costs on one thread, roughly; for planning only."""
     options: RunOptions = job.options

@@ -24,7 +24,7 @@ from launch.experiments.experiment import (
 )
 from launch.experiments.job import Job
 from launch.experiments.setting import Setting
-from launch.experiments.sizes import Scale, Sizes
+from launch.experiments.sizes import Scale, Sizes, classifier_sizes
 from launch.experiments.statistics import changed
 from launch.experiments.table import Table
 
@@ -48,24 +48,7 @@ class SplitVsCentral(Experiment):
     roles = (_ROLE,)
 
     def sizes(self, scale: Scale, effort: int) -> dict[str, Sizes]:
-        if scale == "full":
-            sizes = Sizes(
-                model="resnet34", image_size=224, train_images=1000, test_images=200, rounds=20, batch_size=32
-            )
-        elif scale == "laptop":
-            sizes = Sizes(
-                model="resnet34",
-                image_size=64,
-                train_images=120,
-                test_images=32,
-                rounds=2 * effort,
-                batch_size=10,
-            )
-        else:
-            sizes = Sizes(
-                model="resnet18", image_size=32, train_images=16, test_images=8, rounds=2, batch_size=8
-            )
-        return {_ROLE: sizes}
+        return {_ROLE: classifier_sizes(scale, effort)}
 
     def jobs(self, setting: Setting) -> list[Job]:
         jobs = []

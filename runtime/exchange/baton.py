@@ -34,15 +34,16 @@ def side_by_side(tasks: Sequence[Callable[[], None]]) -> None:
     Raises:
         Exception: what the first one to fail, in their order, ended with.
     """
-    if len(tasks) == 1:
-        tasks[0]()
+    if len(tasks) < 2:
+        for task in tasks:
+            task()
         return
 
     def run(task: Callable[[], None]) -> None:
         with _BATON:
             task()
 
-    with ThreadPoolExecutor(max(1, len(tasks)), thread_name_prefix="client") as threads:
+    with ThreadPoolExecutor(len(tasks), thread_name_prefix="client") as threads:
         running = [threads.submit(run, task) for task in tasks]
-    for task in running:
-        task.result()
+    for ended in running:
+        ended.result()

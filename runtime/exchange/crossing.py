@@ -25,7 +25,7 @@ from runtime.wire import OutputGradient, TensorSpec, Upload, check_gradient, che
 
 log = logging.getLogger(__name__)
 MOST_UNDER_WAY = 4
-"""Calls of one batch that wait for the server at once. Each holds one of its RPC threads; two keep both sides busy."""
+"""Calls of one batch that wait for the server at once. One that comes early holds an RPC thread; two keep both busy."""
 
 Begin = Callable[..., Callable[[], Any]]  # `Exchange.begin`
 
