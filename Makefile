@@ -41,11 +41,11 @@ format: $(INSTALLED)          ## let ruff format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)           ## the five sections of docs/benchmarks.md, in reduced sizes; under 30 minutes (the line as root)
+bench: $(INSTALLED)           ## the five sections of docs/benchmarks.md; under 30 minutes (the line as root)
 	$(BIN)/suture bench all
 
-bench-full: $(INSTALLED)      ## the same in full size: hours
-	$(BIN)/suture bench all --full
+bench-full: $(INSTALLED)      ## step times in every size, cut and width: half an hour, into docs/benchmarks-full
+	$(BIN)/suture bench train --full
 
 study: $(INSTALLED)           ## the published study at scale laptop, an hour and a half, and its report (needs SUTURE_DATA)
 	$(BIN)/suture experiment all --scale laptop --budget 90

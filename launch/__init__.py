@@ -2,8 +2,14 @@
 
 import os
 
-# Threads that wait at a barrier sleep: several ranks share the cores, and a spinning rank slows the one that computes.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Threads that wait for the next parallel loop spin for some ten microseconds and then sleep: long enough for the next
+# layer to come (asleep at once, a small net takes twice its time), short enough for several ranks to share the cores
+# (libgomp's own default is milliseconds). ACTIVE is there because libgomp otherwise hardly spins in a process in which
+# two threads compute, as RPC's do; Intel's OpenMP would spin for ever under it, hence the last one.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "ACTIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("KMP_BLOCKTIME", "0")
 # torch's C++ side warns about every connection that a leaving member closes.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 # numpy's BLAS starts its threads when it is imported; a thread that is older than the sandbox stays outside it.

@@ -15,7 +15,7 @@ import torch
 from launch import build, lab
 from launch.config import RunOptions, required
 from launch.judging import judge_run, read_run, run_key
-from launch.ranks import use_threads
+from launch.ranks import ready_torch
 from launch.trained import load_trained
 from runtime.checkpoint import Checkpoints
 from runtime.errors import CheckpointError, ConfigError
@@ -45,7 +45,7 @@ def attack_tape(
     """
     recorded, run = read_run(run_dir)
     options = replace(recorded, attack=spec)
-    use_threads(options)
+    ready_torch(options)
     asked = options.attack_spec()
     if asked is None or not isinstance(asked.config, AdraConfig):
         raise ConfigError(

@@ -20,7 +20,6 @@ def _sizes(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a benchmark of docs/benchmarks.md the options that all of them have."""
     for option in reversed(
         (
-            click.option("--full", is_flag=True, help="in full size: hours for all of them"),
             click.option(
                 "--quick", is_flag=True, help="seconds that show that it works, and measure nothing"
             ),
@@ -38,6 +37,9 @@ def _sizes(command: Callable[..., None]) -> Callable[..., None]:
 
 @bench.command("train")
 @click.option("--only", metavar="TEXT", help="only rows whose name holds TEXT, such as resnet34-128px-cut3")
+@click.option(
+    "--full", is_flag=True, help="every size, cut and width: half an hour, into docs/benchmarks-full"
+)
 @_sizes
 def bench_train(full: bool, quick: bool, only: str | None, out: Path | None) -> None:
     """Time of a split step against an unsplit one, bytes a step, memory, and what idle ranks use.
@@ -51,11 +53,11 @@ def bench_train(full: bool, quick: bool, only: str | None, out: Path | None) -> 
 
 @bench.command("clients")
 @_sizes
-def bench_clients(full: bool, quick: bool, out: Path | None) -> None:
+def bench_clients(quick: bool, out: Path | None) -> None:
     """Images a second of 1 to 32 clients in each schedule, over the same net unsplit; memory, the server's seconds."""
     from launch.bench.clients import run_command
 
-    run_command(full=full, quick=quick, out=out)
+    run_command(quick=quick, out=out)
 
 
 @bench.command("line")
@@ -65,38 +67,38 @@ def bench_clients(full: bool, quick: bool, out: Path | None) -> None:
     help="images of the runs for the metric [kaggle-dr:$SUTURE_DATA/idrid, else drawn ones]",
 )
 @_sizes
-def bench_line(full: bool, quick: bool, data: str | None, out: Path | None) -> None:
+def bench_line(quick: bool, data: str | None, out: Path | None) -> None:
     """Step times over a line of 1000, 100 and 20 Mbit/s, in each exchange, wire format and overlap. Needs root."""
     from launch.bench.line import run_command
 
-    run_command(full=full, quick=quick, data=data, out=out)
+    run_command(quick=quick, data=data, out=out)
 
 
 @bench.command("startup")
 @_sizes
-def bench_startup(full: bool, quick: bool, out: Path | None) -> None:
+def bench_startup(quick: bool, out: Path | None) -> None:
     """Seconds from the command to the first step of five ranks, started in two ways, and where they go."""
     from launch.bench.startup import run_command
 
-    run_command(full=full, quick=quick, out=out)
+    run_command(quick=quick, out=out)
 
 
 @bench.command("profile")
 @_sizes
-def bench_profile(full: bool, quick: bool, out: Path | None) -> None:
+def bench_profile(quick: bool, out: Path | None) -> None:
     """Where the time of a step goes: the stacked bars of a run with --profile."""
     from launch.bench.profile import run_command
 
-    run_command(full=full, quick=quick, out=out)
+    run_command(quick=quick, out=out)
 
 
 @bench.command("all")
 @_sizes
-def bench_all(full: bool, quick: bool, out: Path | None) -> None:
+def bench_all(quick: bool, out: Path | None) -> None:
     """All five of train, clients, line, startup and profile; an estimate is printed first."""
     from launch.bench.all import run_command
 
-    run_command(full=full, quick=quick, out=out)
+    run_command(quick=quick, out=out)
 
 
 @bench.command("attacks")

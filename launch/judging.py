@@ -24,7 +24,7 @@ from launch import build, lab
 from launch.config import RunOptions, required
 from launch.figures.attacks import attack_losses, read_losses, reconstructions
 from launch.folder import CONFIG, IDENTITY
-from launch.ranks import use_threads
+from launch.ranks import ready_torch
 from launch.summary import write_summary
 from launch.written import check_names, read_toml
 from runtime.data.source import Task
@@ -107,7 +107,7 @@ def judge_run(
         )
     report = json.loads((folder / REPORT_FILE).read_text())
     options = replace(options, attack=report["spec"])
-    use_threads(options)
+    ready_torch(options)
     key = run_key(options, run_dir, handoff_key)
     witnesses = build_witnesses(options, key)
     auxiliary, leaked = _auxiliary(options, folder)

@@ -21,7 +21,7 @@ from launch.logs import set_up
 from launch.profile import ProfilingRecorder, draw_profile
 from launch.progress import Progress, print_final_table
 from launch.summary import final_metrics, summarise, write_summary
-from runtime import endpoints, transport
+from runtime import allocator, endpoints, transport
 from runtime.coordinator import Coordinator
 from runtime.data.client_data import ClientData
 from runtime.entry import Door, Tokens, read_token
@@ -74,8 +74,9 @@ def run_rank(options: RunOptions) -> None:
         line.leave()
 
 
-def use_threads(options: RunOptions) -> None:
-    """Sets torch's threads: torchrun sets them to one, but only one rank computes at a time."""
+def ready_torch(options: RunOptions) -> None:
+    """Sets torch's threads (torchrun sets them to one, but only one rank computes at a time) and keeps its memory."""
+    allocator.keep_freed_memory()
     torch.set_num_threads(options.threads or os.cpu_count() or 1)
 
 
@@ -96,11 +97,11 @@ def serve(options: RunOptions, line: Transport) -> None:
     lab.arm(server, options, place.run, place.path, num_classes)
 
     if options.attack_spec() is not None:
-        use_threads(options)  # an attack may pre-train first; a lab's sandbox stays open
+        ready_torch(options)  # an attack may pre-train first; a lab's sandbox stays open
 
     def close() -> None:
         enclose(options, place.path, links=[place.path / "figures"])
-        use_threads(options)
+        ready_torch(options)
 
     def play(coordinator: Coordinator) -> None:
         for index in range(required(options.clients)):
@@ -231,7 +232,7 @@ def join(options: RunOptions, line: Transport) -> None:
     agreement = options.agreement(len(data.classes))
     kept = f"{data.num_images()} images are in memory ({data.num_bytes() / 1e6:.2g} MB)"
     enclose(options, own, write=[memory] if memory is not None else [], kept=kept)
-    use_threads(options)
+    ready_torch(options)
     line.join(name)
     member = Member(client, OVER_RPC[options.exchange](line, token), keepsakes)
     take_part(member, agreement, name)
@@ -242,7 +243,7 @@ def run_in_one_process(options: RunOptions) -> None:
     progress = Progress()
     set_up("local", progress.console)
     options = replace(options, clients=options.clients or DEFAULT_CLIENTS).resolved()
-    use_threads(options)
+    ready_torch(options)
     num_clients = required(options.clients)
     images = build.build_images(options, num_clients)
     for note in images.source.notes:

@@ -23,7 +23,7 @@ from launch.enclosure import enclose
 from launch.keepsakes import ClientFolder, client_folder
 from launch.logs import set_up
 from launch.progress import Progress
-from launch.ranks import conduct, use_threads
+from launch.ranks import conduct, ready_torch
 from runtime import transport
 from runtime.coordinator import Coordinator
 from runtime.entry import Door
@@ -136,7 +136,7 @@ def serve_site(options: RunOptions, config: ServeConfig) -> None:
 
         def close() -> None:
             enclose(options, place.path, links=[place.path / "figures"])
-            use_threads(options)
+            ready_torch(options)
 
         def play(coordinator: Coordinator) -> None:
             line.join(transport.SERVER)
@@ -191,7 +191,7 @@ def join_site(options: RunOptions, config: JoinConfig) -> None:
     try:
         kept = f"{data.num_images()} images are in memory ({data.num_bytes() / 1e6:.2g} MB)"
         enclose(options, own, write=[memory], kept=kept)
-        use_threads(options)
+        ready_torch(options)
         line.publish("classes", json.dumps(data.classes))
         rpc_name = f"{config.name}_{line.config.rank}"
         line.join(rpc_name)

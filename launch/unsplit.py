@@ -22,7 +22,7 @@ from launch import build, folder
 from launch.config import DEFAULT_CLIENTS, RunOptions, required
 from launch.logs import set_up
 from launch.progress import Progress, print_final_table
-from launch.ranks import use_threads
+from launch.ranks import ready_torch
 from launch.summary import final_metrics, header, write_summary
 from models.split import JoinedModel
 from runtime.data.client_data import Batch, ClientData
@@ -129,7 +129,7 @@ def run_unsplit(options: RunOptions) -> None:
     progress = Progress()
     set_up("unsplit", progress.console)
     options = replace(options, clients=options.clients or DEFAULT_CLIENTS).resolved()
-    use_threads(options)
+    ready_torch(options)
     num_clients = required(options.clients)
     images = build.build_images(options, num_clients)
     if options.pooled:

@@ -11,7 +11,6 @@ References: mallopt(3), M_ARENA_MAX and M_PERTURB.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,16 +19,17 @@ from typing import Any
 
 from torch import Tensor
 
+from runtime.allocator import ARENA_MAX, PERTURB, mallopt
+
 log = logging.getLogger(__name__)
 
-_M_PERTURB, _M_ARENA_MAX = -6, -8
 _ARENAS = 65536  # more than threads
 _PATTERN = 0xA5
 
 
 def keep_threads_apart() -> None:
     """Gives every thread that starts from now on an arena of its own. Call before RPC starts its threads."""
-    if not _mallopt(_M_ARENA_MAX, _ARENAS):
+    if not mallopt(ARENA_MAX, _ARENAS):
         log.warning(
             "this system's allocator is not glibc's: a peer may read memory that this process has freed; "
             "let nobody but members reach its ports"
@@ -38,14 +38,7 @@ def keep_threads_apart() -> None:
 
 def overwrite() -> None:
     """Has all memory overwritten when it is freed; a tenth more processor time a training step."""
-    _mallopt(_M_PERTURB, _PATTERN)
-
-
-def _mallopt(option: int, value: int) -> bool:
-    try:
-        return bool(ctypes.CDLL(None).mallopt(option, value))
-    except AttributeError:
-        return False
+    mallopt(PERTURB, _PATTERN)
 
 
 class ComputingThread:

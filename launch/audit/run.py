@@ -34,7 +34,7 @@ from launch.audit.plan import MOST_STRENGTHS, Point, fitting_strengths, points
 from launch.audit.point import Means, options_of, run_point
 from launch.audit.report import Group, grouped, to_csv
 from launch.config import RunOptions
-from launch.ranks import use_threads
+from launch.ranks import ready_torch
 from launch.written import to_arguments
 from runtime.checkpoint import write_atomically
 from runtime.data.registry import split_spec
@@ -103,7 +103,7 @@ def run_audit(config: AuditConfig, given: RunOptions, folder: Path) -> None:
     """
     begun = time.monotonic()
     base = audit_options(given)
-    use_threads(base)
+    ready_torch(base)
     for cut in config.cuts:  # all of them, before the first run is paid for
         options_of(Point(cut, "none", "none", 0, base.seed), base, config.means, "static")
     key = _open(folder, config, base)

@@ -28,7 +28,7 @@ from launch.bench.plan import LEASE
 from launch.bench.shaped import Cable, enter
 from launch.config import RunOptions
 from launch.enclosure import enclose
-from launch.ranks import use_threads
+from launch.ranks import ready_torch
 from launch.unsplit import Unsplit
 from runtime import endpoints, transport
 from runtime.client import Client
@@ -76,7 +76,7 @@ def act(part: Part, line: Connection) -> None:
     warnings.filterwarnings("ignore", module=r"torch\..*")
     if part.cable is not None:
         enter(part.cable.namespace)
-    use_threads(part.options)
+    ready_torch(part.options)
     plays: dict[str, Callable[[Part, Connection], dict[str, Any]]]
     plays = {"server": _serve, "unsplit": _train_unsplit}
     try:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from launch.bench.rig import WARM_UP, Rig, check_steps, over, times_in_turn
 from launch.config import RunOptions
-from launch.ranks import use_threads
+from launch.ranks import ready_torch
 from threats.registry import ATTACKS, DEFENCES, DETECTORS
 
 PLAIN = "undefended, honest"
@@ -69,7 +69,7 @@ def measure(options: RunOptions, num_steps: int) -> dict[str, list[float]]:
 def run_command(options: RunOptions, num_steps: int) -> None:
     """``suture bench attacks``."""
     options = over(default_options(), options)
-    use_threads(options)
+    ready_torch(options)
     times = measure(options, num_steps)
     medians = {name: statistics.median(values) for name, values in times.items()}
     resolved = replace(options, clients=1).resolved()

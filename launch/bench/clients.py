@@ -1,12 +1,14 @@
 """``suture bench clients``: 1 to 32 clients in each schedule, over the same net unsplit on the same cores.
 
-Real processes, a server and N clients. In a round every client takes its turn of a few steps, hand-off and checkpoint
-included, in the order or at the same time as the schedule has it; then the unsplit net takes some steps alone.
+Real processes, a server and N clients. In a round every client takes its turn of a few steps, hand-off included, in
+the order or at the same time as the schedule has it, while the server writes the checkpoint of what was before. After
+some rounds in a row, and when that last checkpoint is written, the unsplit net takes some steps alone.
 """
 
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 from launch.bench import page
 from launch.bench.machine import machine
-from launch.bench.plan import LEASE, check_sizes, say
+from launch.bench.plan import LEASE, say
 from launch.bench.stage import UNSPLIT, Stage
 from launch.capacity import check_memory
 from launch.config import RunOptions
@@ -35,10 +37,12 @@ class ClientsPlan:
         image_size: pixels a side.
         batch_size: images a step.
         cut: where it is cut.
-        turn_steps: steps of a client in a round, by number of clients.
-        rounds: timed rounds.
-        warm_up: rounds that are not counted.
-        unsplit_steps: steps of the unsplit net after each round.
+        round_steps: steps of all clients in a round, who share them alike.
+        least_steps: steps of a client in a round, where that would be fewer.
+        blocks: how often split and unsplit take turns.
+        rounds: timed rounds of a block, after one that is not: no checkpoint of an earlier one falls into it.
+        unsplit_steps: timed steps of the unsplit net in a block, after one that is not.
+        pause: seconds for the last checkpoint of a block.
     """
 
     counts: tuple[int, ...]
@@ -46,10 +50,16 @@ class ClientsPlan:
     image_size: int = 64
     batch_size: int = 16
     cut: str = "3"
-    turn_steps: int = 4
-    rounds: int = 10
-    warm_up: int = 1
-    unsplit_steps: int = 3
+    round_steps: int = 16
+    least_steps: int = 2
+    blocks: int = 2
+    rounds: int = 5
+    unsplit_steps: int = 10
+    pause: float = 0.5
+
+    def turn_steps(self, clients: int) -> int:
+        """Steps of each client in a round."""
+        return max(self.least_steps, self.round_steps // clients)
 
     def options(self, clients: int, schedule: str) -> RunOptions:
         """The run that is timed; SGD, so that the checkpoints of small turns do not hide everything else."""
@@ -62,30 +72,35 @@ class ClientsPlan:
             clients=clients,
             schedule=schedule,
             optimizer="sgd",
-            epochs=self.warm_up + self.rounds,
+            epochs=self.blocks * (1 + self.rounds) + 1,
             augment=False,
             lease=LEASE,
         ).resolved()
 
 
 STANDARD = ClientsPlan(
-    counts=(1, 2, 4, 8, 16, 32), model="torchvision:squeezenet1_1", cut="features.5", turn_steps=2
+    counts=(1, 2, 4, 8, 16, 32), model="torchvision:squeezenet1_1", cut="features.5", image_size=96
 )
-FULL = ClientsPlan(counts=(1, 2, 4, 8, 16, 32), batch_size=32)
 QUICK = ClientsPlan(
-    counts=(1, 2), image_size=32, batch_size=2, turn_steps=1, rounds=2, warm_up=1, unsplit_steps=1
+    counts=(1, 2),
+    image_size=32,
+    batch_size=2,
+    round_steps=2,
+    least_steps=1,
+    rounds=1,
+    unsplit_steps=1,
+    pause=0.0,
 )
 
 
-def run_command(*, full: bool, quick: bool, out: Path | None) -> None:
+def run_command(*, quick: bool, out: Path | None) -> None:
     """``suture bench clients``.
 
     Raises:
         SutureError: a process failed.
     """
-    check_sizes(full, quick)
-    plan = FULL if full else QUICK if quick else STANDARD
-    flag = " --full" if full else " --quick" if quick else ""
+    plan = QUICK if quick else STANDARD
+    flag = " --quick" if quick else ""
     where = machine()
     measured = run_plan(plan, say)
     out = page.DOCS if out is None and not quick else out
@@ -136,29 +151,33 @@ def run_plan(plan: ClientsPlan, say: Callable[[str], None]) -> dict[str, Any]:
 
 def measure(plan: ClientsPlan, count: int, schedule: str) -> dict[str, Any]:
     """One line of the table."""
-    with Stage(plan.options(count, schedule), unsplit=True, round_steps=plan.turn_steps) as stage:
-        stage.block(UNSPLIT, 1)
-        for _ in range(plan.warm_up):
-            stage.round()
+    turn_steps = plan.turn_steps(count)
+    with Stage(plan.options(count, schedule), unsplit=True, round_steps=turn_steps) as stage:
         rounds: list[float] = []
         unsplit: list[float] = []
-        server = -stage.cpu_seconds([SERVER])
-        for _ in range(plan.rounds):
-            rounds.append(stage.round())
-            unsplit += stage.block(UNSPLIT, plan.unsplit_steps)
-        server += stage.cpu_seconds([SERVER])
+        server = 0.0
+        for _ in range(plan.blocks):
+            stage.round()
+            server -= stage.cpu_seconds([SERVER])
+            rounds += [stage.round() for _ in range(plan.rounds)]
+            # Else the checkpoint slows the unsplit net, and counts for nobody.
+            time.sleep(plan.pause)
+            server += stage.cpu_seconds([SERVER])
+            unsplit += stage.block(UNSPLIT, 1 + plan.unsplit_steps)[1:]
+        stage.round()  # the last, after which the processes end: nobody is asked for his seconds any more
         reports = stage.finish()
-    images = count * plan.turn_steps * plan.batch_size
+    images = count * turn_steps * plan.batch_size
     rate, plain = images / statistics.median(rounds), plan.batch_size / statistics.median(unsplit)
     return {
         "clients": count,
         "schedule": schedule,
+        "turn_steps": turn_steps,
         "round_seconds": rounds,
         "unsplit_seconds": unsplit,
         "images_per_second": rate,
         "unsplit_images_per_second": plain,
         "over_unsplit": rate / plain,
-        "server_cpu_seconds_a_step": server / (plan.rounds * count * plan.turn_steps),
+        "server_cpu_seconds_a_step": server / (len(rounds) * count * turn_steps),
         "server_memory_bytes": reports[SERVER]["peak_memory_bytes"],
         "client_memory_bytes": statistics.median(
             reports[name]["peak_memory_bytes"] for name in stage.clients

@@ -17,18 +17,20 @@ _FLAT = 1.25
 def lines(found: Mapping[str, Any]) -> list[str]:
     """The section's text."""
     plan, rows = found["plan"], found["rows"]
+    rounds = plan["rounds"]
     said = [
         f"{plan['model']} at {plan['image_size']} px, cut {plan['cut']}, batch {plan['batch_size']}, SGD; one "
         "server and N clients, processes of this machine, over RPC and in the sandbox. In a round every client takes a "
-        f"turn of {plan['turn_steps']} steps, its hand-off and the checkpoint included; medians "
-        f"of {plan['rounds']} rounds. "
-        "After each round the unsplit net takes some steps alone. Short turns make hand-offs count for more than in a "
-        "real run. The server's seconds a step are processor seconds of its whole process. The processes are forked "
+        "turn, its hand-off included, while the server writes the last checkpoint. A round's "
+        f"{plan['round_steps']} steps are shared out alike, at least {plan['least_steps']} a client; such short turns "
+        f"make hand-offs count for more than in a real run. Medians of {plan['blocks'] * rounds} rounds, {rounds} in a "
+        "row; then, with the last checkpoint written, the unsplit net takes steps alone. The server's seconds a step "
+        "are processor seconds of its whole process. The processes are forked "
         "from one, and share what that had imported: own memory is what a client has to itself at the end.",
         "",
-        "| clients | schedule | images/s | over unsplit | server, CPU s a step | peak memory: server, a client "
-        "| a client's own memory |",
-        "|---|---|---|---|---|---|---|",
+        "| clients | steps a turn | schedule | images/s | over unsplit | server, CPU s a step "
+        "| peak memory: server, a client | a client's own memory |",
+        "|---|---|---|---|---|---|---|---|",
         *(_line(row) for row in rows),
         "",
     ]
@@ -86,8 +88,9 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
 
 
 def _line(row: Mapping[str, Any]) -> str:
+    memory = [row[f"{whose}_memory_bytes"] for whose in ("server", "client", "client_own")]
+    server, client, own = map(megabytes, memory)
     return (
-        f"| {row['clients']} | {row['schedule']} | {row['images_per_second']:.1f} | {row['over_unsplit']:.3f} "
-        f"| {row['server_cpu_seconds_a_step']:.4f} | {megabytes(row['server_memory_bytes'])}, "
-        f"{megabytes(row['client_memory_bytes'])} | {megabytes(row['client_own_memory_bytes'])} |"
+        f"| {row['clients']} | {row['turn_steps']} | {row['schedule']} | {row['images_per_second']:.1f} "
+        f"| {row['over_unsplit']:.3f} | {row['server_cpu_seconds_a_step']:.4f} | {server}, {client} | {own} |"
     )

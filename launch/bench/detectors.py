@@ -17,7 +17,7 @@ from torch import Tensor
 
 from launch.bench.rig import Rig, over
 from launch.config import RunOptions, required
-from launch.ranks import use_threads
+from launch.ranks import ready_torch
 from runtime.hooks import Detector
 from threats.client_view import ClientView
 from threats.registry import DETECTORS
@@ -107,7 +107,7 @@ def watch(options: RunOptions, seed: int, attack: str | None, num_steps: int) ->
 def run_command(options: RunOptions, num_steps: int, honest: int, hostile: int) -> None:
     """``suture bench detectors``."""
     options = over(default_options(), options)
-    use_threads(options)
+    ready_torch(options)
     runs: list[tuple[int, str | None]] = [(seed, None) for seed in range(options.seed, options.seed + honest)]
     runs += [(seed, ATTACK) for seed in range(options.seed, options.seed + hostile)]
     found: dict[str, list[Watched]] = {"honest": [], "fsha": []}

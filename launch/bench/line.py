@@ -18,10 +18,10 @@ from typing import Any
 
 from launch.bench import line_section, page, shaped
 from launch.bench.machine import machine
-from launch.bench.plan import LEASE, check_sizes, say
+from launch.bench.plan import LEASE, say
 from launch.bench.stage import Stage
 from launch.config import RunOptions
-from launch.ranks import play_locally, use_threads
+from launch.ranks import play_locally, ready_torch
 from runtime.errors import ConfigError
 from runtime.transport import SERVER
 
@@ -125,21 +125,19 @@ class LinePlan:
 
 
 STANDARD = LinePlan()
-FULL = LinePlan(turns=4, seeds=5, epochs=12, image_size=128)
 QUICK = LinePlan(
     megabits=(100,), turn_steps=3, turns=1, ways=(WAYS[0], WAYS[7]), seeds=1, epochs=1, image_size=32
 )
 
 
-def run_command(*, full: bool, quick: bool, data: str | None, out: Path | None) -> None:
+def run_command(*, quick: bool, data: str | None, out: Path | None) -> None:
     """``suture bench line``.
 
     Raises:
         SutureError: a process failed.
     """
-    check_sizes(full, quick)
-    plan = FULL if full else QUICK if quick else STANDARD
-    flag = " --full" if full else " --quick" if quick else ""
+    plan = QUICK if quick else STANDARD
+    flag = " --quick" if quick else ""
     where = machine()
     measured: dict[str, Any]
     if reason := shaped.why_not():
@@ -241,7 +239,7 @@ def train(plan: LinePlan, data: str, ways: list[Way], say: Callable[[str], None]
             except ConfigError as error:
                 say(f"{name}: no metric: {error}")
                 continue
-            use_threads(options)
+            ready_torch(options)
             with tempfile.TemporaryDirectory(prefix="suture-bench-") as folder:
                 scores = play_locally(options, _KEY, Path(folder)).journal.scores
             auroc = statistics.mean(client["test"]["auroc"] for client in scores.values())

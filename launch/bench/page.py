@@ -14,17 +14,18 @@ from typing import Any
 from runtime.checkpoint import write_atomically
 from runtime.errors import ConfigError
 
-DOCS = Path("docs")
+DOCS, FULL = Path("docs"), Path("docs/benchmarks-full")
 DATA, PAGE = "benchmarks.json", "benchmarks.md"
 
 SECTIONS = ("train", "clients", "line", "startup", "profile")
 """In the page's order. ``launch.bench.NAME_section`` has a ``TITLE``, and ``lines`` and ``draw`` of what was found."""
 
 _INTRODUCTION = (
-    "Each section is one command's, and says where and when it was measured; `make bench` runs them all in their "
-    "reduced sizes, `make bench-full` in full. What is compared was alive at once and took turns, so that whatever "
-    "else the machine did hit all alike. Times are medians of at least ten. Images are noise unless a section says "
-    f"otherwise; every number is in [{DATA}]({DATA})."
+    "Each section is one command's, and says where and when it was measured; `make bench` runs them all. Its step "
+    "times are of reduced sizes; `make bench-full` takes the whole of them, into "
+    "[benchmarks-full](benchmarks-full/benchmarks.md). What is compared was alive at once and took turns, so that "
+    "whatever else the machine did hit all alike. Times are medians of at least ten. Images are noise unless a "
+    f"section says otherwise; every number is in [{DATA}]({DATA})."
 )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from launch.bench import page
 from launch.bench.machine import machine
-from launch.bench.plan import check_sizes, say
+from launch.bench.plan import say
 from launch.profile import PARTS, median_parts, read_steps
 from runtime.errors import SutureError
 from runtime.scheduler import Turn, TurnKind
@@ -23,19 +23,17 @@ _ROOT = Path(__file__).resolve().parents[2]
 _RUN = "--clients 2 --data fundus-phantom --validation-images 0 --test-images 2 --profile"
 _SIZES = {
     "standard": "--model resnet34 --cut 3 --image-size 64 --batch-size 32 --train-images 128 --epochs 3",
-    "full": "--model resnet34 --cut 3 --image-size 128 --batch-size 32 --train-images 384 --epochs 2",
     "quick": "--model resnet18 --cut 3 --image-size 32 --batch-size 4 --train-images 8 --epochs 1",
 }
 
 
-def run_command(*, full: bool, quick: bool, out: Path | None) -> None:
+def run_command(*, quick: bool, out: Path | None) -> None:
     """``suture bench profile``.
 
     Raises:
         SutureError: the run failed.
     """
-    check_sizes(full, quick)
-    size = "full" if full else "quick" if quick else "standard"
+    size = "quick" if quick else "standard"
     where = machine()
     measured = measure(size)
     say(f"profile: {measured['steps']} steps of each client")

@@ -22,7 +22,7 @@ from torch.distributed.rpc import internal
 
 from launch.bench.rig import Rig
 from launch.config import RunOptions
-from launch.ranks import use_threads
+from launch.ranks import ready_torch
 from runtime import codec, endpoints, lockdown
 from runtime.client import Client
 from runtime.entry import Door, Tokens
@@ -155,7 +155,7 @@ def default_options() -> RunOptions:
 def run_command(repeats: int, threads: int | None) -> None:
     """``suture bench security``."""
     options = default_options()
-    use_threads(RunOptions(threads=threads))
+    ready_torch(RunOptions(threads=threads))
     costs = measure(options, repeats)
     step, plain, walled = (statistics.median(times) for times in (costs.step, costs.plain, costs.walled))
     table = Table(

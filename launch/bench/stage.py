@@ -59,10 +59,6 @@ class Stage:
     def __enter__(self) -> Stage:
         # As torchrun sets it; each process then sets its own threads, as in training.
         os.environ["OMP_NUM_THREADS"] = "1"
-        # libgomp's threads otherwise spin for milliseconds at every barrier: wherever anything else runs, a net of
-        # two threads on two cores then takes several times its time, and one that RPC serves (more threads than
-        # cores, so that libgomp gives spinning up) does not. Noise would hit the unsplit net alone.
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         if self._line is None:
             self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

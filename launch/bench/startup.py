@@ -24,7 +24,7 @@ import psutil
 
 from launch.bench import page
 from launch.bench.machine import machine
-from launch.bench.plan import check_sizes, say
+from launch.bench.plan import say
 from runtime.errors import SutureError
 from runtime.tracking import METRICS_FILE
 
@@ -48,17 +48,16 @@ class StartupPlan:
     warm_up: int = 1
 
 
-def run_command(*, quick: bool, full: bool, out: Path | None) -> None:
+def run_command(*, quick: bool, out: Path | None) -> None:
     """``suture bench startup``.
 
     Raises:
         SutureError: a run did not come to its first step.
     """
-    check_sizes(full, quick)
     where = machine()
-    plan = StartupPlan(repeats=1, warm_up=0) if quick else StartupPlan(repeats=30 if full else 10)
+    plan = StartupPlan(repeats=1, warm_up=0) if quick else StartupPlan()
     measured = measure(plan, say)
-    flag = " --full" if full else " --quick" if quick else ""
+    flag = " --quick" if quick else ""
     out = page.DOCS if out is None and not quick else out
     page.finish(out, "startup", page.content(f"suture bench startup{flag}", where, measured))
 

@@ -6,6 +6,7 @@ hits all alike. Split training is one server and one client, as processes, over 
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ def run_command(*, full: bool, quick: bool, only: str | None, out: Path | None) 
             raise ConfigError(f"only must be part of a row's name, got {only!r}; known: {known}")
         plan = replace(plan, rows=rows)
     if out is None and not quick and only is None:
-        out = page.DOCS
+        out = page.FULL if full else page.DOCS
     flags = [("--full", full), ("--quick", quick), (f"--only {only}", only is not None)]
     command = " ".join(["suture bench train", *(flag for flag, given in flags if given)])
     where = machine()
@@ -85,13 +86,15 @@ def measure_row(row: Row, plan: Plan) -> dict[str, Any]:
         times: dict[str, list[float]] = {name: [] for name in timed}
         cpu = dict.fromkeys(timed, 0.0)
         for stage, role, _ in timed.values():
-            stage.block(role, plan.warm_up)
+            stage.block(role, plan.warm_up + 1)
+        (step,) = timed[UNSPLIT][0].block(UNSPLIT, 1)
+        block = max(plan.block, round(plan.block_seconds / step))
         order = list(timed)
-        while len(times[UNSPLIT]) < plan.steps:
+        for _ in range(math.ceil(plan.steps / plan.block)):
             for name in order:
                 stage, role, computing = timed[name]
                 cpu[name] -= stage.cpu_seconds(computing)
-                times[name] += stage.block(role, min(plan.block, plan.steps - len(times[name])))
+                times[name] += stage.block(role, block)
                 cpu[name] += stage.cpu_seconds(computing)
             order.reverse()  # a drift of the machine's speed then favours neither
         reports = {exchange: stage.finish() for exchange, stage in stages.items()}
@@ -110,7 +113,7 @@ def measure_row(row: Row, plan: Plan) -> dict[str, Any]:
         measured |= {
             f"{name}_seconds": seconds,
             f"{name}_median": statistics.median(seconds),
-            f"{name}_cpu_seconds": cpu[name] / plan.steps,
+            f"{name}_cpu_seconds": cpu[name] / len(seconds),
         }
         if name != UNSPLIT:
             measured |= {

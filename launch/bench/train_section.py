@@ -24,8 +24,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     rows, idle = found["rows"], found["idle"]
     return [
         "Split training (one server and one client, two processes, RPC, in the sandbox) in both exchanges, over the "
-        "same net unsplit in one process. All take turns by blocks of steps; medians of "
-        f"{len(rows[0]['unsplit_seconds'])} steps each, all cores for whoever computes. In brackets the 95% "
+        "same net unsplit in one process. All take turns by blocks of steps, of half a second or more; medians of at "
+        f"least {min(len(row['unsplit_seconds']) for row in rows)} steps each, all cores for whoever computes. In "
+        "brackets the 95% "
         "bootstrap interval of the ratio: the machine's noise. CPU seconds a step are of all processes that take "
         "part, and hardly feel other programs. The floors, taken in the same run: copying a step's bytes within "
         "memory, and sending them up and down through a loopback TCP socket to another process.",

@@ -18,7 +18,7 @@ from launch.audit.point import Means, run_point
 from launch.bench.machine import machine
 from launch.bench.rig import Rig, check_steps, over, times_in_turn
 from launch.config import RunOptions, required
-from launch.ranks import use_threads
+from launch.ranks import ready_torch
 from launch.written import to_arguments
 from runtime.checkpoint import write_atomically
 from runtime.compression import parse_format
@@ -119,7 +119,7 @@ def run_command(given: RunOptions, plan: WirePlan, out: Path | None) -> None:
         raise ConfigError(
             "bench wire brings formats and attack itself: leave out --wire, --attack, --defence"
         )
-    use_threads(options)
+    ready_torch(options)
     text = page(options, plan, where, measure(options, plan))
     print(text)
     if out is not None:

@@ -6,7 +6,6 @@ Oracle: a replay of the turns that counted, in one process.
 import json
 import os
 import shutil
-import signal
 import subprocess
 
 import pytest
@@ -18,6 +17,8 @@ pytestmark = pytest.mark.slow
 
 SERVER = "suture_hub"
 WARDS = ("ward_a", "ward_b", "ward_c")
+ROUNDS = 14
+"""Some half a minute of training after the loss: a site is back within twice its lease, and must not be too late."""
 
 
 def _ip(*commands: str) -> None:
@@ -58,26 +59,21 @@ def hospitals():
 def test_a_site_that_the_network_cut_off_comes_back_and_three_finish(hospitals, tmp_path):
     """Oracle: the events (one lost, by its lease: a cut cable ends no connection), and the replayed weights."""
     assert suture("keygen", str(tmp_path / "key")).code == 0
-    here = Sites(tmp_path, tmp_path / "key", host="10.98.0.1", epochs=3, train_images=16, lease=8)
+    here = Sites(tmp_path, tmp_path / "key", host="10.98.0.1", epochs=ROUNDS, train_images=16, lease=8)
     try:
         here.serve("--clients", "3", inside=_inside(SERVER))
         for ward in WARDS:
             here.join(ward, inside=_inside(f"suture_{ward}"))
         here.until(lambda: here.turns() >= 1)
-        others = [here.member(ward) for ward in ("ward_a", "ward_c")]
         _ip(f"-n {SERVER} link set ward_b down")
         here.until(lambda: here.events("lost", "ward_b") == 1)
-        for other in others:  # so that it is not too late when the lost one is back; shorter than their lease
-            other.send_signal(signal.SIGSTOP)
         _ip(f"-n {SERVER} link set ward_b up")
-        for other in others:
-            other.send_signal(signal.SIGCONT)
         here.until(lambda: here.events("joined", "ward_b") == 2)
         assert [here.ended(name) for name in (*WARDS, "server")] == [0, 0, 0, 0]
     finally:
         here.stop()
     turns = [json.loads(line) for line in (here.run / TURNS).read_text().splitlines()]
-    assert {turn["client"] for turn in turns if turn["round"] == 3} == set(WARDS)
+    assert {turn["client"] for turn in turns if turn["round"] == ROUNDS} == set(WARDS)
     ended = json.loads((here.run / "summary.json").read_text())
     assert ended["lost_clients"] == [] and ended["rolled_back_turns"] <= 1
     replay = f"replay:{here.run / TURNS}"

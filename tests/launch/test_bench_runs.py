@@ -8,7 +8,6 @@ import pytest
 
 from launch.bench import clients, clients_section, line, shaped
 from launch.bench.startup import MILESTONES
-from runtime.errors import ConfigError
 
 
 def section(name, out):
@@ -29,8 +28,9 @@ def test_every_schedule_is_timed_with_each_number_of_clients(tmp_path):
         (count, schedule) for count in (1, 2) for schedule in there
     ]
     for row in found["rows"]:
-        assert len(row["round_seconds"]) == len(row["unsplit_seconds"]) == clients.QUICK.rounds
-        images = row["clients"] * clients.QUICK.turn_steps * clients.QUICK.batch_size
+        assert len(row["round_seconds"]) == len(row["unsplit_seconds"]) == clients.QUICK.blocks
+        assert row["clients"] * row["turn_steps"] == clients.QUICK.round_steps == 2
+        images = clients.QUICK.round_steps * clients.QUICK.batch_size
         slow, fast = max(row["round_seconds"]), min(row["round_seconds"])
         assert images / slow <= row["images_per_second"] <= images / fast
         assert 0 < row["client_own_memory_bytes"] < row["client_memory_bytes"] < 10e9
@@ -117,7 +117,6 @@ def test_the_parts_of_a_profiled_step_are_measured(tmp_path):
     assert found["stopwatch_seconds"] > 0
 
 
-def test_two_sizes_at_once_are_refused():
-    """Oracle: the words."""
-    with pytest.raises(ConfigError, match="full and quick are opposites"):
-        clients.run_command(full=True, quick=True, out=None)
+def test_many_clients_share_a_round_alike():
+    """Oracle: by hand."""
+    assert [clients.STANDARD.turn_steps(count) for count in clients.STANDARD.counts] == [16, 8, 4, 2, 2, 2]
