@@ -22,9 +22,9 @@ SECTIONS = ("train", "clients", "line", "startup", "profile")
 
 _INTRODUCTION = (
     "Each section is one command's, and says where and when it was measured; `make bench` runs them all. Its step "
-    "times are of reduced sizes; `make bench-full` takes the whole of them, into "
-    "[benchmarks-full](benchmarks-full/benchmarks.md). What is compared was alive at once and took turns, so that "
-    "whatever else the machine did hit all alike. Times are medians of at least ten. Images are noise unless a "
+    "times are of reduced sizes; `make bench-full` takes the whole of them, into docs/benchmarks-full. What is "
+    "compared was alive at once and took turns, so that whatever else the machine did hit all alike. Times are "
+    "medians of at least ten. Images are noise unless a "
     f"section says otherwise; every number is in [{DATA}]({DATA})."
 )
 
