@@ -50,6 +50,12 @@ rpc.shutdown()
 
 @pytest.mark.parametrize(("guard", "leaks"), [("nothing", True), ("apart", False), ("overwritten", False)])
 def test_what_a_thread_has_freed_is_not_given_to_a_peer(guard, leaks):
+    """The control has three tries: which arena a thread is given, and so whether it leaks, is chance."""
+    assert any(_found(guard) > 0 for _ in range(3 if leaks else 1)) is leaks
+
+
+def _found(guard):
+    """How many of the victim's values the thief was given."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -69,8 +75,7 @@ def test_what_a_thread_has_freed_is_not_given_to_a_peer(guard, leaks):
             rank.kill()
             rank.wait()
     assert [rank.returncode for rank in ranks] == [0, 0], printed
-    found = int(printed[1][0].split("found", 1)[1])
-    assert (found > 0) is leaks
+    return int(printed[1][0].split("found", 1)[1])
 
 
 def test_what_a_client_sent_is_overwritten_where_rpc_received_it():
