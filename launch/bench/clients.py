@@ -100,11 +100,9 @@ def run_command(*, quick: bool, out: Path | None) -> None:
         SutureError: a process failed.
     """
     plan = QUICK if quick else STANDARD
-    flag = " --quick" if quick else ""
     where = machine()
     measured = run_plan(plan, say)
-    out = page.DOCS if out is None and not quick else out
-    page.finish(out, "clients", page.content(f"suture bench clients{flag}", where, measured))
+    page.publish("clients", where, measured, quick=quick, out=out)
 
 
 def known_schedules() -> tuple[list[str], list[str]]:

@@ -137,7 +137,6 @@ def run_command(*, quick: bool, data: str | None, out: Path | None) -> None:
         SutureError: a process failed.
     """
     plan = QUICK if quick else STANDARD
-    flag = " --quick" if quick else ""
     where = machine()
     measured: dict[str, Any]
     if reason := shaped.why_not():
@@ -145,8 +144,7 @@ def run_command(*, quick: bool, data: str | None, out: Path | None) -> None:
         measured = {"skipped": reason}
     else:
         measured = measure(plan, data or default_data(quick), say)
-    out = page.DOCS if out is None and not quick else out
-    page.finish(out, "line", page.content(f"suture bench line{flag}", where, measured))
+    page.publish("line", where, measured, quick=quick, out=out)
 
 
 def default_data(quick: bool) -> str:

@@ -5,17 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launch.config import RunOptions
-from runtime.errors import ConfigError
-
-
-def check_sizes(full: bool, quick: bool) -> None:
-    """Refuses two sizes at once.
-
-    Raises:
-        ConfigError: both were asked for.
-    """
-    if full and quick:
-        raise ConfigError("full and quick are opposites; leave one out")
 
 
 def say(line: str) -> None:

@@ -37,9 +37,7 @@ def run_command(*, quick: bool, out: Path | None) -> None:
     where = machine()
     measured = measure(size)
     say(f"profile: {measured['steps']} steps of each client")
-    out = page.DOCS if out is None and not quick else out
-    flag = "" if size == "standard" else f" --{size}"
-    page.finish(out, "profile", page.content(f"suture bench profile{flag}", where, measured))
+    page.publish("profile", where, measured, quick=quick, out=out)
 
 
 def measure(size: str) -> dict[str, Any]:

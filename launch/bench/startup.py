@@ -57,9 +57,7 @@ def run_command(*, quick: bool, out: Path | None) -> None:
     where = machine()
     plan = StartupPlan(repeats=1, warm_up=0) if quick else StartupPlan()
     measured = measure(plan, say)
-    flag = " --quick" if quick else ""
-    out = page.DOCS if out is None and not quick else out
-    page.finish(out, "startup", page.content(f"suture bench startup{flag}", where, measured))
+    page.publish("startup", where, measured, quick=quick, out=out)
 
 
 def measure(plan: StartupPlan, say: Callable[[str], None]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 from launch.bench import page
 from launch.bench.floors import floors
 from launch.bench.machine import machine
-from launch.bench.plan import FULL, QUICK, STANDARD, Plan, Row, check_sizes, say
+from launch.bench.plan import FULL, QUICK, STANDARD, Plan, Row, say
 from launch.bench.stage import UNSPLIT, Stage
 from runtime.errors import ConfigError
 from runtime.exchange import OVER_RPC
@@ -31,7 +31,8 @@ def run_command(*, full: bool, quick: bool, only: str | None, out: Path | None) 
     Raises:
         SutureError: an option that cannot work, or a process failed.
     """
-    check_sizes(full, quick)
+    if full and quick:
+        raise ConfigError("full and quick are opposites; leave one out")
     plan = FULL if full else QUICK if quick else STANDARD
     if only is not None:
         rows = tuple(row for row in plan.rows if only in row.name)
