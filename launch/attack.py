@@ -14,8 +14,8 @@ import torch
 
 from launch import build, lab
 from launch.config import RunOptions, required
+from launch.cores import ready_torch
 from launch.judging import judge_run, read_run, run_key
-from launch.ranks import ready_torch
 from launch.trained import load_trained
 from runtime.checkpoint import Checkpoints
 from runtime.errors import CheckpointError, ConfigError

@@ -213,7 +213,11 @@ class RunOptions:
         choices=("auto", "on", "off"),
         free=True,
     )
-    threads: int | None = _option(None, "computing threads of each rank (default: all cores)", free=True)
+    threads: int | None = _option(
+        None,
+        "computing threads of each rank (default: all cores, shared by ranks that compute at once)",
+        free=True,
+    )
     device: str = _option("auto", "where parts compute", choices=("auto", "cpu", "cuda"), free=True)
     profile: bool = _option(
         False,

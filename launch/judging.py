@@ -22,9 +22,9 @@ import torch
 import models.registry as nets
 from launch import build, lab
 from launch.config import RunOptions, required
+from launch.cores import ready_torch
 from launch.figures.attacks import attack_losses, read_losses, reconstructions
 from launch.folder import CONFIG, IDENTITY
-from launch.ranks import ready_torch
 from launch.summary import write_summary
 from launch.written import check_names, read_toml
 from runtime.data.source import Task

@@ -15,13 +15,14 @@ import models.registry as nets
 from launch import build, figures, folder, lab
 from launch.capacity import check_memory
 from launch.config import DEFAULT_CLIENTS, RunOptions, required
+from launch.cores import ranks_at_once, ready_torch
 from launch.enclosure import enclose
 from launch.keepsakes import ClientFolder, client_folder, link_figures
 from launch.logs import set_up
 from launch.profile import ProfilingRecorder, draw_profile
 from launch.progress import Progress, print_final_table
 from launch.summary import final_metrics, summarise, write_summary
-from runtime import allocator, endpoints, transport
+from runtime import endpoints, transport
 from runtime.coordinator import Coordinator
 from runtime.data.client_data import ClientData
 from runtime.entry import Door, Tokens, read_token
@@ -64,24 +65,17 @@ def run_rank(options: RunOptions) -> None:
         check_memory(options)
     # Threads that are older than the sandbox stay outside it: until it is closed there is only this one.
     torch.set_num_threads(1)
+    serves, here = config.rank == transport.SERVER_RANK, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    sharing = ranks_at_once(options, serves=serves, here=here)
     line = Transport(config)
     try:
-        if config.rank == transport.SERVER_RANK:
-            serve(options, line)
-        else:
-            join(options, line)
+        (serve if serves else join)(options, line, sharing)
     finally:
         line.leave()
 
 
-def ready_torch(options: RunOptions) -> None:
-    """Sets torch's threads (torchrun sets them to one, but only one rank computes at a time) and keeps its memory."""
-    allocator.keep_freed_memory()
-    torch.set_num_threads(options.threads or os.cpu_count() or 1)
-
-
-def serve(options: RunOptions, line: Transport) -> None:
-    """The server rank."""
+def serve(options: RunOptions, line: Transport, sharing: int) -> None:
+    """The server rank; ``sharing`` as in `ready_torch`."""
     progress = Progress()
     set_up("server", progress.console)
     options = _restarted(options, line)
@@ -101,7 +95,7 @@ def serve(options: RunOptions, line: Transport) -> None:
 
     def close() -> None:
         enclose(options, place.path, links=[place.path / "figures"])
-        ready_torch(options)
+        ready_torch(options, sharing)
 
     def play(coordinator: Coordinator) -> None:
         for index in range(required(options.clients)):
@@ -202,8 +196,8 @@ def conclude(options: RunOptions, coordinator: Coordinator, run_dir: Path, track
         raise WireError(f"{summary['disagreement']}; everything else is in {run_dir}")
 
 
-def join(options: RunOptions, line: Transport) -> None:
-    """A client rank."""
+def join(options: RunOptions, line: Transport, sharing: int) -> None:
+    """A client rank; ``sharing`` as in `ready_torch`."""
     index = line.config.rank - 1
     name = build.client_name(index)
     set_up(name)
@@ -232,7 +226,7 @@ def join(options: RunOptions, line: Transport) -> None:
     agreement = options.agreement(len(data.classes))
     kept = f"{data.num_images()} images are in memory ({data.num_bytes() / 1e6:.2g} MB)"
     enclose(options, own, write=[memory] if memory is not None else [], kept=kept)
-    ready_torch(options)
+    ready_torch(options, sharing)
     line.join(name)
     member = Member(client, OVER_RPC[options.exchange](line, token), keepsakes)
     take_part(member, agreement, name)

@@ -19,11 +19,12 @@ import models.registry as nets
 from launch import build, folder
 from launch.address import interface_towards, parse_address
 from launch.config import RunOptions, required
+from launch.cores import ready_torch
 from launch.enclosure import enclose
 from launch.keepsakes import ClientFolder, client_folder
 from launch.logs import set_up
 from launch.progress import Progress
-from launch.ranks import conduct, ready_torch
+from launch.ranks import conduct
 from runtime import transport
 from runtime.coordinator import Coordinator
 from runtime.entry import Door

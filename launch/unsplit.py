@@ -20,9 +20,9 @@ import torch
 
 from launch import build, folder
 from launch.config import DEFAULT_CLIENTS, RunOptions, required
+from launch.cores import ready_torch
 from launch.logs import set_up
 from launch.progress import Progress, print_final_table
-from launch.ranks import ready_torch
 from launch.summary import final_metrics, header, write_summary
 from models.split import JoinedModel
 from runtime.data.client_data import Batch, ClientData

@@ -1,7 +1,7 @@
 """How clients that train in one turn share the server: lanes, by which their batches reach the top.
 
-- ``parallel`` (SplitFed v2): one top takes the batches one by one, in waves of one a client; the order within a wave
-  is drawn from the seed, or, with ``--async``, is that of arrival.
+- ``parallel`` (SplitFed v2): one top takes the batches one by one, in waves of one a client, each in the order that is
+  drawn from the seed for the round; or, with ``--async``, in that of arrival.
 - ``splitfed`` (SplitFed v1): each client's batches train a copy of the top; the copies are averaged at the end.
 - ``concat``: the clients' batches of one number make one batch and one step of the top.
 
@@ -182,11 +182,16 @@ class Joined(Lane):
 
 
 def waves(seed: int, round: int, num_batches: Mapping[str, int]) -> Iterator[str]:
-    """Whose batch comes when: wave by wave one of every client that has one left, each wave in a drawn order."""
+    """Whose batch comes when: wave by wave one of every client that has one left, in an order drawn once a round.
+
+    Not once a wave: whoever came last in one could then be the first of the next, and the server would wait for its
+    backward and forward while the others' batches lie there.
+    """
+    names = list(num_batches)
+    # The order of the server's steps is its own choice, so the public seed may decide it.
+    random.Random(f"suture/steps/{seed}/{round}").shuffle(names)
     for number in itertools.count():
-        wave = [name for name, num in num_batches.items() if num > number]
+        wave = [name for name in names if num_batches[name] > number]
         if not wave:
             return
-        # The order of the server's steps is its own choice, so the public seed may decide it.
-        random.Random(f"suture/steps/{seed}/{round}/{number}").shuffle(wave)
         yield from wave

@@ -34,7 +34,7 @@ from launch.audit.plan import MOST_STRENGTHS, Point, fitting_strengths, points
 from launch.audit.point import Means, options_of, run_point
 from launch.audit.report import Group, grouped, to_csv
 from launch.config import RunOptions
-from launch.ranks import ready_torch
+from launch.cores import ready_torch
 from launch.written import to_arguments
 from runtime.checkpoint import write_atomically
 from runtime.data.registry import split_spec

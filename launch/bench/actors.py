@@ -26,9 +26,9 @@ import models.registry as nets
 from launch import build
 from launch.bench.plan import LEASE
 from launch.bench.shaped import Cable, enter
-from launch.config import RunOptions
+from launch.config import RunOptions, required
+from launch.cores import ranks_at_once, ready_torch
 from launch.enclosure import enclose
-from launch.ranks import ready_torch
 from launch.unsplit import Unsplit
 from runtime import endpoints, transport
 from runtime.client import Client
@@ -76,7 +76,11 @@ def act(part: Part, line: Connection) -> None:
     warnings.filterwarnings("ignore", module=r"torch\..*")
     if part.cable is not None:
         enter(part.cable.namespace)
-    ready_torch(part.options)
+    sharing = 1
+    if part.role != "unsplit" and part.cable is None:
+        ranks = 1 + required(part.options.clients)
+        sharing = ranks_at_once(part.options, serves=part.role == "server", here=ranks)
+    ready_torch(part.options, sharing)
     plays: dict[str, Callable[[Part, Connection], dict[str, Any]]]
     plays = {"server": _serve, "unsplit": _train_unsplit}
     try:

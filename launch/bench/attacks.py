@@ -17,7 +17,7 @@ from rich.table import Table
 
 from launch.bench.rig import WARM_UP, Rig, check_steps, over, times_in_turn
 from launch.config import RunOptions
-from launch.ranks import ready_torch
+from launch.cores import ready_torch
 from threats.registry import ATTACKS, DEFENCES, DETECTORS
 
 PLAIN = "undefended, honest"

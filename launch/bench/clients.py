@@ -1,8 +1,8 @@
 """``suture bench clients``: 1 to 32 clients in each schedule, over the same net unsplit on the same cores.
 
-Real processes, a server and N clients. In a round every client takes its turn of a few steps, hand-off included, in
-the order or at the same time as the schedule has it, while the server writes the checkpoint of what was before. After
-some rounds in a row, and when that last checkpoint is written, the unsplit net takes some steps alone.
+Real processes, a server and N clients. In a round every client takes its turn, hand-off included, in the order or at
+the same time as the schedule has it, while the server writes the checkpoint of what was before. After some rounds in a
+row, and when that last checkpoint is written, the unsplit net takes some steps alone.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ClientsPlan:
         batch_size: images a step.
         cut: where it is cut.
         round_steps: steps of all clients in a round, who share them alike.
-        least_steps: steps of a client in a round, where that would be fewer.
+        most_steps: steps of a client in a round, where that would be more.
         blocks: how often split and unsplit take turns.
         rounds: timed rounds of a block, after one that is not: no checkpoint of an earlier one falls into it.
         unsplit_steps: timed steps of the unsplit net in a block, after one that is not.
@@ -50,8 +50,8 @@ class ClientsPlan:
     image_size: int = 64
     batch_size: int = 16
     cut: str = "3"
-    round_steps: int = 16
-    least_steps: int = 2
+    round_steps: int = 64
+    most_steps: int = 32
     blocks: int = 2
     rounds: int = 5
     unsplit_steps: int = 10
@@ -59,7 +59,7 @@ class ClientsPlan:
 
     def turn_steps(self, clients: int) -> int:
         """Steps of each client in a round."""
-        return max(self.least_steps, self.round_steps // clients)
+        return min(self.most_steps, self.round_steps // clients)
 
     def options(self, clients: int, schedule: str) -> RunOptions:
         """The run that is timed; SGD, so that the checkpoints of small turns do not hide everything else."""
@@ -86,7 +86,6 @@ QUICK = ClientsPlan(
     image_size=32,
     batch_size=2,
     round_steps=2,
-    least_steps=1,
     rounds=1,
     unsplit_steps=1,
     pause=0.0,

@@ -22,9 +22,11 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         f"{plan['model']} at {plan['image_size']} px, cut {plan['cut']}, batch {plan['batch_size']}, SGD; one "
         "server and N clients, processes of this machine, over RPC and in the sandbox. In a round every client takes a "
         "turn, its hand-off included, while the server writes the last checkpoint. A round's "
-        f"{plan['round_steps']} steps are shared out alike, at least {plan['least_steps']} a client; such short turns "
-        f"make hand-offs count for more than in a real run. Medians of {plan['blocks'] * rounds} rounds, {rounds} in a "
-        "row; then, with the last checkpoint written, the unsplit net takes steps alone. The server's seconds a step "
+        f"{plan['round_steps']} steps are shared out alike, at most {plan['most_steps']} a client (the study's turn); "
+        "many clients' turns are short, and hand-offs count for more than in a real run. Ranks that compute at once "
+        f"share the cores, as in `suture train`; the unsplit net has them all. Medians of {plan['blocks'] * rounds} "
+        f"rounds, {rounds} in a row; then, with the last checkpoint written, the unsplit net takes steps alone. The "
+        "server's seconds a step "
         "are processor seconds of its whole process. The processes are forked "
         "from one, and share what that had imported: own memory is what a client has to itself at the end.",
         "",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from launch.bench.rig import Rig, over
 from launch.config import RunOptions, required
-from launch.ranks import ready_torch
+from launch.cores import ready_torch
 from runtime.hooks import Detector
 from threats.client_view import ClientView
 from threats.registry import DETECTORS

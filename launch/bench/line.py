@@ -21,7 +21,8 @@ from launch.bench.machine import machine
 from launch.bench.plan import LEASE, say
 from launch.bench.stage import Stage
 from launch.config import RunOptions
-from launch.ranks import play_locally, ready_torch
+from launch.cores import ready_torch
+from launch.ranks import play_locally
 from runtime.errors import ConfigError
 from runtime.transport import SERVER
 

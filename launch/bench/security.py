@@ -22,7 +22,7 @@ from torch.distributed.rpc import internal
 
 from launch.bench.rig import Rig
 from launch.config import RunOptions
-from launch.ranks import ready_torch
+from launch.cores import ready_torch
 from runtime import codec, endpoints, lockdown
 from runtime.client import Client
 from runtime.entry import Door, Tokens

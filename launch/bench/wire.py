@@ -18,7 +18,7 @@ from launch.audit.point import Means, run_point
 from launch.bench.machine import machine
 from launch.bench.rig import Rig, check_steps, over, times_in_turn
 from launch.config import RunOptions, required
-from launch.ranks import ready_torch
+from launch.cores import ready_torch
 from launch.written import to_arguments
 from runtime.checkpoint import write_atomically
 from runtime.compression import parse_format

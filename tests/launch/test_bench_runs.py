@@ -119,4 +119,4 @@ def test_the_parts_of_a_profiled_step_are_measured(tmp_path):
 
 def test_many_clients_share_a_round_alike():
     """Oracle: by hand."""
-    assert [clients.STANDARD.turn_steps(count) for count in clients.STANDARD.counts] == [16, 8, 4, 2, 2, 2]
+    assert [clients.STANDARD.turn_steps(count) for count in clients.STANDARD.counts] == [32, 32, 16, 8, 4, 2]
