@@ -18,6 +18,7 @@ import models.registry as nets
 from launch.config import RunOptions, as_config_error, parse_cut, required
 from models.split import SplitModel
 from runtime.checkpoint import Checkpoints, NoCheckpoints
+from runtime.checks import TensorSpec
 from runtime.client import Client, ClientConfig
 from runtime.coordinator import Coordinator, RunConfig
 from runtime.data.client_data import ClientData
@@ -36,7 +37,6 @@ from runtime.observers import Watcher
 from runtime.randomness import PUBLIC, Randomness
 from runtime.scheduler import parse_schedule
 from runtime.server import Server
-from runtime.wire import TensorSpec
 from threats.client_view import ClientView
 from threats.registry import build_defence, build_detector
 

@@ -22,7 +22,7 @@ from launch.logs import set_up
 from launch.profile import ProfilingRecorder, draw_profile
 from launch.progress import Progress, print_final_table
 from launch.summary import final_metrics, summarise, write_summary
-from runtime import endpoints, transport
+from runtime import calls, endpoints, transport
 from runtime.coordinator import Coordinator
 from runtime.data.client_data import ClientData
 from runtime.entry import Door, Tokens, read_token
@@ -103,7 +103,7 @@ def serve(options: RunOptions, line: Transport, sharing: int) -> None:
         # Once RPC has begun, torch's operators could read it for anyone.
         build.generated_token(place.path).unlink(missing_ok=True)
         line.join(transport.SERVER)
-        coordinator.wait(transport.knock)
+        coordinator.wait(calls.knock)
 
     conduct(options, server, place, num_classes, progress, play, close, door=door)
 

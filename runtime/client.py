@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from models.split import SplitModel
 from runtime.averaging import Mean
+from runtime.checks import TensorSpec, check_weights
 from runtime.compression import Packer
 from runtime.data.client_data import Batch, ClientData
 from runtime.errors import HandoffError
@@ -31,7 +32,7 @@ from runtime.scheduler import Turn
 from runtime.step import ClientStep, TopCall
 from runtime.stopwatch import NoStopwatch, Stopwatch
 from runtime.turn_memory import TurnMemory
-from runtime.wire import Hello, Release, SealedHandoff, Share, TensorSpec, check_weights
+from runtime.wire import Hello, Release, SealedHandoff, Share
 
 log = logging.getLogger(__name__)
 

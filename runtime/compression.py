@@ -30,9 +30,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from runtime.checks import TensorSpec, check_finite
 from runtime.errors import ConfigError, WireError
 from runtime.randomness import Randomness
-from runtime.wire import Packed, TensorSpec, check_finite
+from runtime.wire import Packed
 
 Payload = Tensor | Packed
 Draws = Callable[[], torch.Generator]

@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 from torch.futures import Future
 
+from runtime.checks import check_farewell, check_hello
 from runtime.compression import Payload
 from runtime.course import Course
 from runtime.errors import (
@@ -46,8 +47,6 @@ from runtime.wire import (
     StepDone,
     Upload,
     Welcome,
-    check_farewell,
-    check_hello,
 )
 
 log = logging.getLogger(__name__)

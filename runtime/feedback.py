@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from runtime.checks import TensorSpec
 from runtime.compression import Packer, Payload
 from runtime.randomness import part_place
-from runtime.wire import TensorSpec
 
 
 class Feedback:

@@ -25,8 +25,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from torch import Tensor
 
+from runtime.checks import check_handoff
 from runtime.errors import ConfigError, HandoffError
-from runtime.wire import SealedHandoff, Share, check_handoff
+from runtime.wire import SealedHandoff, Share
 
 KEY_BYTES = 32
 _TAG_BYTES = 16

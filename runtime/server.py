@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from runtime.averaging import Mean
+from runtime.checks import TensorSpec
 from runtime.compression import Packer
 from runtime.handoff import part_digest
 from runtime.hooks import Attack, SmashedBatch
 from runtime.optim import step_with
 from runtime.randomness import EVALUATION_BATCH, PUBLIC, Randomness, part_place
 from runtime.stopwatch import SERVER, NoStopwatch, Stopwatch
-from runtime.wire import LossReply, TensorSpec
+from runtime.wire import LossReply
 
 log = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from runtime.calls import unwrap, wait
 from runtime.client import Client
 from runtime.data.client_data import Batch
 from runtime.errors import (
@@ -40,7 +41,6 @@ from runtime.errors import (
 from runtime.exchange.baton import side_by_side
 from runtime.exchange.seam import Exchange
 from runtime.scheduler import Turn, TurnKind
-from runtime.transport import unwrap, wait
 from runtime.wire import Farewell, Release, Welcome
 
 log = logging.getLogger(__name__)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from runtime.checks import check_loss
 from runtime.data.client_data import Batch
 from runtime.errors import DivergedError
 from runtime.randomness import part_place
 from runtime.scheduler import Turn
 from runtime.stopwatch import WAITING
-from runtime.wire import check_loss
 
 if TYPE_CHECKING:
     from runtime.client import Client

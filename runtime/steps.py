@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 from torch.futures import Future
 
+from runtime.checks import TensorSpec, check_gradient, check_upload
 from runtime.compression import Payload
 from runtime.errors import DivergedError, SutureError, WireError
 from runtime.hooks import SmashedBatch
@@ -32,10 +33,7 @@ from runtime.wire import (
     SealedHandoff,
     StepDone,
     StepReply,
-    TensorSpec,
     Upload,
-    check_gradient,
-    check_upload,
 )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.futures import Future
 
+from runtime.checks import check_handoff, check_scores, check_weights
 from runtime.compression import Payload
 from runtime.errors import TurnUndoneError, WireError
 from runtime.handoff import MAX_BYTES, handoff_digest
@@ -24,19 +25,7 @@ from runtime.randomness import EVALUATION_BATCH
 from runtime.scheduler import Together, Turn, TurnKind
 from runtime.steps import Running, Steps, class_weights
 from runtime.together import Joined, Lane, OneByOne, waves
-from runtime.wire import (
-    LossReply,
-    OutputGradient,
-    Refusal,
-    Report,
-    SealedHandoff,
-    Share,
-    StepDone,
-    Upload,
-    check_handoff,
-    check_scores,
-    check_weights,
-)
+from runtime.wire import LossReply, OutputGradient, Refusal, Report, SealedHandoff, Share, StepDone, Upload
 
 log = logging.getLogger(__name__)
 

@@ -69,17 +69,26 @@ def write(out: Path, name: str, found: Mapping[str, Any]) -> None:
         write_atomically(path, (json.dumps(kept, indent=1) + "\n").encode())
         if "skipped" not in found:
             _module(name).draw(found, out / picture(name))
-        there = [other for other in SECTIONS if other in kept]
         pieces = []
-        for other in there:
-            text = section(other, kept[other])
-            if "skipped" not in kept[other]:
+        for other in (other for other in SECTIONS if other in kept):
+            try:
+                text = section(other, kept[other])
+            except (KeyError, TypeError):
+                if other == name:
+                    raise
+                text = _of_another_version(other)
+            if "skipped" not in kept[other] and (out / picture(other)).exists():
                 text += f"\n![{_module(other).TITLE}]({picture(other)})\n"
             pieces.append(text)
         text = "\n".join(["# Benchmarks", "", _INTRODUCTION, "", *pieces])
         write_atomically(out / PAGE, text.encode())
     except OSError as error:
         raise ConfigError(f"cannot write to {out}: {error.strerror}; give another --out") from None
+
+
+def _of_another_version(name: str) -> str:
+    """In place of a section whose numbers, still in the JSON, this version cannot read."""
+    return f"## {_module(name).TITLE}\n\nMeasured by another version of Suture: run `suture bench {name}` again.\n"
 
 
 def finish(out: Path | None, name: str, found: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ import torch
 from launch import build, lab
 from launch.config import RunOptions
 from runtime import endpoints
+from runtime.calls import unwrap
 from runtime.client import Client
 from runtime.data.client_data import Batch
 from runtime.errors import ConfigError
@@ -21,7 +22,6 @@ from runtime.exchange import LocalExchange
 from runtime.observers import NoRecorder
 from runtime.scheduler import Turn
 from runtime.session import Member, NoKeepsakes, join
-from runtime.transport import unwrap
 
 LEAST_STEPS, WARM_UP = 10, 2
 _KEY = bytes(range(32))  # a rig's images are nobody's

@@ -24,6 +24,7 @@ from launch.bench.rig import Rig
 from launch.config import RunOptions
 from launch.cores import ready_torch
 from runtime import codec, endpoints, lockdown
+from runtime.checks import check_loss, check_upload
 from runtime.client import Client
 from runtime.entry import Door, Tokens
 from runtime.errors import ConfigError
@@ -31,7 +32,7 @@ from runtime.handoff import handoff_digest
 from runtime.lockdown import Lockdown
 from runtime.members import Seat
 from runtime.scheduler import Turn
-from runtime.wire import LossReply, StepDone, Upload, check_loss, check_upload
+from runtime.wire import LossReply, StepDone, Upload
 
 LEAST = 10
 STEP_CUT, HANDOFF_CUT = "3", "7"
@@ -81,7 +82,7 @@ class _Messages:
         self.pickler = internal._InternalRPCPickler()  # type: ignore[no-untyped-call]
 
     def walled(self) -> None:
-        """As `transport.call` and the server treat them."""
+        """As `calls.call` and the server treat them."""
         for function, arguments, answer in self.exchanged:
             call = self.wall.deserialize(*self.wall.serialize(internal.PythonUDF(function, arguments, {})))
             self.door.seat(call.args[0])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch.distributed.autograd as dist_autograd
 
-from runtime import endpoints, transport
+from runtime import calls, endpoints
 from runtime.client import Client
 from runtime.data.client_data import Batch
 from runtime.exchange.line import RpcLine
@@ -24,7 +24,7 @@ class AutogradExchange(RpcLine):
         with dist_autograd.context() as context:
             total, loss = client.forward(turn, batch, self.top(client, turn, batch.number))
             with client.stopwatch.part("backward"):  # the server's half of it and the wire's included
-                transport.backward(context, [total])
+                calls.backward(context, [total])
             with client.stopwatch.part(WAITING):
                 self.call(endpoints.step, StepDone(turn.number, batch.number, loss), context)
             client.step(dist_autograd.get_gradients(context))

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from runtime import endpoints, transport
+from runtime.checks import TensorSpec, check_gradient, check_step_reply
 from runtime.client import Client
 from runtime.compression import Payload
 from runtime.data.client_data import Batch
@@ -21,7 +22,7 @@ from runtime.randomness import part_place
 from runtime.scheduler import Turn
 from runtime.step import ClientStep
 from runtime.stopwatch import SENDING, WAITING
-from runtime.wire import OutputGradient, TensorSpec, Upload, check_gradient, check_step_reply
+from runtime.wire import OutputGradient, Upload
 
 log = logging.getLogger(__name__)
 MOST_UNDER_WAY = 4

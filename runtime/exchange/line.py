@@ -9,7 +9,7 @@ from typing import Any
 from torch.distributed import rpc
 from torch.futures import Future
 
-from runtime import endpoints, entry, transport
+from runtime import calls, endpoints, entry, transport
 from runtime.exchange.seam import Exchange
 from runtime.scheduler import Turn
 from runtime.wire import Hello, Refusal, Welcome
@@ -31,19 +31,19 @@ class RpcLine(Exchange):
     def join(self, hello: Hello, rpc_name: str = "") -> Welcome:
         name, rpc_name = hello.client, rpc_name or hello.client
         nonce = secrets.token_bytes(entry.NONCE_BYTES)
-        challenge = transport.call(endpoints.greet, name, rpc_name, nonce)
+        challenge = calls.call(endpoints.greet, name, rpc_name, nonce)
         answer = entry.answer(
             self._token, challenge, name, rpc_name, nonce, self._line.server_address, self._line.own_address
         )
-        welcome: Welcome = transport.call(endpoints.hello, answer, hello, rpc_name)
+        welcome: Welcome = calls.call(endpoints.hello, answer, hello, rpc_name)
         self._ticket = welcome.ticket
         return welcome
 
     def call(self, endpoint: Callable[..., Any], *args: Any) -> Any:
-        return transport.call(endpoint, self._ticket, *args)
+        return calls.call(endpoint, self._ticket, *args)
 
     def begin(self, endpoint: Callable[..., Any], *args: Any, patient: bool = False) -> Callable[[], Any]:
-        return transport.begin(endpoint, self._ticket, *args, patient=patient)
+        return calls.begin(endpoint, self._ticket, *args, patient=patient)
 
     def next_turn(self) -> Future[Turn | Refusal]:
         future: Future[Turn | Refusal] = rpc.rpc_async(

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch.futures import Future
 
+from runtime.calls import unwrap
 from runtime.coordinator import Coordinator
 from runtime.exchange import baton
 from runtime.exchange.fused import FusedStep
 from runtime.members import Seat
 from runtime.scheduler import Turn
-from runtime.transport import unwrap
 from runtime.wire import Hello, Refusal, Welcome
 
 

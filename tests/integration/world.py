@@ -19,7 +19,7 @@ import torch
 
 from launch import build
 from launch.config import RunOptions
-from runtime import endpoints, transport
+from runtime import calls, endpoints, transport
 from runtime.entry import Door, Tokens
 from runtime.exchange import OVER_RPC
 from runtime.lockdown import Lockdown
@@ -28,7 +28,7 @@ from runtime.transport import Transport, TransportConfig
 
 KEY = bytes(range(32))
 TOKEN = bytes(32)
-calls: list[str] = []
+python_calls: list[str] = []
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     name = transport.SERVER if rank == 0 else build.client_name(rank - 1)
     count_python_calls()
     line.join(name)
-    joined = len(calls)
+    joined = len(python_calls)
     results = []
     for number, case in enumerate(json.loads(cases.read_text())):
         options = RunOptions(**case).resolved()
@@ -49,7 +49,7 @@ def main() -> None:
             results.append(serve(options, line, number, out))
         else:
             results.append(take(options, line, number, rank - 1, name))
-    (out / f"{rank}.json").write_text(json.dumps({"cases": results, "calls": calls[joined:]}))
+    (out / f"{rank}.json").write_text(json.dumps({"cases": results, "calls": python_calls[joined:]}))
     # Nobody leaves before everybody is done: the server's store is the clients' too.
     line.publish(f"done{rank}", "1")
     for other in range(int(os.environ["WORLD"])):
@@ -63,7 +63,7 @@ def count_python_calls() -> None:
     run = Lockdown.run_function
 
     def noted(wall, python_udf):
-        calls.append(getattr(python_udf, "func", noted).__name__)
+        python_calls.append(getattr(python_udf, "func", noted).__name__)
         return run(wall, python_udf)
 
     noted.__signature__ = inspect.signature(run)
@@ -84,7 +84,7 @@ def serve(options: RunOptions, line: Transport, number: int, out: Path) -> dict:
     coordinator.begin(False, lambda step: NoRecorder())
     endpoints.open_run(coordinator, Door("run", Tokens(shared=TOKEN), line))
     line.publish(f"open{number}", "1")
-    coordinator.wait(transport.knock)
+    coordinator.wait(calls.knock)
     endpoints.close_run()
     return {
         "weights_sha256": coordinator.weights_sha256(),

@@ -55,6 +55,16 @@ def test_what_an_earlier_version_wrote_is_left_out(tmp_path):
     (tmp_path / page.DATA).write_text('{"command": "suture bench train", "rows": []}')
     page.write(tmp_path, "startup", page.content("suture bench startup", machine(), STARTUP))
     assert list(json.loads((tmp_path / page.DATA).read_text())) == ["startup"]
+    # A section whose numbers this version does not know keeps its place and its numbers, and stops no other.
+    old = page.content("suture bench profile", machine(), {"rows": []})
+    (tmp_path / page.DATA).write_text(json.dumps({"profile": old}))
+    page.write(tmp_path, "startup", page.content("suture bench startup", machine(), STARTUP))
+    assert (
+        "by another version of Suture: run `suture bench profile` again" in (tmp_path / page.PAGE).read_text()
+    )
+    assert json.loads((tmp_path / page.DATA).read_text())["profile"] == old
+    with pytest.raises(KeyError):
+        page.write(tmp_path, "profile", page.content("suture bench profile", machine(), {"rows": []}))
     (tmp_path / page.DATA).write_text("{")
     with pytest.raises(ConfigError, match=r"benchmarks\.json is no JSON; move it away"):
         page.write(tmp_path, "startup", page.content("suture bench startup", machine(), STARTUP))

@@ -11,6 +11,7 @@ from torch import nn
 from torch.futures import Future
 
 from runtime.checkpoint import Checkpoints
+from runtime.checks import TensorSpec
 from runtime.coordinator import Coordinator, RunConfig
 from runtime.errors import HandoffError, TurnUndoneError, WireError
 from runtime.handoff import HandoffSeal, handoff_digest
@@ -20,7 +21,7 @@ from runtime.members import Members, OpenDoor, Seat
 from runtime.observers import NoRecorder
 from runtime.scheduler import AtOnce, Together, TurnKind
 from runtime.server import Server
-from runtime.wire import Hello, OutputGradient, Refusal, SealedHandoff, Share, StepReply, TensorSpec, Upload
+from runtime.wire import Hello, OutputGradient, Refusal, SealedHandoff, Share, StepReply, Upload
 
 NAMES = ("ward_a", "ward_b")
 

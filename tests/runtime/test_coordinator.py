@@ -14,6 +14,7 @@ from torch import nn
 
 from runtime import session
 from runtime.checkpoint import Checkpoints
+from runtime.checks import TensorSpec
 from runtime.coordinator import Coordinator, RunConfig
 from runtime.errors import (
     ERRORS,
@@ -33,7 +34,7 @@ from runtime.members import Members, Seat
 from runtime.observers import NoRecorder
 from runtime.scheduler import Replay, RoundRobin, TurnKind
 from runtime.server import Server
-from runtime.wire import Farewell, Hello, Refusal, Report, SealedHandoff, StepDone, TensorSpec, Upload
+from runtime.wire import Farewell, Hello, Refusal, Report, SealedHandoff, StepDone, Upload
 
 LEASE = 100.0
 LR = "0.1"

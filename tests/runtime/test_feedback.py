@@ -5,10 +5,11 @@ Oracle: sums by hand.
 
 import torch
 
+from runtime.checks import TensorSpec
 from runtime.compression import Packer
 from runtime.feedback import Feedback
 from runtime.randomness import Randomness
-from runtime.wire import Packed, TensorSpec
+from runtime.wire import Packed
 
 PLACES = [(1, "client0", batch) for batch in range(4)]
 

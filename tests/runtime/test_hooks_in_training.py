@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from models.split import BottomOutput, SplitModel
 from runtime import endpoints
 from runtime.checkpoint import Checkpoints
+from runtime.checks import TensorSpec
 from runtime.client import Client, ClientConfig
 from runtime.coordinator import Coordinator, RunConfig
 from runtime.data.client_data import ClientData
@@ -33,7 +34,7 @@ from runtime.randomness import Randomness
 from runtime.scheduler import RoundRobin, Turn, TurnKind
 from runtime.server import Server
 from runtime.session import Member, NoKeepsakes, run_local
-from runtime.wire import TensorSpec, Upload
+from runtime.wire import Upload
 
 KEY, SGD = bytes(range(32)), OptimizerConfig(name="sgd", lr=0.1)
 BATCH, NUM_BATCHES = 2, 3

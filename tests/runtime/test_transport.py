@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from runtime.calls import unwrap
 from runtime.errors import ConfigError, PeerLostError, WireError
-from runtime.transport import Transport, TransportConfig, loopback_store, unwrap
+from runtime.transport import Transport, TransportConfig, loopback_store
 from runtime.wire import Refusal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,8 +27,9 @@ _SERVER = """
 import sys, time
 from pathlib import Path
 import torch
-from runtime import endpoints, transport
+from runtime import calls, endpoints, transport
 from runtime.checkpoint import Checkpoints
+from runtime.checks import TensorSpec
 from runtime.coordinator import Coordinator, RunConfig
 from runtime.entry import Door, Tokens
 from runtime.journal import Journal
@@ -36,7 +38,6 @@ from runtime.members import Members
 from runtime.observers import NoRecorder
 from runtime.scheduler import RoundRobin
 from runtime.server import Server
-from runtime.wire import TensorSpec
 torch.set_num_threads(1)
 port, folder = int(sys.argv[1]), Path(sys.argv[2])
 top = torch.nn.Linear(2, 2)
@@ -51,14 +52,14 @@ line.join(transport.SERVER)
 endpoints.open_run(run, Door("run", Tokens(shared=bytes(32)), line))
 line.publish("serving", "1")
 print("ready", flush=True)
-run.wait(transport.knock)
+run.wait(calls.knock)
 """
 
 # A client: joins, then waits for a turn or calls as told on its standard input, and says how that ended.
 _CLIENT = """
 import json, sys
 import torch
-from runtime import endpoints, transport
+from runtime import calls, endpoints, transport
 from runtime.exchange import AutogradExchange
 from runtime.wire import Hello
 torch.set_num_threads(1)
@@ -75,7 +76,7 @@ for order in sys.stdin:
         elif order.strip() == "wait":
             answer = exchange.next_turn()
             print(json.dumps("waiting"), flush=True)
-            said = transport.wait(answer)
+            said = calls.wait(answer)
         elif order.strip() == "refused":
             said = exchange.join(Hello("client0", {}, 8, 2), "client0")
         else:

@@ -12,16 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from runtime.errors import ERRORS, SutureError, WireError
-from runtime.handoff import MAX_BYTES
-from runtime.wire import (
-    Farewell,
-    Hello,
-    LossReply,
-    Refusal,
-    SealedHandoff,
+from runtime.checks import (
     TensorSpec,
-    Upload,
     check_farewell,
     check_finite,
     check_handoff,
@@ -30,6 +22,9 @@ from runtime.wire import (
     check_scores,
     check_upload,
 )
+from runtime.errors import ERRORS, SutureError, WireError
+from runtime.handoff import MAX_BYTES
+from runtime.wire import Farewell, Hello, LossReply, Refusal, SealedHandoff, Upload
 
 SMASHED = TensorSpec((2, 3), torch.float32, max_batch=4)
 LABELS = TensorSpec((), torch.int64, max_batch=4, below=3)

@@ -24,7 +24,7 @@ from launch import build
 from launch.config import RunOptions
 from launch.enclosure import enclose
 from launch.logs import set_up
-from runtime import endpoints, entry, transport
+from runtime import calls, endpoints, entry, transport
 from runtime.entry import Door, Tokens
 from runtime.errors import SutureError
 from runtime.exchange import AutogradExchange
@@ -107,7 +107,7 @@ def suffer(options, line, folder, images, data):
     line.join("client0")
     mark, seen = folder / "client0" / "mark-answer", {}
     for what in attacks.gadgets(str(mark)):
-        seen[what] = refused(lambda: transport.call(endpoints.fetch, "0" * 32))
+        seen[what] = refused(lambda: calls.call(endpoints.fetch, "0" * 32))
         if mark.exists():
             seen[what] = {"outcome": "open", "said": "it ran code"}
     line.publish("client0 is in", "1")
@@ -189,12 +189,12 @@ def strangers(line) -> dict[str, dict[str, str]]:
     """Coming in without what it takes."""
 
     def greet():
-        return transport.call(endpoints.greet, "client1", "client1", b"n" * 32)
+        return calls.call(endpoints.greet, "client1", "client1", b"n" * 32)
 
     def hello_with(proof):
         challenge = greet()
         message = Hello("client1", {}, 1, 1)
-        return transport.call(endpoints.hello, Answer(challenge.nonce, proof(challenge)), message, "client1")
+        return calls.call(endpoints.hello, Answer(challenge.nonce, proof(challenge)), message, "client1")
 
     def made_with(token):
         def proof(challenge):
@@ -215,10 +215,10 @@ def strangers(line) -> dict[str, dict[str, str]]:
         "no token": refused(lambda: hello_with(lambda challenge: b"")),
         "a wrong token": refused(lambda: hello_with(made_with(bytes(32)))),
         "the server's own proof": refused(lambda: hello_with(lambda challenge: challenge.proof)),
-        "no ticket": refused(lambda: transport.call(endpoints.fetch, "")),
-        "a guessed ticket": refused(lambda: transport.call(endpoints.fetch, "f" * 32)),
+        "no ticket": refused(lambda: calls.call(endpoints.fetch, "")),
+        "a guessed ticket": refused(lambda: calls.call(endpoints.fetch, "f" * 32)),
         "a turn without a ticket": refused(
-            lambda: transport.wait(transport.rpc.rpc_async(transport.SERVER, endpoints.next_turn, args=("",)))
+            lambda: calls.wait(transport.rpc.rpc_async(transport.SERVER, endpoints.next_turn, args=("",)))
         ),
     }
 
