@@ -80,7 +80,7 @@ class Ledger:
         self.round += 1
         for group in self._scheduler.order(self.round, clients):
             self._plan.append((TurnKind.TRAIN, group))
-            if self.together is not None:
+            if self.together is not None and len(group) > 1:  # a mean of one is that one
                 self._plan.append((TurnKind.AVERAGE, ()))
         self._plan += [(TurnKind.EVALUATE, (client,)) for client in clients]
 
@@ -93,9 +93,7 @@ class Ledger:
         self._plan = [(kind, tuple(c for c in group if c in present)) for kind, group in self._plan]
         # A mean whose turn counted stays: the round's bottoms would fall behind its top.
         while self._plan and self._plan[0][0] is not TurnKind.AVERAGE and not self._plan[0][1]:
-            kind, _ = self._plan.pop(0)
-            if kind is TurnKind.TRAIN and self.together is not None:
-                del self._plan[0]
+            del self._plan[: 2 if self._averages() else 1]
         if not self._plan:
             return []
         kind, group = self._plan[0]
@@ -107,10 +105,14 @@ class Ledger:
                 number=len(self.entries) + 1,
                 step=self.step,
                 handoff=self.handoff,
-                together=kind is TurnKind.TRAIN and self.together is not None,
+                together=self._averages(),
             )
             for client in (group if kind is not TurnKind.AVERAGE else list(present)[:1])
         ]
+
+    def _averages(self) -> bool:
+        """Whether the next turn is a training turn that a mean follows."""
+        return self._plan[0][0] is TurnKind.TRAIN and (TurnKind.AVERAGE, ()) in self._plan[1:2]
 
     def planned(self) -> list[str]:
         """The clients that have a turn left in the current round, each once."""

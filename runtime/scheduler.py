@@ -135,9 +135,9 @@ class Replay:
                 for line in lines
                 if line["kind"] == TurnKind.TRAIN
             ]
-            ways = {line.get("together", "") for line in lines if line["kind"] == TurnKind.TRAIN}
-            # A file without turns is of a run that ended before its first; nothing is known of how they train.
-            self.together = Together(way) if len(ways) == 1 and (way := ways.pop()) else None
+            # A client that was alone in its round trained as in turns, whatever the schedule.
+            ways = {line["together"] for line in lines if line["kind"] == TurnKind.TRAIN and "together" in line}
+            self.together = Together(ways.pop()) if ways else None
             if ways:
                 raise ValueError("its turns are of several schedules")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

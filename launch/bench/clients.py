@@ -32,34 +32,26 @@ class ClientsPlan:
     """What is measured.
 
     Attributes:
-        counts: numbers of clients.
+        turns: numbers of clients, and steps of each of them in a round.
         model: the net.
         image_size: pixels a side.
         batch_size: images a step.
         cut: where it is cut.
-        round_steps: steps of all clients in a round, who share them alike.
-        most_steps: steps of a client in a round, where that would be more.
         blocks: how often split and unsplit take turns.
         rounds: timed rounds of a block, after one that is not: no checkpoint of an earlier one falls into it.
         unsplit_steps: timed steps of the unsplit net in a block, after one that is not.
         pause: seconds for the last checkpoint of a block.
     """
 
-    counts: tuple[int, ...]
+    turns: tuple[tuple[int, int], ...]
     model: str = "resnet18"
     image_size: int = 64
     batch_size: int = 16
     cut: str = "3"
-    round_steps: int = 64
-    most_steps: int = 32
     blocks: int = 2
     rounds: int = 5
-    unsplit_steps: int = 10
+    unsplit_steps: int = 15
     pause: float = 0.5
-
-    def turn_steps(self, clients: int) -> int:
-        """Steps of each client in a round."""
-        return min(self.most_steps, self.round_steps // clients)
 
     def options(self, clients: int, schedule: str) -> RunOptions:
         """The run that is timed; SGD, so that the checkpoints of small turns do not hide everything else."""
@@ -79,13 +71,15 @@ class ClientsPlan:
 
 
 STANDARD = ClientsPlan(
-    counts=(1, 2, 4, 8, 16, 32), model="torchvision:squeezenet1_1", cut="features.5", image_size=96
+    turns=((1, 32), (2, 24), (4, 12), (8, 6), (16, 2), (32, 1)),
+    model="torchvision:squeezenet1_1",
+    cut="features.5",
+    image_size=96,
 )
 QUICK = ClientsPlan(
-    counts=(1, 2),
+    turns=((1, 2), (2, 1)),
     image_size=32,
     batch_size=2,
-    round_steps=2,
     rounds=1,
     unsplit_steps=1,
     pause=0.0,
@@ -129,7 +123,7 @@ def run_plan(plan: ClientsPlan, say: Callable[[str], None]) -> dict[str, Any]:
     """
     schedules, missing = known_schedules()
     rows, left_out = [], []
-    for count in plan.counts:
+    for count, turn_steps in plan.turns:
         try:
             check_memory(plan.options(count, schedules[0]), forked=True)
         except ConfigError as error:
@@ -137,7 +131,7 @@ def run_plan(plan: ClientsPlan, say: Callable[[str], None]) -> dict[str, Any]:
             say(f"{count} clients: {error}")
             continue
         for schedule in schedules:
-            row = measure(plan, count, schedule)
+            row = measure(plan, count, turn_steps, schedule)
             rows.append(row)
             say(
                 f"{count} clients, {schedule}: {row['images_per_second']:.1f} images/s, "
@@ -146,9 +140,8 @@ def run_plan(plan: ClientsPlan, say: Callable[[str], None]) -> dict[str, Any]:
     return {"plan": asdict(plan), "rows": rows, "missing_schedules": missing, "left_out": left_out}
 
 
-def measure(plan: ClientsPlan, count: int, schedule: str) -> dict[str, Any]:
+def measure(plan: ClientsPlan, count: int, turn_steps: int, schedule: str) -> dict[str, Any]:
     """One line of the table."""
-    turn_steps = plan.turn_steps(count)
     with Stage(plan.options(count, schedule), unsplit=True, round_steps=turn_steps) as stage:
         rounds: list[float] = []
         unsplit: list[float] = []

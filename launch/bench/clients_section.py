@@ -21,9 +21,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     said = [
         f"{plan['model']} at {plan['image_size']} px, cut {plan['cut']}, batch {plan['batch_size']}, SGD; one "
         "server and N clients, processes of this machine, over RPC and in the sandbox. In a round every client takes a "
-        "turn, its hand-off included, while the server writes the last checkpoint. A round's "
-        f"{plan['round_steps']} steps are shared out alike, at most {plan['most_steps']} a client (the study's turn); "
-        "many clients' turns are short, and hand-offs count for more than in a real run. Ranks that compute at once "
+        "turn, its hand-off included, while the server writes the last checkpoint. The study's turns have 32 steps; "
+        "where there are many clients theirs are shorter here, and hand-offs count for more. Ranks that compute at once "
         f"share the cores, as in `suture train`; the unsplit net has them all. Medians of {plan['blocks'] * rounds} "
         f"rounds, {rounds} in a row; then, with the last checkpoint written, the unsplit net takes steps alone. The "
         "server's seconds a step "
@@ -59,8 +58,8 @@ def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         grown = last["server_cpu_seconds_a_step"] / max(first["server_cpu_seconds_a_step"], 1e-9)
         met = "flat" if grown <= _FLAT else "**not flat**"
         said.append(
-            f"server's seconds a step, {schedule}: {met}; with {last['clients']} clients {grown:.2f} times those with "
-            f"{first['clients']}."
+            f"server's seconds a step, {schedule}: {met}; with {last['clients']} clients, turns of "
+            f"{last['turn_steps']}, {grown:.2f} times those with {first['clients']}, turns of {first['turn_steps']}."
         )
     return said
 

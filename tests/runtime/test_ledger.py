@@ -12,7 +12,7 @@ from launch import build
 from launch.config import RunOptions
 from launch.ranks import play_locally
 from runtime.ledger import Ledger
-from runtime.scheduler import RoundRobin, Shuffled, TurnKind
+from runtime.scheduler import AtOnce, Replay, RoundRobin, Shuffled, Together, TurnKind
 
 CLIENTS = ["client0", "client1"]
 # Two rounds of two clients with three batches each: (number, round, kind, client, step before, newest hand-off).
@@ -100,6 +100,36 @@ def test_a_round_without_anyone_left_is_done():
     ledger = Ledger(RoundRobin(), 1)
     ledger.start_round(CLIENTS)
     assert ledger.next_turns([]) == [] and ledger.round_done and ledger.finished
+
+
+def test_a_client_alone_in_a_round_has_no_mean_to_wait_for(tmp_path):
+    """Oracle: the plan by hand, two clients, then one; the lines of both rounds can be replayed."""
+    ledger = Ledger(AtOnce(Together.PARALLEL), 2)
+    both = _play(ledger, 4)
+    assert [(kind, client, handoff) for _, _, kind, client, _, handoff in both] == [
+        ("train", "client0+client1", 0),
+        ("average", "client0", 0),
+        ("evaluate", "client0", 2),
+        ("evaluate", "client1", 2),
+    ]
+    alone = _play(ledger, clients=["client1"])
+    assert [(kind, client, handoff) for _, _, kind, client, _, handoff in alone] == [
+        ("train", "client1", 2),
+        ("evaluate", "client1", 5),
+    ]
+    path = tmp_path / "turns.jsonl"
+    path.write_bytes(ledger.lines())
+    again = Ledger(Replay(path), 2)
+    assert [_play(again, 4), _play(again, clients=["client1"])] == [both, alone]
+
+
+@pytest.mark.parametrize("left", [[], ["client0"]])
+def test_a_client_lost_from_a_turn_of_several_leaves_its_mean_in_the_plan(left):
+    """Oracle: by hand; what is left of the group trains for a mean, and where nobody is left there is none."""
+    ledger = Ledger(AtOnce(Together.SPLITFED), 1)
+    assert [turn.together for turn in _next(ledger)] == [True, True]
+    assert [turn.together for turn in ledger.next_turns(left)] == [True] * len(left)
+    assert [kind for _, _, kind, *_ in _play(ledger, clients=left)] == ["train", "average", "evaluate"][: 3 * len(left)]
 
 
 def test_a_turn_that_is_not_planned_cannot_be_counted():
