@@ -23,9 +23,10 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         "server and N clients, processes of this machine, over RPC and in the sandbox. In a round every client takes a "
         "turn, its hand-off included, while the server writes the last checkpoint. The study's turns have 32 steps; "
         "where there are many clients theirs are shorter here, and hand-offs count for more. Ranks that compute at "
-        f"once share the cores, as in `suture train`; the unsplit net has them all. Medians of {plan['blocks'] * rounds} "
-        f"rounds, {rounds} in a row; then, with the last checkpoint written, the unsplit net takes steps alone. The "
-        "server's seconds a step are processor seconds of its whole process. The processes are forked from one, and share what that had imported: own memory is what a client has to itself at the end.",
+        "once share the cores, as in `suture train`; the unsplit net has them all. Medians of "
+        f"{plan['blocks'] * rounds} rounds, {rounds} in a row; then, with the last checkpoint written, the unsplit net "
+        "takes steps alone. The server's seconds a step are processor seconds of its whole process. The processes are "
+        "forked from one, and share what that had imported: own memory is what a client has to itself at the end.",
         "",
         "| clients | steps a turn | schedule | images/s | over unsplit | server, CPU s a step "
         "| peak memory: server, a client | a client's own memory |",
