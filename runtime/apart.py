@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _ARENAS = 65536  # more than threads
 _PATTERN = 0xA5
+T = TypeVar("T")
 
 
 def keep_threads_apart() -> None:
@@ -42,7 +43,7 @@ def overwrite() -> None:
 
 
 class ComputingThread:
-    """The one thread in which a server computes on what its clients sent."""
+    """The one thread in which a server computes on what its clients sent, and copies and writes what it has learnt."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
@@ -54,6 +55,10 @@ class ComputingThread:
     def start(self, function: Callable[[Any, Any], Any], seat: Any, message: Any) -> Future[Any]:
         """`run`, without waiting for it."""
         return self._thread.submit(self._run, function, seat, message)
+
+    def call(self, function: Callable[..., T], *args: Any) -> T:
+        """``function(*args)`` as it is, for what takes much memory: each thread that once did would keep as much."""
+        return self._thread.submit(function, *args).result()
 
     @staticmethod
     def _run(function: Callable[[Any, Any], Any], seat: Any, message: Any) -> Any:

@@ -12,7 +12,7 @@ import functools
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed.autograd as dist_autograd
 from torch import Tensor
@@ -54,6 +54,7 @@ _SAID: set[tuple[str, str]] = set()
 
 _COMPUTING = ComputingThread()
 
+T = TypeVar("T")
 SeatRef = str | Seat
 """A ticket over the wire, which no Seat can cross; a Seat where the server lives in the same process."""
 
@@ -128,6 +129,12 @@ def _computed(method: Callable[[Seat, Any], Any], caller: SeatRef, message: Any)
     return _COMPUTING.run(method, seat, message) if isinstance(caller, str) else method(seat, message)
 
 
+def _changed(method: Callable[..., T], caller: SeatRef, *args: Any) -> T:
+    """What copies, writes or restores the server's state does so in one thread, whose memory is then used again."""
+    seat = _seat(caller)
+    return _COMPUTING.call(method, seat, *args) if isinstance(caller, str) else method(seat, *args)
+
+
 def _eventually(
     method: Callable[[Coordinator, Seat, Any, Future[Any]], None], caller: SeatRef, message: Any
 ) -> Future[Any]:
@@ -182,7 +189,7 @@ def hello(answer: Answer, message: Hello, rpc_name: str) -> Welcome:
 def next_turn(seat: SeatRef) -> Future[Turn | Refusal]:
     """Waits for this client's next turn without holding a thread."""
     try:
-        return _run().ready(_seat(seat))
+        return _changed(_run().ready, seat)
     except SutureError as error:
         refused: Future[Turn | Refusal] = Future()
         refused.set_result(_refusal("next_turn", seat, error))
@@ -240,31 +247,31 @@ def step(seat: SeatRef, done: StepDone, context: int) -> None:
 @_endpoint
 def commit(seat: SeatRef, handoff: SealedHandoff) -> None:
     """Ends a training turn; when this returns it is on the disk, unless others still train in it."""
-    _run().commit(_seat(seat), handoff)
+    _changed(_run().commit, seat, handoff)
 
 
 @_endpoint
 def report(seat: SeatRef, message: Report) -> None:
     """Ends an evaluation turn."""
-    _run().report(_seat(seat), message)
+    _changed(_run().report, seat, message)
 
 
 @_endpoint
 def abort(seat: SeatRef, why: Refusal) -> None:
     """Gives the running turn up: it is rolled back whole and the run stops with that error."""
-    _run().abort(_seat(seat), why)
+    _changed(_run().abort, seat, why)
 
 
 @_endpoint
 def finish(seat: SeatRef, farewell: Farewell) -> Release:
     """Says goodbye after the last turn; the answer is the trained top."""
-    return _run().finish(_seat(seat), farewell)
+    return _changed(_run().finish, seat, farewell)
 
 
 @_endpoint
 def leave(seat: SeatRef) -> None:
     """Gives the seat back; after this call the client may close its connection."""
-    _run().leave(_seat(seat))
+    _changed(_run().leave, seat)
 
 
 _ENDPOINTS: tuple[Callable[..., Any], ...] = (

@@ -136,7 +136,9 @@ class Replay:
                 if line["kind"] == TurnKind.TRAIN
             ]
             # A client that was alone in its round trained as in turns, whatever the schedule.
-            ways = {line["together"] for line in lines if line["kind"] == TurnKind.TRAIN and "together" in line}
+            ways = {
+                line["together"] for line in lines if line["kind"] == TurnKind.TRAIN and "together" in line
+            }
             self.together = Together(ways.pop()) if ways else None
             if ways:
                 raise ValueError("its turns are of several schedules")

@@ -104,6 +104,7 @@ class LinePlan:
             clients=1,
             epochs=1,
             augment=False,
+            checkpoints="off",  # all ways are alive at once, and none is timed while it writes
             lease=LEASE,
         )
 

@@ -129,7 +129,9 @@ def test_a_client_lost_from_a_turn_of_several_leaves_its_mean_in_the_plan(left):
     ledger = Ledger(AtOnce(Together.SPLITFED), 1)
     assert [turn.together for turn in _next(ledger)] == [True, True]
     assert [turn.together for turn in ledger.next_turns(left)] == [True] * len(left)
-    assert [kind for _, _, kind, *_ in _play(ledger, clients=left)] == ["train", "average", "evaluate"][: 3 * len(left)]
+    assert [kind for _, _, kind, *_ in _play(ledger, clients=left)] == ["train", "average", "evaluate"][
+        : 3 * len(left)
+    ]
 
 
 def test_a_turn_that_is_not_planned_cannot_be_counted():
