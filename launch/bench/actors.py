@@ -76,11 +76,8 @@ def act(part: Part, line: Connection) -> None:
     warnings.filterwarnings("ignore", module=r"torch\..*")
     if part.cable is not None:
         enter(part.cable.namespace)
-    sharing = 1
-    if part.role != "unsplit" and part.cable is None:
-        ranks = 1 + required(part.options.clients)
-        sharing = ranks_at_once(part.options, serves=part.role == "server", here=ranks)
-    ready_torch(part.options, sharing)
+    here = 1 if part.role == "unsplit" else 1 + required(part.options.clients)
+    ready_torch(part.options, ranks_at_once(part.options, serves=part.role == "server", here=here))
     plays: dict[str, Callable[[Part, Connection], dict[str, Any]]]
     plays = {"server": _serve, "unsplit": _train_unsplit}
     try:

@@ -70,13 +70,8 @@ def write(out: Path, name: str, found: Mapping[str, Any]) -> None:
         if "skipped" not in found:
             _module(name).draw(found, out / picture(name))
         pieces = []
-        for other in (other for other in SECTIONS if other in kept):
-            try:
-                text = section(other, kept[other])
-            except (KeyError, TypeError):
-                if other == name:
-                    raise
-                text = _of_another_version(other)
+        for other in filter(kept.__contains__, SECTIONS):
+            text = (section if other == name else _kept_section)(other, kept[other])
             if "skipped" not in kept[other] and (out / picture(other)).exists():
                 text += f"\n![{_module(other).TITLE}]({picture(other)})\n"
             pieces.append(text)
@@ -86,9 +81,12 @@ def write(out: Path, name: str, found: Mapping[str, Any]) -> None:
         raise ConfigError(f"cannot write to {out}: {error.strerror}; give another --out") from None
 
 
-def _of_another_version(name: str) -> str:
-    """In place of a section whose numbers, still in the JSON, this version cannot read."""
-    return f"## {_module(name).TITLE}\n\nMeasured by another version of Suture: run `suture bench {name}` again.\n"
+def _kept_section(name: str, found: Mapping[str, Any]) -> str:
+    """`section` of what was measured before; numbers of a version that this one cannot read stay in the JSON."""
+    try:
+        return section(name, found)
+    except (KeyError, TypeError):
+        return f"## {_module(name).TITLE}\n\nMeasured by another version of Suture: run `suture bench {name}` again.\n"
 
 
 def finish(out: Path | None, name: str, found: Mapping[str, Any]) -> None:
