@@ -103,7 +103,7 @@ def serve(options: RunOptions, line: Transport, sharing: int) -> None:
         # Once RPC has begun, torch's operators could read it for anyone.
         build.generated_token(place.path).unlink(missing_ok=True)
         line.join(transport.SERVER)
-        coordinator.wait(calls.knock)
+        endpoints.serve_run(calls.knock)
 
     conduct(options, server, place, num_classes, progress, play, close, door=door)
 

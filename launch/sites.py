@@ -25,7 +25,7 @@ from launch.keepsakes import ClientFolder, client_folder
 from launch.logs import set_up
 from launch.progress import Progress
 from launch.ranks import conduct
-from runtime import calls, transport
+from runtime import calls, endpoints, transport
 from runtime.coordinator import Coordinator
 from runtime.entry import Door
 from runtime.errors import ConfigError, PeerLostError, UnreachableError, WireError
@@ -141,7 +141,7 @@ def serve_site(options: RunOptions, config: ServeConfig) -> None:
 
         def play(coordinator: Coordinator) -> None:
             line.join(transport.SERVER)
-            coordinator.wait(calls.knock)
+            endpoints.serve_run(calls.knock)
 
         members = Members(num_clients, options.site_agreement(classes), opening)
         door = Door(place.run, tokens, line)

@@ -4,7 +4,7 @@ A peer may call torch's built-in operators, and ``torch.empty`` gives it memory 
 eight arenas a core shared by all threads, such a call returned what the training thread had just freed (a quarter
 of the values, in tests/integration/hostile/test_freed_memory.py). With an arena for every thread, RPC's threads
 are given back only what RPC's threads have freed. So nothing that a peer should not see may be computed there:
-see `ComputingThread`, and `overwrite` for the exchange that computes in RPC's threads.
+see `Tasks`, and `overwrite` for the exchange that computes in RPC's threads.
 
 References: mallopt(3), M_ARENA_MAX and M_PERTURB.
 """
@@ -12,14 +12,19 @@ References: mallopt(3), M_ARENA_MAX and M_PERTURB.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
+from queue import Empty, SimpleQueue
+from threading import Event
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from runtime.allocator import ARENA_MAX, PERTURB, mallopt
+from runtime.errors import StoppedError
 
 log = logging.getLogger(__name__)
 
@@ -42,27 +47,62 @@ def overwrite() -> None:
     mallopt(PERTURB, _PATTERN)
 
 
-class ComputingThread:
-    """The one thread in which a server computes on what its clients sent, and copies and writes what it has learnt."""
+class Tasks:
+    """What RPC's threads have done by the one thread that computes on what clients sent, and copies and writes what the
+    server has learnt.
+
+    It is the main thread. Only that one's heap has no bound: other threads have glibc's heaps of 64 MB each, and a
+    larger tensor is new memory from the system every time, zeroed page by page (at 224 px and cut 1 a fifth of a step).
+    """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._waiting: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._closed = False
 
-    def run(self, function: Callable[[Any, Any], Any], seat: Any, message: Any) -> Any:
-        """``function(seat, message)`` on a copy of ``message``; what arrived is overwritten at once."""
-        return self.start(function, seat, message).result()
+    def call(self, function: Callable[..., T], *messages: Any) -> Future[T]:
+        """``function(*messages)`` on copies; what arrived is overwritten at once.
 
-    def start(self, function: Callable[[Any, Any], Any], seat: Any, message: Any) -> Future[Any]:
-        """`run`, without waiting for it."""
-        return self._thread.submit(self._run, function, seat, message)
+        Returns:
+            Its answer; fails with `StoppedError` where nobody works on tasks any more.
+        """
+        answer: Future[T] = Future()
 
-    def call(self, function: Callable[..., T], *args: Any) -> T:
-        """``function(*args)`` as it is, for what takes much memory: each thread that once did would keep as much."""
-        return self._thread.submit(function, *args).result()
+        def work() -> None:
+            try:
+                if self._closed:
+                    raise StoppedError("the server is ending; see its log")
+                answer.set_result(function(*map(_taken, messages)))
+            except Exception as error:
+                answer.set_exception(error)
+            except BaseException:  # this thread is interrupted; who asked is not
+                answer.set_exception(StoppedError("the server was interrupted"))
+                raise
 
-    @staticmethod
-    def _run(function: Callable[[Any, Any], Any], seat: Any, message: Any) -> Any:
-        return function(seat, _taken(message))
+        self._waiting.put(work)
+        if self._closed:
+            self._drop()
+        return answer
+
+    def work(self, ended: Event, seconds: float) -> bool:
+        """As `threading.Event.wait`, with tasks done meanwhile. The last one may take longer."""
+        deadline = time.monotonic() + seconds
+        while not ended.is_set() and (left := deadline - time.monotonic()) > 0:
+            try:
+                task = self._waiting.get(timeout=left)
+            except Empty:
+                break
+            task()
+        return ended.is_set()
+
+    def close(self) -> None:
+        """Nobody works on tasks any more: those that wait fail, and so does every later one."""
+        self._closed = True
+        self._drop()
+
+    def _drop(self) -> None:
+        with suppress(Empty):
+            while True:
+                self._waiting.get_nowait()()
 
 
 def _taken(value: Any) -> Any:

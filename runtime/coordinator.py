@@ -117,17 +117,22 @@ class Coordinator:
         if turn is not None:
             recorder.event("resumed", after_turn=turn, step=self.journal.ledger.step)
 
-    def wait(self, knock: Knock | None = None) -> None:
+    def wait(
+        self,
+        knock: Knock | None = None,
+        rest: Callable[[threading.Event, float], bool] = threading.Event.wait,
+    ) -> None:
         """Blocks until every member has left, or the run has stopped, watching the members meanwhile.
 
         Args:
             knock: asks a member's process for a sign of life, by RPC name and with so many seconds' patience; its
                 future fails where there is none. None where members live in this process.
+            rest: what this thread does meanwhile, for so many seconds or until the event is set, which it returns.
 
         Raises:
             SutureError: the run stopped early; the message says why.
         """
-        while not self._course.ended.wait(min(SECONDS_BETWEEN_KNOCKS, self.config.lease / 10)):
+        while not rest(self._course.ended, min(SECONDS_BETWEEN_KNOCKS, self.config.lease / 10)):
             # What fails in here has stopped the run already, and its members are still to be told.
             with self._lock, suppress(SutureError):
                 self._course.watch(knock)

@@ -11,7 +11,9 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future as Task
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch.distributed.autograd as dist_autograd
@@ -20,10 +22,11 @@ from torch.distributed import rpc
 from torch.futures import Future
 
 from runtime import lockdown
-from runtime.apart import ComputingThread
+from runtime.apart import Tasks
 from runtime.coordinator import Coordinator
 from runtime.entry import Door
 from runtime.errors import StoppedError, SutureError, WireError
+from runtime.leases import Knock
 from runtime.members import Seat
 from runtime.scheduler import Turn
 from runtime.wire import (
@@ -48,11 +51,9 @@ from runtime.wire import (
 log = logging.getLogger(__name__)
 
 # RPC calls functions, so the run they act on must be found from the process: one run a server process.
-_OPEN: list[tuple[Coordinator, Door | None]] = []
+_OPEN: list[tuple[Coordinator, Door | None, Tasks]] = []
 
 _SAID: set[tuple[str, str]] = set()
-
-_COMPUTING = ComputingThread()
 
 T = TypeVar("T")
 SeatRef = str | Seat
@@ -61,12 +62,31 @@ SeatRef = str | Seat
 
 def open_run(coordinator: Coordinator, door: Door | None = None) -> None:
     """From now on this process serves ``coordinator``'s run; without a door nobody comes in over the wire."""
-    _OPEN[:] = [(coordinator, door)]
+    close_run()
+    _OPEN[:] = [(coordinator, door, Tasks())]
     _SAID.clear()
+
+
+def serve_run(knock: Knock) -> None:
+    """Plays the open run with clients that call over the wire, until it is over: what they ask is computed here.
+
+    Args:
+        knock: see `Coordinator.wait`.
+
+    Raises:
+        SutureError: the run stopped early; the message says why.
+    """
+    tasks = _tasks()
+    try:
+        _run().wait(knock, tasks.work)
+    finally:
+        tasks.close()
 
 
 def close_run() -> None:
     """From now on this process serves nothing."""
+    for _, _, tasks in _OPEN:
+        tasks.close()
     _OPEN.clear()
 
 
@@ -82,9 +102,17 @@ def who(data: bytes) -> str:
 
 
 def _run() -> Coordinator:
+    return _open()[0]
+
+
+def _tasks() -> Tasks:
+    return _open()[2]
+
+
+def _open() -> tuple[Coordinator, Door | None, Tasks]:
     if not _OPEN:
         raise SutureError("this server has no run; it has ended or not begun")
-    return _OPEN[0][0]
+    return _OPEN[0]
 
 
 def _door() -> Door:
@@ -123,50 +151,44 @@ def _refusal(endpoint: str, caller: Any, error: SutureError) -> Refusal:
     return Refusal.of(error)
 
 
-def _computed(method: Callable[[Seat, Any], Any], caller: SeatRef, message: Any) -> Any:
-    """What computes on a client's data does so where no other peer finds what it leaves behind."""
+def _done(method: Callable[..., T], caller: SeatRef, *messages: Any) -> T:
+    """What computes on a client's data, or copies and writes the server's state, does so in one thread: see `Tasks`."""
     seat = _seat(caller)
-    return _COMPUTING.run(method, seat, message) if isinstance(caller, str) else method(seat, message)
-
-
-def _changed(method: Callable[..., T], caller: SeatRef, *args: Any) -> T:
-    """What copies, writes or restores the server's state does so in one thread, whose memory is then used again."""
-    seat = _seat(caller)
-    return _COMPUTING.call(method, seat, *args) if isinstance(caller, str) else method(seat, *args)
+    if isinstance(caller, Seat):  # there is no other thread
+        return method(seat, *messages)
+    return _tasks().call(partial(method, seat), *messages).result()
 
 
 def _eventually(
     method: Callable[[Coordinator, Seat, Any, Future[Any]], None], caller: SeatRef, message: Any
 ) -> Future[Any]:
-    """`_computed` without holding a thread of RPC's: the future's value is the answer, a `Refusal` included."""
+    """`_done` without holding a thread of RPC's: the future's value is the answer, a `Refusal` included."""
     answer: Future[Any] = Future()
 
-    def compute(seat: Seat, taken: Any) -> None:
-        try:
-            method(_run(), seat, taken, answer)
-        except SutureError as error:
+    def refuse(error: SutureError) -> None:
+        if not answer.done():
             answer.set_result(_refusal(method.__name__, caller, error))
-        except Exception as error:  # a defect; its traceback is nobody else's
-            if isinstance(caller, Seat):
-                raise
-            log.exception("%s failed", method.__name__)
-            if not answer.done():
-                why = StoppedError(
-                    f"{method.__name__} failed with {type(error).__name__}; see the server's log"
-                )
-                answer.set_result(Refusal.of(why))
+
+    def settle(task: Task[None]) -> None:
+        error = task.exception()
+        if isinstance(error, SutureError):
+            refuse(error)
+        elif error is not None:  # a defect; its traceback is nobody else's
+            log.error("%s failed", method.__name__, exc_info=error)
+            refuse(
+                StoppedError(f"{method.__name__} failed with {type(error).__name__}; see the server's log")
+            )
 
     try:
-        seat = _seat(caller)
-        if isinstance(caller, str):
-            _run().await_order(seat, message)
+        run, seat = _run(), _seat(caller)
+        if isinstance(caller, Seat):
+            method(run, seat, message, answer)
+        else:
+            run.await_order(seat, message)
+            task = _tasks().call(lambda taken: method(run, seat, taken, answer), message)
+            task.add_done_callback(settle)
     except SutureError as error:
-        answer.set_result(_refusal(method.__name__, caller, error))
-        return answer
-    if isinstance(caller, str):
-        _COMPUTING.start(compute, seat, message)
-    else:
-        compute(seat, message)
+        refuse(error)
     return answer
 
 
@@ -189,7 +211,7 @@ def hello(answer: Answer, message: Hello, rpc_name: str) -> Welcome:
 def next_turn(seat: SeatRef) -> Future[Turn | Refusal]:
     """Waits for this client's next turn without holding a thread."""
     try:
-        return _changed(_run().ready, seat)
+        return _done(_run().ready, seat)
     except SutureError as error:
         refused: Future[Turn | Refusal] = Future()
         refused.set_result(_refusal("next_turn", seat, error))
@@ -229,7 +251,7 @@ def backward(seat: SeatRef, gradient: OutputGradient) -> Future[Tensor | Packed 
 @_endpoint
 def predict(seat: SeatRef, upload: Upload) -> Tensor | Packed:
     """One evaluation batch through the top."""
-    output: Tensor | Packed = _computed(_run().predict, seat, upload)
+    output: Tensor | Packed = _done(_run().predict, seat, upload)
     return output
 
 
@@ -247,31 +269,31 @@ def step(seat: SeatRef, done: StepDone, context: int) -> None:
 @_endpoint
 def commit(seat: SeatRef, handoff: SealedHandoff) -> None:
     """Ends a training turn; when this returns it is on the disk, unless others still train in it."""
-    _changed(_run().commit, seat, handoff)
+    _done(_run().commit, seat, handoff)
 
 
 @_endpoint
 def report(seat: SeatRef, message: Report) -> None:
     """Ends an evaluation turn."""
-    _changed(_run().report, seat, message)
+    _done(_run().report, seat, message)
 
 
 @_endpoint
 def abort(seat: SeatRef, why: Refusal) -> None:
     """Gives the running turn up: it is rolled back whole and the run stops with that error."""
-    _changed(_run().abort, seat, why)
+    _done(_run().abort, seat, why)
 
 
 @_endpoint
 def finish(seat: SeatRef, farewell: Farewell) -> Release:
     """Says goodbye after the last turn; the answer is the trained top."""
-    return _changed(_run().finish, seat, farewell)
+    return _done(_run().finish, seat, farewell)
 
 
 @_endpoint
 def leave(seat: SeatRef) -> None:
     """Gives the seat back; after this call the client may close its connection."""
-    _changed(_run().leave, seat)
+    _done(_run().leave, seat)
 
 
 _ENDPOINTS: tuple[Callable[..., Any], ...] = (

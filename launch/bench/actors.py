@@ -30,7 +30,7 @@ from launch.config import RunOptions, required
 from launch.cores import ranks_at_once, ready_torch
 from launch.enclosure import enclose
 from launch.unsplit import Unsplit
-from runtime import endpoints, transport
+from runtime import calls, endpoints, transport
 from runtime.client import Client
 from runtime.data.client_data import Batch, ClientData
 from runtime.data.partition import Share
@@ -258,7 +258,8 @@ def _serve(part: Part, line: Connection) -> dict[str, Any]:
     enclose(part.options, part.run_dir)
     endpoints.open_run(coordinator, Door("bench", Tokens(shared=TOKEN), rpc))
     rpc.join(transport.SERVER)
-    coordinator.wait()
+    endpoints.serve_run(calls.knock)
+    endpoints.close_run()
     rpc.leave()
     totals = coordinator.journal.totals
     return {"bytes_up": totals.bytes_up, "bytes_down": totals.bytes_down, "steps": steps.times}

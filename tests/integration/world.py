@@ -84,7 +84,7 @@ def serve(options: RunOptions, line: Transport, number: int, out: Path) -> dict:
     coordinator.begin(False, lambda step: NoRecorder())
     endpoints.open_run(coordinator, Door("run", Tokens(shared=TOKEN), line))
     line.publish(f"open{number}", "1")
-    coordinator.wait(calls.knock)
+    endpoints.serve_run(calls.knock)
     endpoints.close_run()
     return {
         "weights_sha256": coordinator.weights_sha256(),

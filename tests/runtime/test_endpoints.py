@@ -1,11 +1,14 @@
-"""The server's endpoints: in which thread each does its work."""
+"""The server's endpoints: in which thread each does its work, and what becomes of it at the end."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from torch.futures import Future
 
 from runtime import endpoints
+from runtime.errors import StoppedError
 from runtime.members import Seat
 from runtime.scheduler import Turn, TurnKind
 
@@ -15,10 +18,18 @@ class Noted:
 
     def __init__(self):
         self.threads = {}
+        self.ended = threading.Event()
+        self.raises = None
+
+    def wait(self, knock, rest):
+        while not rest(self.ended, 0.05):
+            pass
 
     def __getattr__(self, name):
         def called(*args):
             self.threads[name] = threading.current_thread().name
+            if self.raises is not None:
+                raise self.raises
             answer = Future()
             answer.set_result(Turn(TurnKind.WAIT))
             return answer if name == "ready" else name
@@ -53,15 +64,60 @@ WRITES = {
 }
 
 
-@pytest.mark.parametrize(("endpoint", "method"), WRITES.items())
-def test_what_copies_or_writes_the_state_does_so_in_one_thread(noted, endpoint, method):
-    """Oracle: the thread's name. Each of RPC's threads would keep the memory of a checkpoint, once it had made one."""
+def ask(endpoint):
     message = () if endpoint in ("next_turn", "leave") else ("a message",)
-    answer = getattr(endpoints, endpoint)("a ticket", *message)
-    assert noted.threads[method].startswith("compute")
+    return getattr(endpoints, endpoint)("a ticket", *message)
+
+
+def serve_one(noted, endpoint):
+    """What ``endpoint`` answers to another thread, as RPC's are, while this one serves the run."""
+
+    def peer():
+        try:
+            return ask(endpoint)
+        finally:
+            noted.ended.set()
+
+    with ThreadPoolExecutor(1) as rpc:
+        answer = rpc.submit(peer)
+        endpoints.serve_run(None)
+        return answer.result(10)
+
+
+@pytest.mark.parametrize(("endpoint", "method"), WRITES.items())
+def test_what_copies_or_writes_the_state_does_so_in_the_thread_that_serves(noted, endpoint, method):
+    """Oracle: the thread's name. Each of RPC's threads would keep the memory of a checkpoint, once it had made one."""
+    answer = serve_one(noted, endpoint)
+    assert noted.threads[method] == threading.current_thread().name
     if endpoint == "next_turn":
         assert answer.wait().kind is TurnKind.WAIT
     # Where server and client share a process there is one thread anyway.
     noted.threads.clear()
-    getattr(endpoints, endpoint)(Seat(), *message)
+    getattr(endpoints, endpoint)(Seat(), *(() if endpoint in ("next_turn", "leave") else ("a message",)))
     assert noted.threads[method] == threading.current_thread().name
+
+
+@pytest.mark.parametrize("endpoint", [*WRITES, "train", "backward"])
+def test_a_call_is_refused_once_nobody_serves_the_run(noted, endpoint):
+    """Oracle: a refusal, where a call that waited for ever would keep its thread, and RPC from ending."""
+    noted.await_order = lambda *args: None
+    with ThreadPoolExecutor(1) as rpc:
+        early = rpc.submit(ask, endpoint)
+        while not endpoints._tasks()._waiting.qsize():
+            time.sleep(0.001)
+        noted.ended.set()
+        endpoints.serve_run(None)
+        for answer in (early.result(10), ask(endpoint)):
+            refusal = answer.wait() if isinstance(answer, Future) else answer
+            assert refusal.error == StoppedError.__name__ and "ending" in refusal.message
+    assert not noted.threads
+
+
+def test_an_interrupt_in_a_task_stops_the_server_and_refuses_the_call(noted):
+    """Oracle: the thread that serves sees its interrupt, the one that asked an error of ours."""
+    noted.raises = KeyboardInterrupt()
+    with ThreadPoolExecutor(1) as rpc:
+        answer = rpc.submit(ask, "commit")
+        with pytest.raises(KeyboardInterrupt):
+            endpoints.serve_run(None)
+        assert answer.result(10).error == StoppedError.__name__

@@ -52,7 +52,7 @@ line.join(transport.SERVER)
 endpoints.open_run(run, Door("run", Tokens(shared=bytes(32)), line))
 line.publish("serving", "1")
 print("ready", flush=True)
-run.wait(calls.knock)
+endpoints.serve_run(calls.knock)
 """
 
 # A client: joins, then waits for a turn or calls as told on its standard input, and says how that ended.

@@ -6,10 +6,12 @@ Oracle: a value that only the victim's training thread writes. Without `runtime.
 import socket
 import subprocess
 import sys
+import threading
+from functools import partial
 
 import pytest
 
-from runtime.apart import ComputingThread
+from runtime.apart import Tasks
 from runtime.wire import Upload
 
 SCRIPT = """
@@ -80,8 +82,6 @@ def _found(guard):
 
 def test_what_a_client_sent_is_overwritten_where_rpc_received_it():
     """Oracle: the server computes on the numbers, in one and the same thread; the buffer that arrived holds zeros."""
-    import threading
-
     import torch
 
     arrived = Upload(1, 0, "train", torch.full((2, 3), 5.0), torch.ones(2, dtype=torch.int64))
@@ -91,13 +91,16 @@ def test_what_a_client_sent_is_overwritten_where_rpc_received_it():
         seen.append((seat, upload.smashed.clone(), upload.labels.clone(), threading.get_ident()))
         return upload.smashed.sum()
 
-    computing = ComputingThread()
-    assert computing.run(compute, "seat", arrived) == 30.0
+    tasks, ended = Tasks(), threading.Event()
     again = Upload(1, 1, "train", torch.full((2, 3), 5.0), None)
-    computing.run(lambda seat, upload: seen.append((seat, None, None, threading.get_ident())), "seat", again)
+    first = tasks.call(partial(compute, "seat"), arrived)
+    tasks.call(lambda upload: seen.append(("seat", None, None, threading.get_ident())), again)
+    tasks.call(ended.set)
+    assert tasks.work(ended, 60.0)
     (seat, smashed, labels, thread), (_, _, _, same) = seen
-    assert seat == "seat" and bool((smashed == 5.0).all()) and bool((labels == 1).all())
-    assert thread == same != threading.get_ident()
+    assert first.result() == 30.0 and seat == "seat"
+    assert bool((smashed == 5.0).all()) and bool((labels == 1).all())
+    assert thread == same == threading.get_ident()
     assert not arrived.smashed.any() and not arrived.labels.any() and not again.smashed.any()
 
 
@@ -109,6 +112,10 @@ def test_what_arrived_packed_is_overwritten_too():
 
     arrived = Packed(torch.full((1, 2), 5, dtype=torch.int8), torch.ones(2))
     upload = Upload(1, 0, "train", arrived, None)
-    seen = ComputingThread().run(lambda seat, message: message.smashed, "seat", upload)
+    tasks, ended = Tasks(), threading.Event()
+    answer = tasks.call(lambda message: message.smashed, upload)
+    tasks.call(ended.set)
+    assert tasks.work(ended, 60.0)
+    seen = answer.result(0)
     assert seen.values.tolist() == [[5, 5]] and seen.beside.tolist() == [1, 1]
     assert not arrived.values.any() and not arrived.beside.any()
