@@ -44,7 +44,7 @@ format: $(INSTALLED)          ## let ruff format the code
 bench: $(INSTALLED)           ## the five sections of docs/benchmarks.md; under 30 minutes (the line as root)
 	$(BIN)/suture bench all
 
-bench-full: $(INSTALLED)      ## step times in every size, cut and width: half an hour, into docs/benchmarks-full
+bench-full: $(INSTALLED)      ## step times in every size, cut and width: 20 minutes, into docs/benchmarks-full
 	$(BIN)/suture bench train --full
 
 study: $(INSTALLED)           ## the published study at scale laptop, an hour and a half, and its report (needs SUTURE_DATA)
