@@ -37,9 +37,7 @@ def _sizes(command: Callable[..., None]) -> Callable[..., None]:
 
 @bench.command("train")
 @click.option("--only", metavar="TEXT", help="only rows whose name holds TEXT, such as resnet34-128px-cut3")
-@click.option(
-    "--full", is_flag=True, help="every size, cut and width: half an hour, into docs/benchmarks-full"
-)
+@click.option("--full", is_flag=True, help="every size, cut and width: 20 minutes, into docs/benchmarks-full")
 @_sizes
 def bench_train(full: bool, quick: bool, only: str | None, out: Path | None) -> None:
     """Time of a split step against an unsplit one, bytes a step, memory, and what idle ranks use.
