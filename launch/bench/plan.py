@@ -111,7 +111,7 @@ FULL = Plan(
         *_unets(224, 2, None, (1, 2, 3)),
     ),
 )
-"""About 20 minutes on two quiet cores: a real run's batch of ResNet-34, the U-Net at its full width, every size and cut."""
+"""About 20 minutes on two quiet cores: ResNet-34 in a real run's batches, the U-Net in its full width."""
 
 QUICK = Plan(
     rows=(
