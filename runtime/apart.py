@@ -71,12 +71,14 @@ class Tasks:
             try:
                 if self._closed:
                     raise StoppedError("the server is ending; see its log")
-                answer.set_result(function(*map(_taken, messages)))
+                value = function(*map(_taken, messages))
             except Exception as error:
                 answer.set_exception(error)
             except BaseException:  # this thread is interrupted; who asked is not
                 answer.set_exception(StoppedError("the server was interrupted"))
                 raise
+            else:  # an interrupt in here finds a future that has its answer, and goes on as it is
+                answer.set_result(value)
 
         self._waiting.put(work)
         if self._closed:

@@ -259,7 +259,6 @@ def _serve(part: Part, line: Connection) -> dict[str, Any]:
     endpoints.open_run(coordinator, Door("bench", Tokens(shared=TOKEN), rpc))
     rpc.join(transport.SERVER)
     endpoints.serve_run(calls.knock)
-    endpoints.close_run()
     rpc.leave()
     totals = coordinator.journal.totals
     return {"bytes_up": totals.bytes_up, "bytes_down": totals.bytes_down, "steps": steps.times}

@@ -64,9 +64,9 @@ WRITES = {
 }
 
 
-def ask(endpoint):
+def ask(endpoint, caller="a ticket"):
     message = () if endpoint in ("next_turn", "leave") else ("a message",)
-    return getattr(endpoints, endpoint)("a ticket", *message)
+    return getattr(endpoints, endpoint)(caller, *message)
 
 
 def serve_one(noted, endpoint):
@@ -93,7 +93,7 @@ def test_what_copies_or_writes_the_state_does_so_in_the_thread_that_serves(noted
         assert answer.wait().kind is TurnKind.WAIT
     # Where server and client share a process there is one thread anyway.
     noted.threads.clear()
-    getattr(endpoints, endpoint)(Seat(), *(() if endpoint in ("next_turn", "leave") else ("a message",)))
+    ask(endpoint, Seat())
     assert noted.threads[method] == threading.current_thread().name
 
 
