@@ -21,15 +21,17 @@ demo: $(INSTALLED)            ## one server and four clients train a split ResNe
 test: $(INSTALLED)            ## all tests but the slow ones, on as many cores as there are (at most four)
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m 'not slow' --durations=20
 
-sites: $(INSTALLED)           ## sites that come, die and return, on several networks; torchrun on two nodes (network tests as root)
+sites: $(INSTALLED)           ## whole runs: sites that come, die and return, on several networks; torchrun on two nodes; attacked runs
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile \
-		tests/integration/test_sites.py tests/integration/test_far_sites.py tests/integration/test_cluster.py
+		tests/integration/test_sites.py tests/integration/test_far_sites.py tests/integration/test_hospitals.py \
+		tests/integration/test_cluster.py tests/integration/test_attacked_runs.py \
+		tests/integration/test_oracle.py::test_real_images_over_every_carrier_end_with_the_same_weights
 
 faults: $(INSTALLED)          ## kill, freeze and cut off every member at every moment; prints the table
 	$(BIN)/python -m pytest tests/integration/faults
 
 hostile: $(INSTALLED)         ## every attack of the hostile suite, and what came of it
-	$(BIN)/python -m pytest -s tests/integration/hostile tests/runtime/test_codec.py
+	$(BIN)/python -m pytest -s tests/integration/hostile
 
 check: $(INSTALLED)           ## ruff, format, mypy strict, import layers
 	$(BIN)/ruff check .
@@ -41,7 +43,7 @@ format: $(INSTALLED)          ## let ruff format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)           ## the five sections of docs/benchmarks.md; under 30 minutes (the line as root)
+bench: $(INSTALLED)           ## the six sections of docs/benchmarks.md; about an hour (line and sites as root)
 	$(BIN)/suture bench all
 
 bench-full: $(INSTALLED)      ## step times in every size, cut and width: 20 minutes, into docs/benchmarks-full

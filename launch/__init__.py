@@ -12,5 +12,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("KMP_BLOCKTIME", "0")
 # torch's C++ side warns about every connection that a leaving member closes.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+# gRPC's C++ side writes a line for every stranger whose handshake fails.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 # numpy's BLAS starts its threads when it is imported; a thread that is older than the sandbox stays outside it.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

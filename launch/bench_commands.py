@@ -72,6 +72,15 @@ def bench_line(quick: bool, data: str | None, out: Path | None) -> None:
     run_command(quick=quick, data=data, out=out)
 
 
+@bench.command("sites")
+@_sizes
+def bench_sites(quick: bool, out: Path | None) -> None:
+    """What runs between sites, gRPC over TLS, beside torch RPC: steps, hand-offs, joining, 32 sites. Needs root."""
+    from launch.bench.sites import run_command
+
+    run_command(quick=quick, out=out)
+
+
 @bench.command("startup")
 @_sizes
 def bench_startup(quick: bool, out: Path | None) -> None:
@@ -93,7 +102,7 @@ def bench_profile(quick: bool, out: Path | None) -> None:
 @bench.command("all")
 @_sizes
 def bench_all(quick: bool, out: Path | None) -> None:
-    """All five of train, clients, line, startup and profile; an estimate is printed first."""
+    """All six of train, clients, line, sites, startup and profile; an estimate is printed first."""
     from launch.bench.all import run_command
 
     run_command(quick=quick, out=out)
@@ -116,7 +125,7 @@ def bench_attacks(options: RunOptions, num_steps: int) -> None:
 @click.option("--repeats", type=int, default=30, help="measurements of each, at least 10 [30]")
 @click.option("--threads", type=int, default=None, help="computing threads [all cores]")
 def bench_security(repeats: int, threads: int | None) -> None:
-    """What the lockdown and the checks add to a step, and seconds of a sealed hand-off."""
+    """What the codec and the checks add to a step, and seconds of a sealed hand-off."""
     from launch.bench.security import run_command
 
     run_command(repeats, threads)

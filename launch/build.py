@@ -7,9 +7,10 @@ source, a client never builds a top's optimizer.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,20 +21,23 @@ from models.split import SplitModel
 from runtime.checkpoint import Checkpoints, NoCheckpoints
 from runtime.checks import TensorSpec
 from runtime.client import Client, ClientConfig
+from runtime.consortium.board import ServerBoard
+from runtime.consortium.site import SiteConsortium
 from runtime.coordinator import Coordinator, RunConfig
 from runtime.data.client_data import ClientData
-from runtime.data.partition import Share, partition
+from runtime.data.partition import Share, evaluation_share, partition
 from runtime.data.registry import open_source
 from runtime.data.source import Source, Task
-from runtime.entry import Tokens, parse_token, read_token, read_tokens, write_token
 from runtime.errors import ConfigError
 from runtime.exchange.crossing import MOST_UNDER_WAY
+from runtime.grpc.chunks import SMALL, Limits
 from runtime.handoff import parse_key, read_key
 from runtime.journal import Journal
 from runtime.ledger import Ledger
 from runtime.members import Members
 from runtime.metrics import MAIN_METRICS
 from runtime.observers import Watcher
+from runtime.private_files import take_variable
 from runtime.randomness import PUBLIC, Randomness
 from runtime.scheduler import parse_schedule
 from runtime.server import Server
@@ -41,7 +45,6 @@ from threats.client_view import ClientView
 from threats.registry import build_defence, build_detector
 
 KEY_VARIABLE = "SUTURE_HANDOFF_KEY"
-TOKEN_VARIABLE = "SUTURE_TOKEN"
 
 
 def client_name(index: int) -> str:
@@ -65,13 +68,16 @@ def device_of(options: RunOptions, local_rank: int) -> torch.device:
 def given_key(options: RunOptions, one_host: bool = True) -> bytes | None:
     """The clients' shared key from ``--handoff-key`` or SUTURE_HANDOFF_KEY; None where neither is set.
 
+    The variable leaves the environment, but for a lab (``--attack``), where the judge reads it when the run has ended.
+
     Raises:
         ConfigError: there is none and the run spans several hosts, or it is malformed.
     """
+    variable = _key_variable(options)
     if options.handoff_key is not None:
         return read_key(Path(options.handoff_key))
-    if KEY_VARIABLE in os.environ:
-        return parse_key(os.environ[KEY_VARIABLE], KEY_VARIABLE)
+    if variable is not None:
+        return parse_key(variable, KEY_VARIABLE)
     if not one_host:
         raise ConfigError(
             "clients on several machines need one shared --handoff-key FILE; make it with 'suture keygen FILE' "
@@ -80,49 +86,14 @@ def given_key(options: RunOptions, one_host: bool = True) -> bytes | None:
     return None
 
 
-def given_token(options: RunOptions, one_host: bool = True) -> bytes | None:
-    """The token of this rank from ``--token-file`` or SUTURE_TOKEN; None where neither is set.
-
-    Raises:
-        ConfigError: there is none and the run spans several hosts, or it is malformed.
-    """
-    if options.token_file is not None:
-        return read_token(Path(options.token_file))
-    if TOKEN_VARIABLE in os.environ:
-        return parse_token(os.environ[TOKEN_VARIABLE], TOKEN_VARIABLE)
-    if not one_host and options.tokens is None:
-        raise ConfigError(
-            "joining from another machine needs a token: make one with 'suture keygen --token FILE', give it to the "
-            f"server and to every site, and start each with --token-file FILE (or {TOKEN_VARIABLE} set)"
-        )
-    return None
+def forget_key(options: RunOptions) -> None:
+    """At the server: drops the clients' key, which every rank of one machine inherits."""
+    _key_variable(options)
 
 
-def given_tokens(options: RunOptions, one_host: bool) -> Tokens | None:
-    """At the server: who may come in with which token; None where one machine makes its own.
-
-    Raises:
-        ConfigError: as `given_token`, or both one token and several were named.
-    """
-    if options.tokens is None:
-        token = given_token(options, one_host)
-        return None if token is None else Tokens(shared=token)
-    if options.token_file is not None:
-        raise ConfigError("tokens and token_file: the server takes one token for all or one each, not both")
-    return Tokens(by_name=read_tokens(Path(options.tokens)))
-
-
-def make_token(run_dir: Path) -> bytes:
-    """Makes the token of a run on one machine, where every client of this user can read it."""
-    path = generated_token(run_dir)
-    path.unlink(missing_ok=True)  # a run that is resumed gets a new one
-    write_token(path)
-    return read_token(path)
-
-
-def generated_token(run_dir: Path) -> Path:
-    """Where the token is that was made for the ranks of one machine."""
-    return run_dir / "token"
+def _key_variable(options: RunOptions) -> str | None:
+    in_a_lab = options.attack_spec() is not None
+    return os.environ.get(KEY_VARIABLE) if in_a_lab else take_variable(KEY_VARIABLE)
 
 
 def memory_folder() -> Path:
@@ -156,9 +127,33 @@ def build_images(options: RunOptions, num_clients: int) -> Images:
 
 def build_site_images(options: RunOptions, name: str) -> Images:
     """A site's own source, all of it this client's; reads no picture."""
+    return build_images(replace(options, seed=_site_seed(options, name)), 1)
+
+
+def _site_seed(options: RunOptions, name: str) -> int:
     # Drawn sources are drawn from the seed: with the site's name in it, two sites do not draw the same patients.
     named = hashlib.sha256(f"suture/site/{options.seed}/{name}".encode()).digest()
-    return build_images(replace(options, seed=int.from_bytes(named[:4], "big")), 1)
+    return int.from_bytes(named[:4], "big")
+
+
+def build_evaluation_images(
+    options: RunOptions, name: str, *, validation_images: int | None, test_images: int | None
+) -> Images:
+    """A site's own source where it only evaluates, see `evaluation_share`; reads no picture.
+
+    Args:
+        options: the run's.
+        name: the site's.
+        validation_images: what the site asked for; None for none.
+        test_images: likewise; None for all that are left.
+    """
+    data, seed = options.data_config(), _site_seed(options, name)
+    need = (validation_images or 0) + (required(options.test_images) if test_images is None else test_images)
+    source = open_source(data.spec, grades=data.classes, need=need, seed=seed)
+    share = evaluation_share(
+        source, validation_images=validation_images or 0, test_images=test_images, seed=seed
+    )
+    return Images(source, (share,))
 
 
 def build_split(options: RunOptions, num_classes: int, secret: bytes) -> SplitModel:
@@ -208,6 +203,30 @@ def output_spec(options: RunOptions, split: SplitModel) -> TensorSpec:
     return TensorSpec(shape, torch.float32, required(options.batch_size))
 
 
+def wire_limits(options: RunOptions, num_classes: int) -> Limits:
+    """The most bytes that the run's messages have, with head-room; computes nothing."""
+    with torch.device("meta"):
+        split = build_split(options, num_classes, PUBLIC)
+    own = [split.bottom] if split.head is None else [split.bottom, split.head]
+    batch = max(_num_bytes(spec) for spec in (smashed_spec(options, split), output_spec(options, split)))
+    parts, top = sum(map(_state_bytes, own)), _state_bytes(split.top)
+    # Twice a batch: topk sends a place beside each value. Four times the parts: weights and two moments.
+    handoff = 4 * parts + SMALL + (_DEFENCE_BYTES if options.defence_specs() else 0)
+    return Limits(batch=2 * batch + SMALL, handoff=handoff, release=2 * top + handoff + SMALL)
+
+
+_DEFENCE_BYTES = 64 * 2**20
+"""What a defence's own net and its moments may add to a hand-off."""
+
+
+def _num_bytes(spec: TensorSpec) -> int:
+    return spec.max_batch * math.prod(spec.shape) * spec.dtype.itemsize
+
+
+def _state_bytes(part: torch.nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in part.state_dict().values())
+
+
 def build_server(options: RunOptions, num_classes: int, device: torch.device) -> Server:
     """The server's half, with nothing of a bottom or a head left in it."""
     split = build_split(options, num_classes, PUBLIC)
@@ -236,13 +255,16 @@ def build_coordinator(
     num_classes: int,
     watcher: Watcher | None = None,
     members: Members | None = None,
+    board: ServerBoard | None = None,
 ) -> Coordinator:
-    """The run at the server, not yet begun; ``members`` where they are others than the ranks of one start."""
+    """The run at the server, not yet begun; ``members`` where they are others than the ranks of one start, ``board``
+    where they sign.
+    """
     task = nets.model_entry(required(options.model)).task
     ledger = Ledger(parse_schedule(options.schedule, options.seed), required(options.epochs))
     kept = NoCheckpoints if options.checkpoints == "off" else Checkpoints
     checkpoints = kept(run_dir / "checkpoints")
-    journal = Journal(run, run_dir, server, ledger, checkpoints, MAIN_METRICS[task])
+    journal = Journal(run, run_dir, server, ledger, checkpoints, MAIN_METRICS[task], board)
     if members is None:
         members = Members(required(options.clients), options.agreement(num_classes))
     config = RunConfig(
@@ -277,6 +299,8 @@ def class_weights(options: RunOptions, data: ClientData) -> tuple[float, ...] | 
     if data.task is Task.SEGMENTATION:
         raise ConfigError("class_weights is for classification; Dice already balances lung and background")
     counts = data.class_counts("train")
+    if not sum(counts):
+        return None  # it only evaluates, and scores weigh no class
     return tuple(sum(counts) / (len(counts) * max(count, 1)) for count in counts)
 
 
@@ -294,6 +318,21 @@ def client_view(options: RunOptions, split: SplitModel, data: ClientData) -> Cli
     )
 
 
+@dataclass(frozen=True)
+class SiteOwn:
+    """What a client has between hospitals, and not on one person's machines.
+
+    Attributes:
+        secret: what it draws everything from but initial weights.
+        consortium: whom it signs for and believes; None where its turns are only played again.
+        repeats: how often one round's pass may be asked for again; None for any number.
+    """
+
+    secret: bytes = field(repr=False)
+    consortium: SiteConsortium | None
+    repeats: int | None
+
+
 def build_client(
     options: RunOptions,
     data: ClientData,
@@ -301,11 +340,23 @@ def build_client(
     key: bytes,
     device: torch.device,
     memory: Path | None,
+    own: SiteOwn | None = None,
 ) -> Client:
-    """One client, in its own process."""
+    """One client, in its own process.
+
+    Args:
+        options: the run's.
+        data: its images.
+        name: the member's.
+        key: what initial weights are drawn from; where it is no site also what everything else is.
+        device: where it computes.
+        memory: where it remembers what it has seen; see `ClientConfig`.
+        own: what a site has of its own.
+    """
     split = build_split(options, len(data.classes), key)
     view = client_view(options, split, data)
-    randomness = Randomness(key, options.seed)
+    initial = Randomness(key, options.seed)
+    randomness = initial if own is None else Randomness(own.secret, options.seed)
     config = ClientConfig(
         name=name,
         labels_shared=options.labels == "shared",
@@ -319,6 +370,8 @@ def build_client(
         microbatches=options.microbatches,
         overlap=options.overlap,
         offered_from=options.first_query_round(),
+        rounds=None if own is None else required(options.epochs),
+        repeats=None if own is None else own.repeats,
     )
     return Client(
         split,
@@ -330,9 +383,10 @@ def build_client(
         defence=build_defence(
             options.defence_specs(),
             view,
-            lambda name: randomness.reseed("initial weights", f"defence/{name}"),
+            lambda name: initial.reseed("initial weights", f"defence/{name}"),
         ),
         detector=build_detector(options.detector_spec(), view),
+        consortium=None if own is None else own.consortium,
         device=device,
     )
 

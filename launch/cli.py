@@ -14,9 +14,12 @@ from launch.bench_commands import bench
 from launch.config import RunOptions
 from launch.cuts import cuts
 from launch.experiment_commands import experiment, report
+from launch.kit_commands import provision, roster
 from launch.options import EPILOG, run_options
 from launch.outcome import exit_as_rank, outcome
+from launch.request_commands import install, request, revoke, sign
 from launch.site_commands import join, serve
+from launch.wish_commands import leave, pause
 from runtime.errors import ConfigError
 
 
@@ -55,8 +58,14 @@ def rank(options: RunOptions) -> None:
         )
     if options.unsplit or options.exchange == "local":
         raise ConfigError("--unsplit and --exchange local use one process: start them with 'suture train'")
+    from launch.isolation import why_not_isolated
     from launch.ranks import run_rank
 
+    if options.isolate == "on" and why_not_isolated() is None:
+        raise ConfigError(
+            "isolate is for suture train, which makes the ranks' network before it starts them: leave it out, and keep "
+            "others from the ports of this machine"
+        )
     run_rank(options)
 
 
@@ -139,20 +148,10 @@ def judge(run: Path, handoff_key: str | None, name: str | None) -> None:
 
 @suture.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--token", is_flag=True, help="make a token for joining instead: the server gets it, too")
-def keygen(file: Path, token: bool) -> None:
-    """Make a hand-off key for the clients; give FILE to every client and not to the server.
-
-    With --token make what joining a run needs: for --token-file at the server and at the sites, or as one site's
-    line of the server's --tokens file.
-    """
-    from runtime.entry import write_token
+def keygen(file: Path) -> None:
+    """Make a hand-off key for the clients; give FILE to every client and not to the server."""
     from runtime.handoff import write_key
 
-    if token:
-        write_token(file)
-        click.echo(f"wrote {file}; copy it to the server and to the sites over a channel you trust")
-        return
     write_key(file)
     click.echo(f"wrote {file}; copy it to every client over a channel you trust, and not to the server")
 
@@ -226,12 +225,20 @@ def rank_outcome(arguments: Sequence[str]) -> int:
     """One rank, from its options to its exit code; the rank that meets an error first says it, once for all."""
 
     def first(message: str) -> bool:
-        from runtime.transport import first_to_say
+        from runtime.rpc.transport import first_to_say
 
         return first_to_say(message)
 
     return outcome(lambda: rank.main(list(arguments), standalone_mode=False), first)
 
 
+suture.add_command(provision)
+suture.add_command(roster)
+suture.add_command(request)
+suture.add_command(sign)
+suture.add_command(install)
+suture.add_command(revoke)
 suture.add_command(serve)
 suture.add_command(join)
+suture.add_command(leave)
+suture.add_command(pause)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
@@ -181,7 +182,10 @@ class RunOptions:
         "local)",
         agree=True,
     )
-    clients: int | None = _option(None, "number of clients (under torchrun: its ranks less one)")
+    clients: int | None = _option(
+        None,
+        "number of clients (under torchrun: its ranks less one; suture serve: all sites, evaluating ones too)",
+    )
     unsplit: bool = _option(
         False, "train the joined net in one process, batch for batch the same: the oracle"
     )
@@ -192,24 +196,23 @@ class RunOptions:
     handoff_key: str | None = _option(
         None, "file with the clients' shared key; made for you on a single machine", free=True
     )
-    token_file: str | None = _option(
-        None,
-        "file with the token that joining needs, on the server and at each site; made for you on a single machine",
-        free=True,
-    )
-    tokens: str | None = _option(
-        None, "server: file with a token a client, lines NAME = TOKEN, instead of one for all", free=True
-    )
     accept_rollback: int | None = _option(
         None, "let this client go back to the hand-off of this turn", free=True
     )
-    release_top: bool = _option(True, "hand the trained top to the clients at the end")
+    release_top: bool = _option(True, "hand the trained top to the clients at the end", agree=True)
     lease: float = _option(120.0, "seconds of silence after which a peer counts as lost", free=True)
     interface: str | None = _option(None, "network interface for all traffic between ranks", free=True)
     sandbox: str = _option(
         "auto",
         "take from each rank, before a peer can reach it, the right to files that are not its own (Linux Landlock); "
         "auto: where that can be done, and say so",
+        choices=("auto", "on", "off"),
+        free=True,
+    )
+    isolate: str = _option(
+        "auto",
+        "suture train: give the ranks a network namespace of their own, so that no other user of this machine reaches "
+        "their ports (Linux); auto: where the system lets an ordinary user make one, else say so",
         choices=("auto", "on", "off"),
         free=True,
     )
@@ -454,7 +457,11 @@ class RunOptions:
     def site_agreement(self, classes: Sequence[str]) -> dict[str, str]:
         """The same among sites that have images of their own: how many, from where, is each site's business."""
         shared = {k: v for k, v in self.agreement(len(classes)).items() if k not in SITES_OWN}
-        return shared | {"classes": ", ".join(classes)}
+        return shared | {"classes": json.dumps([*classes])}
+
+    def terms(self) -> dict[str, str]:
+        """What a site is told before it joins: `site_agreement` but for the classes, which sites say."""
+        return {name: text for name, text in self.site_agreement(()).items() if name != "classes"}
 
 
 def required(value: Any) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from launch.config import RunOptions
-from runtime import apart, sandbox
+from runtime import sandbox
 from runtime.data.registry import split_spec
 from runtime.errors import ConfigError
 
@@ -23,27 +23,28 @@ def enclose(
     options: RunOptions,
     folder: Path,
     *,
+    read: Iterable[Path] = (),
     write: Iterable[Path] = (),
     links: Iterable[Path] = (),
+    ports: sandbox.Ports | None = None,
     kept: str = "",
 ) -> None:
-    """Closes this rank's sandbox as ``--sandbox`` says, before RPC and whatever else starts threads.
+    """Closes this process's sandbox as ``--sandbox`` says, before RPC, gRPC and whatever else starts threads.
 
     Whatever the rank needs of the disk it has read by now: images, weights, keys.
 
     Args:
         options: the run's.
         folder: this rank's own, made where missing; temporary files go there too.
+        read: files that stay readable.
         write: other folders that stay readable and writable; made where missing.
         links: folders in which symbolic links may be made; made where missing.
+        ports: TCP ports that stay, None for all; see `sandbox.Ports`.
         kept: what the line is to add, such as how much was read into memory.
 
     Raises:
         ConfigError: ``--sandbox on`` and it cannot be closed; or the data would stay within reach.
     """
-    if options.exchange == "autograd":
-        # There RPC's own threads compute gradients: what they free, a peer's call could be given.
-        apart.overwrite()
     if options.sandbox == "off":
         return
     if options.attack_spec() is not None:
@@ -68,19 +69,30 @@ def enclose(
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder.resolve())
     load_the_lazy()
     older = sandbox.other_threads()
-    sandbox.close(write=write, links=links)
+    sandbox.close(read=read, write=write, links=links, ports=ports)
     if there and data is not None and (how := sandbox.still_reaches(data)) is not None:
         raise ConfigError(
             f"the sandbox does not shut off {data}: {how}; keep the images apart from Python's files and the run "
             "folder, or use --sandbox off"
         )
     log.info(
-        "sandbox closed (Landlock %d): reads Python's files only, writes %s%s%s",
+        "sandbox closed (Landlock %d): reads Python's files only, writes %s%s%s%s",
         sandbox.version(),
         " and ".join(map(str, write)),
+        _shown(ports),
         f"; {kept}" if kept else "",
         f"; older threads, outside: {', '.join(older)}" if older else "",
     )
+
+
+def _shown(ports: sandbox.Ports | None) -> str:
+    if ports is None:
+        return ""
+    if sandbox.version() < 4:
+        return "; this kernel's Landlock knows no ports: all stay open"
+    connects = " or ".join(map(str, ports.connect)) or "no"
+    listens = " or ".join(map(str, ports.listen)) or "no"
+    return f"; connects to {connects} port, listens on {listens} port"
 
 
 _LAZY = (

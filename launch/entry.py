@@ -11,8 +11,10 @@ def main() -> NoReturn:
     """Runs the command line."""
     words = sys.argv[1:]
     if words[:1] == ["train"] and not {"-h", "--help", "--unsplit", "local", "--exchange=local"} & set(words):
-        from launch import forked
+        from launch import forked, isolation
 
+        if isolation.said(words, "isolate", "auto") != "off":
+            isolation.isolate(isolation.said(words, "interface", "lo"))
         forked.begin()
     from launch.cli import main as run
 

@@ -25,6 +25,7 @@ from launch.config import RunOptions, required
 from launch.cores import ready_torch
 from launch.figures.attacks import attack_losses, read_losses, reconstructions
 from launch.folder import CONFIG, IDENTITY
+from launch.program import python_path
 from launch.summary import write_summary
 from launch.written import check_names, read_toml
 from runtime.data.source import Task
@@ -44,12 +45,10 @@ VERDICT = "verdict.json"
 
 def start_judge(options: RunOptions, run_dir: Path) -> None:
     """Judges a run that has ended, in a process of its own; a failure is told and does not fail the run."""
-    root = Path(__file__).resolve().parent.parent
     command = [sys.executable, "-m", "launch", "judge", str(run_dir)]
     if options.handoff_key is not None:
         command += ["--handoff-key", options.handoff_key]
-    paths = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH", ""))))
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, check=False)
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": python_path()}, check=False)
     if done.returncode:
         log.error("the judge failed; the run is whole: try again with 'suture judge %s'", run_dir)
 

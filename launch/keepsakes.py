@@ -13,12 +13,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
 
 from launch.config import RunOptions, required
 from launch.figures import activations, bottom_stages, segmentation
+from launch.lock import lock_folder
 from launch.profile import PROFILE_FILE
 from runtime.checkpoint import write_atomically
 from runtime.client import Client
@@ -54,6 +56,7 @@ class ClientFolder:
         self._normalisation = normalisation
         self._task = task
         self._folder = folder
+        self._lock: IO[str] | None = None
         self._pictures: ClientPictures | None = None
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
         self._alarmed = False
@@ -66,17 +69,29 @@ class ClientFolder:
             raise DataError("a client has no folder before it has joined")
         return self._folder
 
+    def lock(self) -> None:
+        """Makes the folder of a client that is a process of its own, and keeps others out until that one ends.
+
+        Raises:
+            ConfigError: another process has it, or it cannot be written.
+        """
+        self._make()
+        self._lock = lock_folder(self.folder)
+
     def joined(self, client: Client, welcome: Welcome) -> None:
         """The server has named the run's folder."""
         if self._options.profile:
             client.stopwatch = RunningStopwatch(self.profiled)
         if self._folder is None:
             self._folder = client_folder(Path(welcome.run_dir), client.name)
+        self._make()
+
+    def _make(self) -> None:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                f"{client.name} cannot write to {self._folder}: {error.strerror}; give it a --run-dir of its own"
+                f"cannot write to {self.folder}: {error.strerror}; give this client a --run-dir of its own"
             ) from None
 
     def evaluated(self, turn: Turn, phase: str, batch: Batch, smashed: Tensor, logits: Tensor) -> None:
@@ -125,6 +140,12 @@ class ClientFolder:
         """
         if release.top:
             self._write_model(client, release)
+        elif self._options.release_top:
+            log.warning(
+                "%s: the server did not hand out the trained top, although the run's options say so: there is no "
+                "model.pt here; ask its operator",
+                client.name,
+            )
         with self._can_do_without(client.name):
             self._draw(client)
 

@@ -18,12 +18,22 @@ from threats.registry import ATTACKS, DEFENCES, DETECTORS
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a click command every option of a run and ``--config``; it receives one `RunOptions`."""
+    """Gives a click command every option of a run and ``--config``; it receives one `RunOptions`, ``options``."""
+
+    @functools.wraps(command)
+    def with_options(asked: dict[str, Any], **others: Any) -> Any:
+        return command(options=RunOptions(**asked), **others)
+
+    return asked_options(with_options)
+
+
+def asked_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """As `run_options`, for a command that is told the rest by a server: it receives what a person gave, ``asked``."""
 
     @functools.wraps(command)
     def with_options(config: str | None, **given: Any) -> Any:
         others = {name: given.pop(name) for name in list(given) if name not in _NAMES}
-        return command(options=merge(config, given), **others)
+        return command(asked=asked_for(config, given), **others)
 
     wrapped: Callable[..., Any] = with_options
     for option in reversed(fields(RunOptions)):
@@ -45,10 +55,10 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-def merge(config: str | None, given: dict[str, Any]) -> RunOptions:
+def asked_for(config: str | None, given: dict[str, Any]) -> dict[str, Any]:
     """The options of ``--config``, then those of the command line over them."""
     values = {} if config is None else read_toml(Path(config))
-    return RunOptions(**values | {name: value for name, value in given.items() if value is not None})
+    return values | {name: value for name, value in given.items() if value is not None}
 
 
 def _shown_default(name: str, default: Any) -> str:

@@ -22,20 +22,22 @@ from launch.logs import set_up
 from launch.profile import ProfilingRecorder, draw_profile
 from launch.progress import Progress, print_final_table
 from launch.summary import final_metrics, summarise, write_summary
-from runtime import calls, endpoints, transport
+from runtime.consortium.board import ServerBoard
 from runtime.coordinator import Coordinator
 from runtime.data.client_data import ClientData
-from runtime.entry import Door, Tokens, read_token
+from runtime.disk import can_do_without, writing
 from runtime.errors import ConfigError, WireError
 from runtime.exchange import OVER_RPC, LocalExchange
 from runtime.handoff import shared_key
 from runtime.members import Members
 from runtime.observers import NoRecorder, Recorder
+from runtime.rpc import calls, transport
+from runtime.rpc.functions import RpcServer
+from runtime.rpc.transport import Transport, TransportConfig
 from runtime.server import Server
 from runtime.session import Keepsakes, Member, NoKeepsakes, run_local, take_part
 from runtime.stopwatch import RunningStopwatch
 from runtime.tracking import METRICS_FILE, Tracker, read_events, read_metrics
-from runtime.transport import Transport, TransportConfig
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +81,13 @@ def serve(options: RunOptions, line: Transport, sharing: int) -> None:
     progress = Progress()
     set_up("server", progress.console)
     options = _restarted(options, line)
-    tokens = build.given_tokens(options, line.config.one_host)
+    build.forget_key(options)
     # The server opens no data source: how many classes there are, the clients say, each when it has its images.
     # Only then is there a folder, so that a run which could not begin leaves none.
     for index in range(required(options.clients)):
         num_classes = int(line.hear(f"classes of {build.client_name(index)}"))
     place = folder.open_folder(options, build.new_run_id())
-    door = Door(place.run, tokens or Tokens(shared=build.make_token(place.path)), line)
+    line.publish("run", place.run)
     line.publish("run_dir", str(place.path.resolve()))
     server = build.build_server(options, num_classes, build.device_of(options, 0))
     lab.arm(server, options, place.run, place.path, num_classes)
@@ -98,14 +100,12 @@ def serve(options: RunOptions, line: Transport, sharing: int) -> None:
         ready_torch(options, sharing)
 
     def play(coordinator: Coordinator) -> None:
-        for index in range(required(options.clients)):
-            line.hear(f"token of {build.client_name(index)}")
-        # Once RPC has begun, torch's operators could read it for anyone.
-        build.generated_token(place.path).unlink(missing_ok=True)
-        line.join(transport.SERVER)
-        endpoints.serve_run(calls.knock)
+        served = RpcServer(coordinator)
+        line.join(transport.SERVER, served.table())
+        served.serve(calls.knock)
 
-    conduct(options, server, place, num_classes, progress, play, close, door=door)
+    members = Members(required(options.clients), options.agreement(num_classes) | {"run": place.run})
+    conduct(options, server, place, num_classes, progress, play, close, members)
 
 
 def _restarted(options: RunOptions, line: Transport) -> RunOptions:
@@ -126,11 +126,11 @@ def conduct(
     play: Callable[[Coordinator], None],
     close: Callable[[], None] = lambda: None,
     members: Members | None = None,
-    door: Door | None = None,
+    board: ServerBoard | None = None,
 ) -> None:
     """A whole run at the server; ``play`` returns when its last turn has been played.
 
-    ``close`` is called when everything outside the run folder has been read; ``door`` lets clients in over the wire.
+    ``close`` is called when everything outside the run folder has been read.
     """
     if not place.resumed:
         # Before the first checkpoint, so that a turn rolled back to it does not pre-train again.
@@ -143,15 +143,16 @@ def conduct(
         num_classes=num_classes,
         watcher=progress,
         members=members,
+        board=board,
     )
     close()
     with ExitStack() as stack:
+        stack.callback(place.lock.close)
         tracker: Tracker
 
         def open_recorder(step: int | None) -> Recorder:
             nonlocal tracker
-            tracker = Tracker(place.path, resume_step=step)
-            stack.callback(tracker.close)
+            tracker = stack.enter_context(Tracker(place.path, resume_step=step))
             if not options.profile:
                 return tracker
             server.stopwatch = stopwatch = RunningStopwatch()
@@ -159,10 +160,9 @@ def conduct(
 
         coordinator.begin(place.resumed, open_recorder)
         stack.callback(progress.finished)
-        endpoints.open_run(coordinator, door)
-        stack.callback(endpoints.close_run)
-        started = range(required(options.clients)) if members is None else ()
-        progress.start(required(options.epochs), [build.client_name(index) for index in started])
+        started = members is None or members.door is None
+        named = [build.client_name(index) for index in range(required(options.clients))] if started else []
+        progress.start(required(options.epochs), named)
         play(coordinator)
         progress.finished()
         server.attack.finish()
@@ -171,20 +171,15 @@ def conduct(
 
 def conclude(options: RunOptions, coordinator: Coordinator, run_dir: Path, tracker: Tracker) -> None:
     """After the last round: summary, hparams, figures, and the table of clients."""
-    summary = summarise(options, coordinator, read_events(run_dir / METRICS_FILE))
+    with writing():
+        summary = summarise(options, coordinator, read_events(run_dir / METRICS_FILE))
     write_summary(run_dir, summary)
     tracker.hparams(
         {name: value for name, value in vars(options).items() if value is not None}, final_metrics(summary)
     )
     tracker.close()
-    records = read_metrics(run_dir / METRICS_FILE)
-    charts = run_dir / "figures"
-    charts.mkdir(exist_ok=True)
-    figures.training_loss(records, charts / "training_loss.png")
-    figures.metrics_by_round(records, summary["task"], charts / "metrics_by_round.png")
-    if options.profile:
-        draw_profile(run_dir)
-    link_figures(run_dir)
+    with can_do_without(f"{run_dir / 'figures'}"):
+        draw_figures(options, run_dir)
     print_final_table(summary)
     print(f"weights_sha256 {summary['weights_sha256']}")
     if options.attack_spec() is not None and options.judge == "on":
@@ -194,6 +189,19 @@ def conclude(options: RunOptions, coordinator: Coordinator, run_dir: Path, track
     print(f"Everything is in {run_dir}; for the curves: tensorboard --logdir {run_dir}")
     if "disagreement" in summary:
         raise WireError(f"{summary['disagreement']}; everything else is in {run_dir}")
+
+
+def draw_figures(options: RunOptions, run_dir: Path) -> None:
+    """Draws RUN/figures: the server's own, and links to those of clients on this disk."""
+    records = read_metrics(run_dir / METRICS_FILE)
+    charts = run_dir / "figures"
+    charts.mkdir(exist_ok=True)
+    figures.training_loss(records, charts / "training_loss.png")
+    task = str(nets.model_entry(required(options.model)).task)
+    figures.metrics_by_round(records, task, charts / "metrics_by_round.png")
+    if options.profile:
+        draw_profile(run_dir)
+    link_figures(run_dir)
 
 
 def join(options: RunOptions, line: Transport, sharing: int) -> None:
@@ -207,12 +215,9 @@ def join(options: RunOptions, line: Transport, sharing: int) -> None:
             log.info("%s: %s", images.source.name, note)
     data = build.build_data(options, images, index)
     given = build.given_key(options, line.config.one_host)
-    token = build.given_token(options, line.config.one_host)
     line.publish(f"classes of {name}", str(len(data.classes)))
     run_dir = Path(line.hear("run_dir"))
     key = given or shared_key(build.generated_key(run_dir))
-    token = token or read_token(build.generated_token(run_dir))
-    line.publish(f"token of {name}", "read")
     lab.prepare_client(options, data, index, run_dir)
     # Where one person's machine made the key for all clients there is no one to be protected from.
     memory = build.memory_folder() if given is not None else None
@@ -223,13 +228,13 @@ def join(options: RunOptions, line: Transport, sharing: int) -> None:
     own = client_folder(Path(options.run_dir or "") if elsewhere else run_dir, name)
     normalisation = nets.model_entry(required(options.model)).normalisation
     keepsakes = ClientFolder(options, normalisation, data.task, own)
-    agreement = options.agreement(len(data.classes))
+    agreement = options.agreement(len(data.classes)) | {"run": line.hear("run")}
+    keepsakes.lock()
     kept = f"{data.num_images()} images are in memory ({data.num_bytes() / 1e6:.2g} MB)"
     enclose(options, own, write=[memory] if memory is not None else [], kept=kept)
     ready_torch(options, sharing)
     line.join(name)
-    member = Member(client, OVER_RPC[options.exchange](line, token), keepsakes)
-    take_part(member, agreement, name)
+    take_part(Member(client, OVER_RPC[options.exchange](), keepsakes), agreement)
 
 
 def run_in_one_process(options: RunOptions) -> None:
@@ -294,11 +299,7 @@ def play_locally(
         options, server, run=build.new_run_id(), run_dir=run_dir, num_classes=num_classes
     )
     coordinator.begin(resume, lambda step: NoRecorder())
-    endpoints.open_run(coordinator)
-    try:
-        _play(options, coordinator, data, key, device, [NoKeepsakes() for _ in data])
-    finally:
-        endpoints.close_run()
+    _play(options, coordinator, data, key, device, [NoKeepsakes() for _ in data])
     server.attack.finish()
     return coordinator
 

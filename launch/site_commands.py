@@ -1,110 +1,163 @@
-"""``suture serve`` and ``suture join``: each site starts its own, whenever, and its supervisor keeps it running."""
+"""``suture serve`` and ``suture join``: each site starts its own, whenever."""
 
 from __future__ import annotations
 
 import signal
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
-import torch
 
-from launch.address import parse_address
 from launch.config import RunOptions, required
-from launch.enclosure import load_the_lazy
-from launch.options import EPILOG, run_options
+from launch.joining import JoinConfig, join_site
+from launch.kit import Kit
+from launch.options import EPILOG, asked_options, run_options
 from launch.outcome import exit_as_rank, outcome
-from launch.sites import JoinConfig, ServeConfig, check_options, join_site, serve_site
-from launch.supervisor import MemberStart, SupervisorConfig, die_with_supervisor, supervise
-from launch.written import to_arguments
+from launch.sites import ServeConfig, check_options, serve_site
 from runtime.errors import ConfigError
+from runtime.grpc.credentials import Role
+from runtime.grpc.service import MODES, MUTUAL
 from runtime.members import OpenDoor
 
+_KIT = click.argument("kit", type=click.Path(path_type=Path))
+_LINE_TIMEOUT = click.option(
+    "--line-timeout",
+    type=float,
+    default=ServeConfig.line_timeout,
+    help="seconds within which a cut cable is noticed, at this end [15]",
+)
+_FOR_TRAINING = ("train_images", "held_out_images", "partition")
+"""Options of `suture join` that say nothing to a site that only evaluates."""
+_TLS = click.option(
+    "--tls",
+    type=click.Choice(MODES),
+    default=MUTUAL,
+    help="who each is says TLS, or, where a proxy opens TLS, a handshake inside it; the same at all [mutual]",
+)
 
-def _supervision(command: Callable[..., Any]) -> Callable[..., Any]:
-    command = click.option(
-        "--supervise/--no-supervise",
-        "supervised",
-        default=True,
-        help="start it again when it was killed [on]",
-    )(command)
-    return click.option("--restarts", type=int, default=10, help="how often in a row [10]")(command)
+_REVOKED = click.option(
+    "--revoked",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="the authority's list of revoked certificates, in a folder of its own; read again when it has changed "
+    "[KIT/revoked.pem, if there is one]",
+)
 
 
 @click.command(epilog=EPILOG)
-@click.option("--listen", metavar="HOST:PORT", default="127.0.0.1:29500", help="address [127.0.0.1:29500]")
+@_KIT
+@click.option("--listen", metavar="HOST:PORT", help="an address of this machine [the kit's]")
 @click.option(
-    "--min-clients", type=int, default=None, help="begin with so many when --grace is over [--clients]"
+    "--min-clients", type=int, default=None, help="begin with so many sites when --grace is over [--clients]"
 )
 @click.option("--grace", type=float, default=60.0, help="seconds to wait for sites that are not there [60]")
-@_supervision
+@_LINE_TIMEOUT
+@_TLS
+@_REVOKED
 @run_options
 def serve(
-    options: RunOptions, listen: str, min_clients: int | None, grace: float, supervised: bool, restarts: int
-) -> int:
+    options: RunOptions,
+    kit: Path,
+    listen: str | None,
+    min_clients: int | None,
+    grace: float,
+    line_timeout: float,
+    tls: str,
+    revoked: Path | None,
+) -> NoReturn:
     """Be the server of a run that sites join: begins when --clients of them are in.
 
-    Sites may come late and come back: they train from the next round on. After a crash, or started again with the
-    same --run-dir, it goes on from the last turn that counted.
+    KIT is the server's folder, which 'suture provision' made. Listens on one port, gRPC over mutual TLS 1.3. Sites may
+    come late and come back: they train from the next round on. Started again with the same --run-dir, it goes on from
+    the last turn that counted. --clients and --min-clients count all sites, those that only evaluate, too; the run
+    waits where nobody who trains is there.
     """
     check_options(options, "serve")
     options.resolved()
     OpenDoor(least=1 if min_clients is None else min_clients, grace=grace)
     if min_clients is not None and min_clients > required(options.clients):
         raise ConfigError(f"min_clients must lie in 1..{options.clients} (--clients), got {min_clients}")
-    parse_address(listen)
-    config = ServeConfig(listen=listen, min_clients=min_clients, grace=grace)
+    own = Kit.read(kit, Role.SERVER)
+    config = ServeConfig(
+        kit=own,
+        listen=listen or own.server,
+        min_clients=min_clients,
+        grace=grace,
+        line_timeout=line_timeout,
+        tls=tls,
+        revoked=revoked,
+    )
+    own.credentials()
     options = replace(options, run_dir=options.run_dir or f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
-
-    def be_server() -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        _be_member(lambda: serve_site(options, config))
-
-    if not supervised:
-        be_server()
-    own = ["--listen", listen, "--grace", str(grace)]
-    own += [] if min_clients is None else ["--min-clients", str(min_clients)]
-    return _supervised(be_server, ["serve", *own, *to_arguments(options)], restarts)
+    _be_member(lambda: serve_site(options, config))
 
 
 @click.command(epilog=EPILOG)
-@click.argument("server", metavar="HOST:PORT")
-@click.option("--name", required=True, help="this site's name: letters, digits, underscores")
+@_KIT
+@click.option("--server", metavar="HOST:PORT", help="dial this instead of the kit's address")
 @click.option("--patience", type=float, default=600.0, help="seconds to look for a server [600]")
-@_supervision
-@run_options
+@click.option(
+    "--proxy-ca",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="with --tls proxy: who signs the certificate that the proxy shows, PEM [the kit's authority]",
+)
+@click.option(
+    "--evaluate-only",
+    is_flag=True,
+    help="train nothing: all of --data are test images, or as many as --test-images and --validation-images say",
+)
+@_LINE_TIMEOUT
+@_TLS
+@_REVOKED
+@asked_options
 def join(
-    options: RunOptions, server: str, name: str, patience: float, supervised: bool, restarts: int
-) -> int:
-    """Join the run of the server at HOST:PORT, with this site's own --data and the sites' --handoff-key.
+    asked: dict[str, Any],
+    kit: Path,
+    server: str | None,
+    patience: float,
+    evaluate_only: bool,
+    line_timeout: float,
+    tls: str,
+    proxy_ca: Path | None,
+    revoked: Path | None,
+) -> NoReturn:
+    """Join the run of the server that KIT names, with this site's own --data.
 
-    Options that must agree are compared when it joins. All of --data is this site's: nothing is shared out.
+    KIT is this site's folder, which 'suture provision' made. Dials out to that one port and listens on none; an HTTP
+    proxy is taken from https_proxy. The server says the run's options, which the kit's policy.toml must allow; what is
+    given here, too, must be the same. All of --data is this site's: nothing is shared out.
+
+    With --evaluate-only it scores the model of each round on its images and gets the model, and nothing is learnt from
+    them; the server counts it among its --clients. 'suture pause KIT' and 'suture leave KIT' reach it while it runs.
     """
+    options = RunOptions(**asked)
     check_options(options, "join")
-    config = JoinConfig(server=server, name=name, patience=patience)
-    replace(options, clients=1).resolved()
-    folder = options.run_dir or f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
-    options = replace(options, run_dir=folder)
-
-    def be_site() -> NoReturn:
-        _be_member(lambda: join_site(options, config))
-
-    if not supervised:
-        be_site()
-    own = [server, "--name", name, "--patience", str(patience)]
-    return _supervised(be_site, ["join", *own, *to_arguments(options)], restarts)
+    for option in _FOR_TRAINING if evaluate_only else ():
+        if option in asked:
+            raise ConfigError(
+                f"{option} is for a site that trains: leave --{option.replace('_', '-')} out, or --evaluate-only"
+            )
+    own = Kit.read(kit, Role.CLIENT)
+    config = JoinConfig(
+        kit=own,
+        server=server or own.server,
+        patience=patience,
+        line_timeout=line_timeout,
+        tls=tls,
+        proxy_ca=proxy_ca,
+        evaluate_only=evaluate_only,
+        revoked=revoked,
+    )
+    own.check_listed()
+    folder = options.run_dir or f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_{own.name}"
+    _be_member(lambda: join_site(asked | {"run_dir": folder}, config))
 
 
 def _be_member(work: Callable[[], None]) -> NoReturn:
-    die_with_supervisor()
+    # Told to stop by systemd or compose, it ends as by Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     exit_as_rank(outcome(work))
-
-
-def _supervised(run: Callable[[], NoReturn], arguments: Sequence[str], restarts: int) -> int:
-    torch.set_num_threads(1)  # a supervisor with more threads than one cannot fork its member
-    load_the_lazy()
-    command = [sys.executable, "-m", "launch", *arguments, "--no-supervise"]
-    return supervise(MemberStart(run=run, command=command), SupervisorConfig(restarts=restarts))

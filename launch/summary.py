@@ -12,6 +12,7 @@ import models.registry as nets
 from launch.config import RunOptions, required
 from runtime.checkpoint import write_atomically
 from runtime.coordinator import Coordinator
+from runtime.disk import writing
 from runtime.errors import WireError
 
 
@@ -32,7 +33,7 @@ def summarise(
         digest, disagreement = coordinator.weights_sha256(), None
     except WireError as error:  # hours of training must not lose their summary to one client's word
         digest, disagreement = None, str(error)
-    memory = {seat.name: seat.farewell.peak_memory for seat in coordinator.members if seat.farewell}
+    memory = {name: farewell.peak_memory for name, farewell in coordinator.farewells().items()}
     memory |= {"server": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
     return {
         **header(options),
@@ -63,8 +64,14 @@ def header(options: RunOptions) -> dict[str, Any]:
 
 
 def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
-    """Writes RUN/summary.json atomically."""
-    write_atomically(run_dir / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    """Writes RUN/summary.json atomically.
+
+    Raises:
+        CheckpointError: it cannot be written; a run that is resumed writes it again.
+    """
+    path = run_dir / "summary.json"
+    with writing(path):
+        write_atomically(path, (json.dumps(summary, indent=2) + "\n").encode())
 
 
 def final_metrics(summary: Mapping[str, Any]) -> dict[str, float]:

@@ -6,10 +6,16 @@ import logging
 import os
 import sys
 
+import click
+
 from launch import forked
+from launch.build import KEY_VARIABLE
 from launch.capacity import check_memory
 from launch.config import DEFAULT_CLIENTS, RunOptions
+from launch.isolation import why_not_isolated
 from launch.written import to_arguments
+from runtime.errors import ConfigError
+from runtime.private_files import take_variable
 
 
 def start_ranks(options: RunOptions) -> None:
@@ -19,12 +25,14 @@ def start_ranks(options: RunOptions) -> None:
         SystemExit: with the code of the rank that failed first; it has said why.
     """
     forked.begin()
+    take_variable(KEY_VARIABLE)  # the ranks inherit it from the fork server
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from runtime.transport import LOOPBACK_STORE, loopback_store
+    from runtime.rpc.transport import LOOPBACK_STORE, loopback_store
 
+    _check_isolation(options.isolate)
     check_memory(options.resolved(), forked=True)  # refuse what cannot work before any rank exists
     num_clients = options.clients or DEFAULT_CLIENTS
     _quiet_elastic()
@@ -51,6 +59,31 @@ def start_ranks(options: RunOptions) -> None:
         sys.exit(first.exitcode if first.exitcode > 0 else 1)
     except SignalException as stopped:  # the agent has ended the ranks
         sys.exit(128 + int(stopped.sigval))
+
+
+def _check_isolation(wanted: str) -> None:
+    """Says what came of ``--isolate``.
+
+    Raises:
+        ConfigError: it is on, and the ranks' network is not their own.
+    """
+    why_not = why_not_isolated()
+    if why_not == "":
+        click.echo("the ranks have a network of their own: no other user reaches their ports", err=True)
+        return
+    if wanted == "off":
+        return
+    if wanted == "on":
+        reason = why_not or "this command was not started as suture train"
+        raise ConfigError(
+            f"isolate is on, but the ranks get no network of their own ({reason}); use --isolate auto"
+        )
+    if why_not:
+        click.echo(
+            f"suture: the ranks get no network of their own ({why_not}): other users of this machine reach their "
+            "ports; --isolate off says nothing of it",
+            err=True,
+        )
 
 
 def _quiet_elastic() -> None:

@@ -139,14 +139,11 @@ def run_unsplit(options: RunOptions) -> None:
     place = folder.open_folder(options, build.new_run_id())
     key = given or shared_key(build.generated_key(place.path))
     trainer = Unsplit(options, data, key, len(images.source.classes))
-    tracker = Tracker(place.path)
-    try:
+    with Tracker(place.path) as tracker:
         with progress:
             summary = _train(trainer, options, progress, tracker)
         write_summary(place.path, summary)
         tracker.hparams({k: v for k, v in vars(options).items() if v is not None}, final_metrics(summary))
-    finally:
-        tracker.close()
     print_final_table(summary)
     print(f"weights_sha256 {summary['weights_sha256']}")
     print(f"Everything is in {place.path}; for the curves: tensorboard --logdir {place.path}")

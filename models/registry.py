@@ -21,6 +21,7 @@ __all__ = [
     "MODELS",
     "ModelEntry",
     "build",
+    "cut_place",
     "cut_points",
     "load_weights",
     "model_entry",
@@ -160,6 +161,20 @@ def cut_points(name: str, labels: str | None = None, *, inside_layers: bool = Fa
         for point in entry.points(net)
         if (inside_layers or point.index is not None) and not _is_empty(entry.cut_net(net, point, labels).top)
     ]
+
+
+def cut_place(name: str, cut: int | str) -> int:
+    """How many of the net's cut points come before ``cut`` in the forward pass: the later the cut, the larger.
+
+    Cuts inside a layer, which have no number, have their place between the numbered ones.
+
+    Raises:
+        ValueError: as ``build``, where there is no such net or cut.
+    """
+    entry = model_entry(name)
+    with torch.device("meta"):
+        points = entry.points(entry.build_net(entry.num_outputs, None))
+    return points.index(resolve_cut(name, cut, points))
 
 
 def num_cuts(name: str, labels: str | None = None) -> int:

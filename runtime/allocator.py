@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 
-TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, PERTURB, ARENA_MAX = -1, -2, -3, -6, -8
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 _MOST = 2**31 - 1
 _HEAP = 64 * 2**20
 

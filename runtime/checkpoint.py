@@ -6,17 +6,21 @@ trained on.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from runtime.errors import CheckpointError
+from runtime.disk import writing
+from runtime.errors import CheckpointError, ConfigError, SutureError
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +45,24 @@ def write_atomically(path: Path, *chunks: bytes | memoryview) -> None:
         raise
 
 
+def cannot_write(place: Path, error: OSError, remedy: str) -> SutureError:
+    """Why a command cannot begin to write at ``place``, as an error of ours.
+
+    A full disk is mended outside, and the same command then works: as `CheckpointError` it is tried again by systemd.
+    Everything else is a `ConfigError`, which is not, with what to do.
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CheckpointError(
+            f"cannot write to {place}: {error.strerror}; make room, then start the same again"
+        )
+    return ConfigError(f"cannot write to {place}: {error.strerror}; {remedy}")
+
+
 class Checkpoints:
     """The checkpoints of one run: one a turn, the newest ``keep`` of them.
 
     Args:
-        folder: RUN/checkpoints, made where missing.
+        folder: RUN/checkpoints, made where missing; RUN is there.
         keep: how many turns to keep; at least 2, so that a damaged one has one before it.
     """
 
@@ -53,15 +70,42 @@ class Checkpoints:
         self.folder = folder
         self._keep = max(keep, 2)
 
-    def save(self, turn: int, state: Mapping[str, Any]) -> None:
-        """Writes ``state`` as what holds after ``turn``; returns when it is on the disk.
+    def save(self, turn: int, state: Mapping[str, Any], pinned: int = -1) -> None:
+        """Writes ``state`` as what holds after ``turn``; returns when it is on the disk. That of ``pinned`` is kept.
 
         Raises:
             CheckpointError: the disk is full, the folder read-only or gone; older checkpoints are untouched.
         """
         self._write(self._path(turn), state)
-        for old in self.turns()[: -self._keep]:
-            self._path(old).unlink(missing_ok=True)
+        with writing():
+            for old in self.turns()[: -self._keep]:
+                if old != pinned:
+                    self._path(old).unlink(missing_ok=True)
+
+    def load_before(self, turn: int) -> tuple[int, dict[str, Any]]:
+        """The newest whole checkpoint of a turn before ``turn``, and that turn.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        for old in reversed([one for one in self.turns() if one < turn]):
+            with suppress(CheckpointError):
+                return old, read_checkpoint(self._path(old))
+        raise CheckpointError(
+            f"{self.folder} has no whole checkpoint from before turn {turn}, to which this run must go back; start a "
+            "new run"
+        )
+
+    def drop_after(self, turn: int) -> None:
+        """Forgets what was kept of later turns.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        with writing():
+            for later in self.turns():
+                if later > turn:
+                    self._path(later).unlink(missing_ok=True)
 
     def save_best(self, state: Mapping[str, Any]) -> None:
         """Writes ``state`` as the best round's, in place of the one before.
@@ -76,18 +120,37 @@ class Checkpoints:
         """The best round's file; it exists once a round was validated."""
         return self.folder / "best.pt"
 
+    def save_farewells(self, farewells: Mapping[str, Any]) -> None:
+        """Writes down who has taken the finished model home, and what each said at the end, as JSON can hold it.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        try:
+            write_atomically(self._farewells, json.dumps(dict(farewells)).encode())
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self._farewells}: {error.strerror}; make room") from error
+
+    def load_farewells(self) -> dict[str, Any]:
+        """What `save_farewells` wrote, empty where there is nothing that can be read."""
+        try:
+            return dict(json.loads(self._farewells.read_text()))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    @property
+    def _farewells(self) -> Path:
+        return self.folder / "farewells.json"
+
     def _write(self, path: Path, state: Mapping[str, Any]) -> None:
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         payload = buffer.getbuffer()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(f"checkpoint {path}"):
+            self.folder.mkdir(
+                exist_ok=True
+            )  # RUN itself is there, or was removed: then there is nothing to go on in
             write_atomically(path, hashlib.sha256(payload).digest(), payload)
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot write checkpoint {path}: {error.strerror}; the last whole checkpoint is kept: "
-                "make room, then start again with --resume"
-            ) from error
 
     def load_newest(self) -> tuple[int, dict[str, Any]] | None:
         """The newest whole checkpoint and its turn; damaged ones are skipped and named; None where none is.
@@ -103,7 +166,8 @@ class Checkpoints:
             except CheckpointError as error:
                 log.warning("%s; falling back to the checkpoint before it", error)
                 # Out of the count of those that are kept, so that there are two whole ones again soon.
-                path.rename(path.with_suffix(".damaged"))
+                with writing():
+                    path.rename(path.with_suffix(".damaged"))
         if turns:
             raise CheckpointError(f"every checkpoint in {self.folder} is damaged; start a new run")
         return None
@@ -119,7 +183,10 @@ class Checkpoints:
 class NoCheckpoints(Checkpoints):
     """Keeps no turn, only the best round, which the clients are handed at the end: for runs that can start anew."""
 
-    def save(self, turn: int, state: Mapping[str, Any]) -> None:
+    def save(self, turn: int, state: Mapping[str, Any], pinned: int = -1) -> None:
+        """Writes nothing."""
+
+    def save_farewells(self, farewells: Mapping[str, Any]) -> None:
         """Writes nothing."""
 
 

@@ -6,8 +6,9 @@ refused with an error that names the client and the field.
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from runtime.wire import (
     Farewell,
     Hello,
     LossReply,
+    Release,
     SealedHandoff,
     StepReply,
     Upload,
@@ -126,8 +128,12 @@ def check_hello(hello: Any, num_classes: int | None) -> Hello:
         raise WireError(f"{name}: agreement: expected options as text, got {type(options).__name__}; refused")
     for field in ("num_images", "num_batches"):
         value = getattr(hello, field)
-        if type(value) is not int or value < 1:
-            raise WireError(f"{name}: {field}: expected a positive number, got {value!r:.40}; refused")
+        if type(value) is not int or value < 0:
+            raise WireError(f"{name}: {field}: expected a number from 0, got {value!r:.40}; refused")
+    if (hello.num_images > 0) != (hello.num_batches > 0):
+        raise WireError(
+            f"{name}: num_batches: {hello.num_batches} of {hello.num_images} images; both or none; refused"
+        )
     weights: Any = hello.class_weights
     if weights is not None:
         if num_classes is None:
@@ -248,6 +254,101 @@ def check_scores(scores: Any, peer: str) -> dict[str, dict[str, float]]:
     return checked
 
 
+def check_release(release: Any, top: Mapping[str, TensorSpec], peer: str) -> Release:
+    """Returns ``release`` if its tops are what this run's top looks like; or empty, where the server keeps it.
+
+    Args:
+        release: as it came.
+        top: what each tensor of the top looks like, by name; ``max_batch`` does not count.
+        peer: who sent it.
+
+    Raises:
+        WireError: a tensor is missing, is one too many, has another shape or type, or is not finite.
+    """
+    if not isinstance(release, Release):
+        raise WireError(f"{peer}: release: expected a Release, got {type(release).__name__}; refused")
+    for field, state in (("top", release.top), ("best_top", release.best_top)):
+        if not state:
+            continue
+        if state.keys() != top.keys():
+            raise WireError(f"{peer}: release.{field}: its tensors are not those of this run's top; refused")
+        for name, tensor in state.items():
+            spec = top[name]
+            if tuple(tensor.shape) != spec.shape or tensor.dtype is not spec.dtype:
+                raise WireError(
+                    f"{peer}: release.{field}: {name}: expected {spec.dtype} {spec.shape}, got {tensor.dtype} "
+                    f"{tuple(tensor.shape)}; refused"
+                )
+            check_finite(tensor, peer, f"release.{field}: {name}")
+    return release
+
+
+def tensors_of(state: Any) -> Iterator[Tensor]:
+    """All tensors in nested dicts and lists."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, Mapping):
+        for item in state.values():
+            yield from tensors_of(item)
+    elif isinstance(state, (list, tuple)):
+        for item in state:
+            yield from tensors_of(item)
+
+
+_MOST = 2**40
+"""Of whole numbers in a state: images that a share counts for, steps of an optimizer. A mean multiplies with them."""
+
+
+class Sometimes(dict[Any, Any]):
+    """Entries that a state may have or not: an optimizer has moments of the parameters that it has stepped."""
+
+
+def check_state(state: Any, expected: Any, field: str) -> None:
+    """Whether a state that a client sealed is built like one's own.
+
+    Args:
+        state: nested dicts and lists of tensors and plain values.
+        expected: the same; of its tensors only shape and type count, of plain values the type, and a whole number is
+            the least that there may be, and 2**40 the most.
+        field: names it in errors.
+
+    Raises:
+        WireError: a name, shape or type is another, or a number is not finite.
+    """
+
+    def refuse(expects: object, got: object) -> WireError:
+        return WireError(f"{field}: expected {expects!s:.80}, got {got!s:.80}; refused")
+
+    if isinstance(expected, Tensor):
+        dense = isinstance(state, Tensor) and state.layout is torch.strided
+        if not dense or (state.dtype, state.shape) != (expected.dtype, expected.shape):
+            got = f"{state.dtype} {tuple(state.shape)}" if dense else type(state).__name__
+            raise refuse(f"{expected.dtype} {tuple(expected.shape)}", got)
+        check_finite(state, "its author", field)
+    elif isinstance(expected, Mapping):
+        if not isinstance(state, Mapping):
+            raise refuse("names", type(state).__name__)
+        missing = set() if isinstance(expected, Sometimes) else expected.keys() - state.keys()
+        if other := missing | (state.keys() - expected.keys()):
+            raise refuse(
+                f"{len(expected)} names",
+                f"{len(state)}, of which {sorted(map(str, other))[0]} is one of those that differ",
+            )
+        for name, item in state.items():
+            check_state(item, expected[name], f"{field}.{name}")
+    elif isinstance(expected, (list, tuple)):
+        if not isinstance(state, (list, tuple)) or len(state) != len(expected):
+            raise refuse(f"a list of {len(expected)}", type(state).__name__)
+        for index, item in enumerate(state):
+            check_state(item, expected[index], f"{field}[{index}]")
+    elif type(state) is not type(expected):
+        raise refuse(type(expected).__name__, type(state).__name__)
+    elif isinstance(state, float) and not math.isfinite(state):
+        raise refuse("a finite number", state)
+    elif type(state) is int and not expected <= state <= _MOST:
+        raise refuse(f"{expected}..{_MOST}", state)
+
+
 def check_handoff(handoff: Any, peer: str, max_bytes: int) -> SealedHandoff:
     """Returns ``handoff`` if its outside is sound; its inside can be checked by clients alone.
 
@@ -256,10 +357,8 @@ def check_handoff(handoff: Any, peer: str, max_bytes: int) -> SealedHandoff:
     """
     if not isinstance(handoff, SealedHandoff):
         raise WireError(f"{peer}: handoff: expected a sealed hand-off, got {type(handoff).__name__}; refused")
-    if type(handoff.turn) is not int or handoff.turn < 1:
-        raise WireError(
-            f"{peer}: handoff.turn: expected a positive number, got {handoff.turn!r:.40}; refused"
-        )
+    if type(handoff.turn) is not int or handoff.turn < 0 or type(handoff.epoch) is not int:
+        raise WireError(f"{peer}: handoff.turn: expected a number from 0, got {handoff.turn!r:.40}; refused")
     if not isinstance(handoff.previous, bytes) or len(handoff.previous) not in (0, 32):
         raise WireError(f"{peer}: handoff.previous: expected 0 or 32 bytes; refused")
     if not isinstance(handoff.nonce, bytes) or len(handoff.nonce) != 12:

@@ -17,16 +17,17 @@ from torch import Tensor, nn
 
 from models.split import SplitModel
 from runtime.averaging import Mean
-from runtime.checks import TensorSpec, check_weights
+from runtime.checks import TensorSpec, check_release, check_weights, tensors_of
 from runtime.compression import Packer
+from runtime.consortium.site import SiteConsortium
 from runtime.data.client_data import Batch, ClientData
-from runtime.errors import HandoffError
+from runtime.errors import ConfigError, HandoffError, PolicyError, WireError
 from runtime.evaluation import Predict, Seen, evaluate, unseen
 from runtime.feedback import Feedback
-from runtime.handoff import HandoffSeal, part_digest
+from runtime.handoff import SHARE, HandoffSeal, part_digest
 from runtime.hooks import Defence, Detector
 from runtime.metrics import build_criterion
-from runtime.optim import OptimizerConfig, step_with
+from runtime.optim import OptimizerConfig, moments, moments_like, step_with, take_moments
 from runtime.randomness import Randomness
 from runtime.scheduler import Turn
 from runtime.step import ClientStep, TopCall
@@ -55,6 +56,9 @@ class ClientConfig:
         microbatches: parts that a full batch crosses in; see `exchange.fused`.
         overlap: whether a batch goes down while the one before it is away, with weights one step old.
         offered_from: lab mode: the round from which an attacker's own images are passed through the bottom.
+        rounds: between hospitals, how many there are: a site trains in no later one; None where nobody counts.
+        repeats: between hospitals, how often one round's pass may be asked for again, after a rollback or a crash;
+            None where nobody counts.
     """
 
     name: str
@@ -69,6 +73,8 @@ class ClientConfig:
     microbatches: int = 1
     overlap: bool = False
     offered_from: int = 1
+    rounds: int | None = None
+    repeats: int | None = None
 
 
 class Client:
@@ -78,8 +84,9 @@ class Client:
         split: the whole net's parts, of which the client keeps bottom and head.
         data: its images.
         config: how it trains.
-        key: the clients' hand-off key.
-        randomness: derived from that key.
+        key: the clients' hand-off key; empty where a consortium has one for every epoch.
+        randomness: derived from that key; between hospitals from the site's own secret.
+        consortium: whom it signs for and believes, between hospitals.
         output: what the top's output must look like where labels are at home; its shape elsewhere.
         defence: what it does to what it sends.
         detector: what watches the gradient that comes home.
@@ -97,6 +104,7 @@ class Client:
         output: TensorSpec,
         defence: Defence | None = None,
         detector: Detector | None = None,
+        consortium: SiteConsortium | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.config = config
@@ -107,10 +115,13 @@ class Client:
         self.defence = Defence() if defence is None else defence
         self.detector = Detector() if detector is None else detector
         self.randomness = randomness
+        self.consortium = consortium
         self.packer = Packer(config.wire, randomness)
         self.stopwatch: Stopwatch = NoStopwatch()
         self.feedback = Feedback(self.packer)
         self.output = output
+        state = split.top.state_dict()
+        self._top = {name: TensorSpec(tuple(t.shape), t.dtype, 0) for name, t in state.items()}
         self._key = key
         self._parts: dict[str, nn.Module] = {"bottom": self.bottom}
         if self.head is not None:
@@ -122,7 +133,8 @@ class Client:
         self._seal: HandoffSeal | None = None
         self._newest: SealedHandoff | None = None
         self._before: dict[str, Any] | None = None
-        self._on_its_own = False
+        self._changed = False
+        self._run = ""
 
     @property
     def name(self) -> str:
@@ -143,32 +155,103 @@ class Client:
         )
 
     def join(self, run: str) -> None:
-        """Binds this client to a run: only that run's hand-offs open."""
+        """Binds this client to a run: only that run's hand-offs open. Joining it again changes nothing.
+
+        Raises:
+            ConfigError: it has joined another run before.
+        """
+        if self._run not in ("", run):
+            raise ConfigError(
+                f"{self.name}: the server has begun another run in the meantime; start this client again to join it"
+            )
         self._run = run
         self._memory = TurnMemory(self.config.memory, self.name, run)
+        if self.consortium is not None:
+            self.consortium.join(run, self._memory)
         newest, digest = self._memory.recall()
         accepted = self.config.accept_rollback
         if accepted is not None and accepted <= newest:
             newest, digest = accepted, b""
-        self._seal = HandoffSeal(self._key, run, newest, digest)
+        self._seal = HandoffSeal(self._key, run, newest, digest, self.consortium)
 
     def holds(self, turn: int) -> bool:
         """Whether this client's parts are those that ``turn`` left (turn 0: the initial ones)."""
-        return not self._on_its_own and self.knows(turn)
+        return not self._changed and self.knows(turn)
+
+    @property
+    def newest(self) -> SealedHandoff | None:
+        """The newest hand-off that this client has sealed or opened."""
+        return self._newest
 
     def knows(self, turn: int) -> bool:
-        """Whether the newest hand-off that this client has seen is ``turn``'s."""
-        return turn == (0 if self._newest is None else self._newest.turn)
+        """Whether the newest hand-off that this client has seen is ``turn``'s, of the epoch that now is."""
+        if self.consortium is None:
+            return turn == (0 if self._newest is None else self._newest.turn)
+        newest = self._newest
+        return newest is not None and (newest.turn, newest.epoch) == (turn, self.consortium.epoch)
 
     def begin(self, turn: Turn) -> None:
-        """Remembers, where others train in the same turn, what `undo` goes back to if one of them fails."""
-        self._before = copy.deepcopy(self._state()) if turn.together else None
+        """A training turn begins, which `undo` may take back.
+
+        What the turn starts from is remembered where it cannot be fetched from the server (the initial parts), or where
+        the turn is likelier to be undone, for others train in it, too.
+        """
+        self._check_trains("train")
+        self._count_pass(turn)
+        remembers = turn.together or self._newest is None
+        self._before = copy.deepcopy(self.state()) if remembers else None
+        self._changed = True
+
+    def _check_trains(self, what: str) -> None:
+        """
+        Raises:
+            WireError: this client has no training images.
+        """
+        if not self.data.share.train:
+            raise WireError(f"server: it asks {self.name}, which only evaluates, to {what}; refused")
+
+    def begin_evaluation(self, turn: Turn) -> None:
+        """An evaluation begins; raises as `begin`."""
+        self._count_pass(turn)
+
+    def _count_pass(self, turn: Turn) -> None:
+        """Counts a pass over this client's images before anything of it is sent.
+
+        Raises:
+            PolicyError: it has released this round's too often, or there is no such round.
+        """
+        config = self.config
+        if config.rounds is not None and not 1 <= turn.round <= config.rounds:
+            raise PolicyError(
+                f"policy epochs: the server asks for round {turn.round} of {config.rounds}; nothing of it was sent"
+            )
+        if config.repeats is None:
+            return
+        passes = dict(self._memory.recall_extra("passes", {}))
+        place = f"{turn.kind} {turn.round}"
+        passes[place] = passes.get(place, 0) + 1
+        if passes[place] > 1 + config.repeats:
+            raise PolicyError(
+                f"policy repeats: the server asks for round {turn.round} ({turn.kind}) again, {passes[place]} times "
+                f"in all, at most {1 + config.repeats} are allowed; nothing of it was sent: ask its operator why turns "
+                "are rolled back"
+            )
+        if passes[place] > 1:
+            log.warning(
+                "round %d (%s) is passed again, %d times in all", turn.round, turn.kind, passes[place]
+            )
+        self._memory.keep_extra("passes", passes)
 
     def undo(self) -> None:
-        """The turn never happened, even if this client had sealed its share: takes up what `begin` remembered."""
+        """The turn never happened, even if this client had sealed its share. Parts that are not remembered are fetched
+        with the next turn: `holds` says so.
+        """
+        if self.consortium is not None:
+            self.consortium.forget_share()
         if self._before is not None:
             self._take_up(self._before)
-        self._before, self._on_its_own = None, False
+            self._changed = False
+        self._before = None
 
     def seal(self, turn: Turn) -> SealedHandoff:
         """Seals the parts and their optimizer after ``turn``; as a share of a mean where others train in it too.
@@ -177,11 +260,10 @@ class Client:
             DivergedError: a weight is not finite; names client and round.
         """
         assert self._seal is not None
-        weights = (tensor for part in self._parts.values() for tensor in part.state_dict().values())
-        check_weights(weights, self.name, f"round {turn.round}")
+        check_weights(tensors_of(self.state()), self.name, f"round {turn.round}")
         if not turn.together:
-            return self._seal.seal(self._state(), turn.number, self._newest)
-        share = {"state": self._state(), "num_images": self.num_trained}
+            return self._seal.seal(self.state(), turn.number, self._newest)
+        share = {"state": self.state(), "num_images": self.num_trained}
         return self._seal.seal(share, turn.number, self._newest, sharer=self.name)
 
     def average(self, turn: Turn, shares: Iterable[Share]) -> SealedHandoff:
@@ -191,27 +273,29 @@ class Client:
             HandoffError: a share does not open, comes twice, or there is none.
         """
         assert self._seal is not None
-        mean, sharers = Mean(), set[str]()
+        self._check_trains("average what others trained")
+        mean, sharers, sealed = Mean(), set[str](), list[SealedHandoff]()
         for share in shares:
             if share.client in sharers:
                 raise HandoffError(f"the server offered the share of {share.client} twice")
             sharers.add(share.client)
-            opened = self._seal.open_share(share, turn.number - 1, self._newest)
+            expected = {"state": self.state_like(), "num_images": 1}
+            opened = self._seal.open_share(share, turn.number - 1, self._newest, expected)
             mean.add(opened["state"], opened["num_images"])
+            sealed.append(share.sealed)
         if not sharers:
             raise HandoffError(f"{self.name}: the server promised clients' shares and sent none")
+        self._changed = True
         self._take_up(mean.value())
-        return self._seal.seal(self._state(), turn.number, self._newest)
+        return self._seal.seal(self.state(), turn.number, self._newest, shares=sealed)
 
     def committed(self, handoff: SealedHandoff, together: bool = False) -> None:
         """The server has taken it: from now on nothing older is accepted; a share is on nobody's way yet."""
         assert self._seal is not None
-        self._on_its_own = together
         if together:
             return
-        self._newest, self._before = handoff, None
         self._seal.saw(handoff)
-        self._memory.keep(self._seal.newest, self._seal.digest)
+        self._has(handoff)
 
     def open(self, handoff: SealedHandoff | None) -> None:
         """Takes up the parts that another client left.
@@ -222,28 +306,74 @@ class Client:
         assert self._seal is not None
         if handoff is None:
             raise HandoffError(f"{self.name}: the server promised a hand-off and sent none")
-        self._take_up(self._seal.open(handoff))
-        self._newest, self._before, self._on_its_own = handoff, None, False
+        self._take_up(self._seal.open(handoff, self.state_like()))
+        self._has(handoff)
+
+    def begin_epoch(self, handoff: SealedHandoff | None) -> SealedHandoff:
+        """Seals the newest parts under the key of the consortium's new epoch: those in ``handoff``, or where there is
+        none yet the initial ones, which are then everybody's.
+
+        Raises:
+            HandoffError: see `open`.
+        """
+        assert self._seal is not None
+        if handoff is None:
+            if self._seal.newest:
+                raise HandoffError(
+                    f"the server says that there is no hand-off yet, but this client has seen that of turn "
+                    f"{self._seal.newest}; ask its operator"
+                )
+            check_weights(tensors_of(self.state()), self.name, "the initial parts")
+            return self._seal.seal(self.state(), 0, None)
+        state = self._seal.open(handoff, self.state_like())
+        self._take_up(state)
+        return self._seal.seal(state, handoff.turn, None, replaces=handoff)
+
+    def began_epoch(self, handoff: SealedHandoff) -> None:
+        """The server has taken what `begin_epoch` sealed."""
+        assert self._seal is not None
+        self._seal.saw(handoff)
+        self._has(handoff)
+
+    def examine(self, accused: Share) -> str:
+        """Why a hand-off or share that another site accuses is bad, empty where not; see `HandoffSeal.examine`."""
+        assert self._seal is not None
+        shared = accused.sealed.statement is not None and accused.sealed.statement.kind == SHARE
+        like = self.state_like()
+        return self._seal.examine(accused, {"state": like, "num_images": 1} if shared else like)
+
+    def _has(self, handoff: SealedHandoff) -> None:
+        assert self._seal is not None
+        self._newest, self._before, self._changed = handoff, None, False
         self._memory.keep(self._seal.newest, self._seal.digest)
 
     def _take_up(self, state: Mapping[str, Any]) -> None:
         for name, part in self._parts.items():
             part.load_state_dict(state["parts"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+        take_moments(self.optimizer, state["optimizer"])
         self.defence.load_state_dict(state["defence"])
 
     def peek(self, handoff: SealedHandoff) -> dict[str, dict[str, Tensor]]:
         """The parts' state dicts in ``handoff``, without taking them up (the best round's, at the end)."""
         assert self._seal is not None
-        seal = HandoffSeal(self._key, self._run)
-        parts: dict[str, dict[str, Tensor]] = seal.open(handoff)["parts"]
+        seal = HandoffSeal(self._key, self._run, signer=self.consortium)
+        parts: dict[str, dict[str, Tensor]] = seal.open(handoff, self.state_like())["parts"]
         return parts
 
-    def _state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
+        """What a hand-off holds: the parts, their optimizer's moments, the defence."""
         return {
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": moments(self.optimizer),
             "defence": self.defence.state_dict(),
+        }
+
+    def state_like(self) -> dict[str, Any]:
+        """What another client's `state` looks like."""
+        return {
+            "parts": {name: part.state_dict() for name, part in self._parts.items()},
+            "optimizer": moments_like(self.optimizer),
+            "defence": self.defence.state_like(),
         }
 
     def digests(self) -> dict[str, str]:
@@ -329,6 +459,10 @@ class Client:
         """Bottom and head as they are used."""
         for part in self._parts.values():
             part.eval()
+
+    def check_release(self, release: Release) -> Release:
+        """Returns what the server hands out at the end, if it is a top of this run's; see `checks.check_release`."""
+        return check_release(release, self._top, "server")
 
     def whole_model(self, release: Release, best: bool) -> dict[str, dict[str, Tensor]]:
         """State dicts by part of the released model, of the last round or of the best one."""

@@ -1,26 +1,26 @@
 """Messages as bytes: JSON beside a table of tensors, and nothing that could name code.
 
-torch RPC writes every call and answer as a pickle, and reading a pickle runs what it names. Suture's members write
-and read this instead (see ``lockdown``). A reader knows a fixed list of message classes; each is rebuilt from its
-fields, every one of which must be of the type that the class declares. There is no import, no attribute look-up by
-name, and no state that a message could set.
+Suture's members write and read this, over torch RPC (in the place of pickles, see ``rpc.lockdown``) and over gRPC (see
+``frames``). A reader knows a fixed list of message classes; each is rebuilt from its fields, every one of which must
+be of the type that the class declares. There is no import, no attribute look-up by name, and no state that a message
+could set.
 
 A value is None, a bool, a number, a text, a list, or an object of one key that says what it is:
-``{"Upload": [fields]}``, ``{"tensor": index in the table}``, ``{"bytes": hex}``, ``{"dict": {...}}``; at the top also
-``{"call": [function, arguments...]}`` and ``{"failure": text}``.
+``{"Upload": [fields]}``, ``{"tensor": index in the table}``, ``{"bytes": hex}``, ``{"dict": {...}}``. A carrier may
+have further kinds of its own, see `Kinds`.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
-from torch.distributed.rpc import WorkerInfo
 
 from runtime import wire
 from runtime.errors import WireError
@@ -36,37 +36,32 @@ MESSAGES: dict[str, type] = {message.__name__: message for message in (*wire.MES
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """A call on its way: the function's full name and its arguments."""
+class Kinds:
+    """Kinds of value that one carrier knows and the protocol does not.
 
-    function: str
-    arguments: tuple[Any, ...]
+    Attributes:
+        write: by class, the kind's name and what its value is written as, in values of the protocol.
+        read: by the kind's name, the value of what was written. Raises WireError where it cannot be that.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """What the other side met that is no `wire.Refusal`: a defect, or a call that its walls refused."""
-
-    text: str
+    write: Mapping[type, tuple[str, Callable[[Any], Any]]] = field(default_factory=dict)
+    read: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
 
 
-def encode(value: Any) -> tuple[bytes, list[Tensor]]:
+NONE = Kinds()
+
+
+def encode(value: Any, kinds: Kinds = NONE) -> tuple[bytes, list[Tensor]]:
     """``value`` as bytes and the tensors that go beside them.
 
     Raises:
         WireError: it holds something that is no message.
     """
     tensors: list[Tensor] = []
-    if isinstance(value, Call):
-        form: Any = {"call": [value.function, *(_form(argument, tensors) for argument in value.arguments)]}
-    elif isinstance(value, Failure):
-        form = {"failure": value.text}
-    else:
-        form = _form(value, tensors)
-    return json.dumps(form, separators=(",", ":")).encode(), tensors
+    return json.dumps(_form(value, tensors, kinds), separators=(",", ":")).encode(), tensors
 
 
-def _form(value: Any, tensors: list[Tensor]) -> Any:
+def _form(value: Any, tensors: list[Tensor], kinds: Kinds) -> Any:
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, str):
@@ -76,20 +71,21 @@ def _form(value: Any, tensors: list[Tensor]) -> Any:
         return {"tensor": len(tensors) - 1}
     if isinstance(value, bytes):
         return {"bytes": value.hex()}
-    if isinstance(value, (list, tuple)):
-        return [_form(item, tensors) for item in value]
+    if isinstance(value, (list, tuple)) and type(value) not in kinds.write:
+        return [_form(item, tensors, kinds) for item in value]
     if isinstance(value, dict):
-        return {"dict": {key: _form(item, tensors) for key, item in value.items()}}
-    if isinstance(value, WorkerInfo):
-        return {"WorkerInfo": [value.name, value.id]}
+        return {"dict": {key: _form(item, tensors, kinds) for key, item in value.items()}}
+    if type(value) in kinds.write:
+        kind, write = kinds.write[type(value)]
+        return {kind: _form(write(value), tensors, kinds)}
     name = type(value).__name__
     if MESSAGES.get(name) is not type(value):
         raise WireError(f"a {name} is no message of the protocol; it was not sent")
-    return {name: [_form(getattr(value, field), tensors) for field in _field_types(MESSAGES[name])]}
+    return {name: [_form(getattr(value, field), tensors, kinds) for field in _field_types(MESSAGES[name])]}
 
 
-def decode(data: bytes, tensors: list[Tensor]) -> Any:
-    """The value that `encode` wrote: a message, a plain value, a `Call` or a `Failure`.
+def decode(data: bytes, tensors: list[Tensor], kinds: Kinds = NONE) -> Any:
+    """The value that `encode` wrote.
 
     Raises:
         WireError: the bytes are anything else; whatever was read until then is dropped.
@@ -102,21 +98,14 @@ def decode(data: bytes, tensors: list[Tensor]) -> Any:
         form = json.loads(data.decode())
     except (ValueError, RecursionError):  # a text that is no UTF-8 or no JSON, or nested without end
         raise WireError("not a message of the protocol") from None
-    if isinstance(form, dict) and form.keys() == {"call"}:
-        called = form["call"]
-        if not isinstance(called, list) or not called or not isinstance(called[0], str):
-            raise WireError("a call without a function's name")
-        return Call(called[0], tuple(_value(argument, tensors, 1) for argument in called[1:]))
-    if isinstance(form, dict) and form.keys() == {"failure"}:
-        return Failure(str(form["failure"]))
-    return _value(form, tensors, 0)
+    return _value(form, tensors, kinds, 0)
 
 
-def _value(form: Any, tensors: list[Tensor], depth: int) -> Any:
+def _value(form: Any, tensors: list[Tensor], kinds: Kinds, depth: int) -> Any:
     if depth > MAX_DEPTH:
         raise WireError(f"a message nested deeper than {MAX_DEPTH}")
     if isinstance(form, list):
-        return [_value(item, tensors, depth + 1) for item in form]
+        return [_value(item, tensors, kinds, depth + 1) for item in form]
     if not isinstance(form, dict):
         return form
     if len(form) != 1:
@@ -130,20 +119,12 @@ def _value(form: Any, tensors: list[Tensor], depth: int) -> Any:
         except ValueError:
             raise WireError("bytes that are no hexadecimal digits") from None
     if kind == "dict" and isinstance(content, dict):
-        return {key: _value(item, tensors, depth + 1) for key, item in content.items()}
-    if isinstance(content, list):
-        values = [_value(item, tensors, depth + 1) for item in content]
-        if kind == "WorkerInfo":
-            return _worker(values)
-        if kind in MESSAGES:
-            return _message(MESSAGES[kind], values)
+        return {key: _value(item, tensors, kinds, depth + 1) for key, item in content.items()}
+    if kind in kinds.read:
+        return kinds.read[kind](_value(content, tensors, kinds, depth + 1))
+    if kind in MESSAGES and isinstance(content, list):
+        return _message(MESSAGES[kind], [_value(item, tensors, kinds, depth + 1) for item in content])
     raise WireError(f"a {kind!r:.40} that cannot be read")
-
-
-def _worker(values: list[Any]) -> WorkerInfo:
-    if len(values) != 2 or not fits(values[0], str) or not fits(values[1], int) or not 0 <= values[1] < 2**15:
-        raise WireError("WorkerInfo: expected a name and a rank")
-    return WorkerInfo(*values)
 
 
 def _message(kind: type, values: list[Any]) -> Any:
@@ -170,6 +151,8 @@ def fits(value: Any, expected: Any) -> bool:
     origin, arguments = get_origin(expected), get_args(expected)
     if origin in (Union, UnionType):
         return any(fits(value, one) for one in arguments)
+    if origin is list:
+        return type(value) is list and all(fits(item, arguments[0]) for item in value)
     if origin is dict:
         return type(value) is dict and all(
             fits(k, arguments[0]) and fits(v, arguments[1]) for k, v in value.items()

@@ -4,6 +4,8 @@ Errors cross the wire as (class name, message), see ``wire.Refusal``; ``ERRORS``
 the class. They therefore take one message string and nothing else.
 """
 
+from typing import Any
+
 
 class SutureError(RuntimeError):
     """Base of all errors that are not a defect of the program: shown without a traceback."""
@@ -15,6 +17,12 @@ class ConfigError(SutureError):
     """An option has a value that cannot work; nothing was started. Correct the option."""
 
     exit_code = 2
+
+
+class PolicyError(SutureError):
+    """This site's policy.toml forbids what the run asks for; nothing was sent. Change what is asked, or the policy."""
+
+    exit_code = 15
 
 
 class DataError(SutureError):
@@ -89,11 +97,35 @@ class AlarmError(SutureError):
     exit_code = 10
 
 
+class EvictedError(SutureError):
+    """This site was put out of the run: revoked, withdrawn, or convicted by two other sites. It cannot come back."""
+
+    exit_code = 18
+
+
+class UntrustedError(SutureError):
+    """What another site is said to have stated is not signed by a site of this one's roster. It was not used."""
+
+    exit_code = 16
+
+
+class BadHandoffError(HandoffError):
+    """A hand-off that its author did sign holds what no honest site seals. Its author is accused.
+
+    Attributes:
+        exhibit: the `wire.Share` that it speaks of; what accuses is not sent with the message.
+    """
+
+    exit_code = 17
+    exhibit: Any = None
+
+
 ERRORS: dict[str, type[SutureError]] = {
     error.__name__: error
     for error in (
         SutureError,
         ConfigError,
+        PolicyError,
         DataError,
         WireError,
         HandoffError,
@@ -106,5 +138,8 @@ ERRORS: dict[str, type[SutureError]] = {
         NameTakenError,
         StoppedError,
         AlarmError,
+        EvictedError,
+        UntrustedError,
+        BadHandoffError,
     )
 }

@@ -3,7 +3,7 @@
 With the bottom's weights an honest-but-curious server would invert the smashed data at once, so they travel
 under AES-256-GCM. The key is derived from the hand-off key that the clients share. Run, turn and the digest of
 the hand-off before are bound as associated data: a hand-off of another run, another turn or another history
-does not open.
+does not open. Between hospitals the author signs all of it, so that it is known who sealed what is bad.
 
 References: NIST SP 800-38D (AES-GCM); RFC 5869 (HKDF).
 """
@@ -11,23 +11,28 @@ References: NIST SP 800-38D (AES-GCM); RFC 5869 (HKDF).
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import GCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from torch import Tensor
 
-from runtime.checks import check_handoff
-from runtime.errors import ConfigError, HandoffError
-from runtime.wire import SealedHandoff, Share
+from runtime import frames
+from runtime.checks import check_handoff, check_state
+from runtime.consortium.statements import digest
+from runtime.errors import BadHandoffError, ConfigError, HandoffError, WireError
+from runtime.private_files import check_private
+from runtime.wire import SealedHandoff, Share, Statement
 
 KEY_BYTES = 32
 _TAG_BYTES = 16
@@ -70,14 +75,16 @@ def read_key(path: Path) -> bytes:
     """The hand-off key in a file.
 
     Raises:
-        ConfigError: the file is missing or is not 64 hex digits.
+        ConfigError: the file is missing, others may read it, it is another user's, or it is not 64 hex digits.
     """
     try:
-        return parse_key(path.read_text(), f"hand-off key file {path}")
+        text = path.read_text()
+        check_private(path, "hand-off key file")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"cannot read hand-off key file {path}: {error}; make one with 'suture keygen'"
         ) from None
+    return parse_key(text, f"hand-off key file {path}")
 
 
 def parse_key(text: str, origin: str) -> bytes:
@@ -96,31 +103,47 @@ def parse_key(text: str, origin: str) -> bytes:
 def handoff_digest(handoff: SealedHandoff | None) -> bytes:
     """SHA-256 of what names a hand-off, empty for none: what the next one binds as its history.
 
-    Turn, history, nonce, length and AES-GCM's tag. The tag stands for the ciphertext: without the key nobody makes
-    another one that opens under it, and to hash hundreds of megabytes at three places would cost half of a hand-off.
+    Of a signed one that is what its author signed, the ciphertext's SHA-256 among it. Of others turn, history, nonce,
+    length and AES-GCM's tag: without the key nobody makes another ciphertext that opens under it.
     """
     if handoff is None:
         return b""
+    if handoff.statement is not None:
+        return bytes.fromhex(digest(handoff.statement))
     sealed = handoff.ciphertext
     tag = bytes(sealed[-_TAG_BYTES:].tolist())
     named = f"{handoff.turn}/{sealed.numel()}/".encode() + handoff.previous + handoff.nonce + tag
     return hashlib.sha256(named).digest()
 
 
+class Signer(Protocol):
+    """A site that signs what it seals and checks what others signed; see ``consortium.site``."""
+
+    @property
+    def epoch(self) -> int: ...
+    def key(self, epoch: int) -> bytes: ...
+    def sign(self, kind: str, **content: Any) -> Statement: ...
+    def check(self, handoff: SealedHandoff, kind: str) -> dict[str, Any]: ...
+    def takes_in_place(self, statement: dict[str, Any], seen: bytes) -> bool: ...
+
+
 class HandoffSeal:
     """Seals and opens hand-offs of one run, and refuses to go back in time.
 
     Args:
-        key: the clients' hand-off key.
+        key: the clients' hand-off key; not used where there is a ``signer``, which has one for every epoch.
         run: the run's id, bound to every hand-off.
         newest: number of the newest turn that this client is known to have sealed or opened.
         digest: that turn's `handoff_digest`; empty where it is not known.
+        signer: signs and checks, between hospitals; None where one person runs all clients.
     """
 
-    def __init__(self, key: bytes, run: str, newest: int = 0, digest: bytes = b"") -> None:
-        derived = HKDF(SHA256(), length=32, salt=run.encode(), info=b"suture/handoff").derive(key)
-        self._cipher = AESGCM(derived)
+    def __init__(
+        self, key: bytes, run: str, newest: int = 0, digest: bytes = b"", signer: Signer | None = None
+    ) -> None:
+        self._key = key
         self._run = run
+        self._signer = signer
         self.newest = newest
         self.digest = digest
 
@@ -129,88 +152,173 @@ class HandoffSeal:
         self.newest, self.digest = handoff.turn, handoff_digest(handoff)
 
     def seal(
-        self, state: Mapping[str, Any], turn: int, previous: SealedHandoff | None, sharer: str = ""
+        self,
+        state: Mapping[str, Any],
+        turn: int,
+        previous: SealedHandoff | None,
+        sharer: str = "",
+        *,
+        shares: Sequence[SealedHandoff] = (),
+        replaces: SealedHandoff | None = None,
     ) -> SealedHandoff:
         """Seals ``state`` (plain types and tensors) as what ``turn`` produced, after ``previous``.
 
         Args:
             state: of the parts.
-            turn: its number.
+            turn: its number, 0 for the initial parts.
             previous: the hand-off that the turn started from, None for the initial parts.
             sharer: the client, where it is its share of a mean; else empty.
+            shares: of which it is the mean.
+            replaces: the hand-off that is sealed again, under a new epoch's key.
 
         Raises:
             HandoffError: the state is larger than one AES-GCM message can hold.
         """
-        buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
-        if buffer.tell() > MAX_BYTES:
-            raise HandoffError(
-                f"the hand-off has {buffer.tell()} bytes, the limit is {MAX_BYTES}; cut earlier"
-            )
+        pieces = frames.pack(_with_text_keys(dict(state)))
+        length = sum(len(piece) for piece in pieces)
+        if length > MAX_BYTES:
+            raise HandoffError(f"the hand-off has {length} bytes, the limit is {MAX_BYTES}; cut earlier")
         # A random 96-bit nonce under a key of this run alone: 2**32 hand-offs before reuse is a concern.
         nonce, before = secrets.token_bytes(12), handoff_digest(previous)
-        sealed = torch.empty(buffer.tell() + _TAG_BYTES, dtype=torch.uint8)
-        self._cipher.encrypt_into(
-            nonce, buffer.getbuffer(), self._bound(turn, before, sharer), sealed.numpy().data
-        )
-        return SealedHandoff(turn, before, nonce, sealed)
+        epoch = 0 if self._signer is None else self._signer.epoch
+        sealed = torch.empty(length + _TAG_BYTES, dtype=torch.uint8)
+        room, filled = sealed.numpy().data, 0
+        encryptor = Cipher(AES(self._derived(epoch)), GCM(nonce)).encryptor()
+        encryptor.authenticate_additional_data(self._bound(turn, before, sharer))
+        for piece in pieces:
+            filled += encryptor.update_into(piece, room[filled:])
+        encryptor.finalize()
+        room[filled:] = encryptor.tag
+        handoff = SealedHandoff(turn, before, nonce, sealed, epoch)
+        if self._signer is None:
+            return handoff
+        more: dict[str, Any] = {"shares": [handoff_digest(share).hex() for share in shares]} if shares else {}
+        if replaces is not None:
+            more["replaces"] = handoff_digest(replaces).hex()
+        kind = SHARE if sharer else HANDOFF
+        return replace(handoff, statement=self._signer.sign(kind, **named(handoff, self._run), **more))
 
-    def open(self, handoff: SealedHandoff) -> dict[str, Any]:
+    def open(self, handoff: SealedHandoff, expected: Any = None) -> dict[str, Any]:
         """The state in ``handoff``.
 
+        Args:
+            handoff: as the server offers it.
+            expected: a state that it must be built like; None to take it as it is.
+
         Raises:
-            HandoffError: it is older than one already seen, or it does not open under this key and run.
+            HandoffError: it is older than one already seen, it does not open under this key and run, or the server has
+                altered it.
+            BadHandoffError: its author signed it, and it holds what no honest client seals.
             WireError: it is malformed.
         """
         check_handoff(handoff, "server", MAX_BYTES)
+        stated = self._stated(handoff, HANDOFF)
+        own = handoff_digest(handoff)
         if handoff.turn < self.newest:
             raise HandoffError(
                 f"the server offered the hand-off of turn {handoff.turn}, but this client has seen turn "
                 f"{self.newest}; if the consortium agreed to go back, use --accept-rollback {handoff.turn}"
             )
-        if handoff.turn == self.newest and self.digest not in (b"", handoff_digest(handoff)):
+        seen = self.digest not in (b"", own) and handoff.turn == self.newest
+        # Before anybody has trained another site may have had to begin.
+        seen = seen and not (self._signer is not None and handoff.turn == 0)
+        if seen and not (self._signer is not None and self._signer.takes_in_place(stated, self.digest)):
             raise HandoffError(
                 f"the server offered another hand-off of turn {handoff.turn} than the one this client has seen; "
                 f"if the consortium agreed to that, use --accept-rollback {handoff.turn}"
             )
-        state = self._opened(handoff)
+        state = self._opened(handoff, expected=expected)
         self.saw(handoff)
         return state
 
-    def open_share(self, share: Share, turn: int, previous: SealedHandoff | None) -> dict[str, Any]:
+    def open_share(
+        self, share: Share, turn: int, previous: SealedHandoff | None, expected: Any = None
+    ) -> dict[str, Any]:
         """What a client sealed as its share of a mean.
 
         Args:
             share: as the server offers it.
             turn: number of the turn in which the clients trained.
             previous: the hand-off that they all started from.
+            expected: as in `open`.
 
         Raises:
             HandoffError: it is of another turn, start or client, or does not open under this key and run.
-            WireError: it is malformed.
+            BadHandoffError, WireError: as `open`.
         """
         sealed = check_handoff(share.sealed, "server", MAX_BYTES)
-        if (sealed.turn, sealed.previous) != (turn, handoff_digest(previous)):
+        self._stated(sealed, SHARE)
+        by = share.client if sealed.statement is None else sealed.statement.author
+        if (sealed.turn, sealed.previous, by) != (turn, handoff_digest(previous), share.client):
             raise HandoffError(
                 f"the server offered a share of turn {sealed.turn} of {share.client} for the mean of turn {turn}"
             )
-        return self._opened(sealed, share.client)
+        return self._opened(sealed, share.client, expected)
 
-    def _opened(self, handoff: SealedHandoff, sharer: str = "") -> dict[str, Any]:
+    def examine(self, share: Share, expected: Any) -> str:
+        """Why a hand-off, or a share, that is accused is bad; empty where it is not.
+
+        Args:
+            share: the author, and what it signed.
+            expected: as in `open`.
+
+        Raises:
+            HandoffError: the server has altered it.
+            UntrustedError: nobody whom this client knows has signed it.
+        """
+        sealed = check_handoff(share.sealed, "server", MAX_BYTES)
+        kind = sealed.statement.kind if sealed.statement is not None else HANDOFF
+        self._stated(sealed, SHARE if kind == SHARE else HANDOFF)
         try:
-            plain = self._cipher.decrypt(
-                handoff.nonce,
-                handoff.ciphertext.numpy().data,
-                self._bound(handoff.turn, handoff.previous, sharer),
+            self._opened(sealed, share.client if kind == SHARE else "", expected)
+        except BadHandoffError as bad:
+            return str(bad)
+        return ""
+
+    def _stated(self, handoff: SealedHandoff, kind: str) -> dict[str, Any]:
+        """What the author of a hand-off signed of it; empty where nobody signs.
+
+        Raises:
+            HandoffError: the server offers other bytes under that signature.
+        """
+        if self._signer is None:
+            return {}
+        content = self._signer.check(handoff, kind)
+        if not says_of(content, handoff, self._run):
+            raise HandoffError(
+                f"the server offered a hand-off of turn {handoff.turn} that is not what its author signed: the "
+                "server, or who passes its bytes on, has altered it; ask its operator"
             )
+        return content
+
+    def _opened(self, handoff: SealedHandoff, sharer: str = "", expected: Any = None) -> dict[str, Any]:
+        sealed, bound = handoff.ciphertext.numpy().data, self._bound(handoff.turn, handoff.previous, sharer)
+        plain = torch.empty(len(sealed) - _TAG_BYTES, dtype=torch.uint8)
+        decryptor = Cipher(AES(self._derived(handoff.epoch)), GCM(handoff.nonce)).decryptor()
+        decryptor.authenticate_additional_data(bound)
+        decryptor.update_into(sealed[:-_TAG_BYTES], plain.numpy().data)
+        try:
+            decryptor.finalize_with_tag(bytes(sealed[-_TAG_BYTES:]))
         except InvalidTag:
+            if handoff.statement is not None:
+                raise _bad(handoff, "it does not open: it was sealed with another key") from None
             raise HandoffError(
                 f"the hand-off of turn {handoff.turn} does not open: another hand-off key, another run, or it "
                 "was altered; give every client the same --handoff-key"
             ) from None
-        state: dict[str, Any] = torch.load(io.BytesIO(plain), weights_only=True, map_location="cpu")
-        return state
+        try:
+            state = _with_number_keys(frames.unpack(plain))
+            if expected is not None:
+                check_state(state, expected, "state")
+        except WireError as error:
+            if handoff.statement is not None:
+                raise _bad(handoff, str(error)) from None
+            raise HandoffError(f"the hand-off of turn {handoff.turn}: {error}") from None
+        return dict(state)
+
+    def _derived(self, epoch: int) -> bytes:
+        key = self._key if self._signer is None else self._signer.key(epoch)
+        return HKDF(SHA256(), length=32, salt=self._run.encode(), info=b"suture/handoff").derive(key)
 
     def _bound(self, turn: int, previous: bytes, sharer: str) -> bytes:
         kind = f"share/{sharer}" if sharer else "handoff"
@@ -218,6 +326,63 @@ class HandoffSeal:
 
     def __reduce__(self) -> str:
         raise TypeError("HandoffSeal holds the clients' key and refuses to be pickled")
+
+
+def _bad(handoff: SealedHandoff, what: str) -> BadHandoffError:
+    assert handoff.statement is not None
+    author = handoff.statement.author
+    error = BadHandoffError(f"the hand-off of turn {handoff.turn} of {author}: {what}")
+    error.exhibit = Share(author, handoff)
+    return error
+
+
+HANDOFF, SHARE = "handoff", "share"
+"""Kinds of statement."""
+
+
+def named(handoff: SealedHandoff, run: str) -> dict[str, Any]:
+    """What its author signs of a hand-off of ``run``: everything, the ciphertext by its SHA-256."""
+    return {
+        "run": run,
+        "epoch": handoff.epoch,
+        "turn": handoff.turn,
+        "previous": handoff.previous.hex(),
+        "nonce": handoff.nonce.hex(),
+        "sha256": hashlib.sha256(handoff.ciphertext.numpy().data).hexdigest(),
+    }
+
+
+def says_of(content: Mapping[str, Any], handoff: SealedHandoff, run: str) -> bool:
+    """Whether the content of a statement names exactly this hand-off."""
+    named_here = named(handoff, run)
+    return {name: content.get(name) for name in named_here} == named_here
+
+
+def commitment(key: bytes) -> str:
+    """What may be said of a key so that two who have one see whether it is the same; tells nothing else of it."""
+    return HKDF(SHA256(), length=16, salt=None, info=b"suture/commitment").derive(key).hex()
+
+
+def _with_text_keys(value: Any) -> Any:
+    """``value`` with its dicts' whole numbers (an optimizer's parameters) as text: messages know no others."""
+    if isinstance(value, Mapping):
+        return {
+            f"#{key}" if type(key) is int else str(key): _with_text_keys(item) for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_with_text_keys(item) for item in value]
+    return value
+
+
+def _with_number_keys(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            int(key[1:])
+            if key[:1] == "#" and key[1:].isdecimal() and len(key) < 10
+            else key: _with_number_keys(item)
+            for key, item in value.items()
+        }
+    return [_with_number_keys(item) for item in value] if isinstance(value, list) else value
 
 
 def part_digest(state: Mapping[str, Tensor]) -> str:

@@ -21,7 +21,7 @@ class SmashedBatch:
     """One batch as the server received it, after the wire's checks: all that an attack may see.
 
     Attributes:
-        smashed: h_ND, float32, on the server's device. In ``observe`` it is detached.
+        smashed: h_ND, float32, on the server's device. In ``loss`` it has its graph, else it is detached.
         labels: y_N int64 where labels are shared, else None.
         client: the member's name.
         round: from 1.
@@ -102,6 +102,11 @@ class Defence:
     def state_dict(self) -> dict[str, Any]:
         """State that travels in the sealed hand-off to the next client, plain types and tensors only."""
         return {}
+
+    def state_like(self) -> dict[str, Any]:
+        """What another client's ``state_dict`` must look like to be taken up: names, shapes and types; see
+        `checks.check_state`. A state that grows while it trains says here what it grows to."""
+        return self.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what ``state_dict`` returned."""

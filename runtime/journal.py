@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from runtime.checkpoint import Checkpoints, read_checkpoint, write_atomically
+from runtime.consortium.board import ServerBoard
+from runtime.disk import writing
 from runtime.errors import CheckpointError
+from runtime.handoff import handoff_digest
 from runtime.ledger import Ledger
 from runtime.scheduler import TurnKind
 from runtime.server import Server
-from runtime.wire import Release, SealedHandoff
+from runtime.wire import Farewell, Release, SealedHandoff, Statement
 
 log = logging.getLogger(__name__)
-FORMAT = 2
+FORMAT = 4
 
 
 @dataclass
@@ -44,6 +47,7 @@ class Journal:
         ledger: which turns counted.
         checkpoints: where the state goes.
         best_by: names of the metrics that select the best round, in order of preference.
+        board: what sites that sign have stated to each other; None where nobody signs.
     """
 
     def __init__(
@@ -54,14 +58,18 @@ class Journal:
         ledger: Ledger,
         checkpoints: Checkpoints,
         best_by: tuple[str, ...],
+        board: ServerBoard | None = None,
     ) -> None:
         self.server = server
         self.ledger = ledger
+        self.board = board
+        self._author, self._other_author_at, self._saved_at = "", -1, -1
         self.handoff: SealedHandoff | None = None
         self.shares: dict[str, SealedHandoff] = {}
         self.totals = Totals()
         self.train_loss: dict[str, float] = {}
         self.scores: dict[str, dict[str, dict[str, float]]] = {}
+        self.farewells: dict[str, Farewell] = {}
         self.best_round = 0
         self._best_value = float("-inf")
         self._closed_round = 0
@@ -91,6 +99,7 @@ class Journal:
                     "bring one back or start a new run"
                 )
             self._checkpoints.save(0, self._snapshot)
+            self._saved_at = 0
             return 0 if resume else None
         turn, state = found
         if state.get("format") != FORMAT or state["run"] != self._run:
@@ -99,6 +108,10 @@ class Journal:
                 f"expected run {self._run}, format {FORMAT}"
             )
         self._restore(state)
+        self._saved_at = turn
+        if self.ledger.finished:
+            said = self._checkpoints.load_farewells()
+            self.farewells = {client: _farewell(farewell) for client, farewell in said.items()}
         self._write_turns()
         log.info("resumed after turn %d: round %d, step %d", turn, self.ledger.round, self.ledger.step)
         return turn
@@ -109,9 +122,62 @@ class Journal:
         Raises:
             CheckpointError: it cannot be written; the last checkpoint stays whole.
         """
-        self._snapshot = self._state()
-        self._checkpoints.save(len(self.ledger.entries), self._snapshot)
+        signed = None if self.handoff is None else self.handoff.statement
+        author = "" if signed is None else signed.author
+        if author != self._author:
+            # What holds now may be undone with its author: what was before it is kept until another one follows.
+            self._author, self._other_author_at = author, self._saved_at
+        self._snapshot, self._saved_at = self._state(), len(self.ledger.entries)
+        self._checkpoints.save(self._saved_at, self._snapshot, self._other_author_at)
         self._write_turns()
+
+    def keep_board(self) -> None:
+        """Writes down what the sites have stated, beside the state that is to go back to; that stays as it is.
+
+        Raises:
+            CheckpointError: as `save`.
+        """
+        if self.board is not None:
+            self._snapshot = self._snapshot | {"board": self.board.state_dict()}
+            self._checkpoints.save(max(self._saved_at, 0), self._snapshot, self._other_author_at)
+
+    def go_back(self, handoff: str) -> int:
+        """Undoes the turn that sealed a hand-off which is bad, and what followed from it.
+
+        Args:
+            handoff: its digest (hex); the newest hand-off's, or a share's.
+
+        Returns:
+            The turn that now is the last one which counts.
+
+        Raises:
+            CheckpointError: there is nothing to go back to, or it cannot be written.
+        """
+        bad = [one for one in (self.handoff, *self.shares.values()) if handoff_digest(one).hex() == handoff]
+        if not bad or bad[0] is None:
+            raise CheckpointError("the hand-off that is bad is not the newest one; start a new run")
+        if bad[0].turn == 0:
+            self.handoff, turn = None, 0
+        else:
+            totals, board = self.totals, None if self.board is None else self.board.state_dict()
+            seconds, (turn, state) = self._earlier_seconds, self._checkpoints.load_before(bad[0].turn)
+            self._restore(state)
+            self.totals, self._earlier_seconds = replace(totals, rolled_back=totals.rolled_back + 1), seconds
+            if self.board is not None and board is not None:
+                self.board.load_state_dict(board)
+        self._author, self._saved_at = "", turn
+        self.save()
+        self._checkpoints.drop_after(turn)
+        return turn
+
+    def has_gone_home(self, client: str, farewell: Farewell) -> None:
+        """A client has the model and will not come again: a server that is started again must not wait for it.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        self.farewells[client] = farewell
+        self._checkpoints.save_farewells({name: asdict(said) for name, said in self.farewells.items()})
 
     def roll_back(self) -> None:
         """Undoes what the server learnt since the last turn counted."""
@@ -144,7 +210,8 @@ class Journal:
             return
         self.best_round, self._best_value = self.ledger.round, sum(values) / len(values)
         top = self.server.state_dict()["top"]
-        self._checkpoints.save_best({"top": top, "handoff": _plain(self.handoff)})
+        kept = {"round": self.best_round, "top": top, "handoff": _plain(self.handoff)}
+        self._checkpoints.save_best(kept)
 
     def release(self) -> Release:
         """The trained top, of the last round and of the best one where that is another."""
@@ -155,6 +222,8 @@ class Journal:
             best = read_checkpoint(self._checkpoints.best)
         except CheckpointError as error:
             log.warning("%s; the clients get the last round's model only", error)
+            return Release(top, 0)
+        if best["round"] != self.best_round:  # that round was undone since
             return Release(top, 0)
         return Release(top, self.best_round, best["top"], _handoff(best["handoff"]))
 
@@ -175,6 +244,7 @@ class Journal:
             "train_loss": dict(self.train_loss),
             "best": [self.best_round, self._best_value],
             "closed_round": self._closed_round,
+            "board": None if self.board is None else self.board.state_dict(),
             "totals": asdict(self.totals),
             "wall_seconds": self.wall_seconds(),
         }
@@ -188,14 +258,15 @@ class Journal:
         self.scores, self.train_loss = dict(state["scores"]), dict(state["train_loss"])
         self.best_round, self._best_value = state["best"]
         self._closed_round = state["closed_round"]
+        if self.board is not None and state["board"] is not None:
+            self.board.load_state_dict(state["board"])
         self.totals = Totals(**state["totals"])
         self._earlier_seconds = state["wall_seconds"]
 
     def _write_turns(self) -> None:
-        try:
-            write_atomically(self._run_dir / "turns.jsonl", self.ledger.lines())
-        except OSError as error:
-            raise CheckpointError(f"cannot write {self._run_dir}/turns.jsonl: {error.strerror}") from error
+        path = self._run_dir / "turns.jsonl"
+        with writing(path):
+            write_atomically(path, self.ledger.lines())
 
 
 def _plain(handoff: SealedHandoff | None) -> dict[str, Any] | None:
@@ -207,6 +278,8 @@ def _plain(handoff: SealedHandoff | None) -> dict[str, Any] | None:
         "previous": handoff.previous.hex(),
         "nonce": handoff.nonce.hex(),
         "ciphertext": handoff.ciphertext,
+        "epoch": handoff.epoch,
+        "statement": None if handoff.statement is None else list(astuple(handoff.statement)),
     }
 
 
@@ -216,4 +289,10 @@ def _handoff(state: dict[str, Any] | None) -> SealedHandoff | None:
 
 def _sealed(state: dict[str, Any]) -> SealedHandoff:
     previous, nonce = bytes.fromhex(state["previous"]), bytes.fromhex(state["nonce"])
-    return SealedHandoff(state["turn"], previous, nonce, state["ciphertext"])
+    statement = None if state["statement"] is None else Statement(*state["statement"])
+    return SealedHandoff(state["turn"], previous, nonce, state["ciphertext"], state["epoch"], statement)
+
+
+def _farewell(state: dict[str, Any]) -> Farewell:
+    head = None if state["head"] is None else Statement(**state["head"])
+    return Farewell(**(state | {"head": head}))

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 SECONDS_BETWEEN_KNOCKS = 0.5
 
 Knock = Callable[[str, float], Future[Tensor]]
-"""Asks the process of that RPC name for a sign of life, with so many seconds' patience; fails where there is none."""
+"""Asks the process of that name for a sign of life, with so many seconds' patience; fails where there is none."""
 
 
 def why_lost(seat: Seat, running: Running | None, lease: float, knock: Knock | None) -> str:
@@ -49,7 +49,7 @@ def _answers(seat: Seat, knock: Knock, patience: float) -> bool:
             seat.knock.wait()
             seat.knock = None
         if seat.knock is None:
-            seat.knock = knock(seat.rpc_name, patience)
+            seat.knock = knock(seat.name, patience)
     except RuntimeError as error:
         log.debug("%s does not answer: %s", seat.name, error)
         return False

@@ -51,6 +51,7 @@ class Ledger:
         self._scheduler = scheduler
         self.rounds = rounds
         self.entries: list[Entry] = []
+        self._lines = bytearray()  # a turn is put into words once: each turn writes those of the whole run
         self.round = 0
         self.step = 0
         self.handoff = 0
@@ -75,20 +76,28 @@ class Ledger:
         """See `Scheduler.steps`."""
         return self._scheduler.steps(round, clients)
 
-    def start_round(self, clients: Sequence[str]) -> None:
-        """Plans the next round: every client trains in the scheduler's order, then every client evaluates."""
+    def start_round(self, clients: Sequence[str], evaluating: Sequence[str] | None = None) -> None:
+        """Plans the next round: ``clients`` train in the scheduler's order, then they, or ``evaluating``, evaluate."""
         self.round += 1
         for group in self._scheduler.order(self.round, clients):
             self._plan.append((TurnKind.TRAIN, group))
             if self.together is not None and len(group) > 1:  # a mean of one is that one
                 self._plan.append((TurnKind.AVERAGE, ()))
-        self._plan += [(TurnKind.EVALUATE, (client,)) for client in clients]
+        self._plan += [
+            (TurnKind.EVALUATE, (client,)) for client in (clients if evaluating is None else evaluating)
+        ]
 
-    def next_turns(self, present: Collection[str]) -> list[Turn]:
+    def needs_training(self) -> bool:
+        """Whether nothing but evaluations is left to do without a client that trains."""
+        if self.round_done:
+            return not self.finished
+        return self._plan[0][0] in (TurnKind.TRAIN, TurnKind.AVERAGE)
+
+    def next_turns(self, present: Collection[str], training: Collection[str] | None = None) -> list[Turn]:
         """The turn to run now, one for each client that takes part in it; empty where there is none.
 
-        Turns of clients that are not ``present`` fall out of the round; a mean is for whoever comes first, and waits
-        where nobody is there.
+        Turns of clients that are not ``present`` fall out of the round; a mean is for whichever of them comes first
+        (of those in ``training``, where some only evaluate), and waits where nobody is there.
         """
         self._plan = [(kind, tuple(c for c in group if c in present)) for kind, group in self._plan]
         # A mean whose turn counted stays: the round's bottoms would fall behind its top.
@@ -97,6 +106,7 @@ class Ledger:
         if not self._plan:
             return []
         kind, group = self._plan[0]
+        averaging = list(present if training is None else training)
         return [
             Turn(
                 kind=kind,
@@ -107,7 +117,7 @@ class Ledger:
                 handoff=self.handoff,
                 together=self._averages(),
             )
-            for client in (group if kind is not TurnKind.AVERAGE else list(present)[:1])
+            for client in (group if kind is not TurnKind.AVERAGE else averaging[:1])
         ]
 
     def _averages(self) -> bool:
@@ -139,21 +149,21 @@ class Ledger:
             raise ValueError(f"turn {turn.number} ({turn.kind}) of {clients} is not the next one")
         del self._plan[0]
         way = (self.together or "") if turn.together else ""
-        self.entries.append(
-            Entry(turn.number, turn.round, clients, turn.kind.value, num_batches, str(way), order)
-        )
+        entry = Entry(turn.number, turn.round, clients, turn.kind.value, num_batches, str(way), order)
+        self.entries.append(entry)
+        self._lines += (json.dumps(_plain(entry)) + "\n").encode()
         self.step += num_batches
         if turn.kind is TurnKind.AVERAGE or (turn.kind is TurnKind.TRAIN and not turn.together):
             self.handoff = turn.number
 
     def lines(self) -> bytes:
         """RUN/turns.jsonl."""
-        return "".join(json.dumps(_plain(entry)) + "\n" for entry in self.entries).encode()
+        return bytes(self._lines)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types only."""
         return {
-            "entries": [asdict(entry) for entry in self.entries],
+            "lines": self._lines.decode(),
             "round": self.round,
             "handoff": self.handoff,
             "plan": [[kind.value, list(group)] for kind, group in self._plan],
@@ -161,7 +171,8 @@ class Ledger:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to ``state``."""
-        self.entries = [Entry(**entry) for entry in state["entries"]]
+        self.entries = [Entry(**json.loads(line)) for line in state["lines"].splitlines()]
+        self._lines = bytearray(state["lines"].encode())
         self.round, self.handoff = state["round"], state["handoff"]
         self._plan = [(TurnKind(kind), tuple(group)) for kind, group in state["plan"]]
         self.step = sum(entry.num_batches for entry in self.entries)

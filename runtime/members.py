@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.futures import Future
 
-from runtime.errors import ConfigError, NameTakenError, SeatLostError, WireError
-from runtime.scheduler import Turn
-from runtime.wire import Farewell, Hello, Refusal
+from runtime.errors import ConfigError, EvictedError, NameTakenError, SeatLostError, SutureError, WireError
+from runtime.scheduler import Turn, TurnKind
+from runtime.wire import Farewell, Heads, Hello, Refusal
 
 
 @dataclass(eq=False)
 class Seat:
-    """One member's place at the server. Clients hold a ticket for it and never see inside.
+    """One member's place at the server. Clients never see inside.
 
-    ``undone`` says why its turn was rolled back, until it has been told and asks for another.
+    ``undone`` says why its turn was rolled back, until it has been told and asks for another. ``told_end`` is when it
+    was told that the run is over, and ``end_heard`` when it last went on with its goodbye.
     """
 
     name: str = ""
-    rpc_name: str = ""
     hello: Hello | None = None
     waiting: Future[Turn | Refusal] | None = None
     waiting_since: float = 0.0
@@ -31,15 +31,28 @@ class Seat:
     num_stepped: int = 0
     undone: str = ""
     num_early: int = 0
+    told_end: float = 0.0
+    end_heard: float = 0.0
     farewell: Farewell | None = None
     left: bool = False
     knock: Future[Tensor] | None = None
+    heads: Future[Heads | Refusal] | None = None
+
+    def refuse(self, error: SutureError) -> None:
+        """Answers whatever the client waits for."""
+        self.answer(Refusal.of(error))
+        heads, self.heads = self.heads, None
+        if heads is not None:
+            heads.set_result(Refusal.of(error))
 
     def answer(self, turn: Turn | Refusal) -> None:
         """Answers the client's waiting call, if there is one."""
         waiting, self.waiting = self.waiting, None
-        if waiting is not None:
-            waiting.set_result(turn)
+        if waiting is None:
+            return
+        if isinstance(turn, Turn) and turn.kind is TurnKind.END and not self.told_end:
+            self.told_end = self.end_heard = time.monotonic()
+        waiting.set_result(turn)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +80,8 @@ class Members:
 
     Args:
         expected: how many the run waits for before it begins.
-        agreement: options that every member must share, as strings.
+        agreement: options that every member must share, as strings; "run" is the run's id where members were told it
+            before they joined, so that a rank of another run that reached this port is refused.
         door: how members come and go; None where they were started as a whole and are not replaced.
     """
 
@@ -78,6 +92,7 @@ class Members:
         self._enough_since: float | None = None
         self._seats: dict[str, Seat] = {}
         self.lost: list[str] = []
+        self._shut_out: dict[str, EvictedError] = {}
 
     def __iter__(self) -> Iterator[Seat]:
         return iter(list(self._seats.values()))
@@ -99,7 +114,8 @@ class Members:
             self._enough_since = None
             return False
         self._enough_since = self._enough_since or now
-        return num_present >= self._expected or now - self._enough_since >= self.door.grace
+        expected = self._expected - len(self._shut_out)  # who was put out is not waited for
+        return num_present >= expected or now - self._enough_since >= self.door.grace
 
     @property
     def all_left(self) -> bool:
@@ -110,15 +126,23 @@ class Members:
         """Those who are not lost, in the order in which people count: joining is a race, turns must not be."""
         return sorted((name for name in self._seats if name not in self.lost), key=natural)
 
-    def admit(self, seat: Seat, hello: Hello, rpc_name: str) -> None:
+    def admit(self, seat: Seat, hello: Hello) -> None:
         """Takes a member in, whose ``hello`` has been checked for its form.
 
         Raises:
             ConfigError: an option that must agree differs; both values are named.
             NameTakenError: a client of that name is in the run.
-            WireError: its RPC name is another's.
+            EvictedError: it was put out of it.
         """
         name = hello.client
+        if name in self._shut_out:
+            raise self._shut_out[name]
+        run = self._agreement.get("run")
+        if run is not None and hello.agreement.get("run") != run:
+            raise ConfigError(
+                f"{name} was started for another run than this server's; start all ranks of a run together, and two "
+                "runs of one machine with a --master_port each"
+            )
         for option in sorted(self._agreement.keys() | hello.agreement.keys()):
             ours, theirs = self._agreement.get(option), hello.agreement.get(option)
             if ours != theirs:
@@ -128,14 +152,24 @@ class Members:
         present = self._seats.get(name)
         if present is not None and not present.left:
             raise NameTakenError(f"{name} is in the run already; give every client a name of its own")
-        if not isinstance(rpc_name, str) or not rpc_name.isidentifier() or len(rpc_name) > 100:
-            raise WireError(f"{name}: rpc_name: expected letters, digits and underscores; refused")
-        if any(rpc_name == other.rpc_name for other in self._seats.values() if not other.left):
-            raise WireError(f"{name}: rpc_name: {rpc_name!r:.80} is another member's; refused")
-        seat.name, seat.hello, seat.rpc_name, seat.last_seen = name, hello, rpc_name, time.monotonic()
+        seat.name, seat.hello, seat.last_seen = name, hello, time.monotonic()
         self._seats[name] = seat
         if name in self.lost:
             self.lost.remove(name)
+
+    def training(self) -> list[str]:
+        """Those of `present` that train; others only evaluate."""
+        hellos = {name: self._seats[name].hello for name in self.present()}
+        return [name for name, hello in hellos.items() if hello is None or hello.num_batches > 0]
+
+    def shut_out(self, name: str, why: str) -> EvictedError:
+        """Lets a member in no more; what it is told."""
+        return self._shut_out.setdefault(name, EvictedError(f"{name} was put out of this run: {why}"))
+
+    @property
+    def gone_for_good(self) -> set[str]:
+        """Those who were put out, or left for good: nobody waits for them."""
+        return set(self._shut_out)
 
     def heard(self, seat: Seat) -> None:
         """A member called.
@@ -143,9 +177,12 @@ class Members:
         Raises:
             WireError: it has not joined.
             SeatLostError: it was given up in the meantime.
+            EvictedError: it was put out.
         """
         if self._seats.get(seat.name) is not seat:
             raise WireError(f"{seat.name or 'a stranger'} has no seat in this run; it must join first")
+        if seat.name in self._shut_out:
+            raise self._shut_out[seat.name]
         if seat.left and seat.name in self.lost:
             raise SeatLostError(f"{seat.name} was lost: the server did not hear from it; join again")
         seat.last_seen = time.monotonic()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from runtime.checks import Sometimes
 from runtime.errors import ConfigError
 
 OPTIMIZERS = ("adam", "sgd")
@@ -36,6 +39,31 @@ class OptimizerConfig:
         if self.name == "adam":
             return torch.optim.Adam(parameters, lr=self.lr)
         return torch.optim.SGD(parameters, lr=self.lr, momentum=0.9)
+
+
+def moments(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What an optimizer has gathered, by its parameters' numbers: what the next client goes on with."""
+    return {"state": optimizer.state_dict()["state"]}
+
+
+def moments_like(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What the moments of ``optimizer`` look like once it has stepped, for `check_state`; takes no memory."""
+    groups = [
+        {**group, "params": [nn.Parameter(torch.empty_like(p, device="meta")) for p in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+    like: torch.optim.Optimizer = type(optimizer)(groups)  # type: ignore[call-arg]  # a subclass fills the rest in
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.empty_like(parameter)
+    like.step()
+    return {"state": Sometimes(like.state_dict()["state"])}
+
+
+def take_moments(optimizer: torch.optim.Optimizer, given: Mapping[str, Any]) -> None:
+    """Takes up another's moments; the learning rate and the like stay one's own."""
+    own = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": copy.deepcopy(dict(given["state"])), "param_groups": own})
 
 
 def step_with(optimizer: torch.optim.Optimizer, gradients: Mapping[Tensor, Tensor]) -> None:

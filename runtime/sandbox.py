@@ -1,12 +1,12 @@
 """The wall that the operating system puts up: Linux Landlock takes a process's right to files away, for good.
 
-RPC's own operators (``torch.from_file``, ``aten::save``) read and write files without any Python that a table could
-refuse. Closed before RPC starts, the sandbox leaves a rank Python's files to read and its own folder to write.
+Whatever a peer might make a process do, closed before the network starts the sandbox leaves it Python's files to read
+and its own folder to write; and, between hospitals, one port to connect to or to listen on.
 
 It holds for the calling thread and for the threads and processes that it starts from then on, **not** for threads that
 are older (`other_threads` names them). Files that are open stay open (`still_reaches` finds them). What Landlock does
-not cover: names and sizes (stat), permissions and times (chmod, utime), connections to other machines and to named UNIX
-sockets.
+not cover: names and sizes (stat), permissions and times (chmod, utime), UDP, connections to named UNIX sockets; of
+TCP it knows ports and no addresses.
 
 The three system calls are made here by ctypes: the package ``landlock`` on PyPI is an alpha that knows no scopes and
 takes an old errno for a new error.
@@ -25,13 +25,15 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from enum import IntFlag
 from pathlib import Path
 
 from runtime.errors import ConfigError
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same numbers on every architecture
-_ASK_VERSION, _PATH_BENEATH, _SET_NO_NEW_PRIVILEGES = 1, 1, 38
+_ASK_VERSION, _PATH_BENEATH, _NET_PORT, _SET_NO_NEW_PRIVILEGES = 1, 1, 2, 38
+_BIND_TCP, _CONNECT_TCP = 1, 2  # LANDLOCK_ACCESS_NET_*, from version 4 on
 
 
 class _Right(IntFlag):
@@ -97,6 +99,23 @@ class _PathBeneath(ctypes.Structure):
     _fields_ = (("allowed_access", ctypes.c_uint64), ("parent_fd", ctypes.c_int32))
 
 
+class _NetPort(ctypes.Structure):
+    _fields_ = (("allowed_access", ctypes.c_uint64), ("port", ctypes.c_uint64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """The TCP ports that stay: all others are neither connected to nor listened on.
+
+    Attributes:
+        connect: may be connected to, wherever they are.
+        listen: may be listened on.
+    """
+
+    connect: tuple[int, ...] = ()
+    listen: tuple[int, ...] = ()
+
+
 def version() -> int:
     """Landlock's version in this kernel, 0 where there is none."""
     if not sys.platform.startswith("linux"):
@@ -124,7 +143,13 @@ def is_closed() -> bool:
     return _closed
 
 
-def close(*, read: Iterable[Path] = (), write: Iterable[Path] = (), links: Iterable[Path] = ()) -> None:
+def close(
+    *,
+    read: Iterable[Path] = (),
+    write: Iterable[Path] = (),
+    links: Iterable[Path] = (),
+    ports: Ports | None = None,
+) -> None:
     """Closes the sandbox: from here on nothing but Python's own files and what is named is reached.
 
     Cannot be undone. Also forbids signals to processes outside and, on a kernel that knows scopes (6.12), abstract
@@ -134,6 +159,7 @@ def close(*, read: Iterable[Path] = (), write: Iterable[Path] = (), links: Itera
         read: files and folders that stay readable, beside `python_files`.
         write: folders that stay readable and writable; they must exist.
         links: folders, writable too, in which symbolic links may be made.
+        ports: the ports that stay; None for all. A kernel before 6.7 (version 4) knows no ports, and all stay.
 
     Raises:
         ConfigError: no Landlock, or a folder to write is missing; nothing was closed.
@@ -142,7 +168,8 @@ def close(*, read: Iterable[Path] = (), write: Iterable[Path] = (), links: Itera
     if (reason := missing()) is not None:
         raise ConfigError(f"the sandbox cannot be closed: {reason}; use --sandbox off")
     known = _known_rights(version())
-    rules = _Ruleset(known, 0, 0b11 if version() >= 6 else 0)
+    network = _BIND_TCP | _CONNECT_TCP if ports is not None and version() >= 4 else 0
+    rules = _Ruleset(known, network, 0b11 if version() >= 6 else 0)
     fd = _call(_CREATE_RULESET, ctypes.byref(rules), _size(version()), 0)
     try:
         for path in (*python_files(), *read):
@@ -153,6 +180,10 @@ def close(*, read: Iterable[Path] = (), write: Iterable[Path] = (), links: Itera
             _allow(fd, path, _WRITE & known)
         for path in links:
             _allow(fd, path, (_WRITE | _LINK) & known)
+        if network and ports is not None:
+            rights = [(port, _CONNECT_TCP) for port in ports.connect]
+            for port, right in [*rights, *((port, _BIND_TCP) for port in ports.listen)]:
+                _call(_ADD_RULE, fd, _NET_PORT, ctypes.byref(_NetPort(right, port)), 0)
         _prctl(_SET_NO_NEW_PRIVILEGES)
         _call(_RESTRICT_SELF, fd, 0)
     finally:

@@ -18,6 +18,10 @@ class TurnKind(StrEnum):
 
     TRAIN = "train"
     AVERAGE = "average"
+    KEY = "key"
+    TAKE = "take"
+    ADMIT = "admit"
+    WITNESS = "witness"
     EVALUATE = "evaluate"
     WAIT = "wait"
     END = "end"
@@ -41,7 +45,9 @@ class Turn:
 
     Attributes:
         kind: train, average (open what each client of the last turn posted, seal the mean), evaluate, wait (ask
-            again) or end.
+            again) or end. Between hospitals also an errand, which is no turn of the run's: key (make a new hand-off
+            key and seal the newest parts under it), take (take the key that was released, and say so), admit
+            (release the key to those who ask), witness (say whether a hand-off that another site accuses is bad).
         client: whose turn it is.
         round: from 1.
         number: counts the turns of the whole run from 1; a turn that was rolled back gives its number back.
@@ -51,6 +57,7 @@ class Turn:
         error: with a reason, the name of the error's class; see ``errors.ERRORS``.
         together: kind train: others train in this turn, too, so what is sealed at its end is this client's share
             of a mean and not the next client's start.
+        epoch: number of the newest hand-off key's epoch, 0 where sites sign nothing.
     """
 
     kind: TurnKind
@@ -62,6 +69,7 @@ class Turn:
     reason: str = ""
     error: str = ""
     together: bool = False
+    epoch: int = 0
 
 
 class Scheduler(Protocol):

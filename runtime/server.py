@@ -131,7 +131,7 @@ class Server:
         self.attack.observe(self._seen(batch, smashed.detach()))
         output = self._through_top(seen)
         if batch.labels is None:
-            smashed.register_hook(lambda grad: self._attacked(seen, grad))
+            self._attack_gradient(smashed, batch)
             return output.cpu()
         if whole is None:
             task_loss = _task_loss(output, batch.labels, class_weights)
@@ -211,7 +211,7 @@ class Server:
             output = self._through_top(seen)
         rows = output.split(sizes)
         if not labels:
-            alias.register_hook(lambda grad: self._attacked(seen, grad))
+            self._attack_gradient(alias, joint)
             return [part.detach().cpu() for part in rows], Pending(smashed, output.cpu())
         losses = [_task_loss(*each) for each in zip(rows, labels, class_weights, strict=True)]
         whole = torch.stack(
@@ -248,6 +248,13 @@ class Server:
 
     def _seen(self, batch: SmashedBatch, smashed: Tensor) -> SmashedBatch:
         return replace(batch, smashed=smashed.to(self._device))
+
+    def _attack_gradient(self, smashed: Tensor, batch: SmashedBatch) -> None:
+        """Opens the attack's door in the backward through ``smashed``, an alias of the batch's."""
+        # The hook must not hold ``smashed``: that circle leads through torch's graph, where Python's collector does not
+        # see it, and every batch would be kept for good.
+        seen = self._seen(batch, smashed.detach())
+        smashed.register_hook(lambda grad: self._attacked(seen, grad))
 
     def _attacked(self, seen: SmashedBatch, grad: Tensor) -> Tensor:
         # Autograd runs hooks with gradients disabled; an attack differentiates its own nets here.

@@ -19,18 +19,20 @@ import resource
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from runtime.calls import unwrap, wait
 from runtime.client import Client
+from runtime.consortium import errands
 from runtime.data.client_data import Batch
 from runtime.errors import (
     ERRORS,
     AlarmError,
+    BadHandoffError,
+    CheckpointError,
     NameTakenError,
     SeatLostError,
     StoppedError,
@@ -39,9 +41,11 @@ from runtime.errors import (
     WireError,
 )
 from runtime.exchange.baton import side_by_side
+from runtime.exchange.local import LocalExchange
 from runtime.exchange.seam import Exchange
 from runtime.scheduler import Turn, TurnKind
-from runtime.wire import Farewell, Release, Welcome
+from runtime.wire import Farewell, Release, Welcome, printable, unwrap
+from runtime.wishes import NoWishes, Parting, Wish, Wishes
 
 log = logging.getLogger(__name__)
 
@@ -64,37 +68,70 @@ class NoKeepsakes:
     def finished(self, client: Client, release: Release) -> None: ...
 
 
-@dataclass
-class Member:
-    """A client, its line to the server and what it keeps."""
+E = TypeVar("E", bound=Exchange, covariant=True)
+
+
+@dataclass(frozen=True)
+class Member(Generic[E]):
+    """A client, its way to the server, what it keeps, and what its own people may want meanwhile."""
 
     client: Client
-    exchange: Exchange
+    exchange: E
     keepsakes: Keepsakes
+    wishes: Wishes = field(default_factory=NoWishes)
 
 
-def take_part(member: Member, agreement: Mapping[str, str], rpc_name: str, patience: float = 0.0) -> None:
+def take_part(member: Member[Exchange], agreement: Mapping[str, str], patience: float = 0.0) -> None:
     """One client's whole run, in its own process.
 
     Args:
         member: who takes part.
         agreement: the options that all must share.
-        rpc_name: the process's name among the members.
         patience: seconds to wait for the seat while the server still believes this client's last process alive.
 
     Raises:
         SutureError: the run stopped, here or elsewhere; the turn was given up and rolled back.
     """
-    join(member, agreement, rpc_name, patience)
+    join(member, agreement, patience)
     try:
-        while (turn := wait(member.exchange.next_turn())).kind is not TurnKind.END:
-            take_turn(member, turn)
-        end(member, turn)
+        take_turns(member)
     finally:
         _quietly(member.exchange.leave)
 
 
-def run_local(members: list[Member], agreement: Mapping[str, str]) -> None:
+def take_turns(member: Member[Exchange]) -> None:
+    """All turns of a client that has joined, until the run is over and the client has the model.
+
+    Raises:
+        SutureError: as `take_part`.
+        Parting: the client's own people want it to go; see `part`.
+    """
+    awaits_mean = False
+    while True:
+        look = partial(member.wishes.between_turns, awaits_mean)
+        look()
+        turn = member.exchange.next_turn(look)()
+        if turn.kind is TurnKind.END:
+            break
+        take_turn(member, turn)
+        awaits_mean = turn.together or (awaits_mean and turn.kind is TurnKind.WAIT)
+    end(member, turn)
+
+
+def part(member: Member[Exchange], parting: Parting) -> None:
+    """Goes, for good or until it joins again; the turn that the client is in, if it is in one, is rolled back.
+
+    Raises:
+        SutureError: the server did not hear it. A client that leaves for good must tell it, and try again.
+    """
+    member.client.undo()
+    if parting.wish is Wish.LEAVE:
+        errands.withdraw(member)
+    else:
+        _quietly(member.exchange.leave)
+
+
+def run_local(members: list[Member[LocalExchange]], agreement: Mapping[str, str]) -> None:
     """All clients' whole runs in one process: whoever's turn it is takes it.
 
     Raises:
@@ -102,9 +139,9 @@ def run_local(members: list[Member], agreement: Mapping[str, str]) -> None:
     """
     waiting = {}
     for member in members:
-        join(member, agreement, member.client.name)
+        join(member, agreement)
     for member in members:
-        waiting[member.client.name] = (member, member.exchange.next_turn())
+        waiting[member.client.name] = (member, member.exchange.ask_turn())
     try:
         while waiting:
             granted = [
@@ -118,18 +155,18 @@ def run_local(members: list[Member], agreement: Mapping[str, str]) -> None:
             playing = [(member, turn) for member, turn in granted if turn.kind is not TurnKind.END]
             side_by_side([partial(take_turn, member, turn) for member, turn in playing])
             for member, _ in playing:
-                waiting[member.client.name] = (member, member.exchange.next_turn())
+                waiting[member.client.name] = (member, member.exchange.ask_turn())
     finally:
         for member in members:
             _quietly(member.exchange.leave)
 
 
-def join(member: Member, agreement: Mapping[str, str], rpc_name: str, patience: float = 0.0) -> None:
+def join(member: Member[Exchange], agreement: Mapping[str, str], patience: float = 0.0) -> None:
     """Joins the run; the server names the run and its folder."""
     deadline, said = time.monotonic() + patience, False
     while True:
         try:
-            welcome = member.exchange.join(member.client.hello(agreement), rpc_name)
+            welcome = member.exchange.join(member.client.hello(agreement))
             break
         except NameTakenError as taken:
             if time.monotonic() >= deadline:
@@ -139,25 +176,30 @@ def join(member: Member, agreement: Mapping[str, str], rpc_name: str, patience: 
             said = True
             time.sleep(0.25)
     member.client.join(welcome.run)
+    errands.ask_for_key(member)
     member.keepsakes.joined(member.client, welcome)
 
 
-def take_turn(member: Member, turn: Turn) -> None:
+def take_turn(member: Member[Exchange], turn: Turn) -> None:
     """One turn, whole or not at all.
 
     Raises:
         SutureError: the turn failed and was given up.
+        Parting: the client's own people want it to go at once; the turn is not over.
     """
     client, exchange = member.client, member.exchange
     if turn.kind is TurnKind.WAIT:
         return
     try:
+        if errands.run(member, turn):
+            return
         _take_up(member, turn)
         if turn.kind is TurnKind.TRAIN:
             client.begin(turn)
             with closing(exchange.train(client, turn, client.batches(turn))) as trained:
                 for batch in client.stopwatch.steps(turn, trained):
                     _watch(member, turn, batch)
+                    member.wishes.in_turn()
             handoff = client.seal(turn)
             exchange.commit(handoff)
             client.committed(handoff, turn.together)
@@ -166,16 +208,22 @@ def take_turn(member: Member, turn: Turn) -> None:
             exchange.commit(handoff)
             client.committed(handoff)
         else:
-            keep = member.keepsakes.evaluated
+            client.begin_evaluation(turn)
             scores = client.evaluate(
-                exchange.predict(client, turn),
-                turn.round,
-                lambda phase, batch, smashed, logits: keep(turn, phase, batch, smashed, logits),
+                exchange.predict(client, turn), turn.round, partial(_evaluated, member, turn)
             )
             exchange.report(turn, scores)
+    except Parting:
+        raise
     except TurnUndoneError as undone:
         log.info("%s", undone)
         client.undo()
+    except BadHandoffError as bad:
+        if not errands.accuse(member, bad):
+            raise
+        client.undo()
+    except CheckpointError:  # the server's disk: it has stopped the run, and tells everyone in the same words
+        raise
     except SutureError as error:
         reason = str(error)
         if client.name not in reason:
@@ -208,7 +256,14 @@ def _give_up(exchange: Exchange, error: SutureError) -> None:
         log.debug("the server did not hear that the turn was given up: %s", deaf)
 
 
-def _watch(member: Member, turn: Turn, batch: Batch) -> None:
+def _evaluated(
+    member: Member[Exchange], turn: Turn, phase: str, batch: Batch, smashed: Tensor, logits: Tensor
+) -> None:
+    member.keepsakes.evaluated(turn, phase, batch, smashed, logits)
+    member.wishes.in_turn()
+
+
+def _watch(member: Member[Exchange], turn: Turn, batch: Batch) -> None:
     """Writes down what the client's detector makes of the step.
 
     Raises:
@@ -223,7 +278,7 @@ def _watch(member: Member, turn: Turn, batch: Batch) -> None:
         raise AlarmError(alarm)
 
 
-def _take_up(member: Member, turn: Turn) -> None:
+def _take_up(member: Member[Exchange], turn: Turn) -> None:
     """Opens the hand-off that the turn starts from, where this client's parts are others.
 
     Raises:
@@ -231,6 +286,7 @@ def _take_up(member: Member, turn: Turn) -> None:
         WireError: the server offers another one than it promised.
     """
     client = member.client
+    errands.catch_up(member, turn)
     if turn.kind is TurnKind.AVERAGE and client.knows(turn.handoff):
         return  # it takes up others' parts, and needs but to know what they started from
     if client.knows(turn.handoff) and not client.holds(turn.handoff):
@@ -243,7 +299,7 @@ def _take_up(member: Member, turn: Turn) -> None:
         )
 
 
-def end(member: Member, turn: Turn) -> None:
+def end(member: Member[Exchange], turn: Turn) -> None:
     """The run is over: say goodbye and keep the model.
 
     Raises:
@@ -251,11 +307,13 @@ def end(member: Member, turn: Turn) -> None:
         WireError: the final model's hand-off cannot be had.
     """
     if turn.reason:
-        raise ERRORS.get(turn.error, StoppedError)(turn.reason)
+        raise ERRORS.get(turn.error, StoppedError)(printable(turn.reason))
     client, exchange = member.client, member.exchange
     _take_up(member, turn)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    release = exchange.finish(Farewell(client.digests(), peak))
+    head = errands.head(member)
+    release = client.check_release(exchange.finish(Farewell(client.digests(), peak, head)))
+    errands.compare_heads(member)
     member.keepsakes.finished(client, release)
 
 

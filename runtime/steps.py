@@ -45,24 +45,34 @@ class Running:
         turn: what it was asked to do.
         started: when, a time.
         heard: when it was last heard of, about this turn; a time.
+        went_on_at: when it last went on with it; a time.
         losses: of its steps.
         num_images: of all its steps.
         parts: of the batch that waits for its step.
         owed: what the server has yet to answer, perhaps after other clients: meanwhile this one cannot be late.
         share: what it sealed at its end, where others train in the same turn.
+        has_fetched: whether it has asked for the hand-off.
+        num_shares: shares that it has asked for, in order.
         bytes_up: of the batch that waits for its step; ``bytes_down`` the same.
     """
 
     turn: Turn
     started: float
     heard: float
+    went_on_at: float
     losses: list[float] = field(default_factory=list)
     num_images: int = 0
     parts: Parts = field(default_factory=Parts)
     owed: Work | None = None
     share: SealedHandoff | None = None
+    has_fetched: bool = False
+    num_shares: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+
+    def went_on(self) -> None:
+        """The client has gone on with its turn, which renews the turn's lease."""
+        self.heard = self.went_on_at = time.monotonic()
 
     def place(self, batch: int, part: int = 0) -> tuple[int | str, ...]:
         """What a draw for one of the turn's batches, or a part of it, is named by."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from torch import Tensor
 
@@ -55,14 +55,15 @@ class OneByOne(Lane):
     Args:
         steps: compute.
         order: whose batch comes next, and so on; None for the order of arrival.
+        ended: gets the names of those who have no more batches.
     """
 
-    def __init__(self, steps: Steps, order: Iterable[str] | None) -> None:
+    def __init__(self, steps: Steps, order: Iterable[str] | None, ended: set[str] | None = None) -> None:
         super().__init__(steps)
         self._order = None if order is None else iter(order)
         self._next = ""
         self._waiting: dict[str, Work] = {}
-        self._ended: set[str] = set()
+        self._ended: set[str] = set() if ended is None else ended
         self._open = ""
         self._taken: list[str] = []
 
@@ -181,17 +182,25 @@ class Joined(Lane):
         return [self.steps.at_cut(*each) for each in zip(works, at_cuts, strict=True)]
 
 
-def waves(seed: int, round: int, num_batches: Mapping[str, int]) -> Iterator[str]:
+def waves(
+    seed: int, round: int, num_batches: Mapping[str, int], ended: Collection[str] = ()
+) -> Iterator[str]:
     """Whose batch comes when: wave by wave one of every client that has one left, in an order drawn once a round.
 
     Not once a wave: whoever came last in one could then be the first of the next, and the server would wait for its
     backward and forward while the others' batches lie there.
+
+    Args:
+        seed: the run's public seed.
+        round: see `Turn`.
+        num_batches: as each client has announced them; it may send fewer.
+        ended: those that send no more, as it is when the next one is asked for.
     """
     names = list(num_batches)
     # The order of the server's steps is its own choice, so the public seed may decide it.
     random.Random(f"suture/steps/{seed}/{round}").shuffle(names)
     for number in itertools.count():
-        wave = [name for name in names if num_batches[name] > number]
+        wave = [name for name in names if num_batches[name] > number and name not in ended]
         if not wave:
             return
         yield from wave

@@ -9,16 +9,20 @@ Steps count training batches over the whole run: the first batch is step 1; what
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from runtime.disk import writing
 from runtime.errors import CheckpointError, WireError
 
 # TensorBoard takes most of a second to import; a client that writes no pictures never needs it.
@@ -35,7 +39,7 @@ _MAX_IMAGES = 8
 class Tracker:
     """Records losses, scores and events of one run at the server.
 
-    Not thread-safe: the server calls it under its own lock.
+    Not thread-safe: the server calls it under its own lock. A context manager: leaving it closes everything.
 
     In RUN/tensorboard every client has a folder of its own with the same tags ("loss/train", "loss/test",
     "test/accuracy", ...), so that TensorBoard lays the clients' curves over each other in one chart.
@@ -45,8 +49,12 @@ class Tracker:
         resume_step: step of the last batch that counts when a run goes on, None for a new run. TensorBoard
             then drops what an earlier process wrote after that step. The caller also writes the event
             ``event("resumed", after_turn=n, step=resume_step)``, which does the same for metrics.jsonl.
+
+    Raises:
+        CheckpointError: from here and from every method: a file cannot be written any more.
     """
 
+    @writing()
     def __init__(self, run_dir: Path, *, resume_step: int | None = None) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         self._folder = run_dir / "tensorboard"
@@ -54,13 +62,15 @@ class Tracker:
         self._writers: dict[str, SummaryWriter] = {}
         self._turn: int | None = None
         self._turn_first_step = 0
-        self._lines = _open_for_append(run_dir / METRICS_FILE)
+        self._path = run_dir / METRICS_FILE
+        self._lines = _open_for_append(self._path)
         if resume_step is not None and self._folder.is_dir():
             # All at once: the curve of a client that does not come back must be shortened as well.
             for folder in sorted(self._folder.iterdir()):
                 if folder.is_dir() and folder.name != _WHOLE_RUN:
                     self._writer(folder.name)
 
+    @writing()
     def train_step(self, step: int, round: int, turn: int, client: str, loss: float) -> None:
         """One training batch of ``client``; ``loss`` is the task's loss on that batch."""
         if turn != self._turn:
@@ -71,6 +81,7 @@ class Tracker:
         )
         writer.add_scalar("loss/train", loss, step)
 
+    @writing()
     def scores(
         self, step: int, round: int, turn: int, client: str, phase: str, scores: Mapping[str, float]
     ) -> None:
@@ -92,13 +103,18 @@ class Tracker:
             tag = f"loss/{phase}" if name == "loss" else f"{phase}/{name}"
             writer.add_scalar(tag, value, step)
 
+    @writing()
     def event(self, name: str, **fields: object) -> None:
         """Something that happened to the run.
 
-        Two names change what counts: ``rolled_back`` with ``turn`` and ``client`` voids the earlier lines of
-        that turn, ``resumed`` with ``after_turn`` those of all later turns; others only tell.
+        Three names change what counts: ``rolled_back`` with ``turn`` and ``client`` voids the earlier lines of
+        that turn, ``resumed`` and ``went_back`` with ``after_turn`` those of all later turns; others only tell.
         """
         self._write({"event": name} | fields)
+        if name == "went_back":
+            self._turn = None
+            for writer in self._writers.values():
+                _purge_from(writer, int(str(fields["step"])) + 1)
         if name == "profiled":
             self._writer(str(fields["client"])).add_scalar(
                 "profile/server", fields["seconds"], fields["step"]
@@ -111,6 +127,7 @@ class Tracker:
             _purge_from(self._writers[str(fields["client"])], self._turn_first_step)
             self._turn = None
 
+    @writing()
     def hparams(self, options: Mapping[str, object], final: Mapping[str, float]) -> None:
         """One row for this run in TensorBoard's HPARAMS tab; called once, at the end of the run.
 
@@ -131,17 +148,34 @@ class Tracker:
             writer.add_scalar(tag, value, 0)
         writer.close()
 
+    @writing()
     def flush(self) -> None:
-        """Hand all curves to the operating system; call it before a checkpoint makes a turn count."""
+        """Hand all curves to the operating system; call it before a checkpoint makes a turn count.
+
+        Finds out, too, if metrics.jsonl was moved or removed: the system would go on writing to what nobody finds.
+        """
         for writer in self._writers.values():
             writer.flush()
+        if not os.path.samestat(self._path.stat(), os.fstat(self._lines.fileno())):
+            raise OSError(errno.ESTALE, "another file is in its place", str(self._path))
 
+    @writing()
     def close(self) -> None:
         """Flush and close everything; a second call does nothing."""
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
-        self._lines.close()
+        with ExitStack() as stack:
+            stack.callback(self._lines.close)
+            while self._writers:
+                stack.callback(self._writers.popitem()[1].close)
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except CheckpointError:
+            if error is None:  # else whatever ends the run says more
+                raise
 
     def _writer(self, client: str) -> SummaryWriter:
         if client not in self._writers:
@@ -156,13 +190,10 @@ class Tracker:
     def _write(self, record: Mapping[str, object]) -> None:
         # NaN is no JSON: a diverged loss is written as null.
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        try:
-            self._lines.write(json.dumps(finite) + "\n")
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot write {self._lines.name}: {error.strerror}; the last whole checkpoint is kept: make room, "
-                "then start again with --resume"
-            ) from error
+        left = (json.dumps(finite) + "\n").encode()
+        with writing(self._path):
+            while left:  # a disk that fills up takes a part first
+                left = left[self._lines.write(left) :]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -178,7 +209,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for record in _read_lines(path):
         if record.get("event") == "rolled_back":
             counted = [line for line in counted if line["turn"] != record["turn"]]
-        elif record.get("event") == "resumed":
+        elif record.get("event") in ("resumed", "went_back"):
             counted = [line for line in counted if line["turn"] <= record["after_turn"]]
         elif "phase" in record:
             counted.append(record)
@@ -286,11 +317,11 @@ def _purge_from(writer: SummaryWriter, step: int) -> None:
 
 
 def _open_for_append(path: Path) -> Any:
-    """Open line-buffered, so that a killed process loses no line; first close a line that a crash tore."""
-    lines = path.open("a", encoding="utf-8", buffering=1)
+    """Open without a buffer, so that a killed process loses no line; first close a line that a crash tore."""
+    lines = path.open("ab", buffering=0)
     with path.open("rb") as existing:
         if existing.seek(0, 2) and existing.seek(-1, 2) is not None and existing.read(1) != b"\n":
-            lines.write("\n")
+            lines.write(b"\n")
     return lines
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from runtime.checkpoint import write_atomically
 from runtime.errors import HandoffError
@@ -24,6 +25,19 @@ class TurnMemory:
         name = f"{client}-{hashlib.sha256(run.encode()).hexdigest()[:32]}"
         self._path = None if folder is None else folder / name
         self._client = client
+        self._known: dict[str, Any] | None = None
+
+    def recall_extra(self, name: str, missing: Any) -> Any:
+        """What `keep_extra` kept under ``name``, else ``missing``.
+
+        Raises:
+            HandoffError: what was kept is damaged.
+        """
+        return self._kept().get(name, missing)
+
+    def keep_extra(self, name: str, value: Any) -> None:
+        """Remembers a value that JSON can hold, beside the newest turn; atomically."""
+        self._write(self._kept() | {name: value})
 
     def recall(self) -> tuple[int, bytes]:
         """The newest turn and its hand-off's SHA-256; (0, b"") where nothing is known.
@@ -31,19 +45,33 @@ class TurnMemory:
         Raises:
             HandoffError: what was kept is damaged.
         """
+        kept = self._kept()
+        return int(kept.get("turn", 0)), bytes.fromhex(kept.get("digest", ""))
+
+    def keep(self, turn: int, digest: bytes) -> None:
+        """Remembers ``turn``, atomically."""
+        self._write(self._kept() | {"turn": turn, "digest": digest.hex()})
+
+    def _kept(self) -> dict[str, Any]:
+        if self._known is None:
+            self._known = self._read()
+        return self._known
+
+    def _read(self) -> dict[str, Any]:
         if self._path is None or not self._path.exists():
-            return 0, b""
+            return {}
         try:
-            kept = json.loads(self._path.read_text())
-            return int(kept["turn"]), bytes.fromhex(kept["digest"])
-        except (ValueError, KeyError, TypeError):
+            kept = dict(json.loads(self._path.read_text()))
+            int(kept.get("turn", 0)), bytes.fromhex(kept.get("digest", ""))
+            return kept
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise HandoffError(
                 f"{self._path} is damaged: it held the newest turn that {self._client} has seen; if the server was not "
                 "set back, remove it"
             ) from None
 
-    def keep(self, turn: int, digest: bytes) -> None:
-        """Remembers ``turn``, atomically."""
+    def _write(self, kept: dict[str, Any]) -> None:
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path, json.dumps({"turn": turn, "digest": digest.hex()}).encode())
+            write_atomically(self._path, json.dumps(kept).encode())
+        self._known = kept

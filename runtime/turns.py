@@ -17,7 +17,7 @@ from torch.futures import Future
 from runtime.checks import check_handoff, check_scores, check_weights
 from runtime.compression import Payload
 from runtime.errors import TurnUndoneError, WireError
-from runtime.handoff import MAX_BYTES, handoff_digest
+from runtime.handoff import HANDOFF, MAX_BYTES, SHARE, handoff_digest
 from runtime.journal import Journal
 from runtime.members import Seat, natural
 from runtime.observers import Recorder, Watcher
@@ -62,7 +62,7 @@ class Turns:
         """Gives each member, who waits for it, its part in the turn."""
         now, first = time.monotonic(), turns[0]
         self._seats = {seat.name: seat for seat in seats}
-        self.running = {turn.client: Running(turn, started=now, heard=now) for turn in turns}
+        self.running = {turn.client: Running(turn, started=now, heard=now, went_on_at=now) for turn in turns}
         self._steps.num_done = 0
         num_batches = {seat.name: seat.hello.num_batches for seat in seats if seat.hello is not None}
         self._lane = self._lane_of(first, num_batches)
@@ -83,8 +83,9 @@ class Turns:
             return Lane(self._steps)
         written = self.journal.ledger.steps(turn.round, names)
         if written is not None or not self._race:
-            drawn = waves(self._seed, turn.round, {name: num_batches[name] for name in names})
-            return OneByOne(self._steps, drawn if written is None else written)
+            ended: set[str] = set()
+            drawn = waves(self._seed, turn.round, {name: num_batches[name] for name in names}, ended)
+            return OneByOne(self._steps, drawn if written is None else written, ended)
         return OneByOne(self._steps, None)
 
     def of(self, seat: Seat) -> Running | None:
@@ -95,8 +96,14 @@ class Turns:
     # What a client may ask for -------------------------------------------------------------------
 
     def newest_handoff(self, seat: Seat) -> SealedHandoff | None:
-        """What the last counted training turn sealed, or the last mean."""
-        self._heard(seat)
+        """What the last counted training turn sealed, or the last mean.
+
+        To ask once belongs to a turn and renews its lease; a client that asks again and again does not go on with it.
+        """
+        running = self.of(seat)
+        if running is not None and not running.has_fetched:
+            running.has_fetched = True
+            running.went_on()
         return self.journal.handoff
 
     def share(self, seat: Seat, index: int) -> Share | None:
@@ -105,11 +112,14 @@ class Turns:
         Raises:
             WireError: it is not this client's turn to average.
         """
-        running = self._heard(seat)
+        running = self.of(seat)
         if running is None or running.turn.kind is not TurnKind.AVERAGE or index < 0:
             raise WireError(
                 f"{seat.name}: share {index!r:.40}: no turn of its to average is running; refused"
             )
+        if index >= running.num_shares:
+            running.num_shares = index + 1
+            running.went_on()
         shares = sorted(self.journal.shares.items(), key=lambda item: natural(item[0]))
         return Share(*shares[index]) if index < len(shares) else None
 
@@ -186,6 +196,16 @@ class Turns:
         """
         self._steps.stepped(seat, self._held(seat, done.turn, TurnKind.TRAIN), done, gradients)
 
+    def transfers(self, seat: Seat, seconds: float) -> None:
+        """Bytes of a call of this member's are on their way: over a slow line a hand-off takes longer than a lease.
+
+        For ``seconds`` since the turn last went on that renews its lease, and not for ever: bytes may be sent for
+        nothing.
+        """
+        running, now = self.of(seat), time.monotonic()
+        if running is not None and now - running.went_on_at < seconds:
+            running.heard = now
+
     # How it ends ---------------------------------------------------------------------------------
 
     def commit(self, seat: Seat, handoff: SealedHandoff) -> bool:
@@ -199,6 +219,8 @@ class Turns:
         averages = own is not None and own.turn.kind is TurnKind.AVERAGE
         running = self._held(seat, handoff.turn, TurnKind.AVERAGE if averages else TurnKind.TRAIN)
         journal, turn = self.journal, running.turn
+        if journal.board is not None:
+            journal.board.check_handoff(seat.name, handoff, SHARE if turn.together else HANDOFF)
         if handoff.previous != handoff_digest(journal.handoff):
             raise WireError(f"{seat.name}: handoff.previous: it does not follow the newest hand-off; refused")
         if averages:
@@ -279,12 +301,6 @@ class Turns:
 
     # ---------------------------------------------------------------------------------------------
 
-    def _heard(self, seat: Seat) -> Running | None:
-        running = self.of(seat)
-        if running is not None:
-            running.heard = time.monotonic()
-        return running
-
     def _held(self, seat: Seat, number: int, kind: TurnKind) -> Running:
         running = self.of(seat)
         if running is None and seat.undone:
@@ -293,7 +309,7 @@ class Turns:
             raise WireError(
                 f"{seat.name}: {kind} in turn {number!r:.40}, but {self._what_runs()} is running; refused"
             )
-        running.heard = time.monotonic()
+        running.went_on()
         return running
 
     def _what_runs(self) -> str:

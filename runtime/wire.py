@@ -6,12 +6,13 @@ Shape legend: N batch; D dimensions at the cut (h_ND).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from runtime.errors import ERRORS, SutureError
 
-PROTOCOL = 2
+PROTOCOL = 4
 PHASES = ("train", "validation", "test")
 # In lab mode a client may pass an attacker's own images through its bottom; they are scored by nobody.
 QUERY = "query"
@@ -30,7 +31,77 @@ class Refusal:
 
     def raise_it(self) -> None:
         """Raises the error that the other side refused with."""
-        raise ERRORS.get(str(self.error), SutureError)(str(self.message))
+        raise ERRORS.get(str(self.error), SutureError)(printable(self.message))
+
+
+def printable(text: str) -> str:
+    """A peer's text as it may be shown: short, and nothing that a terminal would obey."""
+    return "".join(sign if sign.isprintable() else " " for sign in text[:2000])
+
+
+def unwrap(answer: Any) -> Any:
+    """An answer, or the error that the other side refused with."""
+    if isinstance(answer, Refusal):
+        answer.raise_it()
+    return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What a site says and signs; the server relays it, and cannot change it. What it means is in ``consortium``.
+
+    Attributes:
+        kind: what is stated, such as "handoff" or "accusation"; signed.
+        author: the site, by its certificate's name; signed.
+        content: JSON; signed.
+        certificate: the author's, in PEM.
+        signature: hexadecimal.
+    """
+
+    kind: str
+    author: str
+    content: str
+    certificate: str
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """What the sites of a run have stated to each other, as the server passes it on.
+
+    Attributes:
+        epochs: `Statement`s, one for every epoch of the hand-off key, in their order.
+        evidence: accusations, verdicts and withdrawals.
+        requests: of each site that lacks the newest key, or was put out, its newest request.
+        grants: of the newest epoch's key, to each site that has asked.
+        revoked: the authority's signed list of certificates that do not count any more, in PEM; empty for none.
+    """
+
+    epochs: list[Statement]
+    evidence: list[Statement]
+    requests: list[Statement]
+    grants: list[Statement]
+    revoked: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """What every site has signed at its farewell: the hand-off with which its run ends."""
+
+    statements: list[Statement]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a site is told before it joins.
+
+    Attributes:
+        run: the run's id.
+        agreement: options that every site must share, as strings.
+    """
+
+    run: str
+    agreement: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,39 +124,12 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
-class Challenge:
-    """The server's answer to a client that asks to come in; see ``entry``. The first to prove itself is the server.
-
-    Attributes:
-        run: the run's id.
-        nonce: 32 bytes of the server's.
-        proof: 32 bytes that only who has the client's token can make.
-    """
-
-    run: str
-    nonce: bytes
-    proof: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A client's proof that it has the token, as the answer to the `Challenge` with that nonce."""
-
-    nonce: bytes
-    proof: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Welcome:
-    """The server's answer: the run that the client has joined and the folder that the server chose for it.
-
-    ``ticket`` is to be shown with every later call; where server and client share a process there is none.
-    """
+    """The server's answer: the run that the client has joined and the folder that the server chose for it."""
 
     run: str
     run_dir: str
     lease: float
-    ticket: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,16 +206,20 @@ class SealedHandoff:
     """A client's parts, sealed: the server relays and keeps what it cannot read.
 
     Attributes:
-        turn: number of the turn that produced it; bound as associated data.
+        turn: number of the turn that produced it, 0 for the initial parts; bound as associated data.
         previous: SHA-256 of the hand-off before it (empty for the first); bound as associated data.
         nonce: 12 bytes, never used twice with one key.
         ciphertext: uint8, one dimension, authenticated.
+        epoch: of the key that it is sealed with; 0 where the clients were given one key for all.
+        statement: its author's signature over all of it, between hospitals; else None.
     """
 
     turn: int
     previous: bytes
     nonce: bytes
     ciphertext: Tensor
+    epoch: int = 0
+    statement: Statement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +240,14 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Farewell:
-    """A client's last message: SHA-256 of its parts (hex, by part's name) and its peak memory in bytes."""
+    """A client's last message: SHA-256 of its parts (hex, by part's name) and its peak memory in bytes.
+
+    Between hospitals ``head`` names and signs the hand-off with which the run ends for it.
+    """
 
     digests: dict[str, str]
     peak_memory: int
+    head: Statement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +262,11 @@ class Release:
 
 MESSAGES = (
     Refusal,
+    Statement,
+    Board,
+    Heads,
+    Terms,
     Hello,
-    Challenge,
-    Answer,
     Welcome,
     Packed,
     Upload,

@@ -1,8 +1,10 @@
 """What all tests share: where the real images are, and a check that no test leaves a process behind."""
 
 import atexit
+import logging
 import os
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -49,3 +51,59 @@ def threads_as_before():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def umask_as_before():
+    """A command that a test runs in this process sets the umask; the next test starts as if it had not."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """A command that a test runs in this process sets up its log; the next test starts as if it had not."""
+    root = logging.getLogger()
+    before, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(before)
+    root.handlers[:] = handlers
+
+
+class SmallDisk:
+    """A disk of 24 MB.
+
+    Attributes:
+        folder: where it is mounted.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def fill(self) -> None:
+        """Leaves no byte free."""
+        full = pytest.raises(OSError, match="No space left")
+        with (self.folder / "ballast").open("wb", buffering=0) as ballast, full:
+            while True:
+                ballast.write(bytes(4096))
+
+    def empty(self) -> None:
+        """Gives the room back."""
+        (self.folder / "ballast").unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path, request):
+    """A disk of its own for a run folder, or a client's folder of that name; skips where this user may not mount one."""
+    folder = tmp_path / getattr(request, "param", "run")
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("needs root, and a system that lets it mount")
+    try:
+        yield SmallDisk(folder)
+    finally:
+        for place in (folder / "checkpoints", folder):
+            subprocess.run(["umount", "--lazy", str(place)], capture_output=True)

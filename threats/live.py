@@ -6,6 +6,7 @@ Shape legend: N batch; C, H, W image; D dimensions at the cut (h_ND).
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import time
@@ -18,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runtime.checkpoint import write_atomically
+from runtime.disk import writing
 from runtime.errors import ConfigError, DataError
 from runtime.hooks import Attack, SmashedBatch
 from threats.auxiliary import Auxiliary
@@ -146,8 +149,11 @@ class LiveAttack(Attack):
         """Leaves nets and report under RUN/attack, where the judge finds them."""
         folder = self.vantage.folder
         if folder is not None:
-            torch.save(self.state_dict(), folder / STATE_FILE)
-            (folder / REPORT_FILE).write_text(json.dumps(self.report(), indent=2) + "\n")
+            state = io.BytesIO()
+            torch.save(self.state_dict(), state)
+            with writing():
+                write_atomically(folder / STATE_FILE, state.getbuffer())
+                write_atomically(folder / REPORT_FILE, (json.dumps(self.report(), indent=2) + "\n").encode())
 
     # For subclasses ------------------------------------------------------------------------------
 
@@ -195,7 +201,8 @@ class LiveAttack(Attack):
             return honest
         started = time.process_time()
         try:
-            return act()
+            with writing():
+                return act()
         except NotFiniteError as error:
             self.stopped = str(error)
             log.error("%s stopped: %s; training goes on with an honest server", type(self).__name__, error)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from runtime.errors import ConfigError
+from threats.strength import Strength
 
 P = TypeVar("P")
 
@@ -37,6 +38,12 @@ class Entry(Generic[P]):
     paper: str
     plugin: Callable[..., P]
     config: type[Any]
+
+    @property
+    def strength(self) -> Strength | None:
+        """What the config declares of its strength; None where it declares nothing."""
+        declared: Strength | None = getattr(self.config, "strength", None)
+        return declared
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from runtime.checkpoint import write_atomically
 from runtime.data.registry import split_spec
 from runtime.data.source import Task
 from runtime.errors import ConfigError
-from runtime.handoff import write_key
+from runtime.handoff import read_key, write_key
 
 AUDIT = "audit.json"
 _REPORT_SECONDS = 180.0
@@ -192,12 +192,12 @@ def _open(folder: Path, config: AuditConfig, base: RunOptions) -> str:
                 f"{folder} holds an audit with other options ({' '.join(found['options'])}); repeat those, or name "
                 "another --out"
             )
-        return key.read_text().strip()
+        return read_key(key).hex()
     (folder / "points").mkdir(parents=True, exist_ok=True)
     if not key.exists():
         write_key(key)
     write_atomically(path, (json.dumps(about, indent=2) + "\n").encode())
-    return key.read_text().strip()
+    return read_key(key).hex()
 
 
 def _told(result: Mapping[str, Any]) -> str:

@@ -8,7 +8,10 @@ pace is set from outside: a client's through its exchange (`paced`), the unsplit
 from __future__ import annotations
 
 import itertools
+import logging
 import os
+import socket
+import ssl
 import time
 import traceback
 import warnings
@@ -29,23 +32,31 @@ from launch.bench.shaped import Cable, enter
 from launch.config import RunOptions, required
 from launch.cores import ranks_at_once, ready_torch
 from launch.enclosure import enclose
+from launch.joining import JoinConfig
+from launch.kit import Kit
+from launch.sites import ServeConfig
 from launch.unsplit import Unsplit
-from runtime import calls, endpoints, transport
 from runtime.client import Client
 from runtime.data.client_data import Batch, ClientData
 from runtime.data.partition import Share
 from runtime.data.source import Example, Source, Task
-from runtime.entry import Door, Tokens
-from runtime.exchange import OVER_RPC
-from runtime.exchange.line import RpcLine
+from runtime.exchange import OVER_RPC, Exchange
+from runtime.exchange.grpc import GrpcExchange
+from runtime.grpc.client import GrpcClient, GrpcClientConfig
+from runtime.grpc.loop import LoopThread
+from runtime.grpc.server import GrpcServer, GrpcServerConfig
+from runtime.members import Members, OpenDoor
 from runtime.observers import NoRecorder
+from runtime.rpc import calls
+from runtime.rpc.functions import RpcServer
+from runtime.rpc.transport import SERVER, Transport, TransportConfig
+from runtime.sandbox import Ports
 from runtime.scheduler import Turn
 from runtime.session import Member, NoKeepsakes, take_part
-from runtime.transport import Transport, TransportConfig
+from runtime.wire import SealedHandoff
 
 CLASSES = ("a", "b")
 KEY = bytes(32)  # nobody's images are at stake
-TOKEN = bytes(32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +71,8 @@ class Part:
         run_dir: where the server checkpoints.
         round_steps: steps that a client takes in each round, once told to; None for blocks of any length.
         cable: this part's end of a shaped line; None where all parts share this host's network.
+        kit: this part's, for gRPC; None where it talks torch RPC.
+        visits: of a client: so often it only joins and leaves.
     """
 
     role: str
@@ -69,10 +82,18 @@ class Part:
     run_dir: Path
     round_steps: int | None = None
     cable: Cable | None = None
+    kit: Kit | None = None
+    visits: int = 0
+
+    @property
+    def server_address(self) -> str:
+        """Where the server listens."""
+        return "127.0.0.1" if self.cable is None else self.cable.server_address
 
 
 def act(part: Part, line: Connection) -> None:
     """A process's whole life. Sends ("times", seconds of a block), at last ("report", dict), or ("error", text)."""
+    logging.disable(logging.WARNING)  # a site that joins and leaves, as told, would be warned of
     warnings.filterwarnings("ignore", module=r"torch\..*")
     if part.cable is not None:
         enter(part.cable.namespace)
@@ -81,7 +102,8 @@ def act(part: Part, line: Connection) -> None:
     plays: dict[str, Callable[[Part, Connection], dict[str, Any]]]
     plays = {"server": _serve, "unsplit": _train_unsplit}
     try:
-        report = plays.get(part.role, _take_part)(part, line)
+        play = _visit if part.visits else plays.get(part.role, _take_part)
+        report = play(part, line)
         line.send(("report", report | {"peak_memory_bytes": peak_memory(), "own_memory_bytes": own_memory()}))
         code = 0
     except Exception:  # whatever it is, it must reach the person at the other end
@@ -151,7 +173,7 @@ class NoiseData(PacedData):
             yield replace(batch, number=number)
 
 
-def paced(kind: type[RpcLine], line: Connection, in_blocks: bool) -> type[RpcLine]:
+def paced(kind: type[Exchange], line: Connection, in_blocks: bool) -> type[Any]:
     """An exchange that trains when it is told to, and says how long its steps took.
 
     A step is timed from where the one before has ended: what an exchange does ahead for the next one, while this
@@ -164,6 +186,23 @@ def paced(kind: type[RpcLine], line: Connection, in_blocks: bool) -> type[RpcLin
     """
 
     class Paced(kind):  # type: ignore[valid-type, misc]
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.handed: list[tuple[str, int, float]] = []
+            """Hand-offs: "up" or "down", bytes, seconds; the server's work on them and its answer included."""
+
+        def commit(self, handoff: SealedHandoff) -> None:
+            begun = time.perf_counter()
+            super().commit(handoff)
+            self.handed.append(("up", handoff.ciphertext.nbytes, time.perf_counter() - begun))
+
+        def fetch(self) -> SealedHandoff | None:
+            begun = time.perf_counter()
+            handoff: SealedHandoff | None = super().fetch()
+            if handoff is not None:
+                self.handed.append(("down", handoff.ciphertext.nbytes, time.perf_counter() - begun))
+            return handoff
+
         def train(self, client: Client, turn: Turn, batches: Iterable[Batch]) -> Generator[Batch]:
             with closing(super().train(client, turn, batches)) as steps:
                 number = 0
@@ -215,19 +254,19 @@ class NoiseSource(Source):
         return image, torch.tensor(self.examples[index].label)
 
 
-def peak_memory() -> int:
-    """Peak resident memory of this process in bytes."""
+def peak_memory(process: int | str = "self") -> int:
+    """Peak resident memory of a process in bytes."""
     # Not getrusage: a new process starts with its parent's peak there.
-    for entry in Path("/proc/self/status").read_text().splitlines():
+    for entry in Path(f"/proc/{process}/status").read_text().splitlines():
         if entry.startswith("VmHWM:"):
             return int(entry.split()[1]) * 1024
     return 0
 
 
-def own_memory() -> int:
-    """Resident memory of this process in bytes that it shares with no other."""
+def own_memory(process: int | str = "self") -> int:
+    """Resident memory of a process in bytes that it shares with no other."""
     # A forked process shares what was imported before; one that torchrun starts shares next to nothing.
-    entries = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    entries = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     return sum(int(entry.split()[1]) * 1024 for entry in entries if entry.startswith("Private_"))
 
 
@@ -236,10 +275,9 @@ def _transport(part: Part) -> Transport:
         config = TransportConfig(host="127.0.0.1", port=part.port, rank=part.rank, hosted=True, timeout=LEASE)
     else:
         config = TransportConfig(
-            host=part.cable.server_address,
+            host=part.server_address,
             port=part.port,
             rank=part.rank,
-            bound=True,
             one_host=False,
             interface=part.cable.interface,
             timeout=LEASE,
@@ -248,33 +286,116 @@ def _transport(part: Part) -> Transport:
 
 
 def _serve(part: Part, line: Connection) -> dict[str, Any]:
-    server = build.build_server(part.options, len(CLASSES), torch.device("cpu"))
+    num_classes = len(CLASSES)
+    server = build.build_server(part.options, num_classes, torch.device("cpu"))
+    expected = required(part.options.clients)
+    door = None if part.kit is None else OpenDoor(least=expected, grace=0.0)
     coordinator = build.build_coordinator(
-        part.options, server, run="bench", run_dir=part.run_dir, num_classes=len(CLASSES)
+        part.options,
+        server,
+        run="bench",
+        run_dir=part.run_dir,
+        num_classes=num_classes,
+        members=Members(expected, part.options.agreement(num_classes), door),
     )
     steps = StepTimes()
     coordinator.begin(False, lambda step: steps)
-    rpc = _transport(part)
-    enclose(part.options, part.run_dir)
-    endpoints.open_run(coordinator, Door("bench", Tokens(shared=TOKEN), rpc))
-    rpc.join(transport.SERVER)
-    endpoints.serve_run(calls.knock)
-    rpc.leave()
+    if part.kit is None:
+        rpc = _transport(part)
+        enclose(part.options, part.run_dir)
+        served = RpcServer(coordinator)
+        rpc.join(SERVER, served.table())
+        served.serve(calls.knock)
+        rpc.leave()
+    else:
+        config = GrpcServerConfig(
+            host=part.server_address,
+            port=part.port,
+            credentials=part.kit.credentials(),
+            sites=expected,
+            lease=LEASE,
+            line_timeout=ServeConfig.line_timeout,
+        )
+        enclose(part.options, part.run_dir, ports=Ports(listen=(part.port,)))
+        listening = GrpcServer(config)
+        listening.start()
+        line.send(("listening", None))
+        listening.play(coordinator, build.wire_limits(part.options, num_classes))
+        listening.close()
     totals = coordinator.journal.totals
     return {"bytes_up": totals.bytes_up, "bytes_down": totals.bytes_down, "steps": steps.times}
 
 
 def _take_part(part: Part, line: Connection) -> dict[str, Any]:
+    client = _client(part, line)
+    in_blocks = part.round_steps is None
+    exchange: Any
+    if part.kit is None:
+        rpc = _transport(part)
+        enclose(part.options, part.run_dir / "clients" / part.role)
+        rpc.join(part.role)
+        exchange = paced(OVER_RPC[part.options.exchange], line, in_blocks)()
+        goodbye = rpc.leave
+    else:
+        config = _line(part)
+        enclose(part.options, part.run_dir / "clients" / part.role, ports=Ports(connect=(part.port,)))
+        exchange = paced(GrpcExchange, line, in_blocks)(GrpcClient(config))
+        goodbye = exchange.close
+    take_part(Member(client, exchange, NoKeepsakes()), part.options.agreement(len(CLASSES)))
+    goodbye()
+    return {"handed": exchange.handed}
+
+
+def _visit(part: Part, line: Connection) -> dict[str, Any]:
+    """Joins and leaves again and again: seconds of a bare handshake, and from dialling to having the seat."""
+    assert part.kit is not None
+    client, config = _client(part, line), _line(part)
+    hello = client.hello(part.options.agreement(len(CLASSES)))
+    handshakes, joins = [], []
+    with closing(LoopThread()) as thread:
+        for _ in range(part.visits):
+            handshakes.append(_handshake_seconds(part))
+            begun = time.perf_counter()
+            exchange = GrpcExchange(GrpcClient(config, thread))
+            exchange.join(hello)
+            joins.append(time.perf_counter() - begun)
+            exchange.leave()
+            exchange.close()
+    return {"handshakes": handshakes, "joins": joins}
+
+
+def _handshake_seconds(part: Part) -> float:
+    """Of TCP and mutual TLS 1.3, until the server has let this site in."""
+    assert part.kit is not None
+    files = part.kit.certificates
+    context = ssl.create_default_context(cafile=files.ca)
+    context.load_cert_chain(files.cert, files.key)
+    context.set_alpn_protocols(["h2"])
+    begun = time.perf_counter()
+    with (
+        socket.create_connection((part.server_address, part.port), timeout=LEASE) as tcp,
+        context.wrap_socket(tcp, server_hostname=part.server_address) as tls,
+    ):
+        # HTTP/2's settings: in TLS 1.3 a client is done before the server has seen its certificate.
+        tls.recv(1)
+        return time.perf_counter() - begun
+
+
+def _client(part: Part, line: Connection) -> Client:
     data = NoiseData(part.options, line, part.round_steps)
-    client = build.build_client(part.options, data, part.role, KEY, torch.device("cpu"), None)
-    rpc = _transport(part)
-    enclose(part.options, part.run_dir / "clients" / part.role)
-    rpc.join(part.role)
-    exchange = paced(OVER_RPC[part.options.exchange], line, in_blocks=part.round_steps is None)
-    member = Member(client, exchange(rpc, TOKEN), NoKeepsakes())
-    take_part(member, part.options.agreement(len(CLASSES)), part.role)
-    rpc.leave()
-    return {}
+    return build.build_client(part.options, data, part.role, KEY, torch.device("cpu"), None)
+
+
+def _line(part: Part) -> GrpcClientConfig:
+    assert part.kit is not None
+    return GrpcClientConfig(
+        host=part.server_address,
+        port=part.port,
+        credentials=part.kit.credentials(),
+        limits=build.wire_limits(part.options, len(CLASSES)),
+        lease=LEASE,
+        line_timeout=JoinConfig.line_timeout,
+    )
 
 
 def _train_unsplit(part: Part, line: Connection) -> dict[str, Any]:

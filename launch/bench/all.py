@@ -1,4 +1,4 @@
-"""``suture bench all``: the five sections of docs/benchmarks.md, one after the other, with an estimate before."""
+"""``suture bench all``: the six sections of docs/benchmarks.md, one after the other, with an estimate before."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from launch.bench import clients, line, page, profile, startup, train
+from launch.bench import clients, line, page, profile, sites, startup, train
 from launch.bench.plan import say
 
 # Minutes of each section, on two quiet cores of the machine that docs/benchmarks.md names.
-_MINUTES = {"train": 6, "clients": 11, "line": 8, "startup": 2, "profile": 1}
+_MINUTES = {"train": 6, "clients": 11, "line": 21, "sites": 18, "startup": 2, "profile": 1}
 
 
 def run_command(*, quick: bool, out: Path | None) -> None:
@@ -24,6 +24,7 @@ def run_command(*, quick: bool, out: Path | None) -> None:
         "train": lambda: train.run_command(full=False, quick=quick, only=None, out=out),
         "clients": lambda: clients.run_command(quick=quick, out=out),
         "line": lambda: line.run_command(quick=quick, data=None, out=out),
+        "sites": lambda: sites.run_command(quick=quick, out=out),
         "startup": lambda: startup.run_command(quick=quick, out=out),
         "profile": lambda: profile.run_command(quick=quick, out=out),
     }

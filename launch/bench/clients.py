@@ -21,8 +21,8 @@ from launch.bench.stage import UNSPLIT, Stage
 from launch.capacity import check_memory
 from launch.config import RunOptions
 from runtime.errors import ConfigError
+from runtime.rpc.transport import SERVER
 from runtime.scheduler import parse_schedule
-from runtime.transport import SERVER
 
 SCHEDULES = ("round-robin", "parallel", "splitfed", "concat")
 

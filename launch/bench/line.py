@@ -1,4 +1,4 @@
-"""``suture bench line``: a step over a line of 1000, 100 and 20 Mbit/s, in each exchange, wire format and overlap.
+"""``suture bench line``: a step over shaped lines, in each exchange, carrier, wire format and overlap.
 
 A server and a client in network namespaces of their own, joined by `shaped.ShapedLine`. All ways are alive at once and
 take turns of some steps. Beside the times, the test metric that short training runs reach in the same wire formats.
@@ -12,23 +12,22 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from launch.bench import line_section, page, shaped
+from launch.bench.line_section import PLAIN
 from launch.bench.machine import machine
 from launch.bench.plan import LEASE, say
-from launch.bench.stage import Stage
+from launch.bench.stage import Stage, seconds_by_line
 from launch.config import RunOptions
 from launch.cores import ready_torch
 from launch.ranks import play_locally
 from runtime.errors import ConfigError
-from runtime.transport import SERVER
+from runtime.rpc.transport import SERVER
 
 _KEY = bytes(range(32))  # a benchmark's images are nobody's secret from itself
 DATA_VARIABLE = "SUTURE_DATA"
-PLAIN = "autograd fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,29 +37,36 @@ class Way:
     Attributes:
         name: what the table calls it.
         options: names and values; an option that this version does not have leaves the way out.
+        carrier: "rpc", or "grpc": over mutual TLS, as between sites.
         on_slow: timed on the slowest line, too.
         trained: runs are trained with it, for the metric.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    carrier: str = "rpc"
     on_slow: bool = False
     trained: bool = False
 
 
-def _way(name: str, on_slow: bool = False, trained: bool = False, **options: Any) -> Way:
-    return Way(name=name, options={"exchange": "fused"} | options, on_slow=on_slow, trained=trained)
+def _way(
+    name: str, on_slow: bool = False, trained: bool = False, carrier: str = "rpc", **options: Any
+) -> Way:
+    options = {"exchange": "fused"} | options
+    return Way(name=name, options=options, carrier=carrier, on_slow=on_slow, trained=trained)
 
 
 WAYS = (
     _way(PLAIN, on_slow=True, trained=True, exchange="autograd"),
     _way("autograd bf16", exchange="autograd", wire="bf16"),
     _way("fused fp32", on_slow=True),
+    _way("gRPC fp32", on_slow=True, carrier="grpc"),
     _way("fused fp32, overlap", overlap=True),
     _way("fused fp32, 4 micro-batches", microbatches=4),
     _way("fused bf16", wire="bf16"),
     _way("fused int8", on_slow=True, trained=True, wire="int8"),
     _way("fused int8, overlap", on_slow=True, trained=True, wire="int8", overlap=True),
+    _way("gRPC int8, overlap", on_slow=True, carrier="grpc", wire="int8", overlap=True),
     _way("fused int8, 4 micro-batches", wire="int8", microbatches=4),
     _way("fused topk:0.05", on_slow=True, trained=True, wire="topk:0.05"),
     _way("fused topk:0.05, overlap", on_slow=True, trained=True, wire="topk:0.05", overlap=True),
@@ -72,8 +78,7 @@ class LinePlan:
     """What is measured.
 
     Attributes:
-        megabits: the line's rates, the fastest first.
-        latency: milliseconds one way.
+        lines: Mbit/s each way and milliseconds one way, the fastest first.
         turn_steps: steps that a way takes before it is the next one's turn.
         turns: turns of each way at each rate.
         ways: what is compared with the first.
@@ -83,8 +88,7 @@ class LinePlan:
         batch_size: images a step, of both.
     """
 
-    megabits: tuple[float, ...] = (1000, 100, 20)
-    latency: float = 5.0
+    lines: tuple[tuple[float, float], ...] = ((1000, 0.0), (100, 5.0), (20, 20.0))
     turn_steps: int = 6
     turns: int = 2
     ways: tuple[Way, ...] = WAYS
@@ -110,7 +114,8 @@ class LinePlan:
 
     def rates(self, way: Way) -> tuple[float, ...]:
         """The rates at which a way is timed."""
-        return self.megabits if way.on_slow or len(self.megabits) == 1 else self.megabits[:-1]
+        rates = tuple(megabits for megabits, _ in self.lines)
+        return rates if way.on_slow or len(rates) == 1 else rates[:-1]
 
     def training(self, data: str) -> RunOptions:
         """A run for the metric."""
@@ -128,7 +133,13 @@ class LinePlan:
 
 STANDARD = LinePlan()
 QUICK = LinePlan(
-    megabits=(100,), turn_steps=3, turns=1, ways=(WAYS[0], WAYS[7]), seeds=1, epochs=1, image_size=32
+    lines=((100, 5.0),),
+    turn_steps=3,
+    turns=1,
+    ways=tuple(way for way in WAYS if way.name in (PLAIN, "gRPC fp32", "fused int8")),
+    seeds=1,
+    epochs=1,
+    image_size=32,
 )
 
 
@@ -178,16 +189,16 @@ def measure(plan: LinePlan, data: str, say: Callable[[str], None]) -> dict[str, 
     """
     ways, missing = possible(plan)
     with ExitStack() as stack:
-        line = stack.enter_context(shaped.ShapedLine(plan.latency))
-        line.shape(plan.megabits[0])
+        line = stack.enter_context(shaped.ShapedLine())
+        line.shape(*plan.lines[0])
         stages: dict[str, Stage] = {}
         for way, options in ways:
             stages[way.name] = stack.enter_context(
-                Stage(options, unsplit=False, round_steps=plan.turn_steps, line=line)
+                Stage(options, unsplit=False, round_steps=plan.turn_steps, line=line, carrier=way.carrier)
             )
             stages[way.name].round()
-        for megabits in plan.megabits:
-            line.shape(megabits)
+        for megabits, latency in plan.lines:
+            line.shape(megabits, latency)
             order = [way.name for way, _ in ways if megabits in plan.rates(way)]
             taken = dict.fromkeys(order, 0.0)
             for _ in range(plan.turns):
@@ -195,7 +206,7 @@ def measure(plan: LinePlan, data: str, say: Callable[[str], None]) -> dict[str, 
                     taken[name] = stages[name].round()
                 order.reverse()  # a drift of the machine's speed then favours none
             say(
-                f"{megabits:g} Mbit/s, a turn of {plan.turn_steps} steps: "
+                f"{megabits:g} Mbit/s and {latency:g} ms, a turn of {plan.turn_steps} steps: "
                 + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in taken.items())
             )
         reports = {name: stage.finish()[SERVER] for name, stage in stages.items()}
@@ -204,26 +215,18 @@ def measure(plan: LinePlan, data: str, say: Callable[[str], None]) -> dict[str, 
             "way": name,
             "bytes_up": report["bytes_up"],
             "bytes_down": report["bytes_down"],
-            "seconds": _by_rate(report["steps"], plan.rates(way), plan.turns),
+            "seconds": {
+                f"{megabits:g}": seconds
+                for megabits, seconds in zip(
+                    plan.rates(way), seconds_by_line(report["steps"], plan.turns), strict=True
+                )
+            },
         }
         for (name, report), (way, _) in zip(reports.items(), ways, strict=True)
     ]
     metric = train(plan, data, [way for way, _ in ways if way.trained], say)
     shown = {name: value for name, value in asdict(plan).items() if name != "ways"}
     return {"plan": shown, "rows": rows, "missing_ways": missing, "metric": metric}
-
-
-def _by_rate(
-    steps: list[tuple[int, float]], rates: tuple[float, ...], turns_each: int
-) -> dict[str, list[float]]:
-    """Seconds between a turn's steps, as the server counted them, by rate; the warm-up turn is left out."""
-    turns: dict[int, list[float]] = {}
-    for turn, moment in steps:
-        turns.setdefault(turn, []).append(moment)
-    found: dict[str, list[float]] = {f"{megabits:g}": [] for megabits in rates}
-    for number, moments in enumerate(list(turns.values())[1:]):
-        found[f"{rates[number // turns_each]:g}"] += [after - before for before, after in pairwise(moments)]
-    return found
 
 
 def train(plan: LinePlan, data: str, ways: list[Way], say: Callable[[str], None]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md: one page of five sections, written from the JSON beside it, in which each command keeps its own.
+"""docs/benchmarks.md: one page of six sections, written from the JSON beside it, in which each command keeps its own.
 
 A command replaces its section in benchmarks.json and its picture, and the page is made anew from all that is there.
 """
@@ -17,7 +17,7 @@ from runtime.errors import ConfigError
 DOCS, FULL = Path("docs"), Path("docs/benchmarks-full")
 DATA, PAGE = "benchmarks.json", "benchmarks.md"
 
-SECTIONS = ("train", "clients", "line", "startup", "profile")
+SECTIONS = ("train", "clients", "line", "sites", "startup", "profile")
 """In the page's order. ``launch.bench.NAME_section`` has a ``TITLE``, and ``lines`` and ``draw`` of what was found."""
 
 _INTRODUCTION = (

@@ -15,11 +15,11 @@ from launch.bench import page
 from launch.bench.machine import machine
 from launch.bench.plan import say
 from launch.profile import PARTS, median_parts, read_steps
+from launch.program import ROOT
 from runtime.errors import SutureError
 from runtime.scheduler import Turn, TurnKind
 from runtime.stopwatch import RunningStopwatch
 
-_ROOT = Path(__file__).resolve().parents[2]
 _RUN = "--clients 2 --data fundus-phantom --validation-images 0 --test-images 2 --profile"
 _SIZES = {
     "standard": "--model resnet34 --cut 3 --image-size 64 --batch-size 32 --train-images 128 --epochs 3",
@@ -53,7 +53,7 @@ def measure(size: str) -> dict[str, Any]:
             [sys.executable, "-m", "launch", "train", *options.split(), "--run-dir", str(run)],
             capture_output=True,
             text=True,
-            cwd=_ROOT,
+            cwd=ROOT,
         )
         if done.returncode:
             raise SutureError(f"the profiled run failed: {done.stderr.strip().splitlines()[-1:]}")

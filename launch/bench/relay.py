@@ -1,12 +1,13 @@
 """The relay of a shaped line: what comes in at one end goes out at the other, some milliseconds later.
 
-A program of its own (python -m launch.bench.relay NAMESPACE MILLISECONDS) that imports nothing heavy; it says when it
-is ready, on its output, and ends with its input.
+A program of its own (python -m launch.bench.relay NAMESPACE) that imports nothing heavy; it says when it is ready, on
+its output. Each line of its input is a latency, in milliseconds, from then on; it ends with its input.
 """
 
 from __future__ import annotations
 
 import heapq
+import os
 import selectors
 import signal
 import socket
@@ -20,8 +21,8 @@ _PACKET_VNET_HDR, _SOL_PACKET, _ETH_P_ALL = 15, 263, 3
 _FRAME = 1 << 17
 
 
-def pass_on(namespace: str, latency: float) -> None:
-    """The relay's whole life; ``latency`` in seconds."""
+def pass_on(namespace: str) -> None:
+    """The relay's whole life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
     enter(namespace)
     ends = [_tap(f"end{number}") for number in (1, 2)]
@@ -31,12 +32,16 @@ def pass_on(namespace: str, latency: float) -> None:
     selector.register(sys.stdin, selectors.EVENT_READ, None)
     print("ready", flush=True)
     waiting: list[tuple[float, int, int, bytes]] = []
-    number = 0
+    number, latency = 0, 0.0
     while True:
         pause = max(0.0, waiting[0][0] - time.monotonic()) if waiting else None
         for key, _ in selector.select(pause):
-            if key.data is None:  # who started it is gone
-                return
+            if key.data is None:
+                said = os.read(sys.stdin.fileno(), 4096).split()
+                if not said:  # who started it is gone
+                    return
+                latency = float(said[-1]) / 1e3
+                continue
             while True:
                 try:
                     frame, address = ends[key.data].recvfrom(_FRAME)
@@ -64,4 +69,4 @@ def _tap(interface: str) -> socket.socket:
 
 
 if __name__ == "__main__":
-    pass_on(sys.argv[1], float(sys.argv[2]) / 1e3)
+    pass_on(sys.argv[1])

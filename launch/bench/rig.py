@@ -13,8 +13,6 @@ import torch
 
 from launch import build, lab
 from launch.config import RunOptions
-from runtime import endpoints
-from runtime.calls import unwrap
 from runtime.client import Client
 from runtime.data.client_data import Batch
 from runtime.errors import ConfigError
@@ -22,6 +20,7 @@ from runtime.exchange import LocalExchange
 from runtime.observers import NoRecorder
 from runtime.scheduler import Turn
 from runtime.session import Member, NoKeepsakes, join
+from runtime.wire import unwrap
 
 LEAST_STEPS, WARM_UP = 10, 2
 _KEY = bytes(range(32))  # a rig's images are nobody's
@@ -82,10 +81,9 @@ class Rig:
         self._coordinator.begin(False, lambda step: NoRecorder())
         self.client: Client = build.build_client(options, data, build.client_name(0), _KEY, device, None)
         self._exchange = LocalExchange(self._coordinator)
-        endpoints.open_run(self._coordinator)
         member = Member(self.client, self._exchange, NoKeepsakes())
-        join(member, options.agreement(num_classes), self.client.name)
-        self.turn: Turn = unwrap(self._exchange.next_turn().wait())
+        join(member, options.agreement(num_classes))
+        self.turn: Turn = unwrap(self._exchange.ask_turn().wait())
         self._batches = self._endless()
 
     @property
@@ -104,8 +102,6 @@ class Rig:
     def step(self) -> float:
         """One training step; returns its seconds, the image's way into the batch left out."""
         batch = next(self._batches)
-        # Endpoints find their run from the process, and several rigs share this one.
-        endpoints.open_run(self._coordinator)
         begun = time.perf_counter()
         self._exchange.train_step(self.client, self.turn, batch)
         return time.perf_counter() - begun

@@ -1,8 +1,8 @@
-"""``suture bench security``: what the walls cost a training step, and how long a sealed hand-off takes.
+"""``suture bench security``: what codec and checks cost a training step, and how long a sealed hand-off takes.
 
-The messages of one real step go through what reads, checks and looks them up, and through torch's own pickler beside
-it, in turn; so do real steps. Whole runs with and without walls differ by less than two runs of the same kind do, so
-the walls' own time is measured and set against a step's.
+The messages of one real step go through the codec and the checks that every carrier has, and through torch's own
+pickler, in turn with real steps. Whole runs with and without the checks differ by less than two runs of the same kind
+do, so the checks' own time is measured and set against a step's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -21,18 +20,17 @@ from rich.table import Table
 from torch.distributed.rpc import internal
 
 from launch.bench.rig import Rig
+from launch.bench.signed import SignedHandoff
 from launch.config import RunOptions
 from launch.cores import ready_torch
-from runtime import codec, endpoints, lockdown
-from runtime.checks import check_loss, check_upload
+from runtime import codec
+from runtime.checks import check_step_reply, check_upload
 from runtime.client import Client
-from runtime.entry import Door, Tokens
 from runtime.errors import ConfigError
 from runtime.handoff import handoff_digest
-from runtime.lockdown import Lockdown
-from runtime.members import Seat
 from runtime.scheduler import Turn
-from runtime.wire import LossReply, StepDone, Upload
+from runtime.server_api import ServerApi, answer_type
+from runtime.wire import StepReply, Upload
 
 LEAST = 10
 STEP_CUT, HANDOFF_CUT = "3", "7"
@@ -45,60 +43,42 @@ class Costs:
     Attributes:
         step: a training step of both halves in one process: a step over the wire takes longer.
         plain: the step's messages through torch's pickler, unchecked.
-        walled: the same through the lockdown, ticket and checks.
+        checked: the same through the codec and the checks.
         handoff: a bottom and its optimizer sealed, counted and taken up by the next client, by cut.
+        signed: the same between hospitals, by cut: sealed and signed, checked by the server, checked and opened.
+        handoff_bytes: of one, by cut.
     """
 
     step: list[float]
     plain: list[float]
-    walled: list[float]
+    checked: list[float]
     handoff: dict[str, list[float]]
-
-
-class _Nowhere:
-    """A door asks where members are; tickets do not."""
-
-    own_address = ""
-
-    def address_of(self, rpc_name: str) -> str:
-        return ""
+    signed: dict[str, list[tuple[float, float, float]]]
+    handoff_bytes: dict[str, int]
 
 
 class _Messages:
-    """What crosses the wire in a step: two calls and their answers."""
+    """What crosses the wire in an explicit step: a call and its answer."""
 
     def __init__(self, rig: Rig) -> None:
-        server = rig.server
-        self.smashed_spec, self.labels_spec = server.smashed, server.labels
-        shape = (server.smashed.max_batch, *server.smashed.shape)
-        upload = Upload(1, 0, "train", torch.randn(shape), torch.zeros(shape[0], dtype=torch.int64))
-        door = Door("bench", Tokens(shared=bytes(32)), _Nowhere())
-        self.door, ticket = door, door.ticket(Seat(name="client0"))
-        self.exchanged: tuple[tuple[Callable[..., Any], tuple[Any, ...], Any], ...] = (
-            (endpoints.forward, (ticket, upload), LossReply(torch.tensor(0.5), 0.5)),
-            (endpoints.step, (ticket, StepDone(1, 0, 0.5), 1), None),
-        )
-        self.wall = Lockdown(endpoints.table(), endpoints.who)
-        self.pickler = internal._InternalRPCPickler()  # type: ignore[no-untyped-call]
+        self._smashed, self._labels = rig.server.smashed, rig.server.labels
+        shape = (self._smashed.max_batch, *self._smashed.shape)
+        self._upload = Upload(1, 0, "train", torch.randn(shape), torch.zeros(shape[0], dtype=torch.int64))
+        self._answer = StepReply(torch.tensor(0.5), 0.5, torch.randn(shape))
+        self._pickler = internal._InternalRPCPickler()  # type: ignore[no-untyped-call]
 
-    def walled(self) -> None:
-        """As `calls.call` and the server treat them."""
-        for function, arguments, answer in self.exchanged:
-            call = self.wall.deserialize(*self.wall.serialize(internal.PythonUDF(function, arguments, {})))
-            self.door.seat(call.args[0])
-            if isinstance(call.args[1], Upload):
-                check_upload(call.args[1], "client0", self.smashed_spec, self.labels_spec, training=True)
-            back = self.wall.deserialize(*self.wall.serialize(answer))
-            assert codec.fits(back, lockdown.answer_type(function))
-            if isinstance(back, LossReply):
-                check_loss(back, "server")
+    def checked(self) -> None:
+        """As client and server treat them, whichever carrier brings the bytes."""
+        (upload,) = codec.decode(*codec.encode([self._upload]))
+        check_upload(upload, "client0", self._smashed, self._labels, training=True)
+        answer = codec.decode(*codec.encode(self._answer))
+        assert codec.fits(answer, answer_type(ServerApi.train))
+        check_step_reply(answer, "server")
 
     def plain(self) -> None:
         """As torch would treat them."""
-        for function, arguments, answer in self.exchanged:
-            call = internal.PythonUDF(function, arguments, {})
-            self.pickler.deserialize(*self.pickler.serialize(call))  # type: ignore[no-untyped-call]
-            self.pickler.deserialize(*self.pickler.serialize(answer))  # type: ignore[no-untyped-call]
+        for message in (self._upload, self._answer):
+            self._pickler.deserialize(*self._pickler.serialize(message))  # type: ignore[no-untyped-call]
 
 
 def measure(options: RunOptions, repeats: int) -> Costs:
@@ -109,22 +89,26 @@ def measure(options: RunOptions, repeats: int) -> Costs:
     """
     if repeats < LEAST:
         raise ConfigError(f"repeats must be at least {LEAST}, got {repeats}")
-    costs = Costs([], [], [], {STEP_CUT: [], HANDOFF_CUT: []})
+    cuts = (STEP_CUT, HANDOFF_CUT)
+    costs = Costs([], [], [], {cut: [] for cut in cuts}, {cut: [] for cut in cuts}, {})
     with tempfile.TemporaryDirectory(prefix="suture-bench-") as folder:
-        rigs = {}
+        rigs, signed = {}, {}
         for cut in costs.handoff:
             (Path(folder) / cut).mkdir()
             rigs[cut] = Rig(_at_cut(options, cut), Path(folder) / cut)
             rigs[cut].step()  # an optimizer has no state to hand off before its first step
+            signed[cut] = SignedHandoff(rigs[cut].client, Path(folder) / cut, bytes(range(32)))
+            costs.handoff_bytes[cut] = rigs[cut].client.seal(rigs[cut].turn).ciphertext.numel()
         messages = _Messages(rigs[STEP_CUT])
-        messages.walled()
+        messages.checked()
         messages.plain()
         for _ in range(repeats):
             costs.step.append(rigs[STEP_CUT].step())
             costs.plain.append(_seconds(messages.plain))
-            costs.walled.append(_seconds(messages.walled))
+            costs.checked.append(_seconds(messages.checked))
             for cut, rig in rigs.items():
                 costs.handoff[cut].append(_seconds(lambda of=rig: _hand_over(of.client, of.turn)))  # type: ignore[misc]
+                costs.signed[cut].append(signed[cut].hand_over())
     return costs
 
 
@@ -158,7 +142,7 @@ def run_command(repeats: int, threads: int | None) -> None:
     options = default_options()
     ready_torch(RunOptions(threads=threads))
     costs = measure(options, repeats)
-    step, plain, walled = (statistics.median(times) for times in (costs.step, costs.plain, costs.walled))
+    step, plain, checked = (statistics.median(times) for times in (costs.step, costs.plain, costs.checked))
     table = Table(
         title=f"ResNet-34, 64 px, batch {options.batch_size}; medians of {repeats}, taken in turn",
         title_justify="left",
@@ -168,18 +152,23 @@ def run_command(repeats: int, threads: int | None) -> None:
     rows = {
         f"a step at cut {STEP_CUT}, one process": costs.step,
         "its messages, torch's pickler": costs.plain,
-        "its messages, walls and checks": costs.walled,
+        "its messages, codec and checks": costs.checked,
         f"hand-off at cut {STEP_CUT}: sealed, counted, opened": costs.handoff[STEP_CUT],
         f"hand-off at cut {HANDOFF_CUT}: sealed, counted, opened": costs.handoff[HANDOFF_CUT],
     }
+    for cut, each in costs.signed.items():
+        named = f"between hospitals, cut {cut} ({costs.handoff_bytes[cut] / 1e6:.1f} MB)"
+        parts = ("sealed, signed", "checked by the server", "checked, opened")
+        rows |= {f"{named}: {part}": [one[i] for one in each] for i, part in enumerate(parts)}
+        rows[f"{named}: all of it"] = [sum(one) for one in each]
     for name, times in rows.items():
         median = statistics.median(times)
         spread = f"{min(times) * 1e3:.2f} to {max(times) * 1e3:.2f} ms"
         table.add_row(name, f"{median * 1e3:.2f} ms", spread, f"{median / step:.2%}")
-    Console(width=110).print(table)
+    Console(width=120).print(table)
     steps = 4  # of a turn by default: 128 images, 32 a batch
-    a_step = walled - plain + statistics.median(costs.handoff[STEP_CUT]) / steps
+    a_step = checked - plain + statistics.median(costs.handoff[STEP_CUT]) / steps
     print(
-        f"walls, checks and sealed hand-off together: {a_step * 1e3:.2f} ms a step, {a_step / step:.2%} of it "
+        f"codec, checks and sealed hand-off together: {a_step * 1e3:.2f} ms a step, {a_step / step:.2%} of it "
         f"(a hand-off every {steps} steps)"
     )

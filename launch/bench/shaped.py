@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from launch.program import ROOT
 from runtime.errors import SutureError
 
 _SUBNET = "10.97.7"
@@ -69,12 +70,10 @@ def enter(namespace: str) -> None:
 class ShapedLine:
     """The line. A context manager: its namespaces and its relay are gone when it ends.
 
-    Args:
-        latency: milliseconds one way.
+    It carries as much as the system can, without latency, until `shape` is called.
     """
 
-    def __init__(self, latency: float = 0.0) -> None:
-        self.latency = latency
+    def __init__(self) -> None:
         own = os.getpid()
         self._server, self._clients, self._middle = (f"suture_{who}{own}" for who in ("hub", "ward", "way"))
         self._ports = iter(range(29500, 65000))
@@ -94,10 +93,10 @@ class ShapedLine:
                 _run(f"ip -n {namespace} link set line0 up")
                 _run(f"ip -n {self._middle} link set end{number} up")
             self._relay = subprocess.Popen(
-                [sys.executable, "-m", "launch.bench.relay", self._middle, f"{self.latency:g}"],
+                [sys.executable, "-m", "launch.bench.relay", self._middle],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                cwd=Path(__file__).resolve().parents[2],
+                cwd=ROOT,
             )
             assert self._relay.stdout is not None
             if self._relay.stdout.readline() != b"ready\n":
@@ -119,12 +118,19 @@ class ShapedLine:
         for namespace in (self._server, self._clients, self._middle):
             subprocess.run(["ip", "netns", "del", namespace], capture_output=True)
 
-    def shape(self, megabits: float) -> None:
-        """From now on the line carries so many Mbit/s each way.
+    def shape(self, megabits: float, latency: float) -> None:
+        """From now on the line carries so many Mbit/s each way, and a frame is under way for so long.
+
+        Args:
+            megabits: of each direction.
+            latency: milliseconds one way.
 
         Raises:
             SutureError: the system refuses.
         """
+        assert self._relay is not None and self._relay.stdin is not None
+        self._relay.stdin.write(f"{latency:g}\n".encode())
+        self._relay.stdin.flush()
         for namespace in (self._server, self._clients):
             limits = f"rate {megabits:g}mbit burst {_BURST} latency {_QUEUE}"
             _run(f"ip netns exec {namespace} tc qdisc replace dev line0 root tbf {limits}")

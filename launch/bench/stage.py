@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterable
+from itertools import chain, pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +23,10 @@ from launch.bench.actors import Part, act
 from launch.bench.plan import LEASE
 from launch.bench.shaped import ShapedLine
 from launch.config import RunOptions
+from launch.kit import Kit
+from launch.provision import Project, provision
 from runtime.errors import SutureError
-from runtime.transport import SERVER
+from runtime.rpc.transport import SERVER
 
 UNSPLIT = "unsplit"
 
@@ -37,6 +41,8 @@ class Stage:
         unsplit: whether the unsplit net is there too.
         round_steps: steps of each client in a round, for `round`; None for `block`.
         line: what lies between server and clients; None where all share this host's network.
+        carrier: "rpc" (torch RPC) or "grpc" (over mutual TLS, with certificates that are made for the purpose).
+        visits: over gRPC, client0 alone is there and joins and leaves so often, for `visit`; the run never begins.
     """
 
     def __init__(
@@ -46,11 +52,15 @@ class Stage:
         unsplit: bool,
         round_steps: int | None = None,
         line: ShapedLine | None = None,
+        carrier: str = "rpc",
+        visits: int = 0,
     ) -> None:
-        self.clients = [build.client_name(index) for index in range(options.clients or 1)]
+        self.clients = [build.client_name(index) for index in range(1 if visits else options.clients or 1)]
         self._options = options
         self._round_steps = round_steps
         self._line = line
+        self._carrier, self._visits = carrier, visits
+        self._ended = False
         self._roles = [SERVER, *self.clients, *([UNSPLIT] if unsplit else [])]
         self._processes: dict[str, multiprocessing.process.BaseProcess] = {}
         self._lines: dict[str, Connection] = {}
@@ -60,9 +70,8 @@ class Stage:
         # As torchrun sets it; each process then sets its own threads, as in training.
         os.environ["OMP_NUM_THREADS"] = "1"
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        if self._line is None:
-            self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        port = self._store.port if self._line is None else self._line.new_port()
+        port = self._port()
+        kits = self._kits(port) if self._carrier == "grpc" else {}
         # A process that has imported torch and nothing more is forked for each part: seconds saved a row.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["launch.bench.actors", "torch._dynamo"])
@@ -76,18 +85,36 @@ class Stage:
                 run_dir=Path(self._folder.name),
                 round_steps=self._round_steps,
                 cable=None if self._line is None else self._line.end(role == SERVER),
+                kit=kits.get(role),
+                visits=0 if role == SERVER else self._visits,
             )
             process = context.Process(target=act, args=(part, theirs), name=role, daemon=True)
             process.start()
             theirs.close()
             self._processes[role], self._lines[role] = process, ours
+            if role == SERVER and kits:
+                self._hear(SERVER, "listening")
         return self
+
+    def _port(self) -> int:
+        """Of the ranks' store, or at which the server of gRPC will listen."""
+        if self._line is not None:
+            return self._line.new_port()
+        if self._carrier == "grpc":
+            return free_port()
+        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        return int(self._store.port)
+
+    def _kits(self, port: int) -> dict[str, Kit]:
+        host = "127.0.0.1" if self._line is None else self._line.end(True).server_address
+        project = Project(address=f"{host}:{port}", sites=tuple(self.clients))
+        return provision(project, Path(self._folder.name) / "kits")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for process in self._processes.values():
-            process.join(5.0 if kind is None else 0.0)
+            process.join(5.0 if self._ended else 0.0)
             if process.is_alive():
                 process.kill()
                 process.join()
@@ -143,7 +170,18 @@ class Stage:
             # A run of rounds ends by itself.
             if role != SERVER and (self._round_steps is None or role == UNSPLIT):
                 self._tell(role, 0)
-        return {role: self._hear(role, "report") for role in self._roles}
+        found = {role: self._hear(role, "report") for role in self._roles}
+        self._ended = True
+        return found
+
+    def visit(self) -> dict[str, Any]:
+        """Waits until client0 has joined and left so often; the seconds that it noted.
+
+        Raises:
+            SutureError: a process failed.
+        """
+        found: dict[str, Any] = self._hear(self.clients[0], "report")
+        return found
 
     def _tell(self, role: str, num_steps: int) -> None:
         try:
@@ -191,3 +229,25 @@ class Stage:
 def _cpu_seconds(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
+
+
+def free_port() -> int:
+    """A port of this machine on which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def seconds_by_line(steps: Iterable[tuple[int, float]], turns_each: int) -> list[list[float]]:
+    """Seconds between a turn's steps, for each line over which so many turns were taken, in order.
+
+    Args:
+        steps: number of the turn, and when the server had stepped; a first turn, to warm up, is left out.
+        turns_each: turns at each line.
+    """
+    turns: dict[int, list[float]] = {}
+    for turn, moment in steps:
+        turns.setdefault(turn, []).append(moment)
+    timed = [[after - before for before, after in pairwise(moments)] for moments in list(turns.values())[1:]]
+    return [list(chain(*timed[first : first + turns_each])) for first in range(0, len(timed), turns_each)]

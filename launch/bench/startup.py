@@ -25,6 +25,7 @@ import psutil
 from launch.bench import page
 from launch.bench.machine import machine
 from launch.bench.plan import say
+from launch.program import ROOT, python_path
 from runtime.errors import SutureError
 from runtime.tracking import METRICS_FILE
 
@@ -33,7 +34,6 @@ PROCESSOR = "processor"
 MILESTONES = ("images read", "all joined", "first step")
 _SIGNS = {"all joined": '"event": "begun"', "first step": '"phase": "train"'}
 _PATIENCE = 300.0
-_ROOT = Path(__file__).resolve().parents[2]
 _TINY = (
     "--data fundus-phantom --model resnet18 --image-size 64 --epochs 1 --train-images 32 --validation-images 0 "
     "--test-images 2 --batch-size 8 --no-augment"
@@ -69,7 +69,7 @@ def measure(plan: StartupPlan, say: Callable[[str], None]) -> dict[str, Any]:
             "torch.distributed.run",
             "--standalone",
             f"--nproc_per_node={RANKS}",
-            str(_ROOT / "launch" / "run.py"),
+            str(ROOT / "launch" / "run.py"),
         ],
         "suture train": [sys.executable, "-m", "launch", "train", "--clients", str(RANKS - 1)],
     }
@@ -93,15 +93,14 @@ def start(command: Sequence[str]) -> dict[str, float]:
     """
     with tempfile.TemporaryDirectory(prefix="suture-bench-") as folder:
         run = Path(folder) / "run"
-        paths = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH", ""))))
         begun = time.perf_counter()
         with (Path(folder) / "output").open("w") as output:
             process = subprocess.Popen(
                 [*command, *_TINY, "--run-dir", str(run)],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"PYTHONPATH": paths},
-                cwd=_ROOT,
+                env=os.environ | {"PYTHONPATH": python_path()},
+                cwd=ROOT,
                 start_new_session=True,
             )
         try:
@@ -158,7 +157,7 @@ def imports() -> dict[str, float]:
         [sys.executable, "-X", "importtime", "-c", "import launch.ranks, torch._dynamo"],
         capture_output=True,
         text=True,
-        cwd=_ROOT,
+        cwd=ROOT,
         check=True,
     )
     seconds: dict[str, float] = {}

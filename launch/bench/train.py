@@ -7,9 +7,8 @@ hits all alike. Split training is one server and one client, as processes, over 
 from __future__ import annotations
 
 import math
-import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,12 +16,13 @@ from typing import Any
 
 from launch.bench import page
 from launch.bench.floors import floors
+from launch.bench.intervals import ratio_interval
 from launch.bench.machine import machine
 from launch.bench.plan import FULL, QUICK, STANDARD, Plan, Row, say
 from launch.bench.stage import UNSPLIT, Stage
 from runtime.errors import ConfigError
 from runtime.exchange import OVER_RPC
-from runtime.transport import SERVER
+from runtime.rpc.transport import SERVER
 
 
 def run_command(*, full: bool, quick: bool, only: str | None, out: Path | None) -> None:
@@ -136,14 +136,3 @@ def measure_idle(plan: Plan) -> dict[str, float]:
         "server while no client computes": quiet[SERVER],
         "client that holds the turn and does nothing": quiet["client0"],
     }
-
-
-def ratio_interval(split: Sequence[float], unsplit: Sequence[float], draws: int = 2000) -> list[float]:
-    """95% interval of the ratio of medians, by the percentile bootstrap (Efron and Tibshirani 1993)."""
-    chance = random.Random(0)
-    ratios = sorted(
-        statistics.median(chance.choices(split, k=len(split)))
-        / statistics.median(chance.choices(unsplit, k=len(unsplit)))
-        for _ in range(draws)
-    )
-    return [ratios[int(0.025 * draws)], ratios[int(0.975 * draws) - 1]]

@@ -140,7 +140,7 @@ class Clients(Experiment):
         heads = ["way", "clients", "images", "updates", *headings(_SHOWN), "accuracy by client"]
         heads.append("study, by client (on training images)")
         notes = [
-            "Cut 3. All test patients are shared out among the clients, so every row is scored on nearly the same "
+            "Cut 3. All test images are shared out among the clients, so every row is scored on nearly the same "
             "images; mean over clients; ± is the 95 % interval over seeds. The row of six is one run in all three "
             "ways.",
             *(self._growth(results, way) for way in WAYS),
@@ -174,7 +174,7 @@ class Clients(Experiment):
             series,
             folder / "auroc_by_clients.png",
             x="clients",
-            y="AUROC on test patients",
+            y="AUROC on test images",
             title="More clients, or more images and updates?",
             guess=0.5,
         )

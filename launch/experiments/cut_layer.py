@@ -79,7 +79,7 @@ class CutLayer(Experiment):
             )
         heads = ["cut", *headings(_SHOWN), "accuracy by client", "MB a step", "study, by client"]
         notes = [
-            "Test images of patients never trained on; mean over two clients; ± is the 95 % interval over seeds.",
+            "Test images that no client trained on; mean over two clients; ± is the 95 % interval over seeds.",
             self._twins(results),
             self._overlap(results),
             check_sentence(results),

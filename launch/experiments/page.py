@@ -63,8 +63,8 @@ def to_html(chapters: Sequence[Chapter], foreword: Iterable[str] = ()) -> str:
     body = [
         f"<h1>{_TITLE}</h1>",
         "<p>Every experiment of the published study "
-        f"({html.escape(study()['source'])}) run again, scored on patients never trained on, with what it did not "
-        "control for held fixed. Published figures stand beside ours.</p>",
+        f"({html.escape(study()['source'])}) run again, scored on images that no client trained on, with what it did "
+        "not control for held fixed. Published figures stand beside ours.</p>",
         *map(_paragraph, foreword),
         "<h2>Questions</h2>",
         f"<ol>{links}</ol>",

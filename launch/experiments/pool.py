@@ -31,6 +31,7 @@ from rich.progress import (
 
 from launch import forked
 from launch.experiments.job import Job, result_path, runs_folder
+from launch.program import python_path
 from runtime.errors import SutureError
 
 _POLL_SECONDS = 0.2
@@ -132,11 +133,9 @@ def _work(task: Task) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    root = Path(__file__).resolve().parents[2]
-    paths = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH", ""))))
     # What clients remember of hand-offs belongs to the experiment, not to the person who runs it.
     state = str((task.folder / "inputs" / "state").resolve())
-    os.environ |= {"XDG_STATE_HOME": state, "PYTHONPATH": paths, "CI": "1", "OMP_NUM_THREADS": "1"}
+    os.environ |= {"XDG_STATE_HOME": state, "PYTHONPATH": python_path(), "CI": "1", "OMP_NUM_THREADS": "1"}
     from launch.experiments.worker import work
     from launch.outcome import outcome
 

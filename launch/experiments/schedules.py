@@ -67,7 +67,7 @@ class Schedules(Experiment):
             if schedule in results.arms()
         ]
         notes = [
-            "Two clients, cut 3; test images of patients never trained on, mean over clients; ± is the 95 % interval "
+            "Two clients, cut 3; test images that no client trained on, mean over clients; ± is the 95 % interval "
             "over seeds. As many images and rounds under every schedule; under concat the top makes half the steps.",
             *(self._against_turns(results, schedule) for schedule in _WHAT),
             check_sentence(results),
@@ -84,5 +84,5 @@ class Schedules(Experiment):
 
     def pictures(self, setting: Setting, results: Results, folder: Path) -> list[Picture]:
         shown = {arm: results.values(arm, "auroc") for arm in _WHAT if arm in results.arms()}
-        path = dots_with_intervals(shown, folder / "auroc.png", x="AUROC on test patients", guess=0.5)
+        path = dots_with_intervals(shown, folder / "auroc.png", x="AUROC on test images", guess=0.5)
         return [Picture(path, "AUROC by schedule: every seed, mean and 95 % interval; dashed: chance.")]

@@ -108,7 +108,7 @@ class SplitVsCentral(Experiment):
                 ]
             )
         notes = [
-            "Cut 3. Every row is scored on the same test images, those of both clients, of patients never trained on; "
+            "Cut 3. Every row is scored on the same test images, those of both clients, which no client trained on; "
             "± is the 95 % interval over seeds; the digest is of the first seed. All train the same number of rounds, "
             "so a client alone makes half the updates.",
             *(self._gain(results, arm) for arm in ("central", "alone0", "alone1")),
@@ -134,7 +134,7 @@ class SplitVsCentral(Experiment):
     def pictures(self, setting: Setting, results: Results, folder: Path) -> list[Picture]:
         shown = {what: results.values(arm, "auroc") for arm, what in ARMS.items() if arm in results.arms()}
         shown.pop(ARMS["oracle"], None)
-        path = dots_with_intervals(shown, folder / "auroc.png", x="AUROC on test patients", guess=0.5)
+        path = dots_with_intervals(shown, folder / "auroc.png", x="AUROC on test images", guess=0.5)
         return [
             Picture(path, "AUROC by way of training: every seed, mean and 95 % interval; dashed: chance.")
         ]

@@ -128,6 +128,48 @@ def partition(source: Source, config: PartitionConfig, num_clients: int, seed: i
         raise DataError(f"{source.name}: {shortage}; {remedy}") from None
 
 
+def evaluation_share(source: Source, *, validation_images: int, test_images: int | None, seed: int) -> Share:
+    """What a site that only evaluates takes of its source: no training images.
+
+    Args:
+        source: its own.
+        validation_images: balanced, of patients who are not in the test set; 0 for none.
+        test_images: balanced; None for all images of the patients that are left.
+        seed: not negative.
+
+    Raises:
+        DataError: there are too few images or patients; names class, needed and present.
+    """
+    rng = np.random.default_rng(seed)
+    training, testing = _pools(source, None)
+    held = (
+        {(0, "validation"): even_quota(validation_images, training.num_classes)} if validation_images else {}
+    )
+    test = {} if test_images is None else {(0, "test"): even_quota(test_images, training.num_classes)}
+    dealt: Deal = {}
+    try:
+        for pool, wanted in (
+            ((training, held | test),) if testing is None else ((training, held), (testing, test))
+        ):
+            if wanted:
+                dealt |= deal(pool, wanted, rng)
+    except Shortage as shortage:
+        raise DataError(
+            f"{source.name}: {shortage}; use fewer --validation-images or --test-images, or leave both out: then all "
+            "images are test images"
+        ) from None
+    if test_images is None:
+        validated = {source.examples[index].patient for index in dealt.get((0, "validation"), ())}
+        rest = [index for index, one in enumerate(source.examples) if one.patient not in validated]
+        dealt[0, "test"] = tuple(rest[place] for place in rng.permutation(len(rest)))
+        if not rest:
+            raise DataError(
+                f"{source.name}: no patient is left for the test set beside {validation_images} validation images; use "
+                "fewer --validation-images"
+            )
+    return Share((), dealt.get((0, "validation"), ()), dealt[0, "test"])
+
+
 def _divide(
     source: Source,
     config: PartitionConfig,

@@ -2,11 +2,11 @@
 
 from runtime.exchange.autograd import AutogradExchange
 from runtime.exchange.fused import FusedExchange
-from runtime.exchange.line import RpcLine
 from runtime.exchange.local import LocalExchange
+from runtime.exchange.rpc import RpcExchange
 from runtime.exchange.seam import Exchange
 
-OVER_RPC: dict[str, type[RpcLine]] = {"autograd": AutogradExchange, "fused": FusedExchange}
+OVER_RPC: dict[str, type[RpcExchange]] = {"autograd": AutogradExchange, "fused": FusedExchange}
 
 EXCHANGES = {
     "autograd": "torch RPC and distributed autograd between processes: the reference",

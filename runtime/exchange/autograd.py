@@ -1,23 +1,37 @@
-"""The reference exchange: torch RPC, one distributed-autograd context a step.
+"""The reference exchange: torch RPC, remote references, one distributed-autograd context a step.
 
-The client is the root of backward. Gradients stay in the context: each side reads its own and steps an ordinary
-torch optimizer (``DistributedOptimizer`` would write ``.grad`` on an attack's nets, too).
+    client                                                     server
+    server = rpc.remote("server", connect)          ->         a ServerApi, owned there
+    with dist_autograd.context() as context:
+        smashed = bottom(x)
+        rpc_sync(forward, server, smashed, y)       <->        loss = criterion(top(smashed), y), in the same graph
+        dist_autograd.backward(context, [loss])     <->        the top's gradients stay there, in the context
+        rpc_sync(step, server, context)             ->         optimizer.step()
+        optimizer.step()
+
+The client is the root of backward. Each side reads its own gradients out of the context and steps an ordinary torch
+optimizer (``DistributedOptimizer`` would write ``.grad`` on an attack's nets, too).
 """
 
 from __future__ import annotations
 
-import torch.distributed.autograd as dist_autograd
+from collections.abc import Callable
+from typing import Any
 
-from runtime import calls, endpoints
+import torch.distributed.autograd as dist_autograd
+from torch import Tensor
+
 from runtime.client import Client
 from runtime.data.client_data import Batch
-from runtime.exchange.line import RpcLine
+from runtime.exchange.rpc import RpcExchange
+from runtime.rpc import calls, functions
 from runtime.scheduler import Turn
+from runtime.server_api import ServerApi
 from runtime.stopwatch import WAITING
-from runtime.wire import StepDone
+from runtime.wire import StepDone, Upload
 
 
-class AutogradExchange(RpcLine):
+class AutogradExchange(RpcExchange):
     """One autograd graph over both processes."""
 
     def train_step(self, client: Client, turn: Turn, batch: Batch) -> float:
@@ -26,6 +40,18 @@ class AutogradExchange(RpcLine):
             with client.stopwatch.part("backward"):  # the server's half of it and the wire's included
                 calls.backward(context, [total])
             with client.stopwatch.part(WAITING):
-                self.call(endpoints.step, StepDone(turn.number, batch.number, loss), context)
+                done = StepDone(turn.number, batch.number, loss)
+                self.answered(ServerApi.step, calls.begin(functions.step, self.server, done, context))()
             client.step(dist_autograd.get_gradients(context))
         return loss
+
+    def top(self, client: Client, turn: Turn, batch: int) -> Callable[[Tensor, Tensor | None], Any]:
+        """The server's top in training mode, as a function of smashed data and labels."""
+
+        def forward(smashed: Tensor, labels: Tensor | None) -> Any:
+            sent = client.packer.pack(smashed, "smashed", turn.round, client.name, batch)
+            upload = Upload(turn.number, batch, "train", sent, labels)
+            answer = self.answered(ServerApi.forward, calls.begin(functions.forward, self.server, upload))()
+            return answer if labels is not None else client.unpack_output(answer)
+
+        return forward

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from runtime import endpoints, transport
 from runtime.checks import TensorSpec, check_gradient, check_step_reply
 from runtime.client import Client
 from runtime.compression import Payload
@@ -20,6 +19,7 @@ from runtime.data.client_data import Batch
 from runtime.errors import SutureError
 from runtime.randomness import part_place
 from runtime.scheduler import Turn
+from runtime.server_api import Endpoint, ServerApi
 from runtime.step import ClientStep
 from runtime.stopwatch import SENDING, WAITING
 from runtime.wire import OutputGradient, Upload
@@ -64,7 +64,7 @@ class Crossing:
     def send(self) -> None:
         """Sends what was held."""
         for upload in self._held:
-            self._call(endpoints.train, upload)
+            self._call(ServerApi.train, upload)
         self._held.clear()
 
     def arrive(self, then: Callable[[], None] = lambda: None) -> float:
@@ -91,7 +91,7 @@ class Crossing:
     def _arrive_shared(self) -> float:
         total = 0.0
         for part in range(len(self._sent)):
-            reply = check_step_reply(self._answer(), transport.SERVER)
+            reply = check_step_reply(self._answer(), "server")
             self._step.check_loss(reply.loss)
             total += reply.task_loss
             self._step.back(self._at_cut(part, reply.gradient))
@@ -100,19 +100,19 @@ class Crossing:
     def _arrive_home(self, then: Callable[[], None]) -> float:
         client, step = self._client, self._step
         answers = [self._answer() for _ in self._sent]
-        outputs = [client.output.check(client.unpack_output(a), transport.SERVER, "output") for a in answers]
+        outputs = [client.output.check(client.unpack_output(a), "server", "output") for a in answers]
         loss, gradients = step.head(outputs)
         for part, gradient in enumerate(gradients):
             place = part_place(step.place, part)
             packed = client.packer.pack(gradient, "output gradient", *place, of=answers[part])
             message = OutputGradient(self._turn, self.batch.number, loss, packed, part)
-            self._call(endpoints.backward, message)
+            self._call(ServerApi.backward, message)
         then()
         for part in range(len(self._sent)):
             step.back(self._at_cut(part, self._answer()))
         return loss
 
-    def _call(self, endpoint: Callable[..., Any], message: Any) -> None:
+    def _call(self, endpoint: Endpoint, message: Any) -> None:
         with self._client.stopwatch.part(SENDING):
             self._calls.go(endpoint, message)
 
@@ -123,8 +123,8 @@ class Crossing:
     def _at_cut(self, part: int, payload: Any) -> Tensor:
         sent, like = self._sent[part]
         spec = TensorSpec.like(like)
-        gradient = self._client.packer.unpack(payload, spec, transport.SERVER, "gradient", of=sent)
-        return check_gradient(gradient, like, transport.SERVER)
+        gradient = self._client.packer.unpack(payload, spec, "server", "gradient", of=sent)
+        return check_gradient(gradient, like, "server")
 
 
 class _Calls:
@@ -135,7 +135,7 @@ class _Calls:
         self._under_way: deque[Callable[[], Any]] = deque()
         self._answers: deque[Any] = deque()
 
-    def go(self, endpoint: Callable[..., Any], message: Any) -> None:
+    def go(self, endpoint: Endpoint, message: Any) -> None:
         """Calls, once there is room."""
         if len(self._under_way) == MOST_UNDER_WAY:
             self._answers.append(self._under_way.popleft()())

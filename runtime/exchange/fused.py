@@ -23,13 +23,13 @@ from functools import partial
 from runtime.client import Client
 from runtime.data.client_data import Batch
 from runtime.exchange.crossing import Crossing
-from runtime.exchange.line import RpcLine
+from runtime.exchange.rpc import RpcExchange
 from runtime.exchange.seam import Exchange
 from runtime.scheduler import Turn
 
 
 class FusedStep(Exchange):
-    """The explicit step over any line."""
+    """The explicit step over any carrier."""
 
     def train_step(self, client: Client, turn: Turn, batch: Batch) -> float:
         crossing = self._crossing(client, turn, batch)
@@ -65,5 +65,5 @@ class FusedStep(Exchange):
                 crossing.abandon()
 
 
-class FusedExchange(FusedStep, RpcLine):
+class FusedExchange(FusedStep, RpcExchange):
     """The explicit step over torch RPC."""

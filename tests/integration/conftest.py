@@ -34,6 +34,7 @@ def suture(*arguments: str, timeout: float = 120, **environment: str) -> Ended:
         capture_output=True,
         text=True,
         timeout=timeout,
+        umask=0o022,  # as on most systems, whatever it is where the tests run
     )
     return Ended(process.returncode, process.stdout, process.stderr)
 

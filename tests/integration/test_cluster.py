@@ -40,12 +40,6 @@ def key(tmp_path) -> list[str]:
     return ["--handoff-key", str(tmp_path / "key")]
 
 
-@pytest.fixture
-def token(tmp_path) -> list[str]:
-    assert suture("keygen", "--token", str(tmp_path / "token")).code == 0
-    return ["--token-file", str(tmp_path / "token")]
-
-
 def _start(command: list[str]) -> subprocess.Popen:
     return subprocess.Popen(
         command,
@@ -112,7 +106,7 @@ def two_hosts():
             subprocess.run(["ip", "netns", "del", host], capture_output=True)
 
 
-def test_torchrun_on_two_nodes_over_the_interfaces_that_were_named(two_hosts, tmp_path, key, token):
+def test_torchrun_on_two_nodes_over_the_interfaces_that_were_named(two_hosts, tmp_path, key):
     """One server and three clients, two ranks a host; also: a key is required as soon as there are two hosts."""
     nodes = [*TORCHRUN, "--nnodes=2", "--nproc_per_node=2", "--master_addr=10.99.0.1", "--master_port=29777"]
 
@@ -122,8 +116,8 @@ def test_torchrun_on_two_nodes_over_the_interfaces_that_were_named(two_hosts, tm
 
     run = tmp_path / "run"
     agents = [
-        start("suture_a", 0, "sva", *key, *token, "--run-dir", str(run)),
-        start("suture_b", 1, "svb", *key, *token),
+        start("suture_a", 0, "sva", *key, "--run-dir", str(run)),
+        start("suture_b", 1, "svb", *key),
     ]
     try:
         printed = [agent.communicate(timeout=120)[0] for agent in agents]

@@ -123,11 +123,3 @@ def test_the_search_finds_what_is_there(run):
     folder, _ = run
     kept = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
     assert KINDS[0].encode() in kept
-
-
-def test_the_token_is_told_nowhere(run):
-    """Oracle: a token's beginning; the file is gone when the clients have read it."""
-    folder, ended = run
-    assert not (folder / "token").exists()
-    assert "token-" not in ended.out + ended.err
-    assert not [path for path in folder.rglob("*") if path.is_file() and b"token-" in path.read_bytes()]

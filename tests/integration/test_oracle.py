@@ -15,6 +15,7 @@ import torch
 
 from launch import build
 from launch.config import RunOptions
+from launch.provision import Project, provision
 from launch.ranks import play_locally
 from launch.unsplit import Unsplit
 from runtime.scheduler import Together, parse_schedule
@@ -70,9 +71,20 @@ AT_ONCE = [
     UNET | FUSED | {"cut": "2", "clients": 2, "epochs": 2, "schedule": schedule} for schedule in Together
 ]
 AT_ONCE += [RESNET | FUSED | {"cut": "3", "clients": 2, "schedule": schedule} for schedule in Together]
+OVER_GRPC = [
+    case | {"carrier": "grpc"}
+    for case in (
+        RESNET | FUSED | {"cut": "1", "clients": 2},
+        RESNET | FUSED | {"cut": "5", "clients": 1, "labels": "home", "overlap": True},
+        RESNET | FUSED | {"cut": "3", "clients": 2, "wire": "topk:0.2", "defence": "dcor"},
+        UNET | FUSED | {"cut": "2", "clients": 2, "epochs": 2},
+        UNET | FUSED | {"cut": "2", "clients": 2, "schedule": "parallel"},
+        UNET | FUSED | {"cut": "2", "clients": 2, "schedule": "concat"},
+    )
+]
 EXACT = _cases()
-CASES = EXACT + INEXACT + AT_ONCE
-TOLD = ("labels", "optimizer", "schedule", "exchange", "wire", "overlap", "microbatches")
+CASES = EXACT + INEXACT + AT_ONCE + OVER_GRPC
+TOLD = ("carrier", "labels", "optimizer", "schedule", "exchange", "wire", "overlap", "microbatches")
 NAMES = [
     f"{c['model']}-cut{c['cut']}-{c['clients']}-{''.join(str(c.get(name, '')) for name in TOLD)}"
     for c in CASES
@@ -82,11 +94,11 @@ NAMES = [
 pytestmark = pytest.mark.timeout(900)  # all cases are played before the first is compared
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> dict[int, dict]:
-    """All cases, played by one server and two client processes; what each rank reported."""
-    out = tmp_path_factory.mktemp("world")
-    (out / "cases.json").write_text(json.dumps(CASES))
+def play(cases: list[dict], out: Path) -> dict[int, dict]:
+    """All ``cases``, played by one server and two client processes; what each rank reported."""
+    # Each case listens on a port of its own: of the address the certificate has the host.
+    provision(Project(address="127.0.0.1:1", sites=("client0", "client1")), out / "kits")
+    (out / "cases.json").write_text(json.dumps(cases))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -111,9 +123,19 @@ def world(tmp_path_factory) -> dict[int, dict]:
     return {rank: json.loads((out / f"{rank}.json").read_text()) for rank in range(3)}
 
 
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> dict[int, dict]:
+    """All cases, played once."""
+    return play(CASES, tmp_path_factory.mktemp("world"))
+
+
+def _options(case: dict) -> RunOptions:
+    return RunOptions(**{name: value for name, value in case.items() if name != "carrier"}).resolved()
+
+
 def _unsplit(case: dict) -> Unsplit:
     torch.set_num_threads(1)
-    options = RunOptions(**case).resolved()
+    options = _options(case)
     images = build.build_images(options, options.clients)
     names = [build.client_name(index) for index in range(options.clients)]
     data = {name: build.build_data(options, images, index) for index, name in enumerate(names)}
@@ -146,27 +168,67 @@ ALSO_LOCAL = [*range(0, len(EXACT), 3), *range(len(EXACT), len(CASES))]
 def test_one_process_ends_with_the_weights_of_many(world, number, tmp_path):
     """Oracle: the same case over RPC; the explicit step of one process is that of `--exchange fused`, too."""
     torch.set_num_threads(1)
-    coordinator = play_locally(RunOptions(**CASES[number]).resolved(), KEY, tmp_path)
+    coordinator = play_locally(_options(CASES[number]), KEY, tmp_path)
     assert coordinator.weights_sha256() == world[0]["cases"][number]["weights_sha256"]
 
 
-def test_no_client_receives_a_python_call(world):
-    """Oracle: the functions that RPC ran at each rank; the server's are its endpoints and no others."""
-    from runtime import endpoints
+@pytest.mark.parametrize("number", range(len(CASES)), ids=NAMES)
+def test_the_server_owns_one_object_a_client_and_none_that_nobody_refers_to(world, number):
+    """Oracle: torch's own count of remote references' owners, at every training step and after the last client left."""
+    served = world[0]["cases"][number]
+    by_reference = CASES[number]["clients"] if "carrier" not in CASES[number] else 0
+    assert served["owned_while_training"] == [by_reference]
+    assert served["owned_after_leaving"] == 0
 
+
+def test_no_client_receives_a_python_call(world):
+    """Oracle: the functions that RPC ran at each rank; the server's are the four of its table and no others."""
     assert world[1]["calls"] == [] and world[2]["calls"] == []
-    served = set(world[0]["calls"])
-    assert {
-        "greet",
-        "hello",
-        "next_turn",
-        "forward",
-        "step",
-        "train",
-        "backward",
-        "commit",
-        "fetch",
-        "report",
-    } <= served
     # RPC itself announces a newcomer to the server.
-    assert served <= {name.rpartition(".")[2] for name in endpoints.table()} | {"announced", "devices"}
+    assert set(world[0]["calls"]) - {"announced", "devices"} == {"connect", "ask", "forward", "step"}
+
+
+REAL = {
+    "ResNet-34 on photographs": {
+        "data": "kaggle-dr:{}/idrid",
+        "model": "resnet34",
+        "cut": "3",
+        "image_size": 64,
+        "train_images": 48,
+        "validation_images": 8,
+        "test_images": 16,
+        "batch_size": 16,
+    },
+    "U-Net on lungs": {
+        "data": "kaggle-cxr:{}/lungs",
+        "model": "unet",
+        "cut": "2",
+        "width": 16,
+        "image_size": 64,
+        "train_images": 16,
+        "validation_images": 2,
+        "test_images": 4,
+        "batch_size": 4,
+    },
+}
+
+
+@pytest.mark.slow
+def test_real_images_over_every_carrier_end_with_the_same_weights(real_images, tmp_path):
+    """Oracle: the same run in one process; gRPC, RPC fused and RPC autograd, two clients, bit for bit. Prints the digests."""
+    ways = ({"carrier": "grpc"}, {"exchange": "fused"}, {"exchange": "autograd"})
+    cases = [
+        case | {"data": case["data"].format(real_images), "clients": 2, "epochs": 2, "threads": 1} | way
+        for case in REAL.values()
+        for way in ways
+    ]
+    digests = [played["weights_sha256"] for played in play(cases, tmp_path)[0]["cases"]]
+    for number, name in enumerate(REAL):
+        torch.set_num_threads(1)
+        folder = tmp_path / f"local{number}"
+        folder.mkdir()
+        local = play_locally(_options(cases[3 * number + 1]), KEY, folder).weights_sha256()
+        print(
+            f"\n{name}: gRPC, RPC fused, RPC autograd, local: {digests[3 * number : 3 * number + 3]}, {local}"
+        )
+        assert digests[3 * number : 3 * number + 3] == [local] * 3

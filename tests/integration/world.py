@@ -2,32 +2,41 @@
 
     python world.py RANK PORT CASES.json OUT      (rank 0 serves, the others are clients)
 
-Every case is a dict of `RunOptions`; each rank writes OUT/<rank>.json: per case what it has to show.
+Every case is a dict of `RunOptions`, and "carrier" ("rpc", the default, or "grpc": kits are in OUT/kits); each
+rank writes OUT/<rank>.json: per case what it has to show.
 """
 
 import inspect
 import json
 import os
+import socket
 import sys
-from dataclasses import replace
+import time
 from pathlib import Path
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+from torch.distributed import rpc
 
 from launch import build
 from launch.config import RunOptions
-from runtime import calls, endpoints, transport
-from runtime.entry import Door, Tokens
+from launch.kit import Kit
+from runtime.data.client_data import ClientData
 from runtime.exchange import OVER_RPC
-from runtime.lockdown import Lockdown
+from runtime.exchange.grpc import GrpcExchange
+from runtime.grpc.client import GrpcClient, GrpcClientConfig
+from runtime.grpc.credentials import Credentials, Role
+from runtime.grpc.server import GrpcServer, GrpcServerConfig
+from runtime.observers import NoRecorder
+from runtime.rpc import calls, transport
+from runtime.rpc.functions import RpcServer
+from runtime.rpc.lockdown import Lockdown
+from runtime.rpc.transport import Transport, TransportConfig
 from runtime.session import Member, NoKeepsakes, take_part
-from runtime.transport import Transport, TransportConfig
 
 KEY = bytes(range(32))
-TOKEN = bytes(32)
 python_calls: list[str] = []
 
 
@@ -41,14 +50,15 @@ def main() -> None:
     joined = len(python_calls)
     results = []
     for number, case in enumerate(json.loads(cases.read_text())):
+        carrier = case.pop("carrier", "rpc")
         options = RunOptions(**case).resolved()
         torch.set_num_threads(1)
         if rank > options.clients:
             results.append({})
         elif rank == 0:
-            results.append(serve(options, line, number, out))
+            results.append(serve(options, line, number, out, carrier))
         else:
-            results.append(take(options, line, number, rank - 1, name))
+            results.append(take(options, line, number, rank - 1, out, carrier))
     (out / f"{rank}.json").write_text(json.dumps({"cases": results, "calls": python_calls[joined:]}))
     # Nobody leaves before everybody is done: the server's store is the clients' too.
     line.publish(f"done{rank}", "1")
@@ -70,7 +80,7 @@ def count_python_calls() -> None:
     Lockdown.run_function = noted
 
 
-def serve(options: RunOptions, line: Transport, number: int, out: Path) -> dict:
+def serve(options: RunOptions, line: Transport, number: int, out: Path, carrier: str) -> dict:
     images = build.build_images(options, options.clients)
     num_classes = len(images.source.classes)
     server = build.build_server(options, num_classes, torch.device("cpu"))
@@ -79,28 +89,91 @@ def serve(options: RunOptions, line: Transport, number: int, out: Path) -> dict:
     coordinator = build.build_coordinator(
         options, server, run="run", run_dir=run_dir, num_classes=num_classes
     )
-    from runtime.observers import NoRecorder
-
-    coordinator.begin(False, lambda step: NoRecorder())
-    endpoints.open_run(coordinator, Door("run", Tokens(shared=TOKEN), line))
-    line.publish(f"open{number}", "1")
-    endpoints.serve_run(calls.knock)
-    endpoints.close_run()
+    steps = CountingRecorder()
+    coordinator.begin(False, lambda step: steps)
+    if carrier == "grpc":
+        port = free_port()
+        own = credentials(out, "server", Role.SERVER)
+        server_line = GrpcServer(
+            GrpcServerConfig(
+                host="127.0.0.1", port=port, credentials=own, sites=options.clients, lease=60, line_timeout=15
+            )
+        )
+        server_line.start()
+        line.publish(f"open{number}", str(port))
+        server_line.play(coordinator, build.wire_limits(options, num_classes))
+        server_line.close()
+    else:
+        served = RpcServer(coordinator)
+        line.offer(served.table())
+        line.publish(f"open{number}", "1")
+        served.serve(calls.knock)
+    line.publish(f"closed{number}", "1")
     return {
+        "owned_while_training": sorted(steps.owned),
+        "owned_after_leaving": owned_once_all_have_left(),
         "weights_sha256": coordinator.weights_sha256(),
         "train_loss": coordinator.journal.train_loss,
         "scores": coordinator.journal.scores,
     }
 
 
-def take(options: RunOptions, line: Transport, number: int, index: int, name: str) -> dict:
+class CountingRecorder(NoRecorder):
+    """Counts the objects that this process owns for others, at each training step."""
+
+    def __init__(self) -> None:
+        self.owned: set[int] = set()
+
+    def train_step(self, step: int, round: int, turn: int, client: str, loss: float) -> None:
+        self.owned.add(num_owned())
+
+
+def num_owned() -> int:
+    """Objects that remote references of other ranks keep alive in this process."""
+    return int(rpc._rref_context_get_debug_info()["num_owner_rrefs"])
+
+
+def owned_once_all_have_left(seconds: float = 10.0) -> int:
+    """A reference's end is a message of its own: it may come a moment after the goodbye."""
+    deadline = time.monotonic() + seconds
+    while num_owned() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return num_owned()
+
+
+def take(options: RunOptions, line: Transport, number: int, index: int, out: Path, carrier: str) -> dict:
     images = build.build_images(options, options.clients)
     data = build.build_data(options, images, index)
+    name = build.client_name(index)
     client = build.build_client(options, data, name, KEY, torch.device("cpu"), None)
-    line.hear(f"open{number}")
-    member = Member(client, OVER_RPC[options.exchange](line, TOKEN), NoKeepsakes())
-    take_part(member, replace(options).agreement(len(data.classes)), name)
+    opened = int(line.hear(f"open{number}"))
+    exchange = OVER_RPC[options.exchange]() if carrier == "rpc" else dialled(options, data, name, opened, out)
+    take_part(Member(client, exchange, NoKeepsakes()), options.agreement(len(data.classes)))
+    if carrier == "grpc":
+        exchange.close()
+    line.hear(f"closed{number}")
     return {"digests": client.digests()}
+
+
+def dialled(options: RunOptions, data: ClientData, name: str, port: int, out: Path) -> GrpcExchange:
+    """A client's way to the server over gRPC."""
+    limits, own = build.wire_limits(options, len(data.classes)), credentials(out, name, Role.CLIENT)
+    config = GrpcClientConfig(
+        host="127.0.0.1", port=port, credentials=own, limits=limits, lease=60, line_timeout=15
+    )
+    return GrpcExchange(GrpcClient(config))
+
+
+def credentials(out: Path, name: str, role: Role) -> Credentials:
+    """Of the kit that the test had made for ``name``."""
+    return Kit.read(out / "kits" / name, role).credentials()
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from launch.bench import page
-from launch.bench.line_section import interval, kind, verdicts
+from launch.bench import page, sites_section
+from launch.bench.intervals import mean_interval
+from launch.bench.line_section import kind, verdicts
 from launch.bench.machine import machine
+from launch.bench.stage import seconds_by_line
 from runtime.errors import ConfigError
 
 STARTS = {
@@ -94,5 +96,55 @@ def test_the_aim_over_a_line_needs_both_speed_and_the_metric(seconds, values, sa
 
 def test_the_interval_is_students():
     """Oracle: the tables: t is 4.30 for three values; the standard error of 1, 2, 3 is 1 / sqrt(3)."""
-    assert interval([1.0, 2.0, 3.0]) == pytest.approx(4.30 / 3**0.5)
+    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx(4.30 / 3**0.5)
     assert kind("autograd bf16") == "bf16" and kind("fused int8, overlap") == "int8, overlap"
+
+
+def test_the_aims_between_sites_are_compared_with_what_was_measured():
+    """Oracle: by hand: a hand-off of 1 MB in 100 ms is 80 Mbit/s; an aim is for 100 Mbit/s and below only."""
+    handed = [("up", 1_000_000, 0.1), ("down", 1_000_000, 0.2)]
+    memory = {"peak": 400_000_000, "own": 300_000_000}
+    run = {"sites": 2, "joined": 9.0, "done": 12.0, "memory": [memory], "server": memory}
+    found = {
+        "plan": {"lines": [[1000, 0.0], [100, 5.0]]},
+        "steps": [{"rpc": [0.1] * 10, "grpc": [0.2] * 10}, {"rpc": [1.0] * 10, "grpc": [1.04] * 10}],
+        "handed": [{"grpc": handed, "rpc": handed}] * 2,
+        "handshakes": [[0.01], [0.01]],
+        "joins": [[0.02], [0.02]],
+        "loopback": {
+            "seconds": {"grpc": [0.012] * 10, "rpc": [0.008] * 10, "unsplit": [0.003] * 10},
+            "bytes_up": 2_097_408,
+            "floors": {"socket": 0.001},
+        },
+        "consortium": {"crowd": run, "alone": run, "reconnects": {"seated": [0.5], "stepped": [0.75]}},
+    }
+    step, handoff, loopback, site = sites_section.verdicts(found)
+    assert ": met; the largest is 1.040, at 100 Mbit/s. Means instead of medians: 1.040 at 100." in step
+    assert "**not met**; the least is 40%, down at 100 Mbit/s" in handoff
+    assert "in 8 ms: **not met**; 9.0 ms more" in loopback and ": met; 300.00 MB" in site
+    text = "\n".join(sites_section.lines(found))
+    assert "| over the same by torch RPC | 2.000 (2.00 to 2.00) | 1.040 (1.04 to 1.04) |" in text
+    assert "| hand-off up, gRPC, of the line | 8% | 80% |" in text and "| joining, ms | 20.0 | 20.0 |" in text
+    assert "| one of 2 sites, median | 400.00 MB | 300.00 MB |" in text
+    unsure = found | {"steps": [found["steps"][0], {"rpc": [0.5, 1.0, 2.0] * 4, "grpc": [0.5, 1.2, 2.0] * 4}]}
+    assert (
+        "**not met**; the largest is 1.200, at 100 Mbit/s; its interval holds the aim"
+        in (sites_section.verdicts(unsure)[0])
+    )
+
+
+def test_steps_are_told_apart_by_turn_and_line():
+    """Oracle: by hand: turn 1 warms up, two turns at each of two lines; no interval spans two turns."""
+    steps = [
+        (1, 0.0),
+        (1, 9.0),
+        (3, 10.0),
+        (3, 11.0),
+        (4, 20.0),
+        (4, 22.0),
+        (4, 25.0),
+        (6, 30.0),
+        (6, 34.0),
+        (8, 50.0),
+    ]
+    assert seconds_by_line(steps, turns_each=2) == [[1.0, 2.0, 3.0], [4.0]]

@@ -58,8 +58,9 @@ def test_a_shaped_line_carries_real_steps_and_leaves_no_namespace(tmp_path):
     """Oracle: bytes by hand (batch 8, 64 x 16 x 16 at the cut, labels int64); the metric's seeds; ``ip netns``."""
     before = namespaces()
     found = section("line", tmp_path)
-    plain, packed = found["rows"]
-    assert plain["way"] == line.PLAIN and plain["bytes_up"] == 4 * 8 * 64 * 16 * 16 + 8 * 8
+    ways = {row["way"]: row for row in found["rows"]}
+    plain, packed, over_grpc = ways[line.PLAIN], ways["fused int8"], ways["gRPC fp32"]
+    assert plain["bytes_up"] == over_grpc["bytes_up"] == 4 * 8 * 64 * 16 * 16 + 8 * 8
     assert packed["bytes_up"] < plain["bytes_up"] / 3.9
     for row in found["rows"]:
         assert len(row["seconds"]["100"]) == 2  # three steps of a turn are two intervals
@@ -71,10 +72,33 @@ def test_a_shaped_line_carries_real_steps_and_leaves_no_namespace(tmp_path):
 
 
 @pytest.mark.skipif(bool(shaped.why_not()), reason="needs root and network namespaces")
+def test_both_carriers_real_sites_and_a_broken_line_are_measured(tmp_path):
+    """Oracle: the line's rate and latency, which nothing can beat; bytes by hand; counting."""
+    before = namespaces()
+    found = section("sites", tmp_path)
+    (steps,), (handed,) = found["steps"], found["handed"]
+    for carrier in ("rpc", "grpc"):
+        # Three steps of a turn are two intervals; 4 * 8 * 64 * 24 * 24 bytes each way, and two ways of 5 ms.
+        assert len(steps[carrier]) == 2 and min(steps[carrier]) > 0.010 + 2 * 1.18e6 * 8 / 100e6
+        # One timed round of two clients, who each take a hand-off up and bring one down.
+        assert sorted(way for way, _, _ in handed[carrier]) == ["down", "down", "up", "up"]
+        assert all(size * 8 / seconds < 100e6 for _, size, seconds in handed[carrier])
+    (joins,), (handshakes,) = found["joins"], found["handshakes"]
+    assert len(joins) == 2 and min(joins) > min(handshakes) > 2 * 0.010  # two round trips
+    assert found["loopback"]["bytes_up"] == 4 * 32 * 16 * 32 * 32 + 8 * 32
+    real = found["consortium"]
+    assert len(real["crowd"]["memory"]) == real["crowd"]["sites"] == 2 and len(real["alone"]["memory"]) == 1
+    assert all(0 < seen["own"] <= seen["peak"] for seen in real["crowd"]["memory"])
+    (seated,), (stepped,) = real["reconnects"]["seated"], real["reconnects"]["stepped"]
+    assert 0 < seated < stepped
+    assert namespaces() <= before
+
+
+@pytest.mark.skipif(bool(shaped.why_not()), reason="needs root and network namespaces")
 def test_a_line_has_its_rate_at_both_ends_and_its_relay_passes_frames_on():
     """Oracle: ``tc``; bytes sent through the namespaces and back."""
-    with shaped.ShapedLine(latency=1.0) as shaped_line:
-        shaped_line.shape(20)
+    with shaped.ShapedLine() as shaped_line:
+        shaped_line.shape(20, 1.0)
         server, client = shaped_line.end(True), shaped_line.end(False)
         for end in (server, client):
             show = f"ip netns exec {end.namespace} tc qdisc show dev line0".split()

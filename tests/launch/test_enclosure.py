@@ -39,6 +39,28 @@ def test_closing_leaves_the_own_folders_and_says_so(closings, tmp_path, caplog, 
     assert "3 images are in memory" in line
 
 
+@pytest.mark.parametrize(
+    ("ports", "version", "words"),
+    [
+        (None, 6, None),
+        (sandbox.Ports(connect=(29500,)), 6, "connects to 29500 port, listens on no port"),
+        (sandbox.Ports(connect=(29500, 3128)), 4, "connects to 29500 or 3128 port, listens on no port"),
+        (sandbox.Ports(listen=(29500,)), 4, "connects to no port, listens on 29500 port"),
+        (sandbox.Ports(listen=(29500,)), 3, "this kernel's Landlock knows no ports: all stay open"),
+    ],
+)
+def test_the_ports_that_stay_are_handed_on_and_said(
+    closings, monkeypatch, tmp_path, caplog, ports, version, words
+):
+    """Oracle: what is closed, and the line, also where the kernel cannot do it."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(sandbox, "version", lambda: version)
+    enclose(RunOptions(), tmp_path / "own", ports=ports)
+    assert [closing["ports"] for closing in closings] == [ports]
+    (line,) = caplog.messages
+    assert words in line if words else "connects" not in line and "kernel" not in line
+
+
 def test_off_does_nothing_and_says_nothing(closings, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     enclose(RunOptions(sandbox="off"), tmp_path / "own")

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from launch.config import RunOptions
-from launch.folder import open_folder
+from launch.folder import holds_run, keep_classes, open_folder
 from launch.written import read_toml
 from runtime.errors import ConfigError
 
@@ -62,9 +62,64 @@ def test_a_second_run_does_not_overwrite_the_first(options):
     """Oracle: the first run's files."""
     first = open_folder(options, "first")
     before = _content(first.path)
+    with pytest.raises(ConfigError, match="mine is in use by process"):
+        open_folder(options, "second")
+    first.lock.close()
     with pytest.raises(ConfigError, match="is not empty"):
         open_folder(options, "second")
     assert _content(first.path) == before
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_is_going_on_is_left_alone(resume, options):
+    """Oracle: the message and the folder's bytes; afterwards it can be resumed."""
+    first = open_folder(options, "abc")
+    before = _content(first.path)
+    with pytest.raises(ConfigError, match=r"mine is in use by process \d+ on .* or name another --run-dir"):
+        open_folder(dataclasses.replace(options, resume=resume, epochs=50), "another")
+    assert _content(first.path) == before
+    first.lock.close()
+    assert open_folder(dataclasses.replace(options, resume=True), "another").resumed
+
+
+def test_the_classes_that_the_sites_agreed_on_are_kept(options):
+    """Oracle: the names, for a server that is started again; a run whose ranks say them has none."""
+    first = open_folder(options, "abc")
+    assert first.classes == ()
+    classes = ("no finding", "mild, or moderate", "naïve \u2028")
+    kept = keep_classes(first, classes)
+    assert (kept.path, kept.run, kept.resumed, kept.classes) == (first.path, "abc", False, classes)
+    assert kept.lock is first.lock
+    kept.lock.close()
+    again = open_folder(dataclasses.replace(options, resume=True), "another")
+    assert (again.run, again.classes) == ("abc", classes)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3", '{"clients": 2}', '{"run": "abc", "classes": 3}', ""])
+def test_an_identity_that_was_spoilt_is_named(content, options):
+    """Oracle: the message names the file; whatever is in it, nothing else is raised."""
+    folder = open_folder(options, "abc")
+    folder.lock.close()
+    (folder.path / "run.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"run.json is damaged .*; the run cannot be identified"):
+        open_folder(dataclasses.replace(options, resume=True), "abc")
+
+
+def test_whether_a_folder_holds_a_run_is_asked_before_it_is_opened(options, tmp_path):
+    """Oracle: False for what is not there and for an empty folder; True from then on."""
+    path = tmp_path / "runs" / "mine"
+    assert not holds_run(path)
+    path.mkdir(parents=True)
+    assert not holds_run(path)
+    open_folder(options, "abc").lock.close()
+    assert holds_run(path)
+
+
+def test_a_lock_file_that_was_left_is_not_a_run(options, tmp_path):
+    """Oracle: a folder with nothing else in it is empty."""
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / ".lock").write_text("4711 on some-host\n")
+    assert not open_folder(options, "abc").resumed
 
 
 def test_a_file_in_the_way_is_said_in_words(options, tmp_path):
@@ -77,6 +132,7 @@ def test_a_file_in_the_way_is_said_in_words(options, tmp_path):
 def test_resuming_takes_up_the_same_run(options):
     """Oracle: the id that the run had; nothing is written."""
     first = open_folder(options, "abc")
+    first.lock.close()
     before = _content(first.path)
     again = open_folder(dataclasses.replace(options, resume=True), "another")
     assert (again.path, again.run, again.resumed) == (first.path, "abc", True)
@@ -104,7 +160,7 @@ def test_resuming_where_no_run_is_is_refused_and_makes_nothing(made, options, tm
 )  # fmt: skip
 def test_resuming_with_another_option_names_both_values(name, value, options):
     """Oracle: the option, what it was, what it is now, and the file that has it right."""
-    open_folder(options, "abc")
+    open_folder(options, "abc").lock.close()
     was = getattr(options, name)
     with pytest.raises(
         ConfigError, match=f"was started with {name} = {was}, got {value}; .*--config .*config.toml"
@@ -125,13 +181,14 @@ def test_resuming_with_another_option_names_both_values(name, value, options):
 )
 def test_resuming_may_change_what_does_not_change_the_weights(name, value, options):
     """Oracle: more rounds, another machine's threads, device and network are no other run."""
-    open_folder(options, "abc")
+    open_folder(options, "abc").lock.close()
     assert open_folder(dataclasses.replace(options, resume=True, **{name: value}), "abc").resumed
 
 
 def test_a_config_file_that_was_spoilt_is_named(options):
     """Oracle: the message names file and option."""
     folder = open_folder(options, "abc")
+    folder.lock.close()
     (folder.path / "config.toml").write_text('modle = "unet"\n')
     with pytest.raises(ConfigError, match=r"config.toml: unknown option 'modle'"):
         open_folder(dataclasses.replace(options, resume=True), "abc")

@@ -9,10 +9,15 @@ import pytest
 
 import launch.cli
 from launch import build, keepsakes
+from launch.config import RunOptions
+from launch.keepsakes import ClientFolder
 from launch.outcome import outcome
 from runtime.checkpoint import write_atomically
 from runtime.coordinator import Coordinator
-from runtime.errors import WireError
+from runtime.data.source import Task
+from runtime.errors import ConfigError, WireError
+from runtime.journal import Journal
+from runtime.wire import Release
 
 TINY = (
     "--model resnet18 --image-size 32 --train-images 8 --validation-images 0 --test-images 4 --batch-size 4 "
@@ -35,10 +40,11 @@ def train(tmp_path, capsys, monkeypatch):
     key.write_bytes(bytes(32).hex().encode())
     key.chmod(0o600)
 
-    def run(name: str):
+    def run(name: str, *options: str):
         folder = tmp_path / name
         monkeypatch.setattr(
-            "sys.argv", ["suture", "train", *TINY, "--run-dir", str(folder), "--handoff-key", str(key)]
+            "sys.argv",
+            ["suture", "train", *TINY, *options, "--run-dir", str(folder), "--handoff-key", str(key)],
         )
         code = outcome(lambda: launch.cli.suture.main(standalone_mode=False))
         return code, folder, capsys.readouterr().err
@@ -75,6 +81,16 @@ def test_a_model_that_cannot_be_written_is_an_error_that_says_what_to_do(train, 
     assert keepsakes.write_atomically is not write_atomically
 
 
+def test_a_server_that_keeps_the_top_which_it_had_promised_is_named(train, monkeypatch):
+    """Oracle: what each client says; where nothing was promised nobody says anything."""
+    monkeypatch.setattr(Journal, "release", lambda self: Release({}, 1))
+    code, folder, errors = train("run")
+    assert code == 0 and not list(folder.rglob("model.pt"))
+    assert errors.count("did not hand out the trained top, although the run's options say so") == 2
+    code, folder, errors = train("kept", "--no-release-top")
+    assert code == 0 and not list(folder.rglob("model.pt")) and "did not hand out" not in errors
+
+
 def test_clients_that_report_different_weights_do_not_cost_the_summary(train, monkeypatch):
     def disagreeing(self):
         raise WireError("the clients report 2 different digests of the same parts")
@@ -85,3 +101,16 @@ def test_clients_that_report_different_weights_do_not_cost_the_summary(train, mo
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["weights_sha256"] is None and "2 different digests" in summary["disagreement"]
     assert summary["clients"]["client1"]["test"]
+
+
+def test_two_clients_of_one_name_do_not_share_a_folder(tmp_path):
+    """Oracle: the second is refused before it could join, and told whom it met; then the folder is free."""
+    options = RunOptions().resolved()
+    first, second = (
+        ClientFolder(options, "imagenet", Task.CLASSIFICATION, tmp_path / "ward_a") for _ in "12"
+    )
+    first.lock()
+    with pytest.raises(ConfigError, match=r"ward_a is in use by process \d+ on "):
+        second.lock()
+    del first
+    second.lock()

@@ -1,20 +1,39 @@
-"""What a person types for serve and join: addresses, names, options of the other end, and what the member is told.
+"""What a person types for serve and join: addresses, kits, options of the other end, and what is begun.
 
 Oracle: messages written out; the options that went in.
 """
 
-import socket
+import signal
+from pathlib import Path
 
-import psutil
+import click
 import pytest
-import torch
 
 from launch import site_commands
-from launch.address import interface_towards, parse_address
+from launch.address import parse_address
 from launch.cli import suture
 from launch.config import RunOptions
-from launch.sites import JoinConfig, find_server
-from runtime.errors import ConfigError, UnreachableError
+from launch.joining import JoinConfig, proxy_ports
+from launch.kit import Kit
+from launch.provision import Project, provision
+from launch.sites import ServeConfig, classes_of
+from runtime.consortium.roster import Roster
+from runtime.errors import ConfigError, WireError
+from runtime.wire import Hello
+
+
+@pytest.fixture(scope="module")
+def kits(tmp_path_factory) -> dict[str, Kit]:
+    """By command: the server's, and that of the site ward_a."""
+    project = Project(address="hub.example:29500", sites=("ward_a", "ward_b"))
+    made = provision(project, tmp_path_factory.mktemp("consortium"))
+    return {"serve": made["server"], "join": made["ward_a"]}
+
+
+def line(command: str, kits: dict[str, Kit]) -> list[str]:
+    """What is typed, with the kit of that command as its one argument."""
+    name, *options = command.split()
+    return [name, str(kits[name].folder), *options]
 
 
 @pytest.mark.parametrize(
@@ -37,84 +56,218 @@ def test_what_is_no_address_is_refused(text):
         parse_address(text)
 
 
-def test_the_interface_is_the_one_that_leads_there():
-    """Oracle: the interface that has 127.0.0.1; none for all addresses at once, nor for a name that nobody has."""
-    loopback = interface_towards("127.0.0.1", 1)
-    assert any(a.address == "127.0.0.1" for a in psutil.net_if_addrs()[loopback])
-    assert interface_towards("0.0.0.0", 1) is None
-    assert interface_towards("no.such.name.invalid", 1) is None
-
-
-@pytest.mark.parametrize(
-    "name", ["", "1", "ward-a", "ward.a", "ward a", "server", "w" * 41, "../x", "stationä"]
-)
-def test_a_name_is_letters_digits_and_underscores(name):
-    """Oracle: RPC takes no other, and a name is a folder's, too."""
-    with pytest.raises(
-        ConfigError, match="name must be a letter and then up to 39 letters, digits or underscores"
-    ):
-        JoinConfig(server="hub:1", name=name)
-
-
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (["serve", "--clients", "2", "--handoff-key", "k"], "handoff_key is an option of suture join; leave it out"),
-        (["serve"], "serve needs --clients N"),
-        (["serve", "--clients", "2", "--attack", "fsha"], "attack is for a lab"),
-        (["serve", "--clients", "2", "--min-clients", "0"], "min_clients must be at least 1, got 0"),
-        (["serve", "--clients", "2", "--min-clients", "3"], r"min_clients must lie in 1..2 \(--clients\), got 3"),
-        (["serve", "--clients", "2", "--listen", "29500"], "an address is HOST:PORT"),
-        (["serve", "--clients", "2", "--grace", "-1"], "grace must be at least 0 seconds, got -1"),
-        (["serve", "--clients", "2", "--exchange", "local"], "exchange local plays all roles in one process"),
-        (["join", "hub:1", "--name", "a", "--clients", "2"], "clients is an option of suture serve; leave it out"),
-        (["join", "hub:1", "--name", "a", "--schedule", "shuffled"], "schedule is an option of suture serve"),
-        (["join", "hub:1", "--name", "a", "--patience", "0"], "patience must be above 0 seconds, got 0"),
-        (["join", "hub", "--name", "a"], "an address is HOST:PORT"),
-        (["join", "hub:1", "--name", "a", "--cut", "99"], "99"),
+        ("serve --clients 2 --handoff-key k", "handoff_key is an option of suture join; leave it out"),
+        ("serve", "serve needs --clients N"),
+        ("serve --clients 2 --attack fsha", "attack is for a lab"),
+        ("serve --clients 2 --tape all", "tape is for a lab"),
+        ("serve --clients 2 --min-clients 0", "min_clients must be at least 1, got 0"),
+        ("serve --clients 2 --min-clients 3", r"min_clients must lie in 1..2 \(--clients\), got 3"),
+        ("serve --clients 2 --listen 29500", "an address is HOST:PORT"),
+        ("serve --clients 2 --grace -1", "grace must be at least 0 seconds, got -1"),
+        ("serve --clients 2 --line-timeout 0.5", "line_timeout must be at least 1 second, got 0.5"),
+        ("serve --clients 2 --exchange local", "exchange local is for one machine or cluster .* it is fused: leave it"),
+        ("serve --clients 2 --exchange autograd", "exchange autograd is for one machine or cluster"),
+        ("serve --clients 2 --interface lo", "interface is for ranks that talk RPC; .* leave it out"),
+        ("serve --clients 2 --isolate on", "isolate is for suture train, .* leave it out"),
+        ("join --isolate on", "isolate is for suture train, .* leave it out"),
+        ("join --clients 2", "clients is an option of suture serve; leave it out"),
+        ("join --schedule shuffled", "schedule is an option of suture serve"),
+        ("join --patience 0", "patience must be above 0 seconds, got 0"),
+        ("join --proxy-ca ca.pem", "proxy_ca is for a proxy that opens TLS: give --tls proxy, too"),
+        ("join --line-timeout nan", "line_timeout must be at least 1 second, got nan"),
+        ("join --server hub", "an address is HOST:PORT"),
+        ("join --exchange autograd", "exchange autograd is for one machine or cluster"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_said_before_anything_is_started(command, words, monkeypatch):
+def test_a_mistake_is_said_before_anything_is_started(command, words, kits, monkeypatch):
     """Oracle: the messages; no member is started."""
-    monkeypatch.setattr(site_commands, "supervise", lambda *_: pytest.fail("a member was started"))
+    monkeypatch.setattr(site_commands, "_be_member", lambda _: pytest.fail("a member was started"))
     with pytest.raises(ConfigError, match=words):
-        suture.main(command, standalone_mode=False)
+        suture.main(line(command, kits), standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("command", "other", "words"),
+    [
+        ("serve --clients 2", "join", "is a site's kit, of ward_a; suture serve takes the server's, and suture join this"),
+        ("join", "serve", "is the server's kit, of server; suture join takes a site's, and suture serve this"),
+    ],
+)  # fmt: skip
+def test_a_kit_of_the_other_end_is_said_before_anything_is_started(command, other, words, kits, monkeypatch):
+    """Oracle: the messages; which end a kit is for stands in it."""
+    monkeypatch.setattr(site_commands, "_be_member", lambda _: pytest.fail("a member was started"))
+    with pytest.raises(ConfigError, match=words):
+        suture.main(line(command, kits | {command.split()[0]: kits[other]}), standalone_mode=False)
+
+
+@pytest.mark.parametrize("command", ["serve --clients 2", "join"])
+def test_neither_end_goes_without_a_kit(command, monkeypatch):
+    """Oracle: click's message names the argument."""
+    monkeypatch.setattr(site_commands, "_be_member", lambda _: pytest.fail("a member was started"))
+    with pytest.raises(click.MissingParameter) as raised:
+        suture.main(command.split(), standalone_mode=False)
+    assert "Missing argument 'KIT'" in raised.value.format_message()
+
+
+def test_a_site_that_its_own_roster_does_not_list_is_told_the_remedy(tmp_path, monkeypatch):
+    """Oracle: the message's own command, run as it stands, after which the site starts."""
+    begun = []
+    monkeypatch.setattr(site_commands, "_be_member", begun.append)
+    kit = provision(Project(address="hub:1", sites=("ward_a",)), tmp_path / "kits")["ward_a"]
+    Roster.create(kit.roster, {"ward_a": "0" * 64})
+    with pytest.raises(
+        ConfigError, match=f"roster .* lists another key for this site, {'0' * 64}; its own"
+    ) as raised:
+        suture.main(["join", str(kit.folder)], standalone_mode=False)
+    remedy = str(raised.value).partition("suture ")[2].partition(", and tell")[0]
+    suture.main(remedy.split(), standalone_mode=False)
+    suture.main(["join", str(kit.folder)], standalone_mode=False)
+    assert len(begun) == 1
+
+
+@pytest.fixture
+def begun(monkeypatch) -> list:
+    """What `join_site` and `serve_site` were given: they are only noted, and the process goes on."""
+    noted: list = []
+    monkeypatch.setattr(site_commands, "join_site", lambda *told: noted.append(told))
+    monkeypatch.setattr(site_commands, "serve_site", lambda *told: noted.append(told))
+    monkeypatch.setattr(site_commands, "_be_member", lambda work: work())
+    return noted
 
 
 @pytest.mark.parametrize("given", [[], ["--run-dir", "mine"]])
-def test_the_member_is_told_what_was_typed(given, monkeypatch):
-    """Oracle: what a fork does, and the command line of a fresh Python, parsed again: the same server, name, options and
-    folder, which stays; the supervisor has one thread, so it can fork."""
-    starts, members = [], []
-    monkeypatch.setattr(site_commands, "supervise", lambda member, config: starts.append(member) or 0)
-    monkeypatch.setattr(site_commands, "join_site", lambda *told: members.append(told))
-    monkeypatch.setattr(site_commands, "_be_member", lambda work: work())
-    typed = "join hub:29500 --name ward_a --patience 7 --lr 0.5 --no-augment".split()
+def test_a_site_is_begun_with_what_was_typed(given, kits, begun):
+    """Oracle: the same server, options and folder; the name in the folder is the kit's."""
+    typed = line(
+        "join --server relay:1 --patience 7 --line-timeout 3 --lr 0.5 --no-augment --tls proxy --proxy-ca p.pem",
+        kits,
+    )
     suture.main([*typed, *given], standalone_mode=False)
-    assert torch.get_num_threads() == 1
-    starts[0].run()
-    assert starts[0].command[1:4] == ["-m", "launch", "join"]
-    suture.main(starts[0].command[3:], standalone_mode=False)
-    (options, config), again = members[0], members[1]
-    assert (options, config) == again and len(members) == 2
-    assert config == JoinConfig(server="hub:29500", name="ward_a", patience=7.0)
-    folder = "mine" if given else options.run_dir
-    assert options == RunOptions(lr=0.5, augment=False, run_dir=folder)
+    ((asked, config),) = begun
+    assert config == JoinConfig(
+        kit=kits["join"],
+        server="relay:1",
+        patience=7.0,
+        line_timeout=3.0,
+        tls="proxy",
+        proxy_ca=Path("p.pem"),
+    )
+    folder = "mine" if given else asked["run_dir"]
+    assert asked == {"lr": 0.5, "augment": False, "run_dir": folder}
     assert given or (folder.startswith("runs/") and folder.endswith("_ward_a"))
 
 
-def test_a_wrong_address_is_said_at_once_and_given_up_in_the_end(caplog):
-    """Oracle: nobody listens on the port; half a second of patience."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    config = JoinConfig(server=address, name="ward_a", patience=0.5)
-    with (
-        caplog.at_level("WARNING"),
-        pytest.raises(
-            UnreachableError,
-            match=f"no server at {address} for 0.5 s .*is the address right.*--patience SECONDS waits longer",
-        ),
+def test_a_site_that_only_evaluates_is_begun_as_one(kits, begun):
+    """Oracle: what the site is told."""
+    suture.main(line("join --evaluate-only --test-images 9", kits), standalone_mode=False)
+    ((options, config),) = begun
+    assert config.evaluate_only and options["test_images"] == 9 and "train_images" not in options
+
+
+@pytest.mark.parametrize("given", [[], ["--run-dir", "mine"]])
+def test_a_server_is_begun_with_what_was_typed(given, kits, begun):
+    """Oracle: the same address, numbers, options and folder."""
+    typed = line(
+        "serve --listen 0.0.0.0:29500 --clients 3 --min-clients 2 --grace 5 --lr 0.5 --tls proxy", kits
+    )
+    suture.main([*typed, *given], standalone_mode=False)
+    ((options, config),) = begun
+    assert config == ServeConfig(
+        kit=kits["serve"], listen="0.0.0.0:29500", min_clients=2, grace=5.0, tls="proxy"
+    )
+    folder = "mine" if given else options.run_dir
+    assert options == RunOptions(lr=0.5, clients=3, run_dir=folder) and (given or folder.startswith("runs/"))
+
+
+def test_both_ends_take_the_address_of_their_kits(kits, begun):
+    """Oracle: the project's address."""
+    for command in ("serve --clients 2", "join"):
+        suture.main(line(command, kits), standalone_mode=False)
+    (_, server), (_, site) = begun
+    assert server.listen == site.server == "hub.example:29500"
+
+
+@pytest.mark.parametrize("ends", ["returns", "is told to stop"])
+def test_a_member_ends_with_a_code_and_by_sigterm_as_by_an_interrupt(ends, monkeypatch):
+    """Oracle: the codes: 0, and the shell's for an interrupt, which systemd's stop comes to as well."""
+    codes, before = [], signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(site_commands, "exit_as_rank", codes.append)
+    try:
+        site_commands._be_member(
+            lambda: signal.raise_signal(signal.SIGTERM) if ends == "is told to stop" else None
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert codes == [0 if ends == "returns" else 130]
+
+
+# What a site's machine and the first site say ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "ports"),
+    [
+        ({}, ()),
+        ({"https_proxy": "http://proxy:3128"}, (3128,)),
+        ({"https_proxy": "proxy:3128"}, (3128,)),
+        ({"https_proxy": "http://proxy"}, (80,)),
+        ({"https_proxy": "http://user:word@[fe80::1]:8080/"}, (8080,)),
+        ({"http_proxy": "http://a:1", "https_proxy": "http://b:2", "grpc_proxy": "http://c:3"}, (3,)),
+        ({"http_proxy": "http://a:1", "https_proxy": ""}, (1,)),
+    ],
+)
+def test_the_port_of_the_proxy_is_the_one_that_grpc_will_use(environment, ports, monkeypatch):
+    """Oracle: gRPC's documented order of variables; no port is port 80, as gRPC takes it."""
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert proxy_ports() == ports
+
+
+def test_a_proxy_without_a_proper_port_is_said(monkeypatch):
+    """Oracle: the message."""
+    monkeypatch.delenv("grpc_proxy", raising=False)
+    monkeypatch.setenv("https_proxy", "http://proxy:99999")
+    with pytest.raises(
+        ConfigError, match="the proxy 'http://proxy:99999' has no proper port; set https_proxy="
     ):
-        find_server(RunOptions(), config)
-    assert f"no server at {address} yet (Connection refused); looking for it" in caplog.text
+        proxy_ports()
+
+
+def test_the_first_sites_classes_are_the_runs():
+    """Oracle: the names that went in; a long one is cut."""
+    classes = ("no finding", "mild, or moderate", "x" * 100)
+    said = RunOptions(clients=1).resolved().site_agreement(classes)
+    assert classes_of(Hello("ward_a", said, 8, 2)) == (*classes[:2], "x" * 80)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "healthy, ill",
+        "[]",
+        '["a", "a"]',
+        '["a", 1]',
+        '{"a": 1}',
+        "3",
+        '"ab"',
+        "[" * 100_000,
+        str([1] * 1001),
+    ],
+    ids=lambda said: said[:12],
+)
+def test_classes_that_are_no_names_are_refused(said):
+    """Oracle: the message names the site; whatever it says, nothing else is raised."""
+    with pytest.raises(WireError, match="ward_a, the first site to join, said .* of its classes; refused"):
+        classes_of(Hello("ward_a", {"classes": said}, 8, 2))
+
+
+def test_a_site_that_says_no_classes_is_refused():
+    """Oracle: the message."""
+    with pytest.raises(WireError, match="ward_a, the first site to join, said '' of its classes; refused"):
+        classes_of(Hello("ward_a", {}, 8, 2))

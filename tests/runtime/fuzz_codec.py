@@ -2,8 +2,9 @@
 
     python tests/runtime/fuzz_codec.py -max_total_time=300
 
-Starts from good messages. It ends with an error, and the bytes in a file, where they raise anything but a WireError or
-become something else than the few types that may come out.
+Reads the same bytes as the codec's text and as a whole frame. Starts from good messages. It ends with an error, and the
+bytes in a file, where they raise anything but a WireError, become something else than the few types that may come out,
+or make a tensor that lies outside the frame.
 """
 
 import sys
@@ -16,17 +17,19 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).par
 
 import torch
 
-with atheris.instrument_imports(include=["runtime.codec", "runtime.wire"]):
-    from runtime import codec
+with atheris.instrument_imports(include=["runtime.codec", "runtime.frames", "runtime.wire"]):
+    from runtime import codec, frames
     from runtime.errors import WireError
 
 import test_codec
+import test_frames
 
 SPARE = [torch.arange(6.0).reshape(1, 2, 3), torch.arange(64, dtype=torch.uint8)]
 
 
 def read(data: bytes) -> None:
     """One try."""
+    test_frames.read(data)
     try:
         value = codec.decode(data, SPARE)
     except WireError:
@@ -38,7 +41,8 @@ def main() -> None:
     """Fuzzes until libFuzzer's options say that it is enough."""
     with tempfile.TemporaryDirectory(prefix="suture-fuzz-") as seeds:
         for number, message in enumerate(test_codec.GOOD):
-            (Path(seeds) / str(number)).write_bytes(codec.encode(message)[0])
+            (Path(seeds) / f"text{number}").write_bytes(codec.encode(message)[0])
+            (Path(seeds) / f"frame{number}").write_bytes(b"".join(frames.pack(message)))
         atheris.Setup([*sys.argv, "-max_len=4096", seeds], read)
         atheris.Fuzz()
 

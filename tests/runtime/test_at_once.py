@@ -47,13 +47,15 @@ class Run:
         self.labels = labels
         self.seats = {name: Seat() for name in NAMES}
         for name, seat in self.seats.items():
-            self.coordinator.admit(seat, Hello(name, {}, 8, 2), name)
+            self.coordinator.admit(seat, Hello(name, {}, 8, 2))
         self.turns = self.ask(*NAMES)
 
     def ask(self, *names):
         """What each of ``names`` is granted when all of them have asked."""
-        waiting = [self.coordinator.ready(self.seats[name]) for name in names]
-        return {name: answer.value() for name, answer in zip(names, waiting, strict=True) if answer.done()}
+        waiting = {name: Future() for name in names}
+        for name, answer in waiting.items():
+            self.coordinator.ready(self.seats[name], answer)
+        return {name: answer.value() for name, answer in waiting.items() if answer.done()}
 
     def upload(self, name, batch=0, **changes):
         generator = torch.Generator().manual_seed(10 * NAMES.index(name) + batch)
@@ -117,7 +119,8 @@ def test_what_ends_the_turn_is_the_last_share(run, tmp_path):
     run.commit("ward_b")
     (entry,) = run.journal.ledger.entries
     assert (entry.clients, entry.num_batches, entry.together) == (NAMES, 4, run.journal.ledger.together)
-    waiting = run.coordinator.ready(run.seats["ward_b"])
+    waiting = Future()
+    run.coordinator.ready(run.seats["ward_b"], waiting)
     averages = [name for name, seat in run.seats.items() if seat.name in run.coordinator._turns.running]
     assert averages == ["ward_a"] and not waiting.done()
     shares = [run.coordinator.share(run.seats["ward_a"], index) for index in range(3)]

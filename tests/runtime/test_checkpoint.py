@@ -37,6 +37,7 @@ def test_without_checkpoints_only_the_best_round_is_written(tmp_path):
     """Oracle: the folder's list of files; the best round is needed for what the clients are handed at the end."""
     checkpoints = NoCheckpoints(tmp_path / "checkpoints")
     checkpoints.save(1, STATE)
+    checkpoints.save_farewells({"client0": {}})  # nobody will start this run again and ask who has gone home
     assert checkpoints.load_newest() is None and not checkpoints.folder.exists()
     checkpoints.save_best(STATE)
     assert _names(checkpoints.folder) == ["best.pt"]
@@ -106,6 +107,16 @@ def test_a_folder_that_is_a_file_is_said_in_words(tmp_path):
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(CheckpointError, match="cannot write checkpoint .*turn_000000.pt"):
         Checkpoints(tmp_path / "checkpoints").save(0, STATE)
+
+
+def test_a_run_folder_that_was_removed_is_not_made_again(tmp_path):
+    """Oracle: the message, whose remedy is not to make room; no folder appears."""
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    with pytest.raises(
+        CheckpointError, match="turn_000001.pt: No such file .* moved or removed .* start a new run"
+    ):
+        checkpoints.save(1, STATE)
+    assert not (tmp_path / "run").exists()
 
 
 # In the digest, at its end, in the zip's header, in the pickle, in the tensor's bytes, in the last byte.

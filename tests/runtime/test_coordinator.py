@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.futures import Future
 
 from runtime import session
 from runtime.checkpoint import Checkpoints
@@ -92,11 +93,12 @@ class Run:
     def join(self, name, **changes):
         self.seats[name] = Seat()
         hello = dataclasses.replace(Hello(name, {"lr": LR}, 8, 2), **changes)
-        return self.coordinator.admit(self.seats[name], hello, name)
+        return self.coordinator.admit(self.seats[name], hello)
 
     def ask(self, name):
         """Calls for a turn; None while the server lets the client wait."""
-        self.waiting[name] = self.coordinator.ready(self.seats[name])
+        self.waiting[name] = Future()
+        self.coordinator.ready(self.seats[name], self.waiting[name])
         return self.answer(name)
 
     def answer(self, name):
@@ -282,7 +284,12 @@ def test_a_strangers_call_is_refused(run, call):
     """Oracle: a seat is had by joining, whatever name is written on it."""
     with pytest.raises(WireError, match="client0 has no seat in this run; it must join first"):
         _calls(run, run.turn)[call](Seat(name="client0"))
-    for ask in (run.coordinator.ready, run.coordinator.newest_handoff, run.coordinator.leave):
+    coordinator = run.coordinator
+    for ask in (
+        lambda seat: coordinator.ready(seat, Future()),
+        coordinator.newest_handoff,
+        coordinator.leave,
+    ):
         with pytest.raises(WireError, match="a stranger has no seat"):
             ask(Seat())
 
@@ -576,7 +583,7 @@ def test_the_checkpoint_of_another_run_is_refused(run, tmp_path):
     run.play(run.turn)
     run.journal._run = "another"
     with pytest.raises(
-        CheckpointError, match="the checkpoint is of run run, format 2; expected run another, format 2"
+        CheckpointError, match="the checkpoint is of run run, format 4; expected run another, format 4"
     ):
         run.journal.begin(resume=True)
 
@@ -594,3 +601,59 @@ def test_a_replay_that_waits_for_nobody_stops_the_run(tmp_path):
     for name in run.seats:
         assert (run.answer(name).kind, run.answer(name).error) == (TurnKind.END, "ConfigError")
         assert "client9 in round 1, who is not in this run" in run.answer(name).reason
+
+
+def _full(*args, **fields):
+    raise CheckpointError("cannot write: No space left on device")
+
+
+@pytest.mark.parametrize(
+    "what", ["train_step", "scores", "flush", "the best round", "a checkpoint", "turns.jsonl"]
+)
+def test_what_cannot_be_written_stops_the_run_and_everyone_is_told(what, tmp_path, monkeypatch):
+    """Oracle: the error at whoever called, at every member that asks, and at the server, which does not wait for ever."""
+    run = Run(tmp_path)
+    run.join("client0")
+    run.join("client1")
+    owner, name = {
+        "the best round": (Journal, "_keep_best"),
+        "a checkpoint": (Checkpoints, "save"),
+        "turns.jsonl": (Journal, "_write_turns"),
+    }.get(what, (run.recorder, what))
+    monkeypatch.setattr(owner, name, _full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        run.play_to_the_end()
+    for name, seat in run.seats.items():
+        told = run.ask(name)
+        assert (told.kind, told.error, told.reason[:12]) == (TurnKind.END, "CheckpointError", "cannot write")
+        run.coordinator.leave(seat)
+    with pytest.raises(CheckpointError, match="No space left"):
+        run.coordinator.wait()
+
+
+def test_an_event_that_cannot_be_written_does_not_interrupt_what_it_tells_of(run, clock, monkeypatch):
+    """Oracle: a lost member's turn is rolled back whole, the other is told, and the run ends when it has left."""
+    before = run.state()
+    run.step(run.turn)
+    monkeypatch.setattr(run.recorder, "event", _full)
+    clock.seconds += LEASE - 1
+    run.ask("client1")
+    clock.seconds += 2
+    run.coordinator._course.watch()
+    assert run.seats["client0"].left and run.state() == before
+    assert (run.answer("client1").kind, run.answer("client1").error) == (TurnKind.END, "CheckpointError")
+    run.coordinator.leave(run.seats["client1"])
+    with pytest.raises(CheckpointError, match="No space left"):
+        run.coordinator.wait()
+
+
+def test_after_a_line_was_lost_no_turn_counts(run, monkeypatch):
+    """Oracle: the commit is refused with the same error, although the disk has room again; no checkpoint is written."""
+    run.step(run.turn, 0)
+    monkeypatch.setattr(run.recorder, "train_step", _full)
+    with pytest.raises(CheckpointError):
+        run.step(run.turn, 1)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="No space left"):
+        run.commit(run.turn)
+    assert run.journal._checkpoints.turns() == [0]

@@ -212,6 +212,7 @@ def test_a_key_file_is_private_and_never_overwritten(tmp_path):
 def test_a_malformed_key_is_refused(text, tmp_path):
     """Oracle: the message says what a key is and how to get one; it does not repeat the key."""
     (tmp_path / "key").write_text(text)
+    (tmp_path / "key").chmod(0o600)
     with pytest.raises(
         ConfigError, match="must hold 64 hex digits; make one with 'suture keygen FILE'"
     ) as error:
@@ -227,6 +228,21 @@ def test_a_key_file_that_cannot_be_read_is_named(tmp_path):
     for path in (tmp_path / "missing", tmp_path, tmp_path / "binary"):
         with pytest.raises(ConfigError, match=r"cannot read hand-off key file .*suture keygen"):
             read_key(path)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601])
+def test_a_key_that_others_may_reach_is_refused(mode, tmp_path):
+    """Oracle: the message, whose remedy is then taken; it does not repeat the key."""
+    path = tmp_path / "key"
+    write_key(path)
+    path.chmod(mode)
+    with pytest.raises(
+        ConfigError, match=f"key has mode {mode:o}: others may read it; chmod 600 "
+    ) as refused:
+        read_key(path)
+    assert path.read_text().strip() not in str(refused.value)
+    path.chmod(0o600)
+    assert read_key(path).hex() == path.read_text().strip()
 
 
 def test_threads_that_race_for_a_key_get_one_and_the_same(tmp_path, monkeypatch):

@@ -9,76 +9,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import BATCH, NUM_BATCHES, SGD, build_client, build_coordinator, build_parts, build_server
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from models.split import BottomOutput, SplitModel
-from runtime import endpoints
 from runtime.checkpoint import Checkpoints
-from runtime.checks import TensorSpec
-from runtime.client import Client, ClientConfig
-from runtime.coordinator import Coordinator, RunConfig
-from runtime.data.client_data import ClientData
-from runtime.data.partition import Share
-from runtime.data.source import Example, Source, Task
 from runtime.errors import DivergedError, WireError
 from runtime.exchange import LocalExchange
 from runtime.handoff import part_digest
 from runtime.hooks import Attack, Defence, Detector
-from runtime.journal import Journal
-from runtime.ledger import Ledger
-from runtime.members import Members
 from runtime.observers import NoRecorder
-from runtime.optim import OptimizerConfig
-from runtime.randomness import Randomness
-from runtime.scheduler import RoundRobin, Turn, TurnKind
+from runtime.scheduler import Turn, TurnKind
 from runtime.server import Server
 from runtime.session import Member, NoKeepsakes, run_local
 from runtime.wire import Upload
-
-KEY, SGD = bytes(range(32)), OptimizerConfig(name="sgd", lr=0.1)
-BATCH, NUM_BATCHES = 2, 3
-
-
-class Bottom(nn.Module):
-    """1x4x4 images to 2x4x4 smashed data; the skip is a tensor of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(1, 2, 3, padding=1)
-
-    def forward(self, x):
-        out = self.conv(x)
-        return BottomOutput(torch.tanh(out), (out * 0.5,))
-
-
-class Head(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(32, 2)
-
-    def forward(self, out, skips):
-        return self.linear((out + skips[0]).flatten(1))
-
-
-class Drawn(Source):
-    """Twenty-two images of noise with two classes."""
-
-    def __init__(self):
-        examples = [Example(f"i{n}", f"p{n}", n % 2) for n in range(22)]
-        super().__init__("drawn", Task.CLASSIFICATION, ("well", "ill"), examples)
-
-    def read(self, index, size, channels):
-        generator = torch.Generator().manual_seed(index)
-        image = torch.randint(0, 256, (channels, size, size), dtype=torch.uint8, generator=generator)
-        return image, torch.tensor(index % 2)
-
-
-def build_parts(home: bool) -> SplitModel:
-    torch.manual_seed(1)
-    if home:
-        return SplitModel(Bottom(), nn.Sequential(nn.Conv2d(2, 2, 1), nn.Tanh()), Head())
-    return SplitModel(Bottom(), nn.Sequential(nn.Flatten(), nn.Linear(32, 2)))
 
 
 class Recorded(LocalExchange):
@@ -101,55 +45,24 @@ class Losses(NoRecorder):
         self.shown.append(loss)
 
 
-def build_client(index, home=False, defence=None, detector=None) -> Client:
-    first = 11 * index
-    share = Share(
-        train=tuple(range(first, first + 6)),
-        validation=tuple(range(first + 6, first + 8)),
-        test=tuple(range(first + 8, first + 11)),
-    )
-    data = ClientData(Drawn(), share, image_size=4, channels=1, normalisation="symmetric", augment=False)
-    return Client(
-        build_parts(home),
-        data,
-        ClientConfig(name=f"client{index}", labels_shared=not home, batch_size=BATCH, optimizer=SGD),
-        key=KEY,
-        randomness=Randomness(KEY, 0),
-        output=TensorSpec((2, 4, 4) if home else (2,), torch.float32, BATCH),
-        defence=defence,
-        detector=detector,
-    )
-
-
 def play(run_dir: Path, *, attack=None, defences=(None,), detectors=None, home=False, rounds=1):
     """A whole run in this process, one client a defence; returns all that there is to look at."""
     torch.set_num_threads(1)
-    run_dir.mkdir(exist_ok=True)
-    top = build_parts(home).top
-    labels = None if home else TensorSpec((), torch.int64, BATCH, below=2)
-    smashed = TensorSpec((2, 4, 4), torch.float32, BATCH)
-    server = Server(top, SGD.build(top.parameters()), smashed=smashed, labels=labels, attack=attack)
-    checkpoints = Checkpoints(run_dir / "checkpoints")
-    journal = Journal("run", run_dir, server, Ledger(RoundRobin(), rounds), checkpoints, ("auroc",))
-    config = RunConfig(run="run", run_dir=run_dir, lease=60)
-    coordinator = Coordinator(journal, Members(len(defences), {}), config)
+    server = build_server(home, attack)
     losses, uploads = Losses(), []
-    coordinator.begin(False, lambda step: losses)
+    coordinator = build_coordinator(run_dir, server, len(defences), rounds=rounds, recorder=losses)
     clients = [
         build_client(index, home, defence, (detectors or {}).get(index))
         for index, defence in enumerate(defences)
     ]
     played = SimpleNamespace(
         coordinator=coordinator, server=server, clients=clients, uploads=uploads, losses=losses.shown,
-        checkpoints=checkpoints, error=None,
+        checkpoints=Checkpoints(run_dir / "checkpoints"), error=None,
     )  # fmt: skip
-    endpoints.open_run(coordinator)
     try:
         run_local([Member(client, Recorded(coordinator, uploads), NoKeepsakes()) for client in clients], {})
     except DivergedError as error:
         played.error = error
-    finally:
-        endpoints.close_run()
     return played
 
 

@@ -82,6 +82,19 @@ def test_a_state_is_a_copy():
     assert json.dumps(state) == before
 
 
+def test_a_state_is_of_as_many_objects_after_many_turns_as_after_few():
+    """Oracle: counting them. A state is taken and written in each turn, which would come to cost more and more."""
+
+    def num_objects(value):
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return 1 + sum(map(num_objects, inner))
+
+    few, many = Ledger(RoundRobin(), 1), Ledger(RoundRobin(), 250)
+    _play(few)
+    assert len(_play(many)) == 1000
+    assert num_objects(many.state_dict()) == num_objects(few.state_dict())
+
+
 def test_lost_clients_drop_out_of_the_round():
     """Oracle: the plan without client1; numbers stay gapless."""
     ledger = Ledger(RoundRobin(), 2)
@@ -173,3 +186,17 @@ def test_a_replayed_run_equals_the_run_it_came_from(tmp_path, monkeypatch):
     shuffled = play("shuffled", "shuffled")
     assert play("replayed", f"replay:{tmp_path / 'shuffled' / 'turns.jsonl'}") == shuffled
     assert play("in-order", "round-robin")[0] != shuffled[0]
+
+
+def test_a_mean_is_for_one_that_trains_and_who_only_evaluates_has_no_other_turn():
+    """Oracle: the plan of a round in which the first in order only evaluates, written out."""
+    ledger = Ledger(AtOnce(Together.PARALLEL), 1)
+    ledger.start_round(["b", "c"], ["a", "b", "c"])
+    played = []
+    while turns := ledger.next_turns(["a", "b", "c"], ["b", "c"]):
+        played.append((turns[0].kind.value, "".join(turn.client for turn in turns)))
+        needed = ledger.needs_training()
+        assert needed == (turns[0].kind is not TurnKind.EVALUATE)
+        ledger.count(turns, 3 if turns[0].kind is TurnKind.TRAIN else 0)
+    assert played == [("train", "bc"), ("average", "b"), *(("evaluate", name) for name in "abc")]
+    assert not ledger.needs_training()

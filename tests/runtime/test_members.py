@@ -16,7 +16,7 @@ AGREED = {"lr": "0.1", "cut": "3"}
 
 def _admit(members, name, **options) -> Seat:
     seat = Seat()
-    members.admit(seat, Hello(name, AGREED | options, 8, 2), name)
+    members.admit(seat, Hello(name, AGREED | options, 8, 2))
     return seat
 
 
@@ -50,7 +50,7 @@ def test_options_that_differ_are_refused_with_both_values_named(theirs, words):
 def test_an_option_that_the_client_does_not_know_is_refused():
     """Oracle: the message names the server's value."""
     with pytest.raises(ConfigError, match="client0 has cut = None, the server has 3"):
-        Members(1, AGREED).admit(Seat(), Hello("client0", {"lr": "0.1"}, 8, 2), "client0")
+        Members(1, AGREED).admit(Seat(), Hello("client0", {"lr": "0.1"}, 8, 2))
 
 
 def test_a_long_value_does_not_fill_the_log():
@@ -58,6 +58,19 @@ def test_a_long_value_does_not_fill_the_log():
     with pytest.raises(ConfigError) as error:
         _admit(Members(1, AGREED), "client0", lr="9" * 10_000)
     assert len(str(error.value)) < 200
+
+
+def test_a_rank_of_another_run_is_told_so():
+    """Oracle: the message; where members are told the run before they join, nothing else of theirs is compared first."""
+    members = Members(1, AGREED | {"run": "ours"})
+    for run in ({"run": "theirs"}, {}):
+        with pytest.raises(
+            ConfigError, match="client0 was started for another run than this server's; .* --master_port"
+        ):
+            members.admit(Seat(), Hello("client0", {"lr": "0.5"} | run, 8, 2))
+    _admit(members, "client0", run="ours")
+    with pytest.raises(ConfigError, match="client0 has run = ours, the server has None"):
+        _admit(Members(1, AGREED), "client0", run="ours")
 
 
 def test_a_name_is_given_once():

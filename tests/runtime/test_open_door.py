@@ -3,12 +3,14 @@
 Oracle: the protocol's rules; the clock is ours.
 """
 
+import logging
+
 import pytest
 from test_coordinator import LEASE, Run, clock  # noqa: F401
 from torch.futures import Future
 
-from runtime.errors import ConfigError, DivergedError, NameTakenError, SeatLostError, WireError
-from runtime.members import OpenDoor
+from runtime.errors import ConfigError, DivergedError, NameTakenError, SeatLostError
+from runtime.members import OpenDoor, Seat
 from runtime.scheduler import TurnKind
 from runtime.wire import Farewell, Refusal
 
@@ -67,6 +69,23 @@ def test_one_that_is_refused_stops_nobody(tmp_path):
     assert run.answer("a").kind is TurnKind.TRAIN
 
 
+def test_one_that_asks_again_and_again_is_said_once_until_it_is_in(tmp_path, caplog):
+    """Oracle: the log's warnings: a site that waits for its seat asks four times a second, for minutes."""
+    caplog.set_level(logging.WARNING)
+    run = Run(tmp_path, door=OpenDoor(least=2, grace=GRACE))
+    run.join("a")
+    for _ in range(5):
+        with pytest.raises(NameTakenError):
+            run.join("a")
+        with pytest.raises(ConfigError, match="lr"):
+            run.join("b", agreement={"lr": "0.5"})
+    assert [message.partition(":")[0] for message in caplog.messages] == ["refused", "refused"]
+    run.join("b")
+    with pytest.raises(NameTakenError):
+        run.join("b")
+    assert len(caplog.messages) == 3 and "b is in the run already" in caplog.messages[-1]
+
+
 def test_one_that_gives_up_is_lost_and_the_others_go_on(run):
     """Oracle: the state before its turn, its reason in the event, the turn's number for the other one."""
     before = run.state()
@@ -78,7 +97,7 @@ def test_one_that_gives_up_is_lost_and_the_others_go_on(run):
 
 
 def test_when_all_are_lost_the_run_waits_for_one_to_come_back(run, clock):  # noqa: F811
-    """Oracle: no end; the one that is back gets the turn that was rolled back, in a round of its own."""
+    """Oracle: no end; the one that is back gets the turn that was rolled back; the other one's falls out of the round."""
     for name in ("a", "b"):
         run.coordinator.leave(run.seats[name])
     assert lost(run) == ["a", "b"] and not run.coordinator._course.ended.is_set()
@@ -86,6 +105,20 @@ def test_when_all_are_lost_the_run_waits_for_one_to_come_back(run, clock):  # no
     run.join("b")
     turn = run.ask("b")
     assert (turn.kind, turn.number, turn.client) == (TurnKind.TRAIN, 1, "b")
+
+
+def test_a_round_waits_for_whoever_comes_back_where_nobody_is_left(tmp_path):
+    """Oracle: the only round of the only client: it is lost in its turn, and the turn is there when it is back."""
+    run = Run(tmp_path, clients=1, rounds=1, door=OpenDoor(least=1, grace=GRACE))
+    run.join("a")
+    run.step(run.ask("a"))
+    run.coordinator.disconnected(run.seats["a"], "its connection has ended")
+    run.coordinator._course.watch()
+    assert lost(run) == ["a"] and run.journal.ledger.round == 1 and not run.journal.ledger.finished
+    run.join("a")
+    turn = run.ask("a")
+    assert (turn.kind, turn.number, turn.round) == (TurnKind.TRAIN, 1, 1)
+    assert [played.kind for played in run.play_to_the_end()] == [TurnKind.TRAIN, TurnKind.EVALUATE]
 
 
 def test_asking_for_another_turn_does_not_keep_the_one_that_is_held(run, clock):  # noqa: F811
@@ -101,7 +134,160 @@ def test_asking_for_another_turn_does_not_keep_the_one_that_is_held(run, clock):
     assert lost(run) == ["a"] and run.journal.totals.rolled_back == 1
     assert run.answer("a").error == "SeatLostError"
     with pytest.raises(SeatLostError):
-        run.coordinator.ready(run.seats["a"])
+        run.coordinator.ready(run.seats["a"], Future())
+
+
+# Members that only evaluate ----------------------------------------------------------------------
+
+EVALUATES = {"num_images": 0, "num_batches": 0}
+
+
+def test_where_nobody_trains_the_run_waits_and_says_so_once(tmp_path, caplog):
+    """Oracle: no round begins for two that only evaluate; it does when one that trains comes, and trains it alone."""
+    run = Run(tmp_path, clients=2, rounds=1, door=OpenDoor(least=2, grace=GRACE))
+    for name in ("a", "b"):
+        run.join(name, **EVALUATES)
+        assert run.ask(name) is None
+    run.coordinator._course.watch()
+    said = [message for message in caplog.messages if "nobody who trains is here (a, b" in message]
+    assert len(said) == 1 and run.journal.ledger.round == 0
+    run.join("c")
+    assert run.ask("c").kind is TurnKind.TRAIN
+    played = run.play_to_the_end()
+    assert [(turn.kind, turn.client) for turn in played] == [
+        (TurnKind.TRAIN, "c"),
+        *((TurnKind.EVALUATE, name) for name in "abc"),
+    ]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_round_waits_for_one_that_trains_but_evaluations_do_not(tmp_path, trained):
+    """Oracle: the training turn of the only one that trains does not fall out of the round when it is lost."""
+    run = Run(tmp_path, clients=2, rounds=2, door=OpenDoor(least=2, grace=GRACE))
+    run.join("a")
+    run.join("b", **EVALUATES)
+    run.ask("b")
+    turn = run.ask("a")
+    if trained:
+        run.play(turn)
+    run.coordinator.disconnected(run.seats["a"], "its connection has ended")
+    if trained:
+        run.play(run.answer("b"))
+        run.ask("b")
+    assert run.answer("b") is None and run.journal.ledger.round == 1
+    run.join("a")
+    again = run.ask("a")
+    assert (again.kind, again.round) == (TurnKind.TRAIN, 2 if trained else 1)
+
+
+def test_one_that_left_for_good_is_not_waited_for_at_the_end(tmp_path, clock):  # noqa: F811
+    """Oracle: the run ends with the other one's goodbye, and not after the grace."""
+    run = Run(tmp_path, rounds=1, door=OpenDoor(least=2, grace=GRACE))
+    run.join("a")
+    run.join("b")
+    run.ask("b")
+    run.play(run.ask("a"))
+    run.coordinator._course.shut_out("a", "it left for good")
+    del run.seats["a"]
+    run.play_to_the_end()
+    run.coordinator.finish(run.seats["b"], Farewell({"bottom": "a" * 64}, 1))
+    run.coordinator.leave(run.seats["b"])
+    assert run.coordinator._course.ended.is_set()
+
+
+# What a carrier says of a member ---------------------------------------------------------------------
+
+
+def test_a_sign_of_life_keeps_a_member_and_not_the_turn_that_it_holds(run, clock):  # noqa: F811
+    """Oracle: beyond the lease the one that holds a turn and does nothing is lost; the one that waits for none is not."""
+    run.seats["b"].waiting = None
+    for _ in range(6):
+        clock.seconds += LEASE / 4
+        for name in ("a", "b"):
+            run.coordinator.heard(run.seats[name])
+        run.coordinator._course.watch()
+    assert lost(run) == ["a"]
+    assert (
+        "lost",
+        {"client": "a", "reason": f"it did not go on with its turn for {LEASE:g} s"},
+    ) in run.recorder.events
+    run.coordinator.heard(run.seats["a"])
+    run.coordinator.heard(Seat())
+    assert lost(run) == ["a"], "one that is lost, and a stranger, are heard in vain and without an error"
+
+
+def test_a_member_whose_connection_ends_is_lost_at_once_and_once(run):
+    """Oracle: the state before its turn, the event, the other one's turn; no second has passed."""
+    before = run.state()
+    run.step(run.turn)
+    for _ in range(2):
+        run.coordinator.disconnected(run.seats["a"], "its connection has ended")
+    assert run.state() == before and lost(run) == ["a"]
+    losses = [fields for name, fields in run.recorder.events if name == "lost"]
+    assert losses == [{"client": "a", "reason": "its connection has ended"}]
+    assert (run.answer("b").client, run.answer("b").number) == ("b", 1)
+
+
+def test_the_end_of_an_old_connection_is_not_that_of_the_new_one(run):
+    """Oracle: the member that has come back keeps its seat when its first connection is noticed to have ended."""
+    old = run.seats["a"]
+    run.coordinator.disconnected(old, "no word from it for 100 s")
+    run.join("a")
+    run.coordinator.disconnected(old, "its connection has ended")
+    run.coordinator.disconnected(Seat(), "a stranger's connection has ended")
+    assert lost(run) == [] and run.coordinator.members.get("a") is run.seats["a"]
+    assert run.ask("a") is None and run.answer("b").kind is TurnKind.TRAIN
+
+
+def test_a_member_that_left_is_not_lost_when_its_connection_ends(tmp_path):
+    """Oracle: the run's end, without an event."""
+    run = Run(tmp_path, clients=1, rounds=1, door=DOOR)
+    run.join("a")
+    run.play_to_the_end()
+    run.coordinator.finish(run.seats["a"], Farewell({"bottom": "a" * 64}, 1))
+    run.coordinator.leave(run.seats["a"])
+    run.coordinator.disconnected(run.seats["a"], "its connection has ended")
+    assert lost(run) == [] and run.coordinator._course.ended.is_set()
+
+
+def pass_time(run, clock, leases, meanwhile=lambda: None):  # noqa: F811
+    """Lets so many leases pass, or fewer where a is lost; b, who waits, asks again when it is told to."""
+    for _ in range(round(4 * leases)):
+        clock.seconds += LEASE / 4
+        meanwhile()
+        run.coordinator._course.watch()
+        if lost(run):
+            return
+        if run.answer("b") is not None:
+            assert run.answer("b").kind is TurnKind.WAIT
+            run.ask("b")
+
+
+@pytest.mark.parametrize(("leases", "is_lost"), [(3, False), (0.5, True)])
+def test_a_message_on_its_way_renews_the_turn_for_as_long_as_it_may_take(run, clock, leases, is_lost):  # noqa: F811
+    """Oracle: bytes of a slow line come for two leases; they count for so many seconds since the turn last went on."""
+    run.step(run.turn)
+    pass_time(run, clock, 2, lambda: run.coordinator.transfers(run.seats["a"], leases * LEASE))
+    assert lost(run) == (["a"] if is_lost else [])
+    run.coordinator.transfers(Seat(), LEASE)
+
+
+def test_bytes_do_not_keep_a_turn_for_ever(run, clock):  # noqa: F811
+    """Oracle: lost when the transfer's two leases and another one are over, although bytes come all the time."""
+    pass_time(run, clock, 2.75, lambda: run.coordinator.transfers(run.seats["a"], 2 * LEASE))
+    assert lost(run) == []
+    pass_time(run, clock, 0.5, lambda: run.coordinator.transfers(run.seats["a"], 2 * LEASE))
+    assert lost(run) == ["a"]
+
+
+def test_to_fetch_the_hand_off_goes_on_with_the_turn_once(run, clock):  # noqa: F811
+    """Oracle: the first fetch renews the turn's lease; those after it are signs of life and no more."""
+    pass_time(run, clock, 0.75)
+    run.coordinator.newest_handoff(run.seats["a"])
+    pass_time(run, clock, 0.75)
+    assert lost(run) == []
+    pass_time(run, clock, 0.5, lambda: run.coordinator.newest_handoff(run.seats["a"]))
+    assert lost(run) == ["a"]
 
 
 class Knocks:
@@ -110,11 +296,11 @@ class Knocks:
     def __init__(self):
         self.answers = {}
 
-    def __call__(self, rpc_name, patience):
+    def __call__(self, name, patience):
         assert patience == LEASE
-        assert rpc_name not in self.answers or self.answers[rpc_name].done()
-        self.answers[rpc_name] = Future()
-        return self.answers[rpc_name]
+        assert name not in self.answers or self.answers[name].done()
+        self.answers[name] = Future()
+        return self.answers[name]
 
 
 def test_a_dead_process_is_noticed_without_waiting_for_the_lease(run):
@@ -136,22 +322,11 @@ def test_a_dead_process_is_noticed_without_waiting_for_the_lease(run):
 def test_a_member_whose_process_nobody_knows_is_lost(run):
     """Oracle: RPC has no such member."""
 
-    def knock(rpc_name, patience):
+    def knock(name, patience):
         raise RuntimeError("Unknown destination worker")
 
     run.coordinator._course.watch(knock)
     assert lost(run) == ["a", "b"]
-
-
-@pytest.mark.parametrize("rpc_name", [0, "", "server-0", "x" * 101])
-def test_a_name_that_rpc_could_not_be_asked_for_is_refused(rpc_name, tmp_path):
-    """Oracle: the message; a number would be taken for somebody's rank."""
-    run = Run(tmp_path, door=DOOR)
-    from runtime.members import Seat
-    from runtime.wire import Hello
-
-    with pytest.raises(WireError, match="a: rpc_name: expected letters, digits and underscores"):
-        run.coordinator.admit(Seat(), Hello("a", {"lr": "0.1"}, 8, 2), rpc_name)
 
 
 def test_a_restarted_server_goes_on_without_whoever_does_not_come_back(run, tmp_path, clock):  # noqa: F811

@@ -13,9 +13,9 @@ import torch
 from launch.bench.rig import Rig
 from launch.config import RunOptions
 from runtime import coordinator as coordinators
-from runtime import endpoints
 from runtime.errors import DivergedError, WireError
-from runtime.wire import OutputGradient, SealedHandoff, StepDone, Upload
+from runtime.server_api import ServerApi
+from runtime.wire import OutputGradient, SealedHandoff, StepDone, Upload, unwrap
 
 OPTIONS = RunOptions(
     model="resnet18",
@@ -43,17 +43,16 @@ def sent(request, tmp_path):
     def train(part, parts=2, images=2, labels=4, batch=0):
         own = None if home or labels is None else torch.arange(labels) % 2
         upload = Upload(rig.turn.number, batch, "train", torch.rand(images, *shape), own, part, parts)
-        return rig._exchange.call(endpoints.train, upload)
+        return rig._exchange.call(ServerApi.train, upload)
 
     def backward(output, part, loss=0.5, batch=0):
         message = OutputGradient(rig.turn.number, batch, loss, torch.zeros_like(output), part)
-        return rig._exchange.call(endpoints.backward, message)
+        return rig._exchange.call(ServerApi.backward, message)
 
     before = rig.server.digest()
-    yield SimpleNamespace(
+    return SimpleNamespace(
         rig=rig, home=home, train=train, backward=backward, stepped=lambda: rig.server.digest() != before
     )
-    endpoints.close_run()
 
 
 def test_the_server_steps_with_the_last_part_and_not_before(sent):
@@ -167,9 +166,9 @@ def test_parts_are_of_explicit_training_steps_alone(sent):
     smashed = torch.rand(2, *sent.rig.server.smashed.shape)
     labels = None if sent.home else torch.zeros(4, dtype=torch.int64)
     with pytest.raises(WireError, match="forward: a graph crosses whole, not in parts"):
-        exchange.call(endpoints.forward, Upload(turn, 0, "train", smashed, labels, 0, 2))
+        unwrap(exchange._api.forward(Upload(turn, 0, "train", smashed, labels, 0, 2)))
     sent.train(0)
-    seat = exchange._seat
+    seat = exchange._api._seat
     with pytest.raises(WireError, match="step: its batch is not whole, or came in explicit halves"):
         sent.rig._coordinator.stepped(seat, StepDone(turn, 0, 0.5), {})
 
@@ -177,14 +176,14 @@ def test_parts_are_of_explicit_training_steps_alone(sent):
 # Order ----------------------------------------------------------------------------------------------
 
 
-def _in_threads(coordinator, seat, messages, seconds):
+def _in_threads(api, messages, seconds):
     """Lets RPC's threads take up ``messages``, in this order; returns the order in which they may be computed."""
     order, threads = [], []
 
     def take_up(message):
-        coordinator.await_order(seat, message)
+        api.await_order(message)
         order.append(message.part)
-        endpoints.train(seat, message)
+        api.train(message)
 
     for message in messages:
         threads.append(threading.Thread(target=take_up, args=(message,)))
@@ -205,15 +204,15 @@ def _uploads(sent, parts):
 
 def test_a_part_that_is_taken_up_before_the_one_before_it_waits(sent):
     """Oracle: the order in which the client sent them."""
-    seat = sent.rig._exchange._seat
-    assert _in_threads(sent.rig._coordinator, seat, _uploads(sent, [1, 0]), 0.1) == [0, 1]
-    assert seat.num_early == 0
+    api = sent.rig._exchange._api
+    assert _in_threads(api, _uploads(sent, [1, 0]), 0.1) == [0, 1]
+    assert api._seat.num_early == 0
 
 
 def test_a_part_whose_predecessor_never_comes_waits_only_so_long(sent, monkeypatch):
     """Oracle: it goes on to be refused; one that is too far ahead does not wait at all."""
     monkeypatch.setattr(coordinators, "GAP_SECONDS", 0.05)
-    seat = sent.rig._exchange._seat
+    seat = sent.rig._exchange._api._seat
     with pytest.raises(WireError, match="expected part 0 of 2, got part 1 of 2"):
         sent.rig._coordinator.await_order(seat, _uploads(sent, [1])[0])
         sent.train(1, labels=None)

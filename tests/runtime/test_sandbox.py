@@ -13,7 +13,7 @@ import pytest
 
 from runtime import sandbox
 from runtime.errors import ConfigError
-from runtime.transport import Transport, TransportConfig
+from runtime.rpc.transport import Transport, TransportConfig
 
 needs_landlock = pytest.mark.skipif(sandbox.missing() is not None, reason=str(sandbox.missing()))
 
@@ -130,7 +130,7 @@ def test_a_closed_process_copies_nothing_out_of_anothers_memory(monkeypatch, clo
     monkeypatch.setattr(sandbox, "_closed", closed)
     asked = {}
     monkeypatch.setattr(
-        "runtime.transport.rpc.TensorPipeRpcBackendOptions", lambda **options: asked.update(options)
+        "runtime.rpc.transport.rpc.TensorPipeRpcBackendOptions", lambda **options: asked.update(options)
     )
     line = Transport.__new__(Transport)
     line.config = TransportConfig(host="127.0.0.1", port=1, rank=1)

@@ -38,6 +38,7 @@ def _take(failure: Exception, answer: Exception | None) -> tuple[Line, Exception
 
     client = SimpleNamespace(
         name="ward_a",
+        consortium=None,
         holds=lambda turn: True,
         knows=lambda turn: True,
         begin=lambda turn: None,

@@ -23,7 +23,7 @@ from runtime.exchange.fused import FusedStep
 from runtime.handoff import part_digest, weights_digest
 from runtime.randomness import Randomness
 from runtime.scheduler import Together, Turn, TurnKind
-from runtime.together import waves
+from runtime.together import OneByOne, waves
 from tests.runtime.test_compressed_runs import TINY
 
 KEY = bytes(range(32))
@@ -267,3 +267,13 @@ def test_waves_take_one_batch_of_everybody_who_has_one_left(seed, num_batches):
 def test_a_huge_number_of_batches_costs_nothing_before_they_come():
     """Oracle: a client may announce any number; the order is drawn as it is needed."""
     assert len(list(itertools.islice(waves(0, 1, {"a": 10**15, "b": 10**15}), 10))) == 10
+
+
+@pytest.mark.timeout(20)
+def test_who_has_announced_more_batches_than_it_sends_keeps_nobody_waiting():
+    """Oracle: the server looks for the next batch among those who send any; it looked through 10**15 waves."""
+    ended: set[str] = set()
+    lane = OneByOne(None, waves(0, 1, {"a": 10**15, "b": 2, "c": 2}, ended), ended)
+    for name in ("a", "b", "c"):
+        lane.ended(name)
+    assert ended == {"a", "b", "c"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 
-from runtime.errors import WireError
+from runtime.errors import CheckpointError, WireError
 from runtime.tracking import ClientPictures, Tracker, read_events, read_metrics
 
 
@@ -237,6 +238,67 @@ def test_closing_leaves_no_thread_and_may_be_repeated(tmp_path: Path) -> None:
     tracker.close()
     tracker.close()
     assert set(threading.enumerate()) == before
+
+
+def test_a_full_disk_is_said_in_one_sentence(tmp_path: Path) -> None:
+    """Oracle: the message; /dev/full takes no byte. Closing it says nothing more."""
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    sentence = r"metrics.jsonl: No space left on device; .*: make room, then start again with --resume$"
+    with pytest.raises(CheckpointError, match=sentence), Tracker(tmp_path) as tracker:
+        tracker.train_step(1, 1, 1, "client0", 0.5)
+
+
+@pytest.mark.parametrize("spoil", ["removed", "moved", "replaced"])
+def test_a_file_that_is_not_there_any_more_is_noticed_at_each_turn(tmp_path: Path, spoil: str) -> None:
+    """Oracle: the message; the system itself would go on writing to the file that nobody finds."""
+    run = tmp_path / "run"
+    with (
+        pytest.raises(CheckpointError, match="moved or removed while the run went on"),
+        Tracker(run) as tracker,
+    ):
+        tracker.event("begun")
+        tracker.flush()
+        if spoil == "removed":
+            shutil.rmtree(run)
+        elif spoil == "moved":
+            run.rename(tmp_path / "elsewhere")
+        else:
+            (run / "metrics.jsonl").unlink()
+            (run / "metrics.jsonl").touch()
+        tracker.event("begun")
+        tracker.flush()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_in_tensorboards_thread_reaches_whoever_writes_next(tmp_path: Path) -> None:
+    """Oracle: the message, which names the folder that was removed."""
+    with (
+        pytest.raises(CheckpointError, match="tensorboard/client0/.*moved or removed"),
+        Tracker(tmp_path) as tracker,
+    ):
+        tracker.train_step(1, 1, 1, "client0", 0.5)
+        tracker.flush()
+        shutil.rmtree(tmp_path / "tensorboard")
+        tracker.train_step(2, 1, 1, "client0", 0.5)
+        tracker.flush()
+
+
+def test_what_ends_a_run_is_not_hidden_by_what_closing_meets(tmp_path: Path) -> None:
+    """Oracle: the first error comes out, and the second only where there is no first."""
+    with pytest.raises(WireError, match="the first"), Tracker(tmp_path / "a") as tracker:
+        tracker._lines = _Unclosable(tracker._lines)
+        raise WireError("the first")
+    with pytest.raises(CheckpointError, match="No space left"), Tracker(tmp_path / "b") as tracker:
+        tracker._lines = _Unclosable(tracker._lines)
+
+
+class _Unclosable:
+    def __init__(self, lines: Any) -> None:
+        self._lines = lines
+
+    def close(self) -> None:
+        self._lines.close()
+        raise OSError(28, "No space left on device")
 
 
 def test_importing_the_module_does_not_import_tensorboard() -> None:

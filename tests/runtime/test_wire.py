@@ -182,10 +182,10 @@ HELLOS = {
     "number as name": ({"client": 5}, "name must be letters, digits and underscores, got 5"),
     "agreement no mapping": ({"agreement": [("lr", "0.1")]}, "client0: agreement: expected options as text"),
     "agreement of numbers": ({"agreement": {"lr": 0.1}}, "client0: agreement: expected options as text"),
-    "no images": ({"num_images": 0}, "client0: num_images: expected a positive number, got 0"),
-    "images as text": ({"num_images": "8"}, "client0: num_images: expected a positive number, got '8'"),
-    "no batches": ({"num_batches": 0}, "client0: num_batches: expected a positive number, got 0"),
-    "batches a bool": ({"num_batches": True}, "client0: num_batches: expected a positive number, got True"),
+    "no images": ({"num_images": 0}, "client0: num_batches: 2 of 0 images; both or none"),
+    "images as text": ({"num_images": "8"}, "client0: num_images: expected a number from 0, got '8'"),
+    "no batches": ({"num_batches": 0}, "client0: num_batches: 0 of 8 images; both or none"),
+    "batches a bool": ({"num_batches": True}, "client0: num_batches: expected a number from 0, got True"),
     "weights no tensor": (
         {"class_weights": [1.0] * 3},
         "client0: class_weights: expected a tensor, got list",
@@ -230,9 +230,9 @@ def test_a_sound_hello_passes_and_weights_stay_at_home_where_labels_do():
 HANDOFF = SealedHandoff(1, b"", bytes(12), torch.zeros(64, dtype=torch.uint8))
 HANDOFFS = {
     "not a hand-off": ({"turn": 1}, "expected a sealed hand-off, got dict"),
-    "turn 0": (dataclasses.replace(HANDOFF, turn=0), "turn: expected a positive number, got 0"),
-    "turn a bool": (dataclasses.replace(HANDOFF, turn=True), "turn: expected a positive number, got True"),
-    "turn as text": (dataclasses.replace(HANDOFF, turn="1"), "turn: expected a positive number, got '1'"),
+    "turn below 0": (dataclasses.replace(HANDOFF, turn=-1), "turn: expected a number from 0, got -1"),
+    "turn a bool": (dataclasses.replace(HANDOFF, turn=True), "turn: expected a number from 0, got True"),
+    "turn as text": (dataclasses.replace(HANDOFF, turn="1"), "turn: expected a number from 0, got '1'"),
     "previous short": (dataclasses.replace(HANDOFF, previous=b"x"), "previous: expected 0 or 32 bytes"),
     "previous text": (dataclasses.replace(HANDOFF, previous="x" * 32), "previous: expected 0 or 32 bytes"),
     "nonce short": (dataclasses.replace(HANDOFF, nonce=bytes(11)), "nonce: expected 12 bytes"),

@@ -58,6 +58,10 @@ class ComposedDefence(Defence):
         """The parts' states by name."""
         return {name: defence.state_dict() for name, defence in self.defences.items()}
 
+    def state_like(self) -> dict[str, Any]:
+        """What they look like."""
+        return {name: defence.state_like() for name, defence in self.defences.items()}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores every part."""
         for name, defence in self.defences.items():

@@ -10,12 +10,14 @@ Shape legend: N batch; C, H, W image; D dimensions at the cut (h_ND).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from runtime.hooks import Defence
 from threats.client_view import ClientView, check_bounds
+from threats.strength import Strength
 
 _SMALLEST = 1e-12  # below this squared correlation the root's slope is cut off, not followed to infinity
 
@@ -27,6 +29,8 @@ class DcorConfig:
     Attributes:
         alpha: weight of the distance correlation beside the task's loss, at least 0.
     """
+
+    strength: ClassVar[Strength] = Strength(parameter="alpha", stronger="higher")
 
     alpha: float = 0.5
 

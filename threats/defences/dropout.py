@@ -17,6 +17,7 @@ from torch import Tensor
 
 from runtime.hooks import Defence
 from threats.client_view import ClientView, check_bounds
+from threats.strength import Strength
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class DropoutConfig:
     Attributes:
         p: share of channels left out, 0..0.95.
     """
+
+    strength: ClassVar[Strength] = Strength(parameter="p", stronger="higher")
 
     p: float = 0.5
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from runtime.errors import ConfigError
 from runtime.hooks import Defence
 from threats.client_view import ClientView, check_bounds
+from threats.strength import Strength
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,11 @@ class NoiseConfig:
             standard deviation. At least 0.
         clip: every value is first cut to -clip..clip; 0 for no clipping.
     """
+
+    # Both kinds have the deviation ``scale``, and a clip is the unit of that: neither takes anything from it.
+    strength: ClassVar[Strength] = Strength(
+        parameter="scale", stronger="higher", neutral=frozenset({"kind", "clip"})
+    )
 
     kind: Literal["gaussian", "laplace"] = "gaussian"
     scale: float = 1.0

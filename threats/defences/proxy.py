@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,9 @@ from torch.nn.functional import interpolate
 
 from runtime.data.normalise import denormalise
 from runtime.hooks import Defence
+from runtime.optim import moments, moments_like, take_moments
 from threats.client_view import ClientView, check_bounds
+from threats.strength import Strength
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,8 @@ class ProxyConfig:
         steps: steps of the proxy for each of the client's, at least 1.
         lr: the proxy's learning rate (Adam).
     """
+
+    strength: ClassVar[Strength] = Strength(parameter="task_weight", stronger="lower")
 
     task_weight: float = 0.5
     threshold: float = 1.0
@@ -98,13 +102,17 @@ class ProxyDefence(Defence):
             self.optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """The proxy's net and optimizer."""
-        return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """The proxy's net and its optimizer's moments."""
+        return {"net": self.net.state_dict(), "optimizer": moments(self.optimizer)}
+
+    def state_like(self) -> dict[str, Any]:
+        """See `Defence.state_like`."""
+        return {"net": self.net.state_dict(), "optimizer": moments_like(self.optimizer)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up the proxy that another client left."""
         self.net.load_state_dict(state["net"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        take_moments(self.optimizer, state["optimizer"])
         self._seen = None
 
 

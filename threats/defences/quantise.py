@@ -17,6 +17,7 @@ from torch import Tensor
 
 from runtime.hooks import Defence
 from threats.client_view import ClientView, check_bounds
+from threats.strength import Strength
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class QuantiseConfig:
     Attributes:
         bits: 2**bits levels, 1..16.
     """
+
+    strength: ClassVar[Strength] = Strength(parameter="bits", stronger="lower")
 
     bits: int = 2
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from runtime.errors import ConfigError
 from runtime.hooks import Detector
 from threats.client_view import ClientView, check_bounds
+from threats.strength import Strength
 
 _FLOOR = 0.02  # cosines below this are noise of small batches
 
@@ -29,6 +31,8 @@ class ScrutinizerConfig:
         window: the score is taken over so many of the newest batches, and the first alarm can come after them.
         threshold: alarm above this score. A critic's gradients score near 1, an honest server's below 0.5.
     """
+
+    strength: ClassVar[Strength] = Strength(parameter="threshold", stronger="lower")
 
     window: int = 20
     threshold: float = 0.8

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from runtime.errors import ConfigError
 from runtime.hooks import Detector
 from threats.client_view import ClientView, check_bounds
+from threats.strength import Strength
 
 _STEEPNESS, _POWER = 5.0, 2.0  # the paper's sigmoid(5 S)**2
 
@@ -35,6 +37,8 @@ class SplitguardConfig:
         threshold: alarm above this mean score. A server whose answers do not depend on labels scores about 0.8, an
             honest one that has begun to learn about 0.3.
     """
+
+    strength: ClassVar[Strength] = Strength(parameter="threshold", stronger="lower")
 
     start: int = 60
     p: float = 0.1

@@ -9,24 +9,23 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import rpc
-
+import launch.ranks
 import runtime.checkpoint
-from runtime.client import Client
 from runtime.coordinator import Coordinator
 from runtime.course import Course
-from runtime.exchange.line import RpcLine
+from runtime.exchange.grpc import GrpcExchange
+from runtime.grpc import chunks
+from runtime.grpc.client import GrpcClient
 from runtime.journal import Journal
 from runtime.ledger import Ledger
 from runtime.server import Server
 from runtime.step import ClientStep
-from runtime.wire import Refusal
 
 NUM_ROUNDS = 3
 ROUND = 1  # in which faults strike: one round is left to go on in, and one to be back in
@@ -34,13 +33,20 @@ BATCH = 1  # the second of a turn, so that the server has something to undo
 
 # A client's moments that are calls to the server: the call is under way when the fault strikes.
 _CALLS = {
-    "forward": ("forward", "train"),  # of the exchanges autograd and fused
-    "server step": ("step", "backward"),
-    "hand-off upload": ("commit",),
-    "hand-off download": ("fetch",),
-    "evaluation": ("predict",),
-    "joining": ("hello",),
+    "waiting": "next_turn",
+    "forward": "train",
+    "server step": "backward",
+    "hand-off upload": "commit",
+    "hand-off download": "fetch",
+    "evaluation": "predict",
+    "joining": "hello",
+    "farewell": "finish",
+    "asking for a key": "post",
+    "key made": "begin_epoch",
+    "comparing heads": "heads",
 }
+_SMALL_CHUNK = 4096
+"""Bytes: in these tiny runs, too, half a hand-off is several chunks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +54,7 @@ class Fault:
     """One fault.
 
     Attributes:
-        who: whom it strikes: "server" or a client's name.
+        who: whom it strikes: "server", a client's name, or "anybody", the first client to whom it happens.
         moment: when.
         kind: "kill", "stop", or "ask": the harness does it, while the member waits.
         turn_of: the client whose turn it strikes in.
@@ -108,7 +114,7 @@ def plant(who: str, faults: list[Fault], path: Path) -> None:
         _note_batches(events)
         _gather_before_the_last_round(events)
     for fault in faults:
-        if fault.who == who:
+        if fault.who == who or (fault.who == "anybody" and who != "server"):
             strike = lambda fault=fault: events.strike(fault)  # noqa: E731
             (_at_the_server if who == "server" else _at_a_client)(fault, strike)
     if who != "server":
@@ -135,15 +141,12 @@ def _note_batches(events: Events) -> None:
 def _note_arrival(events: Events, who: str) -> None:
     """A client is in when it has the server's answer: the server may count one in that has died meanwhile."""
 
-    def call(
-        real: Callable[..., Any], to: str, endpoint: Callable[..., Any], args: tuple, **more: Any
-    ) -> Any:
-        answer = real(to, endpoint, args=args, **more)
-        if endpoint.__name__ == "hello" and not isinstance(answer, Refusal):
-            events.say("in", who=who)
-        return answer
+    def join(real: Callable[..., Any], exchange: GrpcExchange, hello: Any) -> Any:
+        welcome = real(exchange, hello)
+        events.say("in", who=who)
+        return welcome
 
-    _wrap(rpc, "rpc_sync", call)
+    _wrap(GrpcExchange, "join", join)
 
 
 class _NotYet(Exception):
@@ -156,12 +159,14 @@ def _gather_before_the_last_round(events: Events) -> None:
 
     def all_are_in(clients: list[str]) -> bool:
         newest = {event["who"]: event["what"] for event in events.all() if event["what"] in ("started", "in")}
-        return len(clients) == courses[-1].members._expected and all(newest[c] == "in" for c in clients)
+        members = courses[-1].members
+        expected = members._expected - len(members._shut_out)
+        return len(clients) == expected and all(newest[c] == "in" for c in clients)
 
-    def start_round(real: Callable[..., Any], ledger: Ledger, clients: list[str]) -> None:
+    def start_round(real: Callable[..., Any], ledger: Ledger, clients: list[str], *rest: Any) -> None:
         if ledger.round == NUM_ROUNDS - 1 and not all_are_in(clients):
             raise _NotYet
-        real(ledger, clients)
+        real(ledger, clients, *rest)
 
     def go_on(real: Callable[..., Any], course: Course) -> None:
         courses[:] = [course]
@@ -205,16 +210,40 @@ def _at_the_server(fault: Fault, strike: Callable[[], None]) -> None:
             strike()
         return real(coordinator, seat, *rest)
 
-    def ready(real: Callable[..., Any], coordinator: Coordinator, seat: Any) -> Any:
-        answer = real(coordinator, seat)
-        if seat.name == fault.turn_of and seat.name in coordinator.trained_clients():
+    def counted(real: Callable[..., Any], coordinator: Coordinator, seat: Any, message: Any) -> Any:
+        answer = real(coordinator, seat, message)
+        if seat.name == fault.turn_of:
             strike()
         return answer
 
-    def admit(real: Callable[..., Any], coordinator: Coordinator, seat: Any, hello: Any, name: str) -> Any:
+    def any_call(real: Callable[..., Any], coordinator: Coordinator, *rest: Any) -> Any:
+        strike()  # whoever was asked to make the key
+        return real(coordinator, *rest)
+
+    def any_counted(real: Callable[..., Any], coordinator: Coordinator, *rest: Any) -> Any:
+        answer = real(coordinator, *rest)
+        strike()
+        return answer
+
+    def conclude(real: Callable[..., Any], *rest: Any) -> None:
+        strike()
+        real(*rest)
+
+    def ready(real: Callable[..., Any], coordinator: Coordinator, seat: Any, answer: Any) -> None:
+        real(coordinator, seat, answer)
+        if seat.name == fault.turn_of and seat.name in coordinator.trained_clients():
+            strike()
+
+    def admit(real: Callable[..., Any], coordinator: Coordinator, seat: Any, hello: Any) -> Any:
         if hello.client == fault.turn_of:
             strike()
-        return real(coordinator, seat, hello, name)
+        return real(coordinator, seat, hello)
+
+    def fetched(real: Callable[..., Any], coordinator: Coordinator, seat: Any) -> Any:
+        answer = real(coordinator, seat)
+        if seat.name == fault.turn_of:
+            _in_the_middle_of_the_next_handoff(strike)
+        return answer
 
     def begin(real: Callable[..., Any], journal: Journal, resume: bool) -> Any:
         answer = real(journal, resume)
@@ -232,12 +261,30 @@ def _at_the_server(fault: Fault, strike: Callable[[], None]) -> None:
             _wrap(Server, "predict", predict)
         case "hand-off upload":
             _wrap(Coordinator, "commit", call)
+        case "hand-off counted":
+            _wrap(Coordinator, "commit", counted)
+        case "key made":
+            _wrap(Coordinator, "begin_epoch", any_call)
+        case "key taken":
+            _wrap(Coordinator, "begin_epoch", any_counted)
+        case "asking for a key":
+            _wrap(Coordinator, "post", call)
+        case "comparing heads":
+            _wrap(Coordinator, "heads", call)
         case "hand-off download":
             _wrap(Coordinator, "newest_handoff", call)
+        case "half a hand-off":
+            _wrap(Coordinator, "newest_handoff", fetched)
         case "waiting":
             _wrap(Coordinator, "ready", ready)
         case "joining":
             _wrap(Coordinator, "admit", admit)
+        case "farewell":
+            _wrap(Coordinator, "finish", counted)
+        case "goodbye":
+            _wrap(Coordinator, "leave", call)
+        case "summary":
+            _wrap(launch.ranks, "conclude", conclude)
         case "resuming":
             _wrap(Journal, "begin", begin)
         case "checkpoint write":
@@ -248,67 +295,82 @@ def _at_the_server(fault: Fault, strike: Callable[[], None]) -> None:
 
 
 def _at_a_client(fault: Fault, strike: Callable[[], None]) -> None:
-    has_trained = [False]  # in this process
+    has_trained = False  # in this process
 
-    real_async = rpc.rpc_async
+    def is_due(endpoint: str, messages: Sequence[Any]) -> bool:
+        if endpoint != _CALLS.get(fault.moment):
+            return False
+        if fault.moment == "waiting":
+            return has_trained
+        if fault.moment in ("forward", "server step"):
+            return bool(messages[0].batch == BATCH)
+        return fault.moment != "evaluation" or messages[0].phase == "test"
 
-    def is_due(endpoint: Callable[..., Any], args: tuple) -> bool:
-        message = args[1] if len(args) > 1 else None  # the ticket goes first
-        due = endpoint.__name__ in _CALLS.get(fault.moment, ())
-        if due and fault.moment in ("forward", "server step"):
-            due = message.batch == BATCH
-        if due and fault.moment == "evaluation":
-            due = message.phase == "test"
-        has_trained[0] = has_trained[0] or endpoint.__name__ == "commit"
-        return due
-
-    def call(real: Callable[..., Any], to: str, endpoint: Callable[..., Any], args: tuple) -> Any:
-        if not is_due(endpoint, args):
-            return real(to, endpoint, args=args)
-        answer = real_async(to, endpoint, args=args)
-        strike()
-        return answer.wait()
-
-    def begin(real: Callable[..., Any], to: str, endpoint: Callable[..., Any], **more: Any) -> Any:
-        answer = real(to, endpoint, **more)
-        if is_due(endpoint, more.get("args", ())):
+    def begin(
+        real: Callable[..., Any], line: GrpcClient, endpoint: str, messages: Any, *more: Any, **named: Any
+    ) -> Any:
+        nonlocal has_trained
+        if endpoint == "commit" and fault.moment == "half a hand-off":
+            _in_the_middle_of_the_next_handoff(strike)
+        answer = real(line, endpoint, messages, *more, **named)
+        if is_due(endpoint, messages):
             strike()
-        return answer
+        has_trained = has_trained or endpoint == "commit"
 
-    def next_turn(real: Callable[..., Any], line: RpcLine) -> Any:
-        answer = real(line)
-        if has_trained[0]:
-            strike()
-        return answer
+        def wait() -> Any:
+            answered = answer()
+            if (endpoint, fault.moment) in (("commit", "hand-off counted"), ("begin_epoch", "key taken")):
+                strike()
+            return answered
 
-    def forward(real: Callable[..., Any], client: Client, turn: Any, batch: Any, top: Any) -> Any:
-        def hooked(sent: Any, labels: Any) -> Any:
-            if batch.number == BATCH and sent.requires_grad:
-                sent.register_hook(lambda grad: strike())  # the gradient is home, the bottom is still to come
-            return top(sent, labels)
+        return wait
 
-        return real(client, turn, batch, hooked)
+    def stay(real: Callable[..., Any], line: GrpcClient) -> None:
+        strike()  # the server has let it in, and it has not yet said that it is there
+        real(line)
 
     def back(real: Callable[..., Any], step: ClientStep, at_cut: Any) -> None:
         if step.batch.number == BATCH:
-            strike()
+            strike()  # the gradient is home, the bottom is still to come
+        real(step, at_cut)
+
+    steps: list[Any] = []
+
+    def note(real: Callable[..., Any], step: ClientStep, at_cut: Any) -> None:
+        steps.append(step)
         real(step, at_cut)
 
     match fault.moment:
         case "backward":
-            _wrap(Client, "forward", forward)
             _wrap(ClientStep, "back", back)
-        case "waiting":
-            _wrap(rpc, "rpc_sync", call)
-            _wrap(RpcLine, "next_turn", next_turn)
         case "checkpoint write":
-            # All that a client writes during a run: its note of the newest hand-off that it has seen.
-            _while_writing(lambda path: path.parent.name == "suture" and path.suffix == ".draft", strike)
-        case moment if moment in _CALLS:
-            _wrap(rpc, "rpc_sync", call)
-            _wrap(rpc, "rpc_async", begin)
+            # What a site keeps of a run, once it has trained: keys, passes, the newest hand-off that it has seen.
+            _wrap(ClientStep, "back", note)
+            _while_writing(lambda path: path.parent.name == "state" and bool(steps), strike)
+        case "joined":
+            _wrap(GrpcClient, "stay", stay)
+        case moment if moment in (*_CALLS, "hand-off counted", "half a hand-off", "key taken"):
+            _wrap(GrpcClient, "begin", begin)
         case _:
             raise ValueError(fault.moment)
+
+
+def _in_the_middle_of_the_next_handoff(strike: Callable[[], None]) -> None:
+    """Strikes, in the thread that writes, when half of the next long message has been given to gRPC."""
+    real = chunks.chunks
+
+    def halved(pieces: Sequence[memoryview]) -> Iterator[bytes]:
+        every = list(real(pieces))
+        if len(every) < 4:
+            yield from every
+            return
+        chunks.chunks, chunks.CHUNK_BYTES = real, usual
+        yield from every[: len(every) // 2]
+        strike()
+        yield from every[len(every) // 2 :]
+
+    usual, chunks.CHUNK_BYTES = chunks.CHUNK_BYTES, _SMALL_CHUNK
+    chunks.chunks = halved
 
 
 def _while_writing(is_it: Callable[[Path], bool], strike: Callable[[], None]) -> None:

@@ -5,34 +5,36 @@ import tempfile
 from pathlib import Path
 
 import torch
+from site_own import initial_secret, own_of
 
 from launch import build
 from launch.config import RunOptions
-from runtime import endpoints
 from runtime.exchange import LocalExchange
-from runtime.handoff import read_key
 from runtime.members import Members
 from runtime.observers import NoRecorder
 from runtime.session import Member, NoKeepsakes, run_local
 
 
-def replay(options: str, key: str, turns: str, *names: str) -> str:
+def replay(options: str, kits: str, run: str, *names: str) -> str:
     """Plays ``--schedule replay:turns`` with ``--exchange local``, each client with its own site's images.
 
     Args:
         options: a JSON object of `RunOptions`.
-        key: the hand-off key's file.
-        turns: a run's turns.jsonl.
+        kits: the folder with the sites' kits.
+        run: the run's folder, with its turns.jsonl.
         names: the sites'.
 
     Returns:
         weights_sha256.
     """
     torch.set_num_threads(1)
-    chosen = RunOptions(**json.loads(options), clients=len(names), schedule=f"replay:{turns}").resolved()
+    chosen = RunOptions(
+        **json.loads(options), clients=len(names), schedule=f"replay:{run}/turns.jsonl"
+    ).resolved()
     images = [build.build_site_images(chosen, name) for name in names]
     classes, device = images[0].source.classes, torch.device("cpu")
     agreement = chosen.site_agreement(classes)
+    initial = initial_secret(Path(kits), Path(run))
     with tempfile.TemporaryDirectory() as folder:
         coordinator = build.build_coordinator(
             chosen,
@@ -43,11 +45,11 @@ def replay(options: str, key: str, turns: str, *names: str) -> str:
             members=Members(len(names), agreement),
         )
         coordinator.begin(False, lambda step: NoRecorder())
-        endpoints.open_run(coordinator)
         members = []
         for name, own in zip(names, images, strict=True):
             data = build.build_data(chosen, own, 0)
-            client = build.build_client(chosen, data, name, read_key(Path(key)), device, None)
+            drawn = own_of(Path(kits), Path(run), name)
+            client = build.build_client(chosen, data, name, initial, device, None, drawn)
             members.append(Member(client, LocalExchange(coordinator), NoKeepsakes()))
         run_local(members, agreement)
     return coordinator.weights_sha256()

@@ -2,8 +2,9 @@
 
     python stage.py      (one JSON order a line on stdin; see `Order`)
 
-What runs is the real command line, supervisor and all; only the supervisor itself is a fork instead of a fresh Python.
-That is sound because nothing has been computed here: there is one thread, no RPC, no autograd.
+What runs is the real command line. Each member has a keeper, a fork of this process that forks the member and, as
+systemd with Restart=on-failure does, starts it again. That is sound because nothing has been computed here and no
+connection made: there is one thread, and gRPC and torch have been imported and not used.
 """
 
 import ctypes
@@ -11,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -24,12 +26,14 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[3]), str(Path(__file__).res
 
 import plant
 import replayed
+from site_own import FINAL
 
 import launch.cli
 from launch.enclosure import load_the_lazy
-from launch.supervisor import num_threads
 
 _CLONE_NEWNET = 0x40000000
+_PAUSE = 0.25
+"""Seconds until a member is started again, unless it has ended with a code in `FINAL` (docs/deploy)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,7 @@ class Order:
     Attributes:
         who: "server", a client's name, or "replay".
         arguments: of the command line; for "replay" those of `replayed.replay`.
-        log: the file that gets what it prints; beside it ``.code`` gets its exit code, and it is then over.
+        log: the file that gets what it prints; beside it ``.code`` gets its last exit code, and it is then over.
         host: a network namespace's name, empty for this one.
         faults: what is planted in the member; see `plant.Fault`.
         events: the file in which members write what happens.
@@ -57,7 +61,8 @@ class Order:
 
 def main() -> None:
     load_the_lazy()
-    assert num_threads() == 1, f"{num_threads()} threads before the first fork"
+    threads = list(Path("/proc/self/task").iterdir())
+    assert len(threads) == 1, f"{len(threads)} threads before the first fork"
     signal.signal(
         signal.SIGCHLD, signal.SIG_IGN
     )  # nobody waits for the forks: they leave their code in a file
@@ -89,7 +94,7 @@ def _fork(work: Callable[[], int]) -> int:
 
 
 def _play(order: Order) -> int:
-    """A supervisor (or a replay), in a session, a namespace and with a log of its own."""
+    """A keeper (or a replay), in a session, a namespace and with a log of its own; its members are in its session."""
     os.setsid()
     log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for descriptor in (1, 2):
@@ -104,15 +109,29 @@ def _play(order: Order) -> int:
             print(replayed.replay(*order.arguments), flush=True)
             code = 0
         else:
-            faults = [plant.Fault(**fault) for fault in order.faults]
-            # The supervisor's forks are its members.
-            os.register_at_fork(after_in_child=lambda: plant.plant(order.who, faults, Path(order.events)))
-            code = _command_line(order.arguments)
+            code = _keep(order)
     finally:
         draft = Path(f"{order.log}.draft")
         draft.write_text(str(code))
         draft.rename(f"{order.log}.code")
     return code
+
+
+def _keep(order: Order) -> int:
+    """Starts the member until it has ended for good; says each end. Returns the last exit code."""
+    events = plant.Events(Path(order.events))
+    while True:
+        pid = _fork(lambda: _be_member(order))
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        events.say("ended", who=order.who, code=code)
+        if code in FINAL:
+            return code
+        time.sleep(_PAUSE)
+
+
+def _be_member(order: Order) -> int:
+    plant.plant(order.who, [plant.Fault(**fault) for fault in order.faults], Path(order.events))
+    return _command_line(order.arguments)
 
 
 def _command_line(arguments: Sequence[str]) -> int:

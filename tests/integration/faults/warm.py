@@ -17,7 +17,7 @@ class Stage:
     process: subprocess.Popen[str]
 
     def start(self, **order: Any) -> int:
-        """Starts a member's supervisor, or a replay; returns its process id."""
+        """Starts a member's keeper, or a replay; returns its process id."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()

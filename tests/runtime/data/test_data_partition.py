@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from runtime.data.fundus_phantom import FundusPhantom
 from runtime.data.kaggle_cxr import open_kaggle_cxr
 from runtime.data.kaggle_dr import open_kaggle_dr
-from runtime.data.partition import PartitionConfig, partition
+from runtime.data.partition import PartitionConfig, Share, evaluation_share, partition
 from runtime.data.source import Example, Source, Task
 from runtime.errors import ConfigError, DataError
 
@@ -284,3 +284,47 @@ def test_the_lungs_are_divided_patient_by_patient(real_data, seed):
     shares = partition(source, config, 2, seed)
     check_exclusive(source, shares)
     assert [len(part) for part in sets_of(shares)] == [24, 4, 8] * 2
+
+
+# A site that only evaluates ------------------------------------------------------------------------
+
+
+def evaluated(source: Source, validation: int = 0, test: int | None = None) -> Share:
+    return evaluation_share(source, validation_images=validation, test_images=test, seed=3)
+
+
+@pytest.mark.parametrize("test_from", [None, 30])
+def test_all_images_of_a_site_that_only_evaluates_are_test_images(test_from):
+    """Oracle: every index once, official test images among them."""
+    share = evaluated(simple(40, per_patient=4, test_from=test_from))
+    assert sorted(share.test) == list(range(40))
+    assert share == Share((), (), share.test)
+
+
+@pytest.mark.parametrize(("validation", "test"), [(6, None), (6, 8), (0, 8)])
+@pytest.mark.parametrize("test_from", [None, 24])
+def test_it_takes_as_many_as_it_is_asked_for_and_no_patient_twice(validation, test, test_from):
+    """Oracle: the numbers, balanced classes, sets of patients; of an official test set only test images."""
+    source = simple(48, per_patient=2, test_from=test_from)
+    share = evaluated(source, validation, test)
+    check_exclusive(source, [share])
+    assert len(share.validation) == validation
+    assert test is None or len(share.test) == test
+    labels = Counter(source.examples[index].label for index in share.validation)
+    assert len(set(labels.values())) <= 1
+    assert not any(source.examples[index].official_test for index in share.validation)
+    if test_from is not None and test is not None:
+        assert all(source.examples[index].official_test for index in share.test)
+    if test is None:
+        validated = {source.examples[index].patient for index in share.validation}
+        assert len(share.test) == sum(one.patient not in validated for one in source.examples)
+
+
+def test_too_few_for_evaluation_are_said_with_the_remedy():
+    """Oracle: the messages."""
+    with pytest.raises(
+        DataError, match="needs 50 images of class 'class0', but 20 .* leave both out: then all"
+    ):
+        evaluated(simple(40), test=100)
+    with pytest.raises(DataError, match="no patient is left for the test set beside 4 validation images"):
+        evaluated(simple(4), validation=4)

@@ -1,0 +1,224 @@
+"""What a site does for its consortium between its turns, when the server asks: make a key, release it, look at a
+hand-off that is accused. Where nobody signs (one machine, one cluster) all of this does nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from typing import Protocol
+
+from runtime.client import Client
+from runtime.errors import (
+    BadHandoffError,
+    ConfigError,
+    HandoffError,
+    TurnUndoneError,
+    UntrustedError,
+    WireError,
+)
+from runtime.handoff import handoff_digest
+from runtime.scheduler import Turn, TurnKind
+from runtime.wire import Board, Heads, SealedHandoff, Share, Statement
+
+log = logging.getLogger(__name__)
+
+ERRANDS = (TurnKind.KEY, TurnKind.TAKE, TurnKind.ADMIT, TurnKind.WITNESS)
+
+
+class Way(Protocol):
+    """The way to the server; see `exchange.seam.Exchange`."""
+
+    def fetch(self) -> SealedHandoff | None: ...
+    def board(self) -> Board: ...
+    def post(self, statement: Statement) -> None: ...
+    def begin_epoch(self, epoch: Statement, handoff: SealedHandoff) -> None: ...
+    def exhibit(self) -> Share: ...
+    def heads(self) -> Heads: ...
+
+
+class Member(Protocol):
+    """See `session.Member`."""
+
+    @property
+    def client(self) -> Client: ...
+    @property
+    def exchange(self) -> Way: ...
+
+
+def ask_for_key(member: Member) -> None:
+    """Tells the others that this site has come, and wants the hand-off keys that it will lack."""
+    consortium = member.client.consortium
+    if consortium is None:
+        return
+    # What does not hold is said with the next turn, if it still does not: an epoch may have to end first.
+    with suppress(UntrustedError):
+        consortium.take(member.exchange.board())
+    member.exchange.post(consortium.request())
+
+
+def catch_up(member: Member, turn: Turn) -> None:
+    """Takes up epochs that began since this site last looked.
+
+    Raises:
+        UntrustedError: they do not hold.
+        TurnUndoneError: this site does not know the one that made the first key, and has said so.
+        ConfigError: this site's --handoff-key is another than the others'.
+    """
+    consortium = member.client.consortium
+    if consortium is not None and consortium.takes_renewal():
+        # The server looks by the certificate of the last one whether a site was revoked.
+        member.exchange.post(consortium.request())
+    if consortium is None or turn.epoch == consortium.epoch == consortium.epoch_of_key:
+        return
+    board = member.exchange.board()
+    try:
+        consortium.take(board)
+    except UntrustedError as error:
+        refusal = consortium.distrust(board, str(error))
+        if refusal is None:
+            raise
+        log.warning("%s; this site waits for another one to make the hand-off key", error)
+        member.exchange.post(refusal)
+        raise TurnUndoneError(str(error)) from None
+
+
+def run(member: Member, turn: Turn) -> bool:
+    """Does what the server asks, if it asks for an errand.
+
+    Raises:
+        UntrustedError, HandoffError: what the other sites have stated, or sealed, does not hold.
+        WireError: nobody signs here.
+    """
+    if turn.kind not in ERRANDS:
+        return False
+    if member.client.consortium is None:
+        raise WireError(f"server: it asks for a {turn.kind}, and no site signs in this run; refused")
+    catch_up(member, turn)
+    if turn.kind is TurnKind.KEY:
+        _make_key(member)
+    elif turn.kind is TurnKind.TAKE:
+        ask_for_key(member)  # says which it has
+    elif turn.kind is TurnKind.ADMIT:
+        _admit(member)
+    else:
+        _witness(member)
+    return True
+
+
+def _make_key(member: Member) -> None:
+    client, exchange = member.client, member.exchange
+    consortium = client.consortium
+    assert consortium is not None
+    handoff = exchange.fetch()
+    board = exchange.board()
+    try:
+        epoch = consortium.new_epoch(board, handoff)
+        sealed = client.begin_epoch(handoff)
+        exchange.begin_epoch(epoch, sealed)
+    finally:
+        consortium.end_new_epoch()
+    log.info("made the hand-off key of epoch %d", sealed.epoch)
+    _admit(member)
+    client.began_epoch(sealed)
+
+
+def _admit(member: Member) -> None:
+    consortium = member.client.consortium
+    assert consortium is not None
+    for statement in consortium.answer_requests(member.exchange.board()):
+        if statement.kind == "key refusal":
+            log.warning("the hand-off key was asked for, and not released: %s", statement.content)
+        try:
+            member.exchange.post(statement)
+        except WireError as gone:  # who asked has left meanwhile, or asks anew
+            log.info("%s", gone)
+
+
+def _witness(member: Member) -> None:
+    client, exchange = member.client, member.exchange
+    consortium = client.consortium
+    assert consortium is not None
+    board = exchange.board()
+    consortium.take(board)
+    accusation = consortium.pending_accusation(board)
+    if accusation is None:
+        raise UntrustedError("the server asks for a verdict, and nobody is accused; refused")
+    accused = exchange.exhibit()
+    consortium.check_exhibit(accusation, accused)
+    why = client.examine(accused)
+    log.warning(
+        "%s accuses %s: %s", accusation.author, accused.client, why or "not so: its hand-off opens here"
+    )
+    exchange.post(consortium.give_verdict(accusation, why))
+
+
+def withdraw(member: Member) -> None:
+    """Says that this site leaves for good, which ends its seat. Whoever still lacks the newest hand-off key is given it
+    first: this site may be the only one that has it.
+
+    Raises:
+        ConfigError: nobody signs here.
+        SutureError: the server did not take it.
+    """
+    consortium = member.client.consortium
+    if consortium is None:
+        raise ConfigError("to leave for good a site must sign it, and nobody signs in this run")
+    with suppress(UntrustedError, WireError):  # what does not hold on the board keeps nobody here
+        _admit(member)
+    member.exchange.post(consortium.withdraw())
+
+
+def accuse(member: Member, bad: BadHandoffError) -> bool:
+    """Accuses the author of the hand-off that ``bad`` was raised for; False where nobody signs.
+
+    Raises:
+        SutureError: the server did not take it.
+    """
+    consortium, exhibit = member.client.consortium, bad.exhibit
+    if consortium is None or exhibit is None:
+        return False
+    log.warning("%s; its author is accused, and a second site will look at it", bad)
+    try:
+        member.exchange.post(consortium.accuse(exhibit, str(bad)))
+    except TurnUndoneError as undone:  # another site has accused it already
+        log.info("%s", undone)
+    return True
+
+
+def head(member: Member) -> Statement | None:
+    """Signs the hand-off with which the run ends for this site; None where nobody signs."""
+    client = member.client
+    if client.consortium is None or client.newest is None:
+        return None
+    return client.consortium.head(client.newest)
+
+
+def compare_heads(member: Member) -> None:
+    """Compares what every site ends with.
+
+    Raises:
+        HandoffError: the server has shown another site another history, or keeps this site's own word back.
+    """
+    client = member.client
+    if client.consortium is None or client.newest is None:
+        return
+    same = client.consortium.compare(member.exchange.heads(), client.newest)
+    if client.name not in same:
+        raise HandoffError(
+            "the server does not pass on what this site signed at its farewell; ask its operator"
+        )
+    others = [name for name in same if name != client.name]
+    if silent := client.consortium.silent(same):
+        # A server with two histories would show each site the words of its own only.
+        log.warning(
+            "%s took part, and nothing says what it ends with: it has gone, or the server keeps its word back, or has "
+            "shown it another history; compare by telephone: this site ends with turn %d, %s",
+            ", ".join(silent),
+            client.newest.turn,
+            handoff_digest(client.newest).hex()[:16],
+        )
+    log.info(
+        "ends with the same hand-off as %s",
+        ", ".join(others) or "no other site: nobody else has said goodbye",
+    )

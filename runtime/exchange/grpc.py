@@ -1,0 +1,39 @@
+"""A site's calls to the server over gRPC; what crosses in a step is the explicit step's business."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from runtime.exchange.fused import FusedStep
+from runtime.grpc.client import GrpcClient
+from runtime.scheduler import Turn
+from runtime.server_api import Endpoint, ServerApi
+from runtime.wire import Hello, Welcome
+
+
+class GrpcExchange(FusedStep):
+    """The explicit step over gRPC.
+
+    Args:
+        line: one connection.
+    """
+
+    def __init__(self, line: GrpcClient) -> None:
+        self._line = line
+
+    def begin(self, endpoint: Endpoint, *messages: Any, patient: bool = False) -> Callable[[], Any]:
+        return self.answered(endpoint, self._line.begin(endpoint.__name__, messages, patient))
+
+    def next_turn(self, meanwhile: Callable[[], None] | None = None) -> Callable[[], Turn]:
+        endpoint = ServerApi.next_turn
+        return self.answered(endpoint, self._line.begin(endpoint.__name__, (), meanwhile=meanwhile))
+
+    def join(self, hello: Hello) -> Welcome:
+        welcome = super().join(hello)
+        self._line.stay()
+        return welcome
+
+    def close(self) -> None:
+        """Ends the connection, whatever became of it; may be called again."""
+        self._line.close()

@@ -1,0 +1,145 @@
+"""Whole runs over gRPC on loopback: the weights are those of the run in one process, whatever the line does.
+
+Oracle: `weights_sha256` of the same options over LocalExchange; where a turn was rolled back, of the replay.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from house import LONG, running
+from tiny import BATCH, NUM_BATCHES, build_client, build_coordinator, build_server
+
+from launch import joining
+from launch.bench.breakable import BreakableLine
+from launch.joining import JoinConfig
+from launch.kit import Kit
+from runtime.errors import UnreachableError
+from runtime.exchange import LocalExchange
+from runtime.exchange.grpc import GrpcExchange
+from runtime.grpc.credentials import Role
+from runtime.scheduler import Replay, Scheduler
+from runtime.session import Member, NoKeepsakes, run_local, take_part
+
+
+def local(
+    run_dir: Path,
+    clients: int,
+    rounds: int,
+    home: bool,
+    scheduler: Scheduler | None = None,
+    batch_size: int = BATCH,
+    microbatches: int = 1,
+    **config: Any,
+) -> str:
+    """The digest of the same run in one process."""
+    both = {"batch_size": batch_size, "microbatches": microbatches}
+    server, config = build_server(home, **both), config | both
+    coordinator = build_coordinator(run_dir, server, clients, rounds=rounds, scheduler=scheduler)
+    members = [
+        Member(build_client(i, home, **config), LocalExchange(coordinator), NoKeepsakes())
+        for i in range(clients)
+    ]
+    run_local(members, {})
+    return coordinator.weights_sha256()
+
+
+def joins(name: str, server: str, patience: float) -> JoinConfig:
+    """How a site looks for its server; the rest of its kit is not read here."""
+    kit = Kit(folder=Path("kit"), role=Role.CLIENT, name=name, server=server)
+    return JoinConfig(kit=kit, server=server, patience=patience)
+
+
+@pytest.mark.parametrize("home", [False, True])
+@pytest.mark.parametrize(("clients", "rounds"), [(1, 1), (2, 2)])
+def test_a_run_over_grpc_ends_with_the_weights_of_the_run_in_one_process(
+    clients, rounds, home, house, tmp_path
+):
+    """Oracle: as above; every site has the whole model's parts, and nobody was lost."""
+    made = house(clients, rounds=rounds, home=home)
+    members = [made.member(index, home) for index in range(clients)]
+    if clients == 1:
+        take_part(members[0], {})
+    else:
+        with running(lambda: take_part(members[1], {})):
+            take_part(members[0], {})
+    assert made.ended.wait(LONG) and made.error is None
+    assert made.coordinator.weights_sha256() == local(tmp_path / "local", clients, rounds, home)
+    assert len({tuple(member.client.digests().items()) for member in members}) == 1
+    assert made.events.named("lost") == []
+
+
+@pytest.mark.parametrize("home", [False, True])
+def test_batches_that_cross_in_parts_and_overlap_are_taken_in_their_order(home, house, tmp_path):
+    """Oracle: as above, where two batches in four parts each are under way at once, the most that there may be."""
+    parts = {"num_train": 8, "batch_size": 4, "microbatches": 4, "overlap": True}
+    made = house(1, rounds=3, home=home, batch_size=4, microbatches=4)
+    train, slowly = made.coordinator.train, 0.005
+
+    def train_slowly(*args):
+        time.sleep(slowly)
+        train(*args)
+
+    train_slowly.__name__ = "train"
+    made.coordinator.train = train_slowly
+    take_part(Member(build_client(0, home, **parts), GrpcExchange(made.line()), NoKeepsakes()), {})
+    assert made.ended.wait(LONG) and made.error is None
+    assert made.coordinator.weights_sha256() == local(tmp_path / "local", 1, 3, home, **parts)
+
+
+@pytest.mark.parametrize("home", [False, True])
+def test_a_site_whose_line_breaks_in_a_turn_comes_back_and_the_weights_are_the_replays(home, house, tmp_path):
+    """Oracle: the turns that counted, played in one process; the broken one was rolled back and did not count."""
+    made = house(1, rounds=3, home=home, run_dir=tmp_path / "run")
+    client = build_client(0, home)
+    with BreakableLine(f"127.0.0.1:{made.port}") as line:
+        broken = []
+
+        def break_once(step: int, name: str) -> None:
+            if step in (2, 5) and step not in broken:  # the middle of the first turn, and of the second
+                broken.append(step)
+                line.break_lines()
+
+        made.events.at_step = break_once
+        port = int(line.address.rpartition(":")[2])
+        config = joins("client0", line.address, LONG)
+        joining.take_part(client, NoKeepsakes(), made.config(port=port), {}, config)
+        assert broken == [2, 5] and line.num_lines >= 3
+    assert made.ended.wait(LONG) and made.error is None
+    assert len(made.events.named("lost")) == 2 and made.coordinator.journal.totals.rolled_back == 2
+    replay = Replay(tmp_path / "run" / "turns.jsonl")
+    assert made.coordinator.weights_sha256() == local(tmp_path / "local", 1, 3, home, replay)
+
+
+def test_the_others_go_on_while_a_site_is_gone_and_the_weights_are_the_replays(house, tmp_path):
+    """Oracle: the turns that counted, played in one process: the other site's are among them, in their order."""
+    made = house(2, rounds=3, run_dir=tmp_path / "run")
+    first, second = made.member(0), made.member(1)
+    with BreakableLine(f"127.0.0.1:{made.port}") as line:
+        broken = []
+
+        def break_once(step: int, name: str) -> None:
+            if name == "client1" and step > 3 * NUM_BATCHES and not broken:  # it has trained one round
+                broken.append(step)
+                line.break_lines()
+
+        made.events.at_step = break_once
+        dialled = made.config("client1", port=int(line.address.rpartition(":")[2]))
+        config = joins("client1", line.address, LONG)
+        with running(lambda: joining.take_part(second.client, NoKeepsakes(), dialled, {}, config)):
+            take_part(first, {})
+    assert made.ended.wait(LONG) and made.error is None and broken
+    assert [fields["client"] for fields in made.events.named("lost")] == ["client1"]
+    replay = Replay(tmp_path / "run" / "turns.jsonl")
+    assert made.coordinator.weights_sha256() == local(tmp_path / "local", 2, 3, False, replay)
+
+
+def test_a_site_that_comes_while_the_server_is_ending_looks_for_it_again(house):
+    """Oracle: the error is the search's: the server that answered so is gone a moment later, and may be started again."""
+    made = house(2)
+    made.server._executor.close()
+    config = joins("client0", f"127.0.0.1:{made.port}", 0.6)
+    ending = r"no server at .* for 0.6 s \(the server is ending; see its log\)"
+    with pytest.raises(UnreachableError, match=ending):
+        joining.take_part(build_client(0), NoKeepsakes(), made.config(), {}, config)

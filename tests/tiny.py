@@ -1,0 +1,143 @@
+"""A run that is over in a moment: a net of a few weights, images of noise, two batches a turn and more.
+
+For tests of what carries a run; what is computed is real, and the same wherever it is carried.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from models.split import BottomOutput, SplitModel
+from runtime.checkpoint import Checkpoints
+from runtime.checks import TensorSpec
+from runtime.client import Client, ClientConfig
+from runtime.consortium.board import ServerBoard
+from runtime.consortium.site import SiteConsortium
+from runtime.coordinator import Coordinator, RunConfig
+from runtime.data.client_data import ClientData
+from runtime.data.partition import Share
+from runtime.data.source import Example, Source, Task
+from runtime.journal import Journal
+from runtime.ledger import Ledger
+from runtime.members import Members, OpenDoor
+from runtime.observers import NoRecorder, Recorder
+from runtime.optim import OptimizerConfig
+from runtime.randomness import Randomness
+from runtime.scheduler import RoundRobin, Scheduler
+from runtime.server import Server
+
+KEY, SGD = bytes(range(32)), OptimizerConfig(name="sgd", lr=0.1)
+BATCH, NUM_BATCHES = 2, 3
+
+
+class Bottom(nn.Module):
+    """1x4x4 images to 2x4x4 smashed data; the skip is a tensor of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3, padding=1)
+
+    def forward(self, x):
+        out = self.conv(x)
+        return BottomOutput(torch.tanh(out), (out * 0.5,))
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(32, 2)
+
+    def forward(self, out, skips):
+        return self.linear((out + skips[0]).flatten(1))
+
+
+class Drawn(Source):
+    """Forty-four images of noise with two classes."""
+
+    def __init__(self):
+        examples = [Example(f"i{n}", f"p{n}", n % 2) for n in range(44)]
+        super().__init__("drawn", Task.CLASSIFICATION, ("well", "ill"), examples)
+
+    def read(self, index, size, channels):
+        generator = torch.Generator().manual_seed(index)
+        image = torch.randint(0, 256, (channels, size, size), dtype=torch.uint8, generator=generator)
+        return image, torch.tensor(index % 2)
+
+
+def build_parts(home: bool) -> SplitModel:
+    torch.manual_seed(1)
+    if home:
+        return SplitModel(Bottom(), nn.Sequential(nn.Conv2d(2, 2, 1), nn.Tanh()), Head())
+    return SplitModel(Bottom(), nn.Sequential(nn.Flatten(), nn.Linear(32, 2)))
+
+
+def build_client(
+    index,
+    home=False,
+    defence=None,
+    detector=None,
+    *,
+    num_train=6,
+    consortium: SiteConsortium | None = None,
+    **config,
+) -> Client:
+    """A client of eleven images; ``config`` changes how it trains, see `ClientConfig`."""
+    first = 11 * index
+    share = Share(
+        train=tuple(range(first, first + num_train)),
+        validation=tuple(range(first + num_train, first + 8)),
+        test=tuple(range(first + 8, first + 11)),
+    )
+    config = {"name": f"client{index}", "batch_size": BATCH, "optimizer": SGD} | config
+    data = ClientData(Drawn(), share, image_size=4, channels=1, normalisation="symmetric", augment=False)
+    return Client(
+        build_parts(home),
+        data,
+        ClientConfig(labels_shared=not home, **config),
+        key=KEY,
+        randomness=Randomness(KEY, 0),
+        output=TensorSpec((2, 4, 4) if home else (2,), torch.float32, config["batch_size"]),
+        defence=defence,
+        detector=detector,
+        consortium=consortium,
+    )
+
+
+def build_server(home=False, attack=None, *, batch_size=BATCH, microbatches=1) -> Server:
+    labels = None if home else TensorSpec((), torch.int64, batch_size, below=2)
+    smashed = TensorSpec((2, 4, 4), torch.float32, batch_size)
+    top = build_parts(home).top
+    return Server(
+        top,
+        SGD.build(top.parameters()),
+        smashed=smashed,
+        labels=labels,
+        attack=attack,
+        microbatches=microbatches,
+    )
+
+
+def build_coordinator(
+    run_dir: Path,
+    server: Server,
+    num_clients: int,
+    *,
+    rounds: int = 1,
+    recorder: Recorder | None = None,
+    scheduler: Scheduler | None = None,
+    door: OpenDoor | None = None,
+    lease: float = 60.0,
+    resume: bool = False,
+    in_flight: int = 1,
+    board: ServerBoard | None = None,
+) -> Coordinator:
+    """A run that has begun and waits for its clients."""
+    run_dir.mkdir(exist_ok=True)
+    ledger = Ledger(scheduler or RoundRobin(), rounds)
+    kept = Checkpoints(run_dir / "checkpoints")
+    journal = Journal("run", run_dir, server, ledger, kept, ("auroc",), board)
+    config = RunConfig(run="run", run_dir=run_dir, lease=lease, in_flight=in_flight)
+    coordinator = Coordinator(journal, Members(num_clients, {}, door), config)
+    coordinator.begin(resume, lambda step: recorder or NoRecorder())
+    return coordinator
