@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import suture
+from commands import suture
 
 # Minutes of training attackers: `make sites` runs them.
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, Ranks, refused, suture
+from commands import TINY, Ranks, refused, suture
 from PIL import Image
 
 import launch.cli

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, TINY, suture
+from commands import ROOT, TINY, suture
 
 # Minutes of starting processes: `make sites` runs them.
 pytestmark = pytest.mark.slow

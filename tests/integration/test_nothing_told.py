@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, suture
+from commands import TINY, suture
 from PIL import Image
 
 from launch.judging import build_witnesses, read_run, run_key

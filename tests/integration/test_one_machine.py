@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, TINY, refused, suture
+from commands import ROOT, TINY, refused, suture
 from PIL import Image
 
 from runtime.errors import CheckpointError, ConfigError

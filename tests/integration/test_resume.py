@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT, TINY, suture
+from commands import ROOT, TINY, suture
 
 from launch import build
 from launch.config import RunOptions

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
+from commands import ROOT, TINY
 from PIL import Image
 
 from runtime import sandbox

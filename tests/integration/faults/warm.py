@@ -1,4 +1,4 @@
-"""The warm process of stage.py, as the harness sees it."""
+"""The warm process that starts members, as the harness sees it."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass
 class Stage:
-    """The warm process that starts members; see stage.py."""
+    """The warm process that starts members; see warm_process.py."""
 
     process: subprocess.Popen[str]
 
@@ -28,7 +28,7 @@ class Stage:
 def open_stage() -> Iterator[Stage]:
     """A stage that is gone afterwards."""
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("stage.py"))],
+        [sys.executable, str(Path(__file__).with_name("warm_process.py"))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

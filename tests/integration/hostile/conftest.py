@@ -1,41 +1,12 @@
 """The one table of `make hostile`: every attack of every file here, printed when all have been played."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 from forker import Forker, open_forker
+from rows import Row, Table
 
 _ROWS = pytest.StashKey["Table"]()
-
-
-@dataclass(frozen=True)
-class Row:
-    """One attack and what came of it.
-
-    Attributes:
-        attack: what was tried.
-        by: who tried it.
-        sent: whether it left the attacker, and the other side answered or ended the connection.
-        came: what came of it, in the words of whoever refused.
-        honest: how it ended for the honest members.
-    """
-
-    attack: str
-    by: str
-    sent: bool
-    came: str
-    honest: str
-
-
-class Table:
-    """All rows, by section."""
-
-    def __init__(self) -> None:
-        self.sections: dict[str, list[Row]] = {}
-
-    def add(self, section: str, row: Row) -> None:
-        self.sections.setdefault(section, []).append(row)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from conftest import Row, Table
+from rows import Row, Table
 from false_server import TERMS, VICTIM
 from forker import Forker
 from runs import CONFIG, HANDOFF, POLICY, UNTRUSTED, Case, Played, finished_well, play_all

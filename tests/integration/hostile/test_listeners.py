@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Row, Table
+from rows import Row, Table
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from forker import Forker

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from conftest import Row, Table
+from rows import Row, Table
 from cryptography import x509
 from forker import Forker
 from peer import Said

@@ -18,7 +18,7 @@ from pathlib import Path
 import grpc.aio
 import pytest
 import torch
-from conftest import Row
+from rows import Row
 from peer import framed, raw_frame
 from stage import OPTIONS
 

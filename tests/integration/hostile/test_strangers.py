@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import Row
+from rows import Row
 from peer import Peer, Said, answered, framed, plain, raw_frame, tls
 from replayed import replay
 from stage import Stage

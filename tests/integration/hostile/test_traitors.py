@@ -10,7 +10,7 @@ the turns that counted. ``make hostile`` prints the table.
 from collections.abc import Iterator
 
 import pytest
-from conftest import Row, Table
+from rows import Row, Table
 from forker import Forker
 from runs import EVICTED, HANDOFF, STOPPED, WIRE, Case, Played, finished_well, play_all
 from traitor import BAD

@@ -1,6 +1,6 @@
 """One warm process from which every member of every fault run is forked: torch is imported once, not forty times.
 
-    python stage.py      (one JSON order a line on stdin; see `Order`)
+    python warm_process.py      (one JSON order a line on stdin; see `Order`)
 
 What runs is the real command line. Each member has a keeper, a fork of this process that forks the member and, as
 systemd with Restart=on-failure does, starts it again. That is sound because nothing has been computed here and no
