@@ -198,18 +198,19 @@ def compare_heads(member: Member) -> None:
     """Compares what every site ends with.
 
     Raises:
-        HandoffError: the server has shown another site another history, or keeps this site's own word back.
+        HandoffError: the server has shown most others another history, or keeps this site's own word back.
     """
     client = member.client
     if client.consortium is None or client.newest is None:
         return
-    same = client.consortium.compare(member.exchange.heads(), client.newest)
+    heads = member.exchange.heads()
+    same = client.consortium.compare(heads, client.newest)
     if client.name not in same:
         raise HandoffError(
             "the server does not pass on what this site signed at its farewell; ask its operator"
         )
     others = [name for name in same if name != client.name]
-    if silent := client.consortium.silent(same):
+    if silent := client.consortium.silent(heads):
         # A server with two histories would show each site the words of its own only.
         log.warning(
             "%s took part, and nothing says what it ends with: it has gone, or the server keeps its word back, or has "

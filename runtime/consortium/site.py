@@ -327,29 +327,44 @@ class SiteConsortium:
     def compare(self, heads: Heads, handoff: SealedHandoff) -> list[str]:
         """The sites, this one among them, that end with the same hand-off as this one.
 
+        Fewer that end with another cannot take the model from the rest: one of them may lie. They are warned of.
+
         Raises:
-            HandoffError: one ends with another: the server has shown it another history.
+            HandoffError: as many or more end with another: the server has shown this site another history.
             UntrustedError: a head is not signed by whom this site believes.
         """
-        own, same = self._head(handoff), []
-        for statement in heads.statements:
-            content = self.trust.check(statement, HEAD)
-            if content != own:
-                raise HandoffError(
-                    f"{statement.author} ends with the hand-off of turn {content.get('turn')!s:.10} "
-                    f"({content.get('handoff')!s:.16}), this site with that of turn {own['turn']} "
-                    f"({own['handoff']:.16}): the server has shown them different histories; keep no model of this "
-                    "run, and ask the server's operator"
-                )
-            same.append(statement.author)
-        return sorted(set(same))
+        own = self._head(handoff)
+        ends = [(one.author, self.trust.check(one, HEAD)) for one in heads.statements]
+        others = {name: end for name, end in ends if end != own}
+        same = sorted({name for name, _ in ends} - others.keys())
+        if not others:
+            return same
+        differ = ", ".join(
+            f"{name} ends with the hand-off of turn {end.get('turn')!s:.10} ({end.get('handoff')!s:.16})"
+            for name, end in sorted(others.items())
+        )
+        differ += f"; this site with that of turn {own['turn']} ({own['handoff']:.16})"
+        if len(others) >= len(same):
+            raise HandoffError(
+                f"{differ}: the server has shown them different histories, or they lie; keep no model of this run, and "
+                "ask the server's operator"
+            )
+        log.warning(
+            "%s, as %d of %d do: the fewer were shown another history by the server, or lie; ask them, and the "
+            "server's operator",
+            differ,
+            len(same),
+            len(same) + len(others),
+        )
+        return same
 
-    def silent(self, same: list[str]) -> list[str]:
-        """Sites of the roster that took part as far as this one has seen, were not put out, and are not among ``same``:
-        gone, or the server keeps back what they signed.
+    def silent(self, heads: Heads) -> list[str]:
+        """Sites of the roster that took part as far as this one has seen, were not put out, and whose head is not
+        among ``heads``: gone, or the server keeps back what they signed.
         """
         known = set() if self.trust.roster is None else self.trust.roster.fingerprints().keys()
-        return sorted((self._seen & known) - self._chain.removed.keys() - {self.identity.name, *same})
+        said = {self.identity.name} | {one.author for one in heads.statements}
+        return sorted((self._seen & known) - self._chain.removed.keys() - said)
 
     def __reduce__(self) -> str:
         raise TypeError("SiteConsortium holds a site's keys and refuses to be pickled")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from forker import Forker, open_forker
-from rows import Row, Table
+from rows import Table
 
 _ROWS = pytest.StashKey["Table"]()
 

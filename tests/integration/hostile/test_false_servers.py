@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from rows import Row, Table
 from false_server import TERMS, VICTIM
 from forker import Forker
+from rows import Row, Table
 from runs import CONFIG, HANDOFF, POLICY, UNTRUSTED, Case, Played, finished_well, play_all
 from site_own import ANY_SIZE
 from stage import Stage

@@ -22,10 +22,10 @@ from typing import Any
 
 import pytest
 import torch
-from rows import Row, Table
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from forker import Forker
+from rows import Row, Table
 from runs import Case, Played, finished_well
 from stage import SITES, TINY, Stage
 from torch import Tensor

@@ -11,10 +11,10 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from rows import Row, Table
 from cryptography import x509
 from forker import Forker
 from peer import Said
+from rows import Row, Table
 from runs import EVICTED, HANDOFF, UNTRUSTED, Case, Played, finished_well, play_all
 from site_own import ANY_SIZE
 from stage import Stage

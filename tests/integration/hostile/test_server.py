@@ -18,8 +18,8 @@ from pathlib import Path
 import grpc.aio
 import pytest
 import torch
-from rows import Row
 from peer import framed, raw_frame
+from rows import Row
 from stage import OPTIONS
 
 from launch import build

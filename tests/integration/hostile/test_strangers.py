@@ -13,9 +13,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rows import Row
 from peer import Peer, Said, answered, framed, plain, raw_frame, tls
 from replayed import replay
+from rows import Row
 from stage import Stage
 
 from launch.authority import DAY, Authority

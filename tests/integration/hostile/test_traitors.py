@@ -10,8 +10,8 @@ the turns that counted. ``make hostile`` prints the table.
 from collections.abc import Iterator
 
 import pytest
-from rows import Row, Table
 from forker import Forker
+from rows import Row, Table
 from runs import EVICTED, HANDOFF, STOPPED, WIRE, Case, Played, finished_well, play_all
 from traitor import BAD
 
@@ -79,7 +79,7 @@ OTHERS: dict[str, Case] = {
     "as the one that averages it leaves ward_b's share out": Case(
         change="a share left out of the mean", by="ward_a", serve=PARALLEL
     ),
-    "OPEN: its farewell names a hand-off that there is none of": Case(change="a false farewell"),
+    "its farewell names a hand-off that there is none of": Case(change="a false farewell"),
     "OPEN: it seals finite numbers with which all diverge": Case(change="finite poison", by="ward_a"),
 }
 
@@ -234,6 +234,13 @@ def test_what_is_open_still_is(played: dict[str, Played]) -> None:
     """What docs/security.md lists as open, so that it is noticed when it is no longer. Oracle: exit codes."""
     poisoned = played["OPEN: it seals finite numbers with which all diverge"]
     assert poisoned.was_sent and {poisoned.codes[name] for name in poisoned.honest} == {WIRE}
-    lied_to = played["OPEN: its farewell names a hand-off that there is none of"]
-    assert lied_to.was_sent and {lied_to.codes[name] for name in lied_to.honest} == {HANDOFF}
-    assert "ward_b ends with the hand-off of turn" in lied_to.last_line("ward_a")
+
+
+def test_a_false_farewell_takes_the_model_from_nobody(played: dict[str, Played]) -> None:
+    """Oracle: two of three end with one model, and are told who ends with another."""
+    run = played["its farewell names a hand-off that there is none of"]
+    assert run.was_sent
+    finished_well(run, run.honest)
+    for name in run.honest:
+        assert "ward_b ends with the hand-off of turn" in run.stage.log(name)
+        assert "as 2 of 3 do" in run.stage.log(name)

@@ -5,6 +5,7 @@ Oracle: the honest ones finish. Each was found by real processes first (tests/in
 
 import logging
 import time
+from dataclasses import replace
 from threading import Thread
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from signing_sites import Play, Wards
 from test_consortium import BAD, NAMES, replay, sealing
 
+from runtime.client import Client
 from runtime.consortium import errands, evidence
 from runtime.consortium.site import REFUSAL
 from runtime.consortium.statements import digest
@@ -217,6 +219,34 @@ def test_a_site_that_took_part_and_whose_farewell_is_not_shown_is_named(wards, t
     (said,) = [record for record in caplog.records if "nothing says what it ends with" in record.message]
     newest = handoff_digest(play.coordinator.journal.handoff).hex()[:16]
     assert said.message.startswith("ward_a, ward_b took part") and said.message.endswith(newest)
+
+
+def other_head(client: Client) -> Any:
+    """Signs that the run ends a turn later than it does."""
+    sign = client.consortium.head
+    return lambda handoff: sign(replace(handoff, turn=handoff.turn + 1))
+
+
+def test_one_of_three_that_signs_a_false_head_takes_the_model_from_nobody_but_itself(wards, tmp_path, caplog):
+    """Oracle: the two others end well, are told who ends with another hand-off, and that it was not kept back."""
+    play = play_of(wards, tmp_path)
+    lying = play.members[1].client
+    lying.consortium.head = other_head(lying)
+    play.until()
+    assert play.errors.keys() == {"ward_b"} and {"ward_a", "ward_c"} <= set(play.ended)
+    said = [record.message for record in caplog.records if "as 2 of 3 do" in record.message]
+    assert len(said) >= 2 and all(one.startswith("ward_b ends with the hand-off of turn") for one in said)
+    assert "nothing says what it ends with" not in caplog.text
+
+
+def test_the_one_of_three_that_was_shown_another_history_keeps_no_model(wards, tmp_path):
+    """Oracle: both others end with another hand-off than it does."""
+    play = play_of(wards, tmp_path)
+    for name in (0, 2):
+        client = play.members[name].client
+        client.consortium.head = other_head(client)
+    play.until()
+    assert "the server has shown them different histories, or they lie" in str(play.errors["ward_b"])
 
 
 def test_a_site_that_was_put_out_is_not_missed_at_the_end(wards, tmp_path, caplog):
