@@ -47,9 +47,9 @@ class ProfilingRecorder:
         self._recorder, self._stopwatch = recorder, stopwatch
         self.scores, self.event, self.flush = recorder.scores, recorder.event, recorder.flush
 
-    def train_step(self, step: int, round: int, turn: int, client: str, loss: float) -> None:
+    def train_step(self, step: int, round: int, turn: int, client: str, loss: float, num_images: int) -> None:
         """A step has ended."""
-        self._recorder.train_step(step, round, turn, client, loss)
+        self._recorder.train_step(step, round, turn, client, loss, num_images)
         lap = self._stopwatch.take()
         place = {"step": step, "round": round, "turn": turn, "client": client}
         self._recorder.event(EVENT, **place, seconds=lap.seconds.get(SERVER, 0.0), spans=lap.spans)

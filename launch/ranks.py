@@ -14,13 +14,16 @@ import torch
 import models.registry as nets
 from launch import build, figures, folder, lab
 from launch.capacity import check_memory
+from launch.client_record import ClientRecord
 from launch.config import DEFAULT_CLIENTS, RunOptions, required
 from launch.cores import ranks_at_once, ready_torch
 from launch.enclosure import enclose
-from launch.keepsakes import ClientFolder, client_folder, link_figures
+from launch.final_table import print_final_table
+from launch.keepsakes import AllOf, ClientFolder, client_folder, link_figures
 from launch.logs import set_up
 from launch.profile import ProfilingRecorder, draw_profile
-from launch.progress import Progress, print_final_table
+from launch.progress import Progress
+from launch.round_warnings import RoundWarnings, WarningRecorder
 from launch.summary import final_metrics, summarise, write_summary
 from runtime.consortium.board import ServerBoard
 from runtime.coordinator import Coordinator
@@ -153,10 +156,14 @@ def conduct(
         def open_recorder(step: int | None) -> Recorder:
             nonlocal tracker
             tracker = stack.enter_context(Tracker(place.path, resume_step=step))
-            if not options.profile:
-                return tracker
-            server.stopwatch = stopwatch = RunningStopwatch()
-            return ProfilingRecorder(tracker, stopwatch)
+            recorder: Recorder = tracker
+            if options.profile:
+                server.stopwatch = stopwatch = RunningStopwatch()
+                recorder = ProfilingRecorder(recorder, stopwatch)
+            warnings = RoundWarnings(num_classes)
+            for line in read_metrics(place.path / METRICS_FILE) if place.resumed else ():
+                warnings.take(line)
+            return WarningRecorder(recorder, warnings, progress.warned)
 
         coordinator.begin(place.resumed, open_recorder)
         stack.callback(progress.finished)
@@ -227,9 +234,10 @@ def join(options: RunOptions, line: Transport, sharing: int) -> None:
     elsewhere = options.run_dir is not None and not line.config.one_host
     own = client_folder(Path(options.run_dir or "") if elsewhere else run_dir, name)
     normalisation = nets.model_entry(required(options.model)).normalisation
-    keepsakes = ClientFolder(options, normalisation, data.task, own)
+    folder_of_own = ClientFolder(options, normalisation, data.task, own)
+    keepsakes = AllOf(ClientRecord(options, own), folder_of_own)
     agreement = options.agreement(len(data.classes)) | {"run": line.hear("run")}
-    keepsakes.lock()
+    folder_of_own.lock()
     kept = f"{data.num_images()} images are in memory ({data.num_bytes() / 1e6:.2g} MB)"
     enclose(options, own, write=[memory] if memory is not None else [], kept=kept)
     ready_torch(options, sharing)
@@ -260,7 +268,8 @@ def run_in_one_process(options: RunOptions) -> None:
 
     def play(coordinator: Coordinator) -> None:
         normalisation = nets.model_entry(required(options.model)).normalisation
-        keepsakes = [ClientFolder(options, normalisation, images.source.task) for _ in data]
+        task = images.source.task
+        keepsakes = [AllOf(ClientRecord(options), ClientFolder(options, normalisation, task)) for _ in data]
         _play(options, coordinator, data, key, device, keepsakes)
 
     conduct(options, server, place, num_classes, progress, play)
