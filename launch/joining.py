@@ -131,6 +131,8 @@ def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
     state = kit.make_state()
     wishes = SiteWishes(state, name, terms.run)
     key = build.given_key(options, one_host=True)
+    if config.evaluate_only:  # it asks for scores, and nothing is chosen by them
+        options = replace(options, test_every_round=True)
     images = _own_images(options, asked, name, config)
     for note in images.source.notes:
         log.info("%s: %s", images.source.name, note)

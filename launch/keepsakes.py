@@ -21,10 +21,10 @@ from torch import Tensor
 from launch.config import RunOptions, required
 from launch.figures import activations, bottom_stages, segmentation
 from launch.lock import lock_folder
-from launch.profile import PROFILE_FILE
+from launch.profile import PROFILE_FILE, draw_own_profile
 from runtime.checkpoint import write_atomically
 from runtime.client import Client
-from runtime.data.client_data import Batch
+from runtime.data.client_data import Batch, Split
 from runtime.data.normalise import denormalise
 from runtime.data.source import Task
 from runtime.errors import CheckpointError, ConfigError, DataError
@@ -157,12 +157,16 @@ class ClientFolder(NoKeepsakes):
     def _draw(self, client: Client) -> None:
         figures = self.folder / "figures"
         figures.mkdir(exist_ok=True)
-        first = next(iter(client.data.test_batches(1)))
+        share = client.data.share
+        split: Split = "test" if share.test else "validation" if share.validation else "train"
+        first = next(iter(client.data.test_batches(1, split)))
         stages = bottom_stages(client.bottom, first.inputs.to(client.device))
         shown = denormalise(first.inputs, self._normalisation)  # type: ignore[arg-type]
         activations([("input", shown), *stages[1:]], figures / "activations.png")
         if self._last is not None:
             segmentation(*self._last, figures / "segmentation.png", title=f"{client.name}: test images")
+        if self._options.profile:
+            draw_own_profile(self.folder)
         if self._pictures is not None:
             self._pictures.close()
 

@@ -282,6 +282,8 @@ def play_locally(
     *,
     resume: bool = False,
     arm: Callable[[Server, int], None] | None = None,
+    images: build.Images | None = None,
+    recorder: Recorder | None = None,
 ) -> Coordinator:
     """A whole run in this process that shows nothing and keeps nothing but its checkpoints.
 
@@ -291,11 +293,13 @@ def play_locally(
         run_dir: where the checkpoints go; exists.
         resume: go on from the newest checkpoint there.
         arm: gives the server, with that many classes, an attack; None for the honest server.
+        images: what is trained on; None for what ``options`` say.
+        recorder: is told the run's numbers.
 
     Returns:
         The coordinator of the run that has ended.
     """
-    images = build.build_images(options, required(options.clients))
+    images = images or build.build_images(options, required(options.clients))
     data = [build.build_data(options, images, index) for index in range(required(options.clients))]
     device, num_classes = build.device_of(options, 0), len(images.source.classes)
     server = build.build_server(options, num_classes, device)
@@ -307,7 +311,7 @@ def play_locally(
     coordinator = build.build_coordinator(
         options, server, run=build.new_run_id(), run_dir=run_dir, num_classes=num_classes
     )
-    coordinator.begin(resume, lambda step: NoRecorder())
+    coordinator.begin(resume, lambda step: recorder or NoRecorder())
     _play(options, coordinator, data, key, device, [NoKeepsakes() for _ in data])
     server.attack.finish()
     return coordinator
