@@ -35,6 +35,7 @@ VALUES = {
     "train_images": 9,
     "validation_images": 3,
     "test_images": 5,
+    "test_every_round": True,
     "partition": "dirichlet:0.5",
     "epochs": 2,
     "batch_size": 7,
