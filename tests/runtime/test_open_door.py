@@ -172,10 +172,10 @@ def test_a_round_waits_for_one_that_trains_but_evaluations_do_not(tmp_path, trai
         run.play(turn)
     run.coordinator.disconnected(run.seats["a"], "its connection has ended")
     if trained:
-        assert run.granted() == ["b"]
+        assert "b" in run.granted()
         run.play(run.answer("b"))
         run.ask("b")
-    assert run.granted() == [] and run.journal.ledger.round == 1
+    assert "b" not in run.granted() and run.journal.ledger.round == 1
     run.join("a")
     again = run.ask("a")
     assert (again.kind, again.round) == (TurnKind.TRAIN, 2 if trained else 1)
