@@ -83,6 +83,11 @@ class Sites:
         ]  # fmt: skip
         self._run(name)
 
+    def go_on(self, name: str, command: list[str]) -> None:
+        """Starts a member that was stopped with another command than it had."""
+        self._commands[name] = command
+        self._run(name)
+
     def _run(self, name: str) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
