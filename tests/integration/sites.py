@@ -1,6 +1,6 @@
 """Sites for tests: `suture serve` and `suture join` as people start them, with their logs, and runs to compare with.
 
-A member that a signal or an error has ended is started again, as systemd with Restart=on-failure does (docs/deploy.md).
+A member that a signal or an error has ended is started again, as systemd with Restart=on-failure does (docs/deploy).
 """
 
 import os
