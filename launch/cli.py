@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -50,7 +51,7 @@ def train(options: RunOptions) -> None:
 
     run_dir = options.run_dir or named_by_time()
     options = replace(options, run_dir=run_dir)
-    again = ["suture", "train", "--resume", "--run-dir", run_dir]
+    again = shlex.join(["suture", "train", "--resume", "--run-dir", run_dir])
     from_environment = KEY_VARIABLE in os.environ  # read now: whoever uses the key takes it out
     with (
         saying(lambda stopped: run_sentence(options, run_dir, again, key_from_environment=from_environment)),

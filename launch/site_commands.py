@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -81,7 +82,7 @@ def serve(asked: dict[str, Any], kit: Path, **serving: Any) -> NoReturn:
     own = Kit.read(kit, Role.SERVER)
     config = ServeConfig.given(own, given)
     own.credentials()
-    again = ["suture", "serve", str(kit), "--run-dir", folder]
+    again = shlex.join(["suture", "serve", str(kit), "--run-dir", folder])
 
     def work() -> None:
         with saying(lambda stopped: run_sentence(options, folder, again, key_from_environment=False)):

@@ -49,15 +49,13 @@ def sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run_sentence(
-    options: RunOptions, run_dir: str, command: Sequence[str], key_from_environment: bool
-) -> str:
+def run_sentence(options: RunOptions, run_dir: str, again: str, key_from_environment: bool) -> str:
     """What to say of a run that was stopped at its server.
 
     Args:
         options: the run's.
         run_dir: its folder.
-        command: goes on with it.
+        again: the command that goes on with it.
         key_from_environment: whether the hand-off key was in a variable, which is written down nowhere.
     """
     if not holds_run(Path(run_dir)):
@@ -66,7 +64,7 @@ def run_sentence(
         why = "--unsplit keeps no checkpoints" if options.unsplit else "--checkpoints off kept none"
         return f"stopped; {why} to go on from: begin anew with another --run-dir"
     key = f" (with the same {KEY_VARIABLE})" if key_from_environment else ""
-    return f"stopped; the run is in {run_dir}; go on with{key}: {shlex.join(command)}"
+    return f"stopped; the run is in {run_dir}; go on with{key}: {again}"
 
 
 def site_sentence(stopped: KeyboardInterrupt, command: Sequence[str]) -> str:
@@ -81,7 +79,10 @@ def typed_command(run_dir: str, is_named: bool) -> list[str]:
     return ["suture", *sys.argv[1:], *([] if is_named else ["--run-dir", run_dir])]
 
 
-def torchrun_command(run_dir: str) -> list[str]:
-    """What resumes a run under torchrun, typed on this machine; on several each has its own."""
+def torchrun_command(run_dir: str) -> str:
+    """What resumes a run under torchrun; of several machines each has a command of its own."""
+    words = [sys.argv[0], "--resume", "--run-dir", run_dir]
+    if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:
+        return f"each machine's own torchrun options, and {shlex.join(words)}"
     ranks = f"--nproc_per_node={os.environ.get('LOCAL_WORLD_SIZE', '1')}"
-    return ["torchrun", ranks, sys.argv[0], "--resume", "--run-dir", run_dir]
+    return shlex.join(["torchrun", ranks, *words])

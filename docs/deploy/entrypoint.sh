@@ -1,9 +1,11 @@
 #!/bin/sh
 # Runs suture in a container. Compose starts again whatever ends with another code than 0, whichever it is: so a code of
 # SUTURE_FINAL, which trying again does not cure, is printed and becomes 0.
+child= stopped=
+trap 'stopped=yes; [ -z "$child" ] || kill -TERM "$child"' TERM INT
 suture "$@" &
 child=$!
-trap 'kill -TERM "$child"' TERM INT
+[ -z "$stopped" ] || kill -TERM "$child" # it came before there was a child
 while :; do
     wait "$child"
     code=$?
