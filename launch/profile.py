@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,21 @@ def median_parts(run_dir: Path) -> dict[str, dict[str, float]]:
 
     The parts of one step add up to it; their medians do so nearly.
     """
-    found = {}
-    for client, steps in read_steps(run_dir).items():
-        counted = steps[1:] or steps
-        found[client] = {part: statistics.median(step.get(part, 0.0) for step in counted) for part in PARTS}
-    return found
+    return {client: _medians(steps) for client, steps in read_steps(run_dir).items()}
+
+
+def own_median_parts(folder: Path) -> dict[str, dict[str, float]]:
+    """The same of one client from its own folder alone, where the server's share of the waiting is not known."""
+    try:
+        lines = (folder / PROFILE_FILE).read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    return {folder.name: _medians([split_up(json.loads(line), None) for line in lines])} if lines else {}
+
+
+def _medians(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    counted = steps[1:] or steps
+    return {part: statistics.median(step.get(part, 0.0) for step in counted) for part in PARTS}
 
 
 def read_steps(run_dir: Path) -> dict[str, list[dict[str, float]]]:
