@@ -48,8 +48,6 @@ def _sentence(event: Mapping[str, Any], client: str) -> str:
         return f"{client} was lost{because}"
     if name == "put_out":
         return f"{client} was put out{because}"
-    if name == "left":
-        return f"{client} left{because}"
     if name == "rolled_back":
         return f"turn {event.get('turn')} of {client.replace('+', ', ')} was rolled back{because}"
     if name == "went_back":

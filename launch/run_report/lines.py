@@ -18,7 +18,7 @@ from launch.profile import EVENT as PROFILED
 
 _AT_ONCE = 4 << 20
 _MOST_EVENTS = 1000
-_OUTCOMES = {"lost": "lost", "put_out": "put out", "left": "left"}
+_OUTCOMES = {"lost": "lost", "put_out": "put out"}
 
 
 @dataclass
@@ -61,7 +61,7 @@ class MetricsReader:
         scores: lines of evaluations that count, by turn.
         events: the newest other events, each with the round that it fell into.
         costs: by client; a turn that was rolled back has cost its time as well.
-        states: what became of a client, where it does not take part: "lost", "put out", "left".
+        states: what became of a client, where it does not take part: "lost" or "put out".
         clients: every name that occurred, in order.
         round: the last one that a line names.
     """

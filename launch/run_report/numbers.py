@@ -57,7 +57,7 @@ class Site:
 
     Attributes:
         name: of the site.
-        state: "lost", "put out" or "left" where it does not take part, else empty.
+        state: "lost" or "put out" where it does not take part, else empty.
         images: by phase, where known.
         train_loss: mean of its last turn.
         scores: the last ones by phase.

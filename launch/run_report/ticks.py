@@ -6,20 +6,18 @@ import math
 from collections.abc import Sequence
 
 
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About ``count`` round numbers from ``low`` to ``high``: steps of 1, 2 or 5 times a power of ten."""
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers from ``low`` to ``high``, in ``most`` steps or fewer of 1, 2 or 5 times a power of ten."""
+    least = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
-def whole_ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """At most ``count`` + 1 whole numbers from ``low`` to ``high``."""
-    ticks = (
-        nice_ticks(low, high, count) if high - low > count else range(math.ceil(low), math.floor(high) + 1)
-    )
+def whole_ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """At most ``most`` + 1 whole numbers from ``low`` to ``high``."""
+    ticks = nice_ticks(low, high, most) if high - low > most else range(math.ceil(low), math.floor(high) + 1)
     return [float(tick) for tick in ticks if tick == round(tick)]
 
 
