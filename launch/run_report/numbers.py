@@ -61,6 +61,7 @@ class Site:
         images: by phase, where known.
         train_loss: mean of its last turn.
         scores: the last ones by phase.
+        scored: the round that the last validation closed, None where there was none.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Site:
     images: Mapping[str, int] = field(default_factory=dict)
     train_loss: float | None = None
     scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    scored: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,9 +224,17 @@ def _sites(
         for phase, values in scores.items():
             images[phase] = whole(values.get("num_images")) or images[phase]
         loss = losses.get(name, number(mapping(told.get("train")).get("loss")))
+        scored = whole(scores["validation"].get("round"))
         known = {phase: count for phase, count in images.items() if count is not None}
         sites.append(
-            Site(name=name, state=reader.states.get(name, ""), images=known, train_loss=loss, scores=scores)
+            Site(
+                name=name,
+                state=reader.states.get(name, ""),
+                images=known,
+                train_loss=loss,
+                scores=scores,
+                scored=scored,
+            )
         )
     return sites
 

@@ -117,6 +117,9 @@ def _site_row(
     if tested:
         cells.append(_count(site.images.get("test")))
         cells += [_score_cell(name, test, num_classes(numbers)) for name in tested]
+    newest = max((other.scored or 0 for other in numbers.sites), default=0)
+    if site.scored is not None and site.scored < newest:
+        state += f"<small>scores of round {site.scored}</small>"
     return _row(f'{swatch(index)}<span class="name">{text(site.name)}</span>{state}', cells, labels)
 
 

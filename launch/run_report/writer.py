@@ -92,7 +92,7 @@ class ReportWriter:
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
-        phase, why = ("finished", "") if error is None else ("stopped", _reason(error))
+        phase, why = ("finished", "") if error is None else ("stopped", _reason(error, self._folder))
         self.write(replace(self._state, phase=phase, text=why, seconds_left=None))
 
     def _keep_writing(self) -> None:
@@ -163,12 +163,18 @@ def _state_of(folder: Path) -> RunState:
         return RunState(phase="running")
     if (folder / "summary.json").exists():
         return RunState(phase="finished")
-    return RunState(phase="stopped", text="its process has ended; start it again with --resume to go on")
+    return RunState(phase="stopped", text=f"its process has ended{_remedy(folder)}")
 
 
-def _reason(error: BaseException) -> str:
+def _remedy(folder: Path) -> str:
+    """How a run goes on: only a server has checkpoints, which `suture serve` takes up by itself."""
+    known = (folder / "checkpoints").is_dir()
+    return "; to go on, start it again (other than suture serve: with --resume --run-dir)" if known else ""
+
+
+def _reason(error: BaseException, folder: Path) -> str:
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; start it again with --resume to go on"
+        return f"interrupted{_remedy(folder)}"
     return str(error) if isinstance(error, SutureError) and str(error) else f"{type(error).__name__}: {error}"
 
 

@@ -256,6 +256,13 @@ def test_warnings_stand_in_a_box_and_what_happened_in_a_list(tmp_path):
     assert "warning" not in Page(html_of(write_run(tmp_path / "calm", lines_of()))).text
 
 
+def test_old_scores_of_a_site_that_is_away_say_their_round(tmp_path):
+    """Oracle: by hand: the second site's last evaluation closed round 1."""
+    lines = [line for line in lines_of(test=False) if line.get("client") != "ward_b" or line["round"] == 1]
+    text = Page(html_of(write_run(tmp_path / "run", lines))).text
+    assert text.count("scores of round") == 1 and "ward_b scores of round 1 – 10" in text
+
+
 def test_what_turns_cost_is_added_up(tmp_path):
     """Oracle: by hand: 64 images in 4 s."""
     turn = {"event": "turn", "round": 1, "turn": 1, "client": "ward_a", "kind": "train", "seconds": 2.0}

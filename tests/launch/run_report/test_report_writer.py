@@ -61,12 +61,16 @@ def test_the_page_follows_the_run_until_it_has_ended(run):
     ("error", "told"),
     [
         (CheckpointError("no room; make room"), "stopped in round 1 of 9: no room; make room"),
-        (KeyboardInterrupt(), "stopped in round 1 of 9: interrupted; start it again with --resume to go on"),
+        (
+            KeyboardInterrupt(),
+            "stopped in round 1 of 9: interrupted; to go on, start it again (other than suture serve: with --resume",
+        ),
         (ValueError("odd"), "stopped in round 1 of 9: ValueError: odd"),
     ],
 )
 def test_a_run_that_stops_says_why(run, error, told):
-    """Oracle: by hand; the error goes on."""
+    """Oracle: by hand; the error goes on, and the run can where it has checkpoints."""
+    (run / "checkpoints").mkdir()
     with pytest.raises(type(error)), ReportWriter(run):
         raise error
     assert told in (run / REPORT_FILE).read_text()
