@@ -11,11 +11,13 @@ import platform
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+
+from launch.config import SUTURE_VERSION
 from launch.folder import holds_run
 from launch.lock import who_has
 from launch.profile import PROFILE_FILE, median_parts, own_median_parts
@@ -149,13 +151,7 @@ def pages_of(folder: Path) -> list[tuple[Path, str]]:
 
 def versions() -> dict[str, str]:
     """Of what writes the page."""
-    found = {}
-    for name in ("suture", "torch"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found | {"Python": platform.python_version()}
+    return {"suture": SUTURE_VERSION, "torch": str(torch.__version__), "Python": platform.python_version()}
 
 
 def _state_of(folder: Path) -> RunState:
