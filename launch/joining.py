@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from launch.keepsakes import AllOf, ClientFolder, client_folder
 from launch.kit import Kit
 from launch.logs import set_up
 from launch.policy import Policy, evaluated_set, training_set
+from launch.run_report.numbers import RunState
 from launch.run_report.writer import SITE, ReportWriter
 from launch.search import Search
 from launch.site_progress import SiteProgress, print_end
@@ -190,6 +192,7 @@ def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
         page = ReportWriter(
             own, view=SITE, facts=_facts(options, data, name), seconds_left=progress.seconds_left
         )
+        page.update(RunState(started=time.time()))
         with page, closing(progress):
             take_part(client, AllOf(progress, record, kept_folder), line, agreement, config, standing, wishes)
     if record.is_finished:
