@@ -202,7 +202,7 @@ class Coordinator:
                 log.info("%s joined with %d training images", seat.name, hello.num_images)
             else:
                 log.info("%s joined for evaluation only", seat.name)
-            self._course.recorder.event("joined", client=seat.name)
+            self._course.recorder.event("joined", client=seat.name, images=hello.num_images)
             self._watcher.client_state(seat.name, "waits")
             return Welcome(self.config.run, str(self.config.run_dir), self.config.lease)
 

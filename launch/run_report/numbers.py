@@ -212,6 +212,9 @@ def _sites(
         mapping(facts.get("clients_data") or summary.get("clients_data")),
         mapping(summary.get("clients")),
     )
+    joined = {
+        event["client"]: event.get("images") for event in reader.events if event.get("event") == "joined"
+    }
     losses, names = reader.last_losses(), {*reader.clients, *map(str, said), *map(str, counts)}
     last: dict[str, dict[str, Mapping[str, Any]]] = {}
     for line in evaluations:
@@ -221,6 +224,7 @@ def _sites(
         told = mapping(said.get(name))
         scores = {phase: last.get(name, {}).get(phase) or mapping(told.get(phase)) for phase in PHASES[1:]}
         images = {phase: whole(mapping(counts.get(name)).get(phase)) for phase in PHASES}
+        images["train"] = images["train"] or whole(joined.get(name))
         for phase, values in scores.items():
             images[phase] = whole(values.get("num_images")) or images[phase]
         loss = losses.get(name, number(mapping(told.get("train")).get("loss")))

@@ -387,3 +387,11 @@ def test_the_pages_of_a_folder_are_found(tmp_path):
     assert pages_of(run) == [(site, "site")] and pages_of(tmp_path) == []
     page = write_report(site, "site", tmp_path / "out" / "deep")
     assert "its process has ended" in Page(page.read_text()).text
+
+
+def test_a_site_s_training_images_are_those_that_it_joined_with(tmp_path):
+    """Oracle: the event; the server sees no other word of them while the run goes on."""
+    joined = [{"event": "joined", "client": "ward_a", "images": 77}]
+    folder = write_run(tmp_path / "run", [*joined, *lines_of(test=False)])
+    numbers = gather(folder, "server", MetricsReader(folder / "metrics.jsonl"), RunState(), {}, {})
+    assert {site.name: site.images.get("train") for site in numbers.sites} == {"ward_a": 77, "ward_b": None}
