@@ -25,8 +25,9 @@ from runtime.consortium.board import ServerBoard
 from runtime.consortium.site import SiteConsortium
 from runtime.coordinator import Coordinator, RunConfig
 from runtime.data.client_data import ClientData
-from runtime.data.partition import Share, evaluation_share, partition
+from runtime.data.partition import Share, partition
 from runtime.data.registry import open_source
+from runtime.data.site_shares import evaluation_share
 from runtime.data.source import Source, Task
 from runtime.errors import ConfigError
 from runtime.exchange.crossing import MOST_UNDER_WAY
