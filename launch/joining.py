@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import torch
 
 import models.registry as nets
-from launch import build
+from launch import build, site_images
 from launch.address import parse_address
 from launch.config import RunOptions, required
 from launch.cores import ready_torch
@@ -24,15 +24,17 @@ from launch.kit import Kit
 from launch.logs import set_up
 from launch.policy import Policy, evaluated_set, training_set
 from launch.search import Search
+from launch.site_images import SiteDataConfig
 from launch.site_secret import run_secret
 from launch.sites import check_line_timeout
 from launch.standing import SiteStanding
-from launch.terms import ask_terms, merged
+from launch.terms import agreed_classes, ask_terms, merged
 from launch.wishes import SiteWishes, Unasked
 from runtime.client import Client
 from runtime.consortium.identity import Identity, Trust
 from runtime.consortium.roster import Roster
 from runtime.consortium.site import SiteConsortium
+from runtime.data.class_names import matched
 from runtime.errors import ConfigError, EvictedError, PeerLostError, PolicyError, UnreachableError
 from runtime.exchange.grpc import GrpcExchange
 from runtime.grpc.chunks import SMALL, Limits
@@ -62,8 +64,8 @@ class JoinConfig:
         line_timeout: seconds within which a cut cable is noticed.
         tls: as the server runs, "mutual" or "proxy".
         proxy_ca: with "proxy", who signs the certificate that the proxy shows; None for the certificates' authority.
-        evaluate_only: the site trains nothing: it scores the model of each round on its own images.
         revoked: the authority's list of revoked certificates; None for the kit's.
+        data: what the site says of its images.
     """
 
     kit: Kit
@@ -72,8 +74,8 @@ class JoinConfig:
     line_timeout: float = 15.0
     tls: str = MUTUAL
     proxy_ca: Path | None = None
-    evaluate_only: bool = False
     revoked: Path | None = None
+    data: SiteDataConfig = field(default_factory=SiteDataConfig)
 
     def __post_init__(self) -> None:
         check_mode(self.tls)
@@ -121,22 +123,30 @@ def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
         tls=config.tls,
         proxy_ca=None if config.proxy_ca is None else read_authorities(config.proxy_ca),
     )
-    terms = ask_terms(standing.dial(line), Search(config.server, config.patience))
+    search = Search(config.server, config.patience)
+    terms = ask_terms(standing.dial(line), search)
     policy.screen(terms.agreement)
-    options = policy.filled(RunOptions(**merged(asked, terms) | {"clients": 1}).resolved())
+    values = merged(asked, terms)
+    site_images.check_task(values)
+    options = policy.filled(RunOptions(**values | {"clients": 1}).resolved())
     state = kit.make_state()
     wishes = SiteWishes(state, name, terms.run)
     key = build.given_key(options, one_host=True)
-    images = _own_images(options, asked, name, config)
-    for note in images.source.notes:
-        log.info("%s: %s", images.source.name, note)
+    source = site_images.open_own(options, asked, name, config.data)
+    images = site_images.divide(source, options, asked, name, config.data)
+    site_images.log_division(images)
+    only = config.data.evaluate_only
     counted, (patients, num_images) = (
-        ("test", evaluated_set(images)) if config.evaluate_only else ("training", training_set(images))
+        ("test", evaluated_set(images)) if only else ("training", training_set(images))
     )
     policy.check(
         options, patients=patients, images=num_images, tls_proxy=config.tls == PROXY, counted=counted
     )
+    classes = agreed_classes(terms, source.classes, name, standing.dial(line), search)
+    images = replace(images, source=matched(source, classes))
+    site_images.log_classes(images.source)
     data = build.build_data(options, images, 0)
+    site_images.offer_weights(options, data)
     device = build.device_of(options, 0)
     secret = run_secret(state, name, terms.run)
     trust = Trust(credentials.authority, Roster(kit.roster), standing.revocations)
@@ -172,21 +182,6 @@ def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
     with closing(outbox), closing(wishes), standing:
         wishes.watch()
         take_part(client, keepsakes, line, agreement, config, standing, wishes)
-
-
-def _own_images(options: RunOptions, asked: Mapping[str, Any], name: str, config: JoinConfig) -> build.Images:
-    """The site's images, shared out; reads no picture."""
-    if not config.evaluate_only:
-        return build.build_site_images(options, name)
-    validation, test = asked.get("validation_images"), asked.get("test_images")
-    images = build.build_evaluation_images(options, name, validation_images=validation, test_images=test)
-    share = images.shares[0]
-    log.info(
-        "evaluates only: %d test images and %d validation images; it trains nothing",
-        len(share.test),
-        len(share.validation),
-    )
-    return images
 
 
 def proxy_ports() -> tuple[int, ...]:

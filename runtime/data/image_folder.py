@@ -19,7 +19,7 @@ def open_image_folder(path: Path) -> Source:
     """Index the folder; classes are numbered in alphabetical order.
 
     Raises:
-        DataError: No folders, fewer than two classes, or no pictures.
+        DataError: No folders, or no pictures.
     """
     sites = _sites(path)
     found = [
@@ -30,11 +30,8 @@ def open_image_folder(path: Path) -> Source:
         if is_picture(file)
     ]
     classes = tuple(sorted({name for _, name, _ in found}))
-    if len(classes) < 2:
-        raise DataError(
-            f"{path} holds pictures of {len(classes)} classes, at least 2 are needed; sort them into "
-            "PATH/CLASS/ or PATH/SITE/CLASS/"
-        )
+    if not classes:
+        raise DataError(f"{path} holds no pictures; sort them into PATH/CLASS/ or PATH/SITE/CLASS/")
     index = path / "index.csv"
     rows = read_columns(index, ("image", "patient")) if index.is_file() else []
     patients = {Path(row["image"]).stem: row["patient"] for row in rows if row["patient"]}

@@ -4,33 +4,12 @@ import sys
 
 import numpy as np
 import pytest
+from small_files import write_dicom
 
 from runtime.data.dicom import open_dicom, read_dicom
 from runtime.errors import ConfigError, DataError
 
 pydicom = pytest.importorskip("pydicom")
-
-
-def write_dicom(path, pixels, *, photometric="MONOCHROME2", **elements):
-    """A computed radiograph of 16-bit pixels, written by pydicom."""
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
-
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = ComputedRadiographyImageStorage
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
-    dataset.SOPClassUID = ComputedRadiographyImageStorage
-    dataset.Modality, dataset.SamplesPerPixel, dataset.PhotometricInterpretation = "CR", 1, photometric
-    dataset.Rows, dataset.Columns = pixels.shape
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
-    dataset.PixelData = pixels.astype("<u2").tobytes()
-    for name, value in elements.items():
-        setattr(dataset, name, value)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    dataset.save_as(path, enforce_file_format=True)
-    return path
 
 
 RAMP = np.arange(0, 4096, 16, dtype=np.uint16).reshape(16, 16)

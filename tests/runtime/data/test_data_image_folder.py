@@ -59,7 +59,7 @@ def test_an_index_csv_names_patients(tmp_path, png):
     ("names", "message"),
     [
         (["1.png"], "has no folders; sort the pictures into"),
-        (["ill/1.png"], "pictures of 1 classes, at least 2 are needed"),
+        (["ill/._1.png"], "holds no pictures; sort them into"),
         (["ill/1.txt.d/x/1.png", "well/2.png"], "holds folders but 'well' does not"),
     ],
 )
