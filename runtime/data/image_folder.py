@@ -8,7 +8,7 @@ image and patient says better. Stems that end in _test are official test images.
 from pathlib import Path
 
 from runtime.data.kaggle_dr import PictureFiles
-from runtime.data.patients import patient_of
+from runtime.data.patients import copies_joined, patient_of
 from runtime.data.pictures import is_picture
 from runtime.data.source import Example, Source
 from runtime.data.tables import read_columns
@@ -45,7 +45,9 @@ def open_image_folder(path: Path) -> Source:
         )
         for site, name, file in found
     ]
-    return PictureFiles("image-folder", classes, examples, [f for _, _, f in found], mirror=False, notes=[])
+    files = [file for _, _, file in found]
+    examples, notes = copies_joined(examples, files)
+    return PictureFiles("image-folder", classes, examples, files, mirror=False, notes=notes)
 
 
 def _sites(path: Path) -> list[tuple[str, Path]]:

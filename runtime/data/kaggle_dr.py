@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from runtime.data.patients import join_copies, patient_of
+from runtime.data.patients import copies_joined, patient_of
 from runtime.data.pictures import is_picture, read_picture
 from runtime.data.source import Example, Source, Task
 from runtime.data.tables import grade_classes, parse_grade, read_columns
@@ -91,10 +91,8 @@ def open_kaggle_dr(path: Path, *, grades: str) -> Source:
     missing = len(rows) - len(found)
     notes = [f"skipped {missing} of {len(rows)} rows without an image file"] if missing else []
     pictures = [files[stem] for stem, _ in found]
-    examples, num_copies = join_copies(examples, pictures)
-    if num_copies:
-        notes.append(f"{num_copies} images are copies of others; copies count as one patient's")
-    return PictureFiles("kaggle-dr", classes, examples, pictures, mirror=True, notes=notes)
+    examples, copies = copies_joined(examples, pictures)
+    return PictureFiles("kaggle-dr", classes, examples, pictures, mirror=True, notes=notes + copies)
 
 
 def _find_table(path: Path) -> Path:

@@ -96,3 +96,73 @@ def test_without_pydicom_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(ConfigError, match=r"needs pydicom: pip install suture\[dicom\]"):
         open_dicom(tmp_path, grades="binary")
+
+
+# Patients, and what pydicom says -----------------------------------------------------------------------
+
+
+def folder_of(path, ids, rows=None):
+    """A folder of one file for each PatientID (None: without one), and its CSV."""
+    for number, patient in enumerate(ids):
+        write_dicom(
+            path / f"x{number}.dcm", RAMP + number, **({} if patient is None else {"PatientID": patient})
+        )
+    rows = rows or [f"x{number},{number % 2}" for number in range(len(ids))]
+    (path / "labels.csv").write_text("\n".join(["image,level", *rows]) + "\n")
+    return path
+
+
+def test_without_a_column_patients_are_those_of_the_files_headers(tmp_path):
+    """Oracle: the PatientIDs that were written; a file without one is its own patient's, by name."""
+    source = open_dicom(folder_of(tmp_path, ["anna", "bert", "anna", None]), grades="binary")
+    assert [one.patient for one in source.examples] == ["anna", "bert", "anna", "x3"]
+    assert source.notes == []
+
+
+def test_a_patient_id_that_all_files_share_says_nothing(tmp_path):
+    """Oracle: the files' names, and the note."""
+    source = open_dicom(folder_of(tmp_path, ["ANONYMOUS"] * 4), grades="binary")
+    assert [one.patient for one in source.examples] == ["x0", "x1", "x2", "x3"]
+    assert source.notes == [
+        "all 4 files have the same PatientID, which says nothing; patients are told by file names"
+    ]
+
+
+def test_a_file_name_that_is_there_twice_is_refused(tmp_path):
+    """Oracle: the message; which of the two a row means nobody can tell."""
+    folder_of(tmp_path, ["anna", "bert"])
+    write_dicom(tmp_path / "more" / "x1.dcm", RAMP)
+    with pytest.raises(
+        DataError, match="holds 'x1.dcm' twice, in different folders; remove one of the copies"
+    ):
+        open_dicom(tmp_path, grades="binary")
+
+
+def test_what_pydicom_warns_of_is_counted_and_not_shown(tmp_path, capfd, caplog):
+    """Oracle: both streams; the line that stands in for the texts. A patient's name is among what pydicom would quote."""
+    from runtime.data.client_data import ClientData
+    from runtime.data.partition import Share
+    from runtime.data.registry import open_source
+
+    folder_of(tmp_path, [f"p{number}" for number in range(4)])
+    for file in tmp_path.glob("*.dcm"):
+        content = file.read_bytes()
+        assert content.count(b"LO\x04\x00p") + content.count(b"LO\x02\x00p") == 1
+        # A date that is none: pydicom warns when it reads the value.
+        dataset = pydicom.dcmread(file)
+        dataset.add_new(0x00280030, "DS", "1")
+        dataset.save_as(file)
+        file.write_bytes(file.read_bytes().replace(b"DS\x02\x001 ", b"DS\x02\x00x "))
+    with caplog.at_level("INFO"):
+        source = open_source(f"dicom:{tmp_path}", grades="binary", need=0, seed=0)
+        ClientData(
+            source,
+            Share((0, 1), (2,), (3,)),
+            image_size=16,
+            channels=1,
+            normalisation="symmetric",
+            augment=False,
+        )
+    told = capfd.readouterr()
+    assert told.out == told.err == ""
+    assert not [record for record in caplog.records if record.name.startswith("pydicom")]
