@@ -42,6 +42,14 @@ class RenamedClasses(Source):
             return image, target
         return image, torch.tensor(self.examples[index].label, dtype=torch.int64)
 
+    def dimensions(self, index: int) -> tuple[int, int] | None:
+        """The other source's; see ``Source.dimensions``."""
+        return self.source.dimensions(index)
+
+    def content_digest(self, index: int) -> bytes:
+        """The other source's; see ``Source.content_digest``."""
+        return self.source.content_digest(index)
+
 
 def parse_names(text: str) -> tuple[str, ...]:
     """Class names from ``--classes``, with commas between them; a name with a comma in it stands in double quotes.

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from runtime.data.patients import copies_joined, patient_of
-from runtime.data.pictures import fit_square, scale_to_bytes, unreadable
+from runtime.data.pictures import file_digest, fit_square, scale_to_bytes, unreadable
 from runtime.data.source import Example, Source, Task
 from runtime.data.tables import grade_classes, parse_grade, read_columns
 from runtime.errors import ConfigError, DataError
@@ -34,6 +34,21 @@ class DicomFiles(Source):
         """Decode one file; see ``Source.read``."""
         image = Image.fromarray(read_dicom(self.files[index]))
         return fit_square(image, size, channels), torch.tensor(self.examples[index].label, dtype=torch.int64)
+
+    def dimensions(self, index: int) -> tuple[int, int]:
+        """See ``Source.dimensions``."""
+        import pydicom
+
+        path = self.files[index]
+        try:
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
+            return int(header.Columns), int(header.Rows)
+        except Exception as error:  # as in `read_dicom`
+            raise unreadable(path, error) from error
+
+    def content_digest(self, index: int) -> bytes:
+        """See ``Source.content_digest``."""
+        return file_digest(self.files[index])
 
 
 def open_dicom(path: Path, *, grades: str) -> Source:

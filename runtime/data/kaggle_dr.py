@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from runtime.data.patients import copies_joined, patient_of
-from runtime.data.pictures import is_picture, read_picture
+from runtime.data.pictures import file_digest, is_picture, picture_size, read_picture
 from runtime.data.source import Example, Source, Task
 from runtime.data.tables import grade_classes, parse_grade, read_columns
 from runtime.errors import DataError
@@ -44,6 +44,14 @@ class PictureFiles(Source):
         """Decode one file; see ``Source.read``."""
         image = read_picture(self.files[index], size, channels)
         return image, torch.tensor(self.examples[index].label, dtype=torch.int64)
+
+    def dimensions(self, index: int) -> tuple[int, int]:
+        """See ``Source.dimensions``."""
+        return picture_size(self.files[index])
+
+    def content_digest(self, index: int) -> bytes:
+        """See ``Source.content_digest``."""
+        return file_digest(self.files[index])
 
 
 def open_kaggle_dr(path: Path, *, grades: str) -> Source:

@@ -1,5 +1,6 @@
 """Picture files to square uint8 tensors."""
 
+import hashlib
 import math
 from pathlib import Path
 
@@ -70,6 +71,18 @@ def picture_size(path: Path) -> tuple[int, int]:
     except (
         Exception
     ) as error:  # Pillow's many plug-ins raise many kinds, and a damaged file may meet any of them
+        raise unreadable(path, error) from error
+
+
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of a file's content.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError as error:
         raise unreadable(path, error) from error
 
 

@@ -4,6 +4,7 @@ The division in shares follows iterative stratification (Sechidis, Tsoumakas, Vl
 in place of examples and images by class in place of labels.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,6 +114,45 @@ def counted_share(source: Source, config: PartitionConfig, seed: int) -> Share:
             f"{error}; without --train-images, --validation-images and --test-images all images are used, unbalanced"
         ) from None
     return share
+
+
+def largest_balanced(source: Source, seed: int) -> PartitionConfig | None:
+    """The largest balanced sets in the proportions of the default shares that the source has images for.
+
+    Returns:
+        The numbers of images, or None where not even the smallest sets work.
+    """
+    training, _ = pools(source, None)
+    shares = SharesConfig()
+    train = 1.0 - shares.validation - TEST_SHARE
+
+    def sets(total: int) -> PartitionConfig:
+        return PartitionConfig(
+            train_images=max(2, round(train * total)),
+            validation_images=max(1, round(shares.validation * total)),
+            test_images=max(1, round(TEST_SHARE * total)),
+        )
+
+    def works(total: int) -> bool:
+        try:
+            partition(source, sets(total), 1, seed)
+        except DataError:
+            return False
+        return True
+
+    # An official test set lies beside what is trained on; then the sum may be larger than the supply.
+    least, most = (
+        4,
+        max(4, math.ceil(int(training.supply().min()) * training.num_classes / (train + shares.validation))),
+    )
+    if works(most):
+        return sets(most)
+    if not works(least):
+        return None
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (middle, most) if works(middle) else (least, middle)
+    return sets(least)
 
 
 def evaluation_share(source: Source, *, validation_images: int, test_images: int | None, seed: int) -> Share:

@@ -14,7 +14,7 @@ from small_files import write_dicom_folder, write_folders, write_table
 from runtime.errors import DataError
 
 # Minutes of starting processes: `make sites` runs them.
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_three_kinds_of_source_with_other_names_and_orders_train_one_net(mixed, 
     here.serve("--clients", "3", "--classes", "retinopathy,no retinopathy")
     here.join("ward_b", "--data", f"kaggle-dr:{table}", "--class-weights", "balanced")
     here.join("ward_a", "--data", f"image-folder:{folders}")
-    assert here.ended("ward_a") == DataError.exit_code
+    assert here.ended("ward_a", 300) == DataError.exit_code
     refused = here.log("ward_a")
     assert "this site has: mild, no retinopathy, severe; the run has: retinopathy, no retinopathy" in refused
     here.join(
@@ -63,7 +63,7 @@ def test_three_kinds_of_source_with_other_names_and_orders_train_one_net(mixed, 
     here.join(
         "ward_c", "--data", f"dicom:{dicom}", "--class-map", "healthy=no retinopathy,diseased=retinopathy"
     )
-    assert [here.ended(name) for name in (*here.NAMES, "server")] == [0, 0, 0, 0]
+    assert [here.ended(name, 300) for name in (*here.NAMES, "server")] == [0, 0, 0, 0]
     summary = _summary(here)
     assert len(summary["weights_sha256"]) == 64
     for name in here.NAMES:
@@ -85,7 +85,7 @@ def test_sites_that_come_at_once_agree_on_the_order_of_the_first(mixed, tmp_path
     for name in ("ward_a", "ward_b"):
         here.until(here.says(name, "no server at"))
     here.serve("--clients", "2")
-    assert [here.ended(name) for name in ("ward_a", "ward_b", "server")] == [0, 0, 0]
+    assert [here.ended(name, 300) for name in ("ward_a", "ward_b", "server")] == [0, 0, 0]
     summary, classes = _summary(here), json.loads((here.run / "run.json").read_text())["classes"]
     assert sorted(classes) == ["diseased", "healthy"] and len(summary["weights_sha256"]) == 64
     for name in ("ward_a", "ward_b"):
