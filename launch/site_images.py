@@ -83,6 +83,8 @@ def check_task(values: Mapping[str, Any]) -> None:
         ConfigError: names the run's net, both tasks and the data sources that fit.
     """
     entry, _ = split_spec(values.get("data", RunOptions.data))
+    if values.get("model") is None:
+        return  # the task's default, then
     with as_config_error():
         task = nets.model_entry(values["model"]).task
     if task != entry.task:

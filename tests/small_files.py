@@ -1,4 +1,4 @@
-"""Small data sets of two kinds of picture, bright and dark, as hospitals keep them: folders, a table, DICOM files."""
+"""Small data sets of two kinds of picture, striped across and down, as hospitals keep them: folders, a table, DICOM files."""
 
 from pathlib import Path
 
@@ -7,42 +7,51 @@ from PIL import Image
 
 
 def pictures(seed: int, number: int, size: int = 32) -> list[tuple[bool, np.ndarray]]:
-    """Noise of (size, size) bytes, in turn bright and dark: whether it is bright, and the picture."""
+    """Stripes and noise, (size, size) bytes, in turn across and down: whether they go across, and the picture.
+
+    Not bright and dark: deep greys are stretched over each picture's own range.
+    """
     rng = np.random.default_rng(seed)
-    return [
-        (bright, (rng.integers(0, 96, (size, size)) + (150 if bright else 0)).astype(np.uint8))
-        for bright in (number % 2 == 0 for number in range(number))
-    ]
+    stripes = np.where(np.arange(size) // 4 % 2, 200, 20)
+    made = []
+    for place in range(number):
+        clean = np.tile(stripes, (size, 1))
+        noise = rng.integers(0, 50, (size, size))
+        made.append((place % 2 == 0, ((clean.T if place % 2 == 0 else clean) + noise).astype(np.uint8)))
+    return made
+
+
+def goes_across(pixels: np.ndarray) -> bool:
+    """Whether a picture's stripes go across: rows differ more than columns."""
+    return bool(pixels.mean(axis=1).std() > pixels.mean(axis=0).std())
 
 
 def write_folders(path: Path, names: dict[bool, list[str]], seed: int, number: int) -> Path:
-    """PATH/CLASS/IMAGE; ``names`` are the folders of bright and of dark ones, which take them in turn."""
-    for place, (bright, pixels) in enumerate(pictures(seed, number)):
-        folder = path / names[bright][place // 2 % len(names[bright])]
+    """PATH/CLASS/IMAGE; ``names`` are the folders of those across and of those down, which take them in turn."""
+    for place, (across, pixels) in enumerate(pictures(seed, number)):
+        folder = path / names[across][place // 2 % len(names[across])]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / f"patient{place}.png")
     return path
 
 
 def write_table(path: Path, seed: int, number: int) -> Path:
-    """The layout of kaggle-dr: bright ones are of level 2."""
+    """The layout of kaggle-dr: those across are of level 2."""
     (path / "images").mkdir(parents=True)
     rows = ["image,level"]
-    for place, (bright, pixels) in enumerate(pictures(seed, number)):
+    for place, (across, pixels) in enumerate(pictures(seed, number)):
         Image.fromarray(np.dstack([pixels] * 3)).save(path / "images" / f"{place}_left.png")
-        rows.append(f"{place}_left,{2 * bright}")
+        rows.append(f"{place}_left,{2 * across}")
     (path / "trainLabels.csv").write_text("\n".join(rows) + "\n")
     return path
 
 
 def write_dicom_folder(path: Path, seed: int, number: int) -> Path:
-    """DICOM files and their CSV: bright ones are of level 1."""
+    """DICOM files and their CSV: those across are of level 1."""
     rows = ["image,level"]
-    for place, (bright, pixels) in enumerate(pictures(seed, number)):
-        # A window, so that a file is not stretched over its own range.
-        window = {"WindowCenter": "128", "WindowWidth": "256"}
-        write_dicom(path / f"x{place}.dcm", pixels.astype(np.uint16), PatientID=f"p{place}", **window)
-        rows.append(f"x{place},{int(bright)}")
+    for place, (across, pixels) in enumerate(pictures(seed, number)):
+        write_dicom(path / f"x{place}.dcm", pixels.astype(np.uint16), PatientID=f"p{place}")
+        rows.append(f"x{place},{int(across)}")
     (path / "labels.csv").write_text("\n".join(rows) + "\n")
     return path
 

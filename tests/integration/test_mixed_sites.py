@@ -23,7 +23,7 @@ def mixed(tmp_path):
     made: list[Sites] = []
 
     def make(**options: object) -> Sites:
-        here = Sites(tmp_path, epochs=6, lr=0.0005, **options)
+        here = Sites(tmp_path, epochs=4, lr=0.001, **options)
         for counted in ("train_images", "validation_images", "test_images"):
             del here.options[counted]
         made.append(here)
