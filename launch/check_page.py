@@ -11,7 +11,7 @@ from statistics import median_low
 from launch.build import Images
 from launch.capacity import free_memory
 from launch.config import RunOptions
-from launch.site_images import num_bytes
+from launch.site_images import num_bytes, shown_bytes, too_large
 from runtime.data.partition import PartitionConfig
 from runtime.data.source import Source, Task
 from runtime.data.survey import Survey
@@ -47,15 +47,11 @@ class Findings:
 
     def check_memory(self, num_images: int) -> None:
         """Notes what so many images take, and a problem where that is more than there is."""
-        need, free, size = num_bytes(self.options, num_images), free_memory(), self.options.image_size
-        self.memory = (
-            f"{_bytes(need)} for the images at {size} px, beside the net; {_bytes(free)} are free here"
-        )
-        if need > free:
-            self.problems.append(
-                f"{num_images} images at {size} px take {_bytes(need)}, and {_bytes(free)} are free; give "
-                "--train-images, --validation-images and --test-images to use fewer, or ask for a smaller --image-size"
-            )
+        need, free = shown_bytes(num_bytes(self.options, num_images)), shown_bytes(free_memory())
+        size = self.options.image_size
+        self.memory = f"{need} for the images at {size} px, beside the net; {free} are free here"
+        if problem := too_large(self.options, num_images):
+            self.problems.append(problem)
 
 
 def page(found: Findings) -> str:
@@ -183,7 +179,3 @@ def _row(label: str, text: str) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
-
-
-def _bytes(number: int) -> str:
-    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"

@@ -132,9 +132,12 @@ def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
     state = kit.make_state()
     wishes = SiteWishes(state, name, terms.run)
     key = build.given_key(options, one_host=True)
+    if "data" not in asked:
+        log.warning("no --data: this site trains on what %s draws, and on no images of its own", options.data)
     source = site_images.open_own(options, asked, name, config.data)
     images = site_images.divide(source, options, asked, name, config.data)
     site_images.log_division(images)
+    site_images.check_memory(options, images)
     only = config.data.evaluate_only
     counted, (patients, num_images) = (
         ("test", evaluated_set(images)) if only else ("training", training_set(images))

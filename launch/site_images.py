@@ -9,6 +9,7 @@ from typing import Any
 
 import models.registry as nets
 from launch import build
+from launch.capacity import free_memory
 from launch.config import RunOptions, as_config_error, required
 from runtime.data import class_names
 from runtime.data.client_data import ClientData
@@ -140,6 +141,17 @@ def divide(
     return build.Images(source, (share,))
 
 
+def check_memory(options: RunOptions, images: build.Images) -> None:
+    """Refuses more images than fit into memory, before they are read.
+
+    Raises:
+        ConfigError: names need, what is free, and what would help.
+    """
+    share = images.shares[0]
+    if problem := too_large(options, len(share.train) + len(share.validation) + len(share.test)):
+        raise ConfigError(problem)
+
+
 def log_division(images: build.Images) -> None:
     """Says how many images of how many patients each set has, and what the source skipped."""
     source, share = images.source, images.shares[0]
@@ -179,6 +191,23 @@ def offer_weights(options: RunOptions, data: ClientData) -> None:
             "training images by class: %s; with --class-weights balanced the rare ones count for more",
             ", ".join(f"{name} {count}" for name, count in held.items()),
         )
+
+
+def too_large(options: RunOptions, num_images: int) -> str:
+    """Why so many images cannot be kept in this machine's memory, with what would help; empty where they can."""
+    need, free = num_bytes(options, num_images), free_memory()
+    if need <= free:
+        return ""
+    return (
+        f"{num_images} images at {options.image_size} px take {shown_bytes(need)} of memory, and {shown_bytes(free)} "
+        "are free here; use fewer with --train-images, --validation-images and --test-images, or ask for a run with a "
+        "smaller --image-size"
+    )
+
+
+def shown_bytes(number: int) -> str:
+    """A number of bytes for a person."""
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 
 def num_bytes(options: RunOptions, num_images: int) -> int:

@@ -158,9 +158,12 @@ def test_the_kits_policy_is_asked(folders, kit, run):
 
 def test_images_that_do_not_fit_into_memory_are_said(folders, run, monkeypatch):
     """Oracle: 60 images of 64 px and three channels are 737280 bytes."""
-    monkeypatch.setattr("launch.check_page.free_memory", lambda: 700_000)
+    monkeypatch.setattr("launch.site_images.free_memory", lambda: 700_000)
     code, _, last = run(f"image-folder:{folders}")
-    assert code == DataError.exit_code and "60 images at 64 px take 0.7 MB, and 0.7 MB are free; give" in last
+    assert (
+        code == DataError.exit_code
+        and "60 images at 64 px take 0.7 MB of memory, and 0.7 MB are free here; use" in last
+    )
 
 
 def test_a_bar_is_shown_for_many_pictures_at_a_terminal_only(folders, run, monkeypatch, capsys):

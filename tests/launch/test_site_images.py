@@ -117,6 +117,19 @@ def test_a_run_of_another_task_names_the_sources_that_fit():
     site_images.check_task({"model": "unet", "data": "chest-phantom"})
 
 
+def test_more_images_than_memory_has_room_for_are_refused_before_they_are_read(folders, monkeypatch):
+    """Oracle: 80 images of 32 px and three channels are 245760 bytes."""
+    run = options(f"image-folder:{folders}")
+    images = divided(run)
+    monkeypatch.setattr(site_images, "free_memory", lambda: 245_760)
+    site_images.check_memory(run, images)
+    monkeypatch.setattr(site_images, "free_memory", lambda: 245_759)
+    with pytest.raises(
+        ConfigError, match="80 images at 32 px take 0.2 MB of memory, .* use fewer with --train-images"
+    ):
+        site_images.check_memory(run, images)
+
+
 # Who says the classes ------------------------------------------------------------------------------
 
 
