@@ -3,8 +3,10 @@
 Oracle: the terms that the main thread settled; who was heard first.
 """
 
+import pytest
+
 from runtime.errors import WireError
-from runtime.grpc.service import TERMS
+from runtime.grpc.service import MODES, TERMS
 from runtime.wire import Hello, Refusal, Terms
 
 OPEN, SETTLED = Terms("run", {"lr": "0.1"}), Terms("run", {"lr": "0.1", "classes": '["a", "b"]'})
@@ -14,17 +16,18 @@ def proposal(name: str, *classes: str) -> Hello:
     return Hello(name, {"classes": ",".join(classes)}, num_images=0, num_batches=0)
 
 
-def test_the_first_of_two_sites_that_ask_at_once_settles_the_terms_for_both(house):
+@pytest.mark.parametrize("tls", MODES)
+def test_the_first_of_two_sites_that_ask_at_once_settles_the_terms_for_both(house, tls):
     """Oracle: both answers are the settled ones, and the one that was heard is one of the two."""
-    made = house(2, plays=False, terms=OPEN)
+    made = house(2, plays=False, terms=OPEN, tls=tls)
     asking = [
-        made.line(name).begin(TERMS, [proposal(name, *order)])
+        made.line(name, tls=tls).begin(TERMS, [proposal(name, *order)])
         for name, order in (("client0", "ab"), ("client1", "ba"))
     ]
     assert made.server.first_hello() in (proposal("client0", "a", "b"), proposal("client1", "b", "a"))
     made.server.settle(SETTLED)
     assert [answer() for answer in asking] == [SETTLED, SETTLED]
-    assert made.line("client0").begin(TERMS, [])() == SETTLED, "whoever asks later"
+    assert made.line("client0", tls=tls).begin(TERMS, [])() == SETTLED, "whoever asks later"
 
 
 def test_who_only_asks_is_answered_at_once_and_settles_nothing(house):
