@@ -131,6 +131,20 @@ def bench_security(repeats: int, threads: int | None) -> None:
     run_command(repeats, threads)
 
 
+@bench.command("warnings")
+@click.option("--runs", "num_runs", type=int, default=30, help="runs of each kind, at least 2 [30]")
+@click.option("--flipped", type=float, default=0.4, help="share of one site's labels that are wrong [0.4]")
+@run_options
+def bench_warnings(options: RunOptions, num_runs: int, flipped: float) -> None:
+    """How often a site is named as unlike the others: on even data, and where one site's labels are partly wrong.
+
+    Without options: drawn photographs at 32 px, ResNet-18, three sites, six rounds, seeds from --seed on.
+    """
+    from launch.bench.warnings import run_command
+
+    run_command(options, num_runs, flipped)
+
+
 @bench.command("wire")
 @click.option("--steps", "num_steps", type=int, default=12, help="steps timed a format, at least 10 [12]")
 @click.option("--seeds", "num_seeds", type=int, default=1, help="runs of each format, from --seed on [1]")

@@ -357,6 +357,7 @@ def build_client(
         microbatches=options.microbatches,
         overlap=options.overlap,
         offered_from=options.first_query_round(),
+        tested_from=options.first_test_round(),
         rounds=None if own is None else required(options.epochs),
         repeats=None if own is None else own.repeats,
     )

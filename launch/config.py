@@ -118,6 +118,9 @@ class RunOptions:
         None, "validation images per client, held out of the training patients", agree=True
     )
     test_images: int | None = _option(None, "test images per client", agree=True)
+    test_every_round: bool = _option(
+        False, "score test images after every round, not only after the last one", free=True
+    )
     partition: str = _option("iid", "iid, dirichlet:ALPHA, quantity:ALPHA or by-site", agree=True)
     epochs: int | None = _option(None, "rounds; every client trains once a round", free=True, agree=True)
     batch_size: int | None = _option(None, "images a step", agree=True)
@@ -402,6 +405,11 @@ class RunOptions:
         spec = self.attack_spec()
         rounds: int = required(self.epochs)
         return max(1, rounds + 1 - int(getattr(spec.config, "average", 1) if spec else 1))
+
+    def first_test_round(self) -> int:
+        """The round from which test images are scored: the last one, but in a lab, where attackers see them pass."""
+        every_round = self.test_every_round or self.attack_spec() is not None or self.tape != "off"
+        return 1 if every_round else int(required(self.epochs))
 
     def detector_spec(self) -> Spec[Detector] | None:
         """The detector asked for."""

@@ -12,19 +12,22 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
+from rich.console import Console
 
 import models.registry as nets
 from launch import build, site_images
 from launch.address import parse_address
+from launch.client_record import ClientRecord
 from launch.config import RunOptions, required
 from launch.cores import ready_torch
 from launch.enclosure import enclose
-from launch.keepsakes import ClientFolder, client_folder
+from launch.keepsakes import AllOf, ClientFolder, client_folder
 from launch.kit import Kit
 from launch.logs import set_up
 from launch.policy import Policy, evaluated_set, training_set
 from launch.search import Search
 from launch.site_images import SiteDataConfig
+from launch.site_progress import SiteProgress, print_end
 from launch.site_secret import run_secret
 from launch.sites import check_line_timeout
 from launch.standing import SiteStanding
@@ -104,7 +107,8 @@ def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
     kit, credentials = config.kit, config.kit.credentials()
     standing = SiteStanding(kit, config.revoked)
     name = credentials.name
-    set_up(name, alone=True)
+    console = Console(stderr=True)
+    set_up(name, console)
     torch.set_num_threads(1)  # threads that are older than the sandbox stay outside it
     policy, identity = Policy.read(kit.policy), Identity.of(credentials)
     if config.tls == PROXY and not policy.tls_proxy:
@@ -132,21 +136,18 @@ def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
     state = kit.make_state()
     wishes = SiteWishes(state, name, terms.run)
     key = build.given_key(options, one_host=True)
-    if "data" not in asked:
-        log.warning("no --data: this site trains on what %s draws, and on no images of its own", options.data)
-    source = site_images.open_own(options, asked, name, config.data)
-    images = site_images.divide(source, options, asked, name, config.data)
-    site_images.log_division(images)
-    site_images.check_memory(options, images)
     only = config.data.evaluate_only
+    if only:  # it asks for scores, and nothing is chosen by them
+        options = replace(options, test_every_round=True)
+    images = site_images.take(options, asked, name, config.data)
     counted, (patients, num_images) = (
         ("test", evaluated_set(images)) if only else ("training", training_set(images))
     )
     policy.check(
         options, patients=patients, images=num_images, tls_proxy=config.tls == PROXY, counted=counted
     )
-    classes = agreed_classes(terms, source.classes, name, standing.dial(line), search)
-    images = replace(images, source=matched(source, classes))
+    classes = agreed_classes(terms, images.source.classes, name, standing.dial(line), search)
+    images = replace(images, source=matched(images.source, classes))
     site_images.log_classes(images.source)
     data = build.build_data(options, images, 0)
     site_images.offer_weights(options, data)
@@ -166,8 +167,8 @@ def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
     client.join(terms.run)
     own = client_folder(Path(required(options.run_dir)), name)
     normalisation = nets.model_entry(required(options.model)).normalisation
-    keepsakes = ClientFolder(options, normalisation, data.task, own)
-    keepsakes.lock()
+    kept_folder = ClientFolder(options, normalisation, data.task, own)
+    kept_folder.lock()
     agreement = options.site_agreement(data.classes)  # reads --weights, which the sandbox will not let us do
     outbox = Outbox(own / LEFT_FILE, required(options.cut))
     line = replace(line, limits=build.wire_limits(options, len(data.classes)), outbox=outbox)
@@ -182,9 +183,19 @@ def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
         kept=kept,
     )
     ready_torch(options)
+
+    def traffic() -> tuple[int, int]:
+        return line.traffic.up, line.traffic.down
+
+    task = str(data.task)
+    progress = SiteProgress(task, required(options.epochs), traffic, console)
+    record = ClientRecord(options, own, curves=True, traffic=traffic, warn=progress.warned)
     with closing(outbox), closing(wishes), standing:
         wishes.watch()
-        take_part(client, keepsakes, line, agreement, config, standing, wishes)
+        with closing(progress):
+            take_part(client, AllOf(progress, record, kept_folder), line, agreement, config, standing, wishes)
+    if record.is_finished:
+        print_end(task, record.scores, record.best_round, own)
 
 
 def proxy_ports() -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -21,15 +21,16 @@ from torch import Tensor
 from launch.config import RunOptions, required
 from launch.figures import activations, bottom_stages, segmentation
 from launch.lock import lock_folder
-from launch.profile import PROFILE_FILE
+from launch.profile import PROFILE_FILE, draw_own_profile
 from runtime.checkpoint import write_atomically
 from runtime.client import Client
-from runtime.data.client_data import Batch
+from runtime.data.client_data import Batch, Split
 from runtime.data.normalise import denormalise
 from runtime.data.source import Task
 from runtime.errors import CheckpointError, ConfigError, DataError
 from runtime.handoff import part_digest, weights_digest
 from runtime.scheduler import Turn
+from runtime.session import Keepsakes, NoKeepsakes
 from runtime.stopwatch import Lap, RunningStopwatch
 from runtime.tracking import ClientPictures
 from runtime.wire import Release, Welcome
@@ -39,7 +40,7 @@ MODEL_FORMAT = 1
 DETECTOR_FILE = "detector.jsonl"
 
 
-class ClientFolder:
+class ClientFolder(NoKeepsakes):
     """A client's keepsakes; see `session.Keepsakes`.
 
     Args:
@@ -59,6 +60,7 @@ class ClientFolder:
         self._lock: IO[str] | None = None
         self._pictures: ClientPictures | None = None
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
+        self._validates = False
         self._alarmed = False
         self._complained = False
 
@@ -85,6 +87,7 @@ class ClientFolder:
         if self._folder is None:
             self._folder = client_folder(Path(welcome.run_dir), client.name)
         self._make()
+        self._validates = bool(client.data.share.validation)
 
     def _make(self) -> None:
         try:
@@ -95,13 +98,16 @@ class ClientFolder:
             ) from None
 
     def evaluated(self, turn: Turn, phase: str, batch: Batch, smashed: Tensor, logits: Tensor) -> None:
-        """Draws the first test batch of a round."""
-        if phase != "test" or batch.number != 0:
+        """Draws the first validation batch of a round, or test batch where nothing is validated."""
+        shown = "validation" if self._validates else "test"
+        if phase not in (shown, "test") or batch.number != 0:
             return
         if self._task is Task.SEGMENTATION:
             images = denormalise(batch.inputs, self._normalisation)  # type: ignore[arg-type]
             self._last = images, batch.targets, (logits > 0).float()
-        with self._can_do_without(turn.client):
+        if phase != shown:
+            return
+        with self._can_do_without():
             if self._pictures is None:
                 self._pictures = ClientPictures(self.folder / "tensorboard")
             self._pictures.activations(turn.step, smashed)
@@ -112,7 +118,7 @@ class ClientFolder:
         """Writes a detector's score after each batch; tells a person when it first gives alarm."""
         step = turn.step + batch.number + 1
         line = {"step": step, "round": turn.round, "turn": turn.number, "score": score, "alarm": alarm}
-        with self._can_do_without(turn.client):
+        with self._can_do_without():
             if self._pictures is None:
                 self._pictures = ClientPictures(self.folder / "tensorboard")
             self._pictures.detector(step, score, bool(alarm))
@@ -120,12 +126,12 @@ class ClientFolder:
                 lines.write(json.dumps(line) + "\n")
         if alarm and not self._alarmed:
             self._alarmed = True
-            log.warning("%s: step %d: alarm: %s", turn.client, step, alarm)
+            log.warning("step %d of %s: alarm: %s", step, turn.client, alarm)
 
     def profiled(self, turn: Turn, batch: int, lap: Lap) -> None:
         """Writes down where the time of a step went."""
         line = {"round": turn.round, "turn": turn.number, "batch": batch, "seconds": lap.seconds}
-        with self._can_do_without(turn.client):
+        with self._can_do_without():
             if self._pictures is None:
                 self._pictures = ClientPictures(self.folder / "tensorboard")
             self._pictures.profile(turn.step + batch + 1, lap.seconds)
@@ -142,27 +148,30 @@ class ClientFolder:
             self._write_model(client, release)
         elif self._options.release_top:
             log.warning(
-                "%s: the server did not hand out the trained top, although the run's options say so: there is no "
-                "model.pt here; ask its operator",
-                client.name,
+                "the server did not hand out the trained top, although the run's options say so: there is no "
+                "model.pt here; ask its operator"
             )
-        with self._can_do_without(client.name):
+        with self._can_do_without():
             self._draw(client)
 
     def _draw(self, client: Client) -> None:
         figures = self.folder / "figures"
         figures.mkdir(exist_ok=True)
-        first = next(iter(client.data.test_batches(1)))
+        share = client.data.share
+        split: Split = "test" if share.test else "validation" if share.validation else "train"
+        first = next(iter(client.data.test_batches(1, split)))
         stages = bottom_stages(client.bottom, first.inputs.to(client.device))
         shown = denormalise(first.inputs, self._normalisation)  # type: ignore[arg-type]
         activations([("input", shown), *stages[1:]], figures / "activations.png")
         if self._last is not None:
             segmentation(*self._last, figures / "segmentation.png", title=f"{client.name}: test images")
+        if self._options.profile:
+            draw_own_profile(self.folder)
         if self._pictures is not None:
             self._pictures.close()
 
     @contextmanager
-    def _can_do_without(self, name: str) -> Iterator[None]:
+    def _can_do_without(self) -> Iterator[None]:
         """A picture that cannot be written costs the picture, not the turn; a person is told once."""
         try:
             yield
@@ -170,8 +179,7 @@ class ClientFolder:
             if not self._complained:
                 self._complained = True
                 log.warning(
-                    "%s: cannot write to %s (%s): training goes on without pictures; make room there",
-                    name,
+                    "cannot write to %s (%s): training goes on without pictures; make room there",
                     self.folder,
                     error.strerror or error,
                 )
@@ -205,7 +213,54 @@ class ClientFolder:
                 f"{client.name}: cannot write {self.folder / 'model.pt'} ({error.strerror or error}); make room and "
                 "start again with --resume: the trained parts are in the newest checkpoint"
             ) from None
-        log.info("%s: wrote %s", client.name, self.folder / "model.pt")
+        log.info("wrote %s", self.folder / "model.pt")
+
+
+class AllOf:
+    """Several, each of which is told everything, in their order; see `session.Keepsakes`."""
+
+    def __init__(self, *told: Keepsakes) -> None:
+        self._told = told
+
+    def joined(self, client: Client, welcome: Welcome) -> None:
+        for one in self._told:
+            one.joined(client, welcome)
+
+    def waits(self, turn: Turn) -> None:
+        for one in self._told:
+            one.waits(turn)
+
+    def began(self, turn: Turn) -> None:
+        for one in self._told:
+            one.began(turn)
+
+    def trained(self, turn: Turn, batch: Batch, loss: float) -> None:
+        for one in self._told:
+            one.trained(turn, batch, loss)
+
+    def evaluated(self, turn: Turn, phase: str, batch: Batch, smashed: Tensor, logits: Tensor) -> None:
+        for one in self._told:
+            one.evaluated(turn, phase, batch, smashed, logits)
+
+    def watched(self, turn: Turn, batch: Batch, score: float, alarm: str) -> None:
+        for one in self._told:
+            one.watched(turn, batch, score, alarm)
+
+    def scored(self, turn: Turn, scores: Mapping[str, Mapping[str, float]]) -> None:
+        for one in self._told:
+            one.scored(turn, scores)
+
+    def counted(self, turn: Turn) -> None:
+        for one in self._told:
+            one.counted(turn)
+
+    def undone(self, turn: Turn, why: str) -> None:
+        for one in self._told:
+            one.undone(turn, why)
+
+    def finished(self, client: Client, release: Release) -> None:
+        for one in self._told:
+            one.finished(client, release)
 
 
 def client_folder(run_dir: Path, name: str) -> Path:

@@ -47,19 +47,26 @@ class ProfilingRecorder:
         self._recorder, self._stopwatch = recorder, stopwatch
         self.scores, self.event, self.flush = recorder.scores, recorder.event, recorder.flush
 
-    def train_step(self, step: int, round: int, turn: int, client: str, loss: float) -> None:
+    def train_step(self, step: int, round: int, turn: int, client: str, loss: float, num_images: int) -> None:
         """A step has ended."""
-        self._recorder.train_step(step, round, turn, client, loss)
+        self._recorder.train_step(step, round, turn, client, loss, num_images)
         lap = self._stopwatch.take()
         place = {"step": step, "round": round, "turn": turn, "client": client}
         self._recorder.event(EVENT, **place, seconds=lap.seconds.get(SERVER, 0.0), spans=lap.spans)
 
 
 def draw_profile(run_dir: Path) -> None:
-    """Draws RUN/figures/profile.png from what is on this disk: nothing where no client's times are."""
+    """Draws RUN/figures/profile.png from what is on this disk; of clients elsewhere only the server's part is known."""
     medians = median_parts(run_dir)
     if medians:
         stacked_steps(medians, PARTS, run_dir / "figures" / "profile.png")
+
+
+def draw_own_profile(folder: Path) -> None:
+    """Draws figures/profile.png in a client's own folder, whose server is elsewhere: the wire and it are one part."""
+    steps = _client_steps(folder, [])
+    if steps:
+        stacked_steps({folder.name: _medians(steps)}, PARTS, folder / "figures" / "profile.png")
 
 
 def median_parts(run_dir: Path) -> dict[str, dict[str, float]]:
@@ -67,29 +74,39 @@ def median_parts(run_dir: Path) -> dict[str, dict[str, float]]:
 
     The parts of one step add up to it; their medians do so nearly.
     """
-    found = {}
-    for client, steps in read_steps(run_dir).items():
-        counted = steps[1:] or steps
-        found[client] = {part: statistics.median(step.get(part, 0.0) for step in counted) for part in PARTS}
-    return found
+    return {client: _medians(steps) for client, steps in read_steps(run_dir).items()}
+
+
+def _medians(steps: list[dict[str, float]]) -> dict[str, float]:
+    counted = steps[1:] or steps
+    return {part: statistics.median(step.get(part, 0.0) for step in counted) for part in PARTS}
 
 
 def read_steps(run_dir: Path) -> dict[str, list[dict[str, float]]]:
-    """Seconds of each part of every step, by client, of the clients whose times are on this disk."""
-    server: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    """Seconds of each part of every step, by client; of a client whose own times are elsewhere the server's alone."""
+    server: dict[str, list[Mapping[str, Any]]] = {}
     for event in read_events(run_dir / METRICS_FILE):
         if event["event"] == EVENT:
-            server.setdefault((event["client"], event["turn"]), []).append(event)
-    found: dict[str, list[dict[str, float]]] = {}
+            server.setdefault(event["client"], []).append(event)
+    found = {
+        client: [{"server": float(one["seconds"])} for one in events] for client, events in server.items()
+    }
     for path in sorted(run_dir.glob(f"clients/*/{PROFILE_FILE}")):
-        client, steps = path.parent.name, []
-        for line in path.read_text().splitlines():
-            ours = json.loads(line)
-            theirs = server.get((client, ours["turn"]), [])
-            batch = ours["batch"]
-            steps.append(split_up(ours, theirs[batch] if batch < len(theirs) else None))
-        found[client] = steps
+        found[path.parent.name] = _client_steps(path.parent, server.get(path.parent.name, []))
     return found
+
+
+def _client_steps(folder: Path, server: list[Mapping[str, Any]]) -> list[dict[str, float]]:
+    by_turn: dict[int, list[Mapping[str, Any]]] = {}
+    for event in server:
+        by_turn.setdefault(event["turn"], []).append(event)
+    steps = []
+    path = folder / PROFILE_FILE
+    for line in path.read_text().splitlines() if path.exists() else ():
+        ours = json.loads(line)
+        theirs, batch = by_turn.get(ours["turn"], []), ours["batch"]
+        steps.append(split_up(ours, theirs[batch] if batch < len(theirs) else None))
+    return steps
 
 
 def split_up(ours: Mapping[str, Any], theirs: Mapping[str, Any] | None) -> dict[str, float]:

@@ -7,9 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,19 +15,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from launch.pace import Pace, duration
+from launch.round_warnings import Warned
+
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_REFRESHES = 0.25
+_WARNINGS_SHOWN = 5
 _NOTHING = "-"
-_COLUMNS = {
-    "classification": {
-        "accuracy": "accuracy",
-        "balanced_accuracy": "balanced accuracy",
-        "auroc": "AUROC",
-        "majority_accuracy": "majority class",
-    },
-    "segmentation": {"dice": "Dice", "jaccard": "Jaccard", "pixel_accuracy": "pixel accuracy"},
-}
 _HEADLINES = {"accuracy": "accuracy", "auroc": "AUROC", "dice": "Dice", "jaccard": "Jaccard"}
 _DOES = {"train": "trains", "average": "averages", "evaluate": "evaluates"}
 _STYLES = {
@@ -93,6 +86,9 @@ class Progress:
         self._turns_done = 0
         self._turns_done_in_round = 0
         self._started = self._last_refresh = 0.0
+        self._pace = Pace(clock)
+        self._warnings: list[str] = []
+        self._best_round = 0
         self._live: Live | None = None
         self._is_finished = False
 
@@ -105,7 +101,6 @@ class Progress:
         """
         self._num_rounds = num_rounds
         self._rows = {client: _Row() for client in clients}
-        self._started = self._clock()
         if self.is_live and self._live is None:
             self._live = Live(console=self.console, auto_refresh=False, get_renderable=self._picture)
             self._live.start()
@@ -117,6 +112,9 @@ class Progress:
         """
         if self._turn is not None and round != self._turn.round:
             self._turns_done_in_round = 0
+        if self._turn is None:  # whoever came late is waited for before, and that says nothing of the pace
+            self._started = self._clock()
+        self._pace.round_began(round, is_whole=turn == 1 or self._turn is not None)
         self._turn = _CurrentTurn(round, turn, client, kind, num_batches, started=self._clock())
         for name in client.split("+"):
             row = self._row(name)
@@ -175,6 +173,21 @@ class Progress:
             log.info("%s %s: %s", client, phase, shown or "no scores")
         self._refresh()
 
+    def round_done(self, round: int, best_round: int) -> None:
+        """A round is over; ``best_round`` is the best so far by validation, 0 where nobody validates."""
+        self._best_round = best_round
+        if not self.is_live and best_round:
+            log.info(
+                "round %d of %d is over; best by validation so far: %d", round, self._num_rounds, best_round
+            )
+        self._refresh()
+
+    def warned(self, warned: Warned) -> None:
+        """Something that a person should look at."""
+        self._warnings.append(warned.text)
+        log.warning("%s", warned.text)
+        self._refresh()
+
     def finished(self) -> None:
         """The run is over, well or not: leave the last picture, give the cursor back. May be repeated."""
         self._is_finished = True
@@ -192,7 +205,11 @@ class Progress:
         self.finished()
 
     def seconds_left(self) -> float | None:
-        """Time to the end of the last round at the pace so far, None before there is a pace."""
+        """Time to the end of the last round: by the rounds that were seen whole, in the first one by its turns, None
+        before there is a pace.
+        """
+        if (by_rounds := self._pace.seconds_left(self._num_rounds)) is not None:
+            return by_rounds
         turn, num_clients = self._turn, sum(row.state != "lost" for row in self._rows.values())
         if turn is None or num_clients == 0:
             return None
@@ -220,7 +237,7 @@ class Progress:
         return (
             f"round {turn.round} of {self._num_rounds}, turn {turn.turn}: {_shown(turn.client)} trained "
             f"{turn.batches_done} batches, loss {loss}, {turn.images_done / seconds:.0f} images/s"
-            f", {_duration(self.seconds_left())} left"
+            f", {duration(self.seconds_left())} left"
         )
 
     def _picture(self) -> Group:
@@ -238,7 +255,10 @@ class Progress:
             table.add_row(
                 Text(client), Text(row.state, style=_STYLES.get(row.state, "dim")), loss, row.scores
             )
-        return Group(self._headline(), "", table)
+        said = [Text(f"! {text}", style="yellow") for text in self._warnings[-_WARNINGS_SHOWN:]]
+        if self._best_round:
+            said.insert(0, Text(f"best round by validation so far: {self._best_round}", style="dim"))
+        return Group(self._headline(), "", table, *said)
 
     def _headline(self) -> Group | Text:
         turn = self._turn
@@ -257,57 +277,17 @@ class Progress:
         )
         if turn.kind != "train":
             grid.add_row(*place)
-            return Group(grid, Text(f"{_duration(self.seconds_left())} left"))
+            return Group(grid, Text(f"{duration(self.seconds_left())} left"))
         grid.add_row(
             *place,
             ProgressBar(total=total or 1, completed=turn.batches_done, width=24, pulse=total is None),
             Text(f"{turn.batches_done}/{'?' if total is None else total} batches"),
         )
         speed = "" if turn.is_over else f"{turn.images_done / seconds:.0f} images/s, "
-        return Group(grid, Text(f"loss {loss}, {speed}{_duration(self.seconds_left())} left"))
-
-
-def final_table(summary: Mapping[str, Any]) -> Table:
-    """Scores of every client at the end of a run, and their mean.
-
-    Args:
-        summary: content of RUN/summary.json; a client whose evaluation was missed has dashes.
-    """
-    columns = _COLUMNS[summary["task"]]
-    table = Table(title=f"{summary['model']} cut at {summary['cut']}: {summary['task']}, test images")
-    table.add_column("client", no_wrap=True)
-    for name in ("train loss", *columns.values()):
-        table.add_column(name, justify="right")
-    rows = []
-    for client, phases in summary["clients"].items():
-        test = phases.get("test") or {}
-        rows.append([(phases.get("train") or {}).get("loss"), *(test.get(key) for key in columns)])
-        table.add_row(Text(client), *map(_number, rows[-1]))
-    if len(rows) > 1:
-        table.add_section()
-        table.add_row("mean", *(_number(_mean(column)) for column in zip(*rows, strict=True)), style="bold")
-    return table
-
-
-def print_final_table(summary: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print ``final_table`` on stdout (or on ``console``)."""
-    (console or Console()).print(final_table(summary))
+        return Group(grid, Text(f"loss {loss}, {speed}{duration(self.seconds_left())} left"))
 
 
 def _shown(clients: str) -> str:
     """Who has the turn, short enough for a line."""
     names = clients.split("+")
     return clients.replace("+", ", ") if len(names) <= 3 else f"{len(names)} clients"
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _number(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:.3f}"
-
-
-def _duration(seconds: float | None) -> str:
-    return "?" if seconds is None else str(timedelta(seconds=round(seconds)))

@@ -14,13 +14,16 @@ import torch
 import models.registry as nets
 from launch import build, figures, folder, lab
 from launch.capacity import check_memory
+from launch.client_record import ClientRecord
 from launch.config import DEFAULT_CLIENTS, RunOptions, required
 from launch.cores import ranks_at_once, ready_torch
 from launch.enclosure import enclose
-from launch.keepsakes import ClientFolder, client_folder, link_figures
+from launch.final_table import print_final_table
+from launch.keepsakes import AllOf, ClientFolder, client_folder, link_figures
 from launch.logs import set_up
 from launch.profile import ProfilingRecorder, draw_profile
-from launch.progress import Progress, print_final_table
+from launch.progress import Progress
+from launch.round_warnings import RoundWarnings, WarningRecorder
 from launch.summary import final_metrics, summarise, write_summary
 from runtime.consortium.board import ServerBoard
 from runtime.coordinator import Coordinator
@@ -153,10 +156,14 @@ def conduct(
         def open_recorder(step: int | None) -> Recorder:
             nonlocal tracker
             tracker = stack.enter_context(Tracker(place.path, resume_step=step))
-            if not options.profile:
-                return tracker
-            server.stopwatch = stopwatch = RunningStopwatch()
-            return ProfilingRecorder(tracker, stopwatch)
+            recorder: Recorder = tracker
+            if options.profile:
+                server.stopwatch = stopwatch = RunningStopwatch()
+                recorder = ProfilingRecorder(recorder, stopwatch)
+            warnings = RoundWarnings(num_classes)
+            for line in read_metrics(place.path / METRICS_FILE) if place.resumed else ():
+                warnings.take(line)
+            return WarningRecorder(recorder, warnings, progress.warned)
 
         coordinator.begin(place.resumed, open_recorder)
         stack.callback(progress.finished)
@@ -227,9 +234,10 @@ def join(options: RunOptions, line: Transport, sharing: int) -> None:
     elsewhere = options.run_dir is not None and not line.config.one_host
     own = client_folder(Path(options.run_dir or "") if elsewhere else run_dir, name)
     normalisation = nets.model_entry(required(options.model)).normalisation
-    keepsakes = ClientFolder(options, normalisation, data.task, own)
+    folder_of_own = ClientFolder(options, normalisation, data.task, own)
+    keepsakes = AllOf(ClientRecord(options, own), folder_of_own)
     agreement = options.agreement(len(data.classes)) | {"run": line.hear("run")}
-    keepsakes.lock()
+    folder_of_own.lock()
     kept = f"{data.num_images()} images are in memory ({data.num_bytes() / 1e6:.2g} MB)"
     enclose(options, own, write=[memory] if memory is not None else [], kept=kept)
     ready_torch(options, sharing)
@@ -260,7 +268,8 @@ def run_in_one_process(options: RunOptions) -> None:
 
     def play(coordinator: Coordinator) -> None:
         normalisation = nets.model_entry(required(options.model)).normalisation
-        keepsakes = [ClientFolder(options, normalisation, images.source.task) for _ in data]
+        task = images.source.task
+        keepsakes = [AllOf(ClientRecord(options), ClientFolder(options, normalisation, task)) for _ in data]
         _play(options, coordinator, data, key, device, keepsakes)
 
     conduct(options, server, place, num_classes, progress, play)
@@ -273,6 +282,8 @@ def play_locally(
     *,
     resume: bool = False,
     arm: Callable[[Server, int], None] | None = None,
+    images: build.Images | None = None,
+    recorder: Recorder | None = None,
 ) -> Coordinator:
     """A whole run in this process that shows nothing and keeps nothing but its checkpoints.
 
@@ -282,11 +293,13 @@ def play_locally(
         run_dir: where the checkpoints go; exists.
         resume: go on from the newest checkpoint there.
         arm: gives the server, with that many classes, an attack; None for the honest server.
+        images: what is trained on; None for what ``options`` say.
+        recorder: is told the run's numbers.
 
     Returns:
         The coordinator of the run that has ended.
     """
-    images = build.build_images(options, required(options.clients))
+    images = images or build.build_images(options, required(options.clients))
     data = [build.build_data(options, images, index) for index in range(required(options.clients))]
     device, num_classes = build.device_of(options, 0), len(images.source.classes)
     server = build.build_server(options, num_classes, device)
@@ -298,7 +311,7 @@ def play_locally(
     coordinator = build.build_coordinator(
         options, server, run=build.new_run_id(), run_dir=run_dir, num_classes=num_classes
     )
-    coordinator.begin(resume, lambda step: NoRecorder())
+    coordinator.begin(resume, lambda step: recorder or NoRecorder())
     _play(options, coordinator, data, key, device, [NoKeepsakes() for _ in data])
     server.attack.finish()
     return coordinator

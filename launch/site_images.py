@@ -96,6 +96,20 @@ def check_task(values: Mapping[str, Any]) -> None:
         )
 
 
+def take(options: RunOptions, asked: Mapping[str, Any], name: str, config: SiteDataConfig) -> build.Images:
+    """The site's images under its own class names, divided, and said in its log; reads no picture.
+
+    Raises:
+        ConfigError, DataError: as `open_own`, `divide` and `check_memory`.
+    """
+    if "data" not in asked:
+        log.warning("no --data: this site trains on what %s draws, and on no images of its own", options.data)
+    images = divide(open_own(options, asked, name, config), options, asked, name, config)
+    log_division(images)
+    check_memory(options, images)
+    return images
+
+
 def open_own(options: RunOptions, asked: Mapping[str, Any], name: str, config: SiteDataConfig) -> Source:
     """The site's source under the class names that the site says; reads no picture. For the arguments see `divide`.
 

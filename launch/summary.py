@@ -28,7 +28,7 @@ def summarise(
     for name in coordinator.trained_clients():
         clients[name] = dict(journal.scores.get(name, {}))
         if name in journal.train_loss:
-            clients[name]["train"] = {"loss": journal.train_loss[name]}
+            clients[name]["train"] = {"loss": journal.train_loss[name]} | _num_images(coordinator, name)
     try:
         digest, disagreement = coordinator.weights_sha256(), None
     except WireError as error:  # hours of training must not lose their summary to one client's word
@@ -39,6 +39,7 @@ def summarise(
         **header(options),
         "clients": clients,
         "wall_seconds": journal.wall_seconds(),
+        "seconds": _seconds(coordinator),
         "images_per_second": totals.train_images / max(totals.train_seconds, 1e-9),
         "wire_bytes_per_step": {"up": totals.bytes_up, "down": totals.bytes_down},
         "peak_memory_bytes": memory,
@@ -49,6 +50,18 @@ def summarise(
         "attack": {},
         "weights_sha256": digest,
     } | ({} if disagreement is None else {"disagreement": disagreement})
+
+
+def _num_images(coordinator: Coordinator, client: str) -> dict[str, float]:
+    seat = coordinator.members.get(client)
+    return {} if seat is None or seat.hello is None else {"num_images": seat.hello.num_images}
+
+
+def _seconds(coordinator: Coordinator) -> dict[str, float]:
+    """Where the time went: turns that counted, and all the rest, which is waiting, hand-offs and what was undone."""
+    totals, wall = coordinator.journal.totals, coordinator.journal.wall_seconds()
+    counted = {"training": totals.train_seconds, "evaluating": totals.evaluate_seconds}
+    return counted | {"waiting and handing over": max(0.0, wall - sum(counted.values()))}
 
 
 def header(options: RunOptions) -> dict[str, Any]:

@@ -21,8 +21,9 @@ import torch
 from launch import build, folder
 from launch.config import DEFAULT_CLIENTS, RunOptions, required
 from launch.cores import ready_torch
+from launch.final_table import print_final_table
 from launch.logs import set_up
-from launch.progress import Progress, print_final_table
+from launch.progress import Progress
 from launch.summary import final_metrics, header, write_summary
 from models.split import JoinedModel
 from runtime.data.client_data import Batch, ClientData
@@ -99,11 +100,13 @@ class Unsplit:
         return float(loss.detach())
 
     @torch.no_grad()
-    def evaluate(self, client: str) -> dict[str, dict[str, float]]:
-        """Scores on one client's validation and test images."""
+    def evaluate(self, client: str, round: int) -> dict[str, dict[str, float]]:
+        """Scores on one client's validation images, and on its test images where ``round`` is the last one."""
         data, scores = self.data[client], {}
         self.model.eval()
         for phase in ("validation", "test"):
+            if phase == "test" and round < self.options.first_test_round():
+                continue
             collected, losses, num_images = build_scores(data.task, len(data.classes)), 0.0, 0
             criterion = build_criterion(data.task, None)
             for batch in data.test_batches(required(self.options.batch_size), phase):
@@ -177,14 +180,14 @@ def _train(trainer: Unsplit, options: RunOptions, progress: Progress, tracker: T
                 step, loss = step + 1, trainer.train_step(round, client, batch)
                 losses.append(loss)
                 num_images += len(batch.inputs)
-                tracker.train_step(step, round, turn, client, loss)
+                tracker.train_step(step, round, turn, client, loss, len(batch.inputs))
                 progress.batch_done(client, loss, len(batch.inputs))
             seconds += time.monotonic() - started
             trainer.losses[client] = sum(losses) / len(losses)
             progress.turn_done()
         for client in clients:
             turn += 1
-            scores[client] = trainer.evaluate(client)
+            scores[client] = trainer.evaluate(client, round)
             for phase, values in scores[client].items():
                 tracker.scores(step, round, turn, client, phase, values)
                 progress.scores(client, phase, values)

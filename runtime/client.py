@@ -56,6 +56,7 @@ class ClientConfig:
         microbatches: parts that a full batch crosses in; see `exchange.fused`.
         overlap: whether a batch goes down while the one before it is away, with weights one step old.
         offered_from: lab mode: the round from which an attacker's own images are passed through the bottom.
+        tested_from: the round from which test images are scored; the last one, where only the end's scores are wanted.
         rounds: between hospitals, how many there are: a site trains in no later one; None where nobody counts.
         repeats: between hospitals, how often one round's pass may be asked for again, after a rollback or a crash;
             None where nobody counts.
@@ -73,6 +74,7 @@ class ClientConfig:
     microbatches: int = 1
     overlap: bool = False
     offered_from: int = 1
+    tested_from: int = 1
     rounds: int | None = None
     repeats: int | None = None
 

@@ -95,6 +95,7 @@ class Course:
             seats = [seat for turn in turns if (seat := self.members.get(turn.client)) is not None]
             if turns and len(seats) == len(turns) and all(seat.waiting is not None for seat in seats):
                 self.turns.grant(seats, [replace(turn, epoch=self._epoch) for turn in turns])
+                self._tell_the_others()
             elif not turns and ledger.finished:
                 last = Turn(TurnKind.END, round=ledger.round, handoff=ledger.handoff, epoch=self._epoch)
                 self._answer_all(last)
@@ -197,6 +198,22 @@ class Course:
             self.recorder.event("begun", clients=self.members.present())
         return self._begun
 
+    def _wait(self) -> Turn:
+        """What one who waits is told: whose turn it is."""
+        running = [part.turn for part in self.turns.running.values()]
+        if not running:
+            return Turn(TurnKind.WAIT)
+        names = ", ".join(turn.client for turn in running)
+        return Turn(
+            TurnKind.WAIT, names, running[0].round, running[0].number, meanwhile=running[0].kind.value
+        )
+
+    def _tell_the_others(self) -> None:
+        """Tells sites that wait whose turn has begun; ranks of one start have the server's own display beside them."""
+        if self.members.door is not None:
+            for seat in self.members:
+                seat.answer(self._wait())
+
     def _answer_all(self, turn: Turn) -> None:
         for seat in self.members:
             seat.answer(turn)
@@ -219,7 +236,7 @@ class Course:
             elif self.board is not None and self.board.is_late(seat.name, self._lease):
                 self.lose(seat, f"it was asked for something and did not do it for {self._lease:g} s")
             elif seat.waiting is not None and now - seat.waiting_since > self._lease / 4:
-                seat.answer(Turn(TurnKind.WAIT))
+                seat.answer(self._wait())
         self._put_out_revoked()
         if self._is_keyless_for_too_long():
             self.begin_anew()
@@ -378,6 +395,9 @@ class Course:
         with self._stopping():
             if self.journal.closes_round():
                 self.save()
+                journal = self.journal
+                self.recorder.event("round_done", round=journal.ledger.round, best_round=journal.best_round)
+                self._watcher.round_done(journal.ledger.round, journal.best_round)
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:

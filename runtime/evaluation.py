@@ -49,7 +49,8 @@ def evaluate(
         seen: is shown every batch, for pictures on the client's own disk.
 
     Returns:
-        Scores by phase and metric, with ``loss`` beside them.
+        Scores by phase and metric, with ``loss`` beside them; of test images only where the run is to end with this
+        round, or every round's are wanted.
     """
     client.eval_mode()
     data, criterion = client.data, build_criterion(client.data.task, None)
@@ -57,6 +58,8 @@ def evaluate(
     for split, phase in _EVALUATED:
         collected, losses, num_images = build_scores(data.task, len(data.classes)), 0.0, 0
         if split == "offered" and round < client.config.offered_from:
+            continue
+        if split == "test" and round < client.config.tested_from:
             continue
         for batch in data.test_batches(client.config.batch_size, split):
             place = (round, client.name, EVALUATION_BATCH - batch.number)

@@ -32,6 +32,7 @@ class Totals:
 
     train_images: int = 0
     train_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
     rolled_back: int = 0
     bytes_up: int = 0
     bytes_down: int = 0

@@ -58,6 +58,8 @@ class Turn:
         together: kind train: others train in this turn, too, so what is sealed at its end is this client's share
             of a mean and not the next client's start.
         epoch: number of the newest hand-off key's epoch, 0 where sites sign nothing.
+        meanwhile: with kind wait, what ``client`` (one, or several with a comma between) does now: train, average or
+            evaluate, in ``round`` and turn ``number``; empty where nobody has a turn.
     """
 
     kind: TurnKind
@@ -70,6 +72,7 @@ class Turn:
     error: str = ""
     together: bool = False
     epoch: int = 0
+    meanwhile: str = ""
 
 
 class Scheduler(Protocol):

@@ -51,20 +51,32 @@ log = logging.getLogger(__name__)
 
 
 class Keepsakes(Protocol):
-    """What a client keeps on its own disk: pictures while it evaluates, the model at the end."""
+    """What a client shows and keeps for its own people: how its training goes, pictures, the model at the end."""
 
     def joined(self, client: Client, welcome: Welcome) -> None: ...
+    def waits(self, turn: Turn) -> None: ...
+    def began(self, turn: Turn) -> None: ...
+    def trained(self, turn: Turn, batch: Batch, loss: float) -> None: ...
     def evaluated(self, turn: Turn, phase: str, batch: Batch, smashed: Tensor, logits: Tensor) -> None: ...
     def watched(self, turn: Turn, batch: Batch, score: float, alarm: str) -> None: ...
+    def scored(self, turn: Turn, scores: Mapping[str, Mapping[str, float]]) -> None: ...
+    def counted(self, turn: Turn) -> None: ...
+    def undone(self, turn: Turn, why: str) -> None: ...
     def finished(self, client: Client, release: Release) -> None: ...
 
 
 class NoKeepsakes:
-    """Keeps nothing."""
+    """Shows and keeps nothing."""
 
     def joined(self, client: Client, welcome: Welcome) -> None: ...
+    def waits(self, turn: Turn) -> None: ...
+    def began(self, turn: Turn) -> None: ...
+    def trained(self, turn: Turn, batch: Batch, loss: float) -> None: ...
     def evaluated(self, turn: Turn, phase: str, batch: Batch, smashed: Tensor, logits: Tensor) -> None: ...
     def watched(self, turn: Turn, batch: Batch, score: float, alarm: str) -> None: ...
+    def scored(self, turn: Turn, scores: Mapping[str, Mapping[str, float]]) -> None: ...
+    def counted(self, turn: Turn) -> None: ...
+    def undone(self, turn: Turn, why: str) -> None: ...
     def finished(self, client: Client, release: Release) -> None: ...
 
 
@@ -187,18 +199,21 @@ def take_turn(member: Member[Exchange], turn: Turn) -> None:
         SutureError: the turn failed and was given up.
         Parting: the client's own people want it to go at once; the turn is not over.
     """
-    client, exchange = member.client, member.exchange
+    client, exchange, keepsakes = member.client, member.exchange, member.keepsakes
     if turn.kind is TurnKind.WAIT:
+        keepsakes.waits(turn)
         return
     try:
+        keepsakes.began(turn)
         if errands.run(member, turn):
             return
         _take_up(member, turn)
         if turn.kind is TurnKind.TRAIN:
             client.begin(turn)
             with closing(exchange.train(client, turn, client.batches(turn))) as trained:
-                for batch in client.stopwatch.steps(turn, trained):
-                    _watch(member, turn, batch)
+                for step in client.stopwatch.steps(turn, trained):
+                    keepsakes.trained(turn, step.batch, step.loss)
+                    _watch(member, turn, step.batch)
                     member.wishes.in_turn()
             handoff = client.seal(turn)
             exchange.commit(handoff)
@@ -209,16 +224,20 @@ def take_turn(member: Member[Exchange], turn: Turn) -> None:
             client.committed(handoff)
         else:
             client.begin_evaluation(turn)
-            scores = client.evaluate(
-                exchange.predict(client, turn), turn.round, partial(_evaluated, member, turn)
-            )
+            seen = partial(_evaluated, member, turn)
+            scores = client.evaluate(exchange.predict(client, turn), turn.round, seen)
+            keepsakes.scored(turn, scores)
             exchange.report(turn, scores)
-    except Parting:
+        keepsakes.counted(turn)
+    except Parting as parting:
+        keepsakes.undone(turn, parting.wish)
         raise
     except TurnUndoneError as undone:
         log.info("%s", undone)
+        keepsakes.undone(turn, str(undone))
         client.undo()
     except BadHandoffError as bad:
+        keepsakes.undone(turn, str(bad))
         if not errands.accuse(member, bad):
             raise
         client.undo()
@@ -226,6 +245,7 @@ def take_turn(member: Member[Exchange], turn: Turn) -> None:
         raise
     except SutureError as error:
         reason = str(error)
+        keepsakes.undone(turn, reason)
         if client.name not in reason:
             reason = f"{client.name}: round {turn.round}, turn {turn.number}: {reason}"
         named = type(error)(reason)

@@ -297,7 +297,8 @@ class Steps:
         running.losses.append(loss)
         running.num_images += images
         self.num_done += 1
-        self.recorder.train_step(turn.step + self.num_done, turn.round, turn.number, turn.client, loss)
+        step = turn.step + self.num_done
+        self.recorder.train_step(step, turn.round, turn.number, turn.client, loss, images)
         self._watcher.batch_done(turn.client, loss, images)
 
     def crossed(self, running: Running, *, up: Payload | None = None, down: Payload | None = None) -> None:

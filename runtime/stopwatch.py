@@ -6,17 +6,21 @@ those of one process alone: a client's stopwatch knows nothing of the server's a
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from runtime.data.client_data import Batch
 from runtime.scheduler import Turn
 
 SENDING, WAITING, SERVER = "sending", "waiting", "server"
 """A client that hands its message over, and one that waits for the answer; and what the server computes meanwhile."""
+
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -44,8 +48,8 @@ class Stopwatch(Protocol):
     def loading(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches, from the loader."""
 
-    def steps(self, turn: Turn, done: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches, each after its step."""
+    def steps(self, turn: Turn, done: Iterator[T]) -> Iterator[T]:
+        """What a turn's steps lead to, one after the other, as it comes."""
 
 
 class NoStopwatch:
@@ -59,7 +63,7 @@ class NoStopwatch:
     def loading(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         return batches
 
-    def steps(self, turn: Turn, done: Iterator[Batch]) -> Iterator[Batch]:
+    def steps(self, turn: Turn, done: Iterator[T]) -> Iterator[T]:
         return done
 
 
@@ -110,14 +114,14 @@ class RunningStopwatch:
                 return
             yield batch
 
-    def steps(self, turn: Turn, done: Iterator[Batch]) -> Iterator[Batch]:
+    def steps(self, turn: Turn, done: Iterator[T]) -> Iterator[T]:
         self.take()
-        while True:
+        for number in itertools.count():
             begun = time.perf_counter()
-            batch = next(done, None)
-            if batch is None:
+            step = next(done, None)
+            if step is None:
                 return
             lap = self.take()
             lap.window = begun, time.perf_counter()
-            self._keep(turn, batch.number, lap)
-            yield batch
+            self._keep(turn, number, lap)
+            yield step

@@ -49,14 +49,19 @@ class Tracker:
         resume_step: step of the last batch that counts when a run goes on, None for a new run. TensorBoard
             then drops what an earlier process wrote after that step. The caller also writes the event
             ``event("resumed", after_turn=n, step=resume_step)``, which does the same for metrics.jsonl.
+        of_client: the folder is one client's, whose curves lie in its tensorboard itself.
+        curves: whether there are any; else only metrics.jsonl is written.
 
     Raises:
         CheckpointError: from here and from every method: a file cannot be written any more.
     """
 
     @writing()
-    def __init__(self, run_dir: Path, *, resume_step: int | None = None) -> None:
+    def __init__(
+        self, run_dir: Path, *, resume_step: int | None = None, of_client: bool = False, curves: bool = True
+    ) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
+        self._of_client, self._curves = of_client, curves
         self._folder = run_dir / "tensorboard"
         self._purge_step = None if resume_step is None else resume_step + 1
         self._writers: dict[str, SummaryWriter] = {}
@@ -64,22 +69,22 @@ class Tracker:
         self._turn_first_step = 0
         self._path = run_dir / METRICS_FILE
         self._lines = _open_for_append(self._path)
-        if resume_step is not None and self._folder.is_dir():
+        if resume_step is not None and not of_client and self._folder.is_dir():
             # All at once: the curve of a client that does not come back must be shortened as well.
             for folder in sorted(self._folder.iterdir()):
                 if folder.is_dir() and folder.name != _WHOLE_RUN:
                     self._writer(folder.name)
 
     @writing()
-    def train_step(self, step: int, round: int, turn: int, client: str, loss: float) -> None:
-        """One training batch of ``client``; ``loss`` is the task's loss on that batch."""
+    def train_step(self, step: int, round: int, turn: int, client: str, loss: float, num_images: int) -> None:
+        """One training batch of ``client``; ``loss`` is the task's loss, a mean over its ``num_images``."""
         if turn != self._turn:
             self._turn, self._turn_first_step = turn, step
         writer = self._writer(client)
-        self._write(
-            {"step": step, "round": round, "turn": turn, "client": client, "phase": "train", "loss": loss}
-        )
-        writer.add_scalar("loss/train", loss, step)
+        place = {"step": step, "round": round, "turn": turn, "client": client, "phase": "train"}
+        self._write(place | {"loss": loss, "images": num_images})
+        if writer is not None:
+            writer.add_scalar("loss/train", loss, step)
 
     @writing()
     def scores(
@@ -101,7 +106,8 @@ class Tracker:
         self._write(place | dict(scores) | place)
         for name, value in scores.items():
             tag = f"loss/{phase}" if name == "loss" else f"{phase}/{name}"
-            writer.add_scalar(tag, value, step)
+            if writer is not None:
+                writer.add_scalar(tag, value, step)
 
     @writing()
     def event(self, name: str, **fields: object) -> None:
@@ -113,12 +119,10 @@ class Tracker:
         self._write({"event": name} | fields)
         if name == "went_back":
             self._turn = None
-            for writer in self._writers.values():
-                _purge_from(writer, int(str(fields["step"])) + 1)
-        if name == "profiled":
-            self._writer(str(fields["client"])).add_scalar(
-                "profile/server", fields["seconds"], fields["step"]
-            )
+            for curves in self._writers.values():
+                _purge_from(curves, int(str(fields["step"])) + 1)
+        if name == "profiled" and (writer := self._writer(str(fields["client"]))) is not None:
+            writer.add_scalar("profile/server", fields["seconds"], fields["step"])
         if (
             name == "rolled_back"
             and fields.get("turn") == self._turn
@@ -140,13 +144,13 @@ class Tracker:
         values = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in options.items()}
         metrics = {f"whole run/{k}": float(v) for k, v in final.items() if math.isfinite(v)}
         # In a folder of its own: SummaryWriter.add_hparams would open one named by the time, a row each call.
-        writer = _open_writer(self._folder / _WHOLE_RUN)
-        file_writer = writer._get_file_writer()  # type: ignore[no-untyped-call]
+        whole_run = _open_writer(self._folder / _WHOLE_RUN)
+        file_writer = whole_run._get_file_writer()  # type: ignore[no-untyped-call]
         for summary in hparams(values, metrics):  # type: ignore[no-untyped-call]
             file_writer.add_summary(summary)
         for tag, value in metrics.items():
-            writer.add_scalar(tag, value, 0)
-        writer.close()
+            whole_run.add_scalar(tag, value, 0)
+        whole_run.close()
 
     @writing()
     def flush(self) -> None:
@@ -177,14 +181,17 @@ class Tracker:
             if error is None:  # else whatever ends the run says more
                 raise
 
-    def _writer(self, client: str) -> SummaryWriter:
+    def _writer(self, client: str) -> SummaryWriter | None:
+        if not self._curves:
+            return None
         if client not in self._writers:
             # The name comes over the wire and becomes a folder: it must not lead out of RUN/tensorboard.
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", client):
                 raise WireError(
                     f"client name {client[:80]!r} is no plain file name; use letters, digits, . _ -"
                 )
-            self._writers[client] = _open_writer(self._folder / client, self._purge_step)
+            folder = self._folder if self._of_client else self._folder / client
+            self._writers[client] = _open_writer(folder, self._purge_step)
         return self._writers[client]
 
     def _write(self, record: Mapping[str, object]) -> None:

@@ -274,12 +274,14 @@ class Turns:
 
     def report(self, seat: Seat, report: Report) -> None:
         """Counts an evaluation turn."""
-        turn, journal = self._held(seat, report.turn, TurnKind.EVALUATE).turn, self.journal
+        running, journal = self._held(seat, report.turn, TurnKind.EVALUATE), self.journal
+        turn = running.turn
         scores = check_scores(report.scores, seat.name)
         journal.scores[turn.client] = scores
         for phase, values in scores.items():
             self.recorder.scores(turn.step, turn.round, turn.number, turn.client, phase, values)
             self._watcher.scores(turn.client, phase, values)
+        journal.totals.evaluate_seconds += time.monotonic() - running.started
         self._count()
 
     def roll_back(self, reason: str) -> None:

@@ -42,6 +42,7 @@ from runtime.data.partition import Share
 from runtime.data.source import Example, Source, Task
 from runtime.exchange import OVER_RPC, Exchange
 from runtime.exchange.grpc import GrpcExchange
+from runtime.exchange.seam import Trained
 from runtime.grpc.client import GrpcClient, GrpcClientConfig
 from runtime.grpc.loop import LoopThread
 from runtime.grpc.server import GrpcServer, GrpcServerConfig
@@ -203,19 +204,19 @@ def paced(kind: type[Exchange], line: Connection, in_blocks: bool) -> type[Any]:
                 self.handed.append(("down", handoff.ciphertext.nbytes, time.perf_counter() - begun))
             return handoff
 
-        def train(self, client: Client, turn: Turn, batches: Iterable[Batch]) -> Generator[Batch]:
+        def train(self, client: Client, turn: Turn, batches: Iterable[Batch]) -> Generator[Trained]:
             with closing(super().train(client, turn, batches)) as steps:
                 number = 0
                 while length := line.recv():
                     times = []
                     for _ in range(length):
                         begun = time.perf_counter()
-                        batch = next(steps, None)
-                        if batch is None:
+                        step = next(steps, None)
+                        if step is None:
                             break
                         times.append(time.perf_counter() - begun)
                         number += 1
-                        yield batch
+                        yield step
                     if not in_blocks:
                         # The generator's own end: what is still under way comes home, too.
                         yield from steps
@@ -234,7 +235,7 @@ class StepTimes(NoRecorder):
     def __init__(self) -> None:
         self.times: list[tuple[int, float]] = []
 
-    def train_step(self, step: int, round: int, turn: int, client: str, loss: float) -> None:
+    def train_step(self, step: int, round: int, turn: int, client: str, loss: float, num_images: int) -> None:
         self.times.append((turn, time.perf_counter()))
 
 

@@ -54,15 +54,17 @@ def training_loss(records: Records, path: Path) -> None:
         legend_below(figure, axes)
 
 
-def metrics_by_round(records: Records, task: str, path: Path, *, phase: str = "test") -> None:
+def metrics_by_round(records: Records, task: str, path: Path, *, phase: str | None = None) -> None:
     """Scores of every client by round, a chart a score; the dashed line is what guessing would reach.
 
     Args:
         records: what ``runtime.tracking.read_metrics`` returned.
         task: "classification" or "segmentation".
         path: PNG to write, replaced whole.
-        phase: the evaluation that is shown, "test" or "validation".
+        phase: the evaluation that is shown, "test" or "validation"; None for the one that more rounds have.
     """
+    rounds_of = {p: {r["round"] for r in records if r["phase"] == p} for p in ("test", "validation")}
+    phase = phase or max(rounds_of, key=lambda name: len(rounds_of[name]))
     shown = [r for r in records if r["phase"] == phase]
     clients = _clients(shown)
     rounds = sorted({r["round"] for r in shown})

@@ -24,7 +24,7 @@ from runtime.client import Client
 from runtime.data.client_data import Batch
 from runtime.exchange.crossing import Crossing
 from runtime.exchange.rpc import RpcExchange
-from runtime.exchange.seam import Exchange
+from runtime.exchange.seam import Exchange, Trained
 from runtime.scheduler import Turn
 
 
@@ -40,7 +40,7 @@ class FusedStep(Exchange):
         # Where others train in the same turn, the server may wait for them before it answers.
         return Crossing(partial(self.begin, patient=turn.together), client, turn, batch, stashed)
 
-    def train(self, client: Client, turn: Turn, batches: Iterable[Batch]) -> Generator[Batch]:
+    def train(self, client: Client, turn: Turn, batches: Iterable[Batch]) -> Generator[Trained]:
         overlap, at_home = client.config.overlap, not client.config.labels_shared
         client.feedback.start()
         coming, under_way = iter(batches), deque[Crossing]()
@@ -58,8 +58,8 @@ class FusedStep(Exchange):
                     # it must have this one's gradient first.
                     under_way[1].depart(hold=at_home)
                     batch = next(coming, None)
-                under_way[0].arrive(then=under_way[-1].send)
-                yield under_way.popleft().batch
+                loss = under_way[0].arrive(then=under_way[-1].send)
+                yield Trained(under_way.popleft().batch, loss)
         finally:
             for crossing in under_way:
                 crossing.abandon()

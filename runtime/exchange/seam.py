@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -31,6 +32,14 @@ from runtime.wire import (
     Welcome,
     unwrap,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A batch on which both sides have stepped, and the task loss that it had."""
+
+    batch: Batch
+    loss: float
 
 
 class Exchange(ABC):
@@ -82,11 +91,10 @@ class Exchange(ABC):
         welcome: Welcome = self.call(ServerApi.hello, hello)
         return welcome
 
-    def train(self, client: Client, turn: Turn, batches: Iterable[Batch]) -> Generator[Batch]:
+    def train(self, client: Client, turn: Turn, batches: Iterable[Batch]) -> Generator[Trained]:
         """A turn's training steps; each batch is returned when both sides have stepped on it."""
         for batch in batches:
-            self.train_step(client, turn, batch)
-            yield batch
+            yield Trained(batch, self.train_step(client, turn, batch))
 
     @abstractmethod
     def train_step(self, client: Client, turn: Turn, batch: Batch) -> float:

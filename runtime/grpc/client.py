@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
@@ -52,6 +52,14 @@ _SECONDS_FOR_THE_LAST_WORD = 2.0
 _SECONDS_BETWEEN_LOOKS = 0.25
 
 
+@dataclass
+class Traffic:
+    """Bytes of messages that have gone up and come down, over all of a site's connections; TLS adds its own."""
+
+    up: int = 0
+    down: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class GrpcClientConfig:
     """Where the server is, and how long to wait for it.
@@ -68,6 +76,7 @@ class GrpcClientConfig:
         proxy_ca: whom TLS believes where a proxy opens it, PEM; None for the authority of the credentials.
         refuses: why a certificate (PEM) counts no more, empty where it does. Asked of the server's where a proxy opens
             TLS; elsewhere gRPC shows it to nobody, see `launch.peek`.
+        traffic: counts what crosses.
     """
 
     host: str
@@ -80,6 +89,7 @@ class GrpcClientConfig:
     tls: str = MUTUAL
     proxy_ca: bytes | None = None
     refuses: Callable[[bytes], str] = takes_all
+    traffic: Traffic = field(default_factory=Traffic)
 
     def __post_init__(self) -> None:
         check_mode(self.tls)
@@ -229,9 +239,11 @@ class GrpcClient:
             metadata=((SESSION, self._session), (PLACE, str(place))),
         )
         try:
+            self._config.traffic.up += length
             frame = await chunks.gather(tags.received(call.read), most)
             if frame is None:
                 raise no_answer(await call.code(), await call.details())
+            self._config.traffic.down += frame.nbytes
             answer = frames.unpack(frame)
             if self._authentic is not None:
                 self._authentic.answered(answer)

@@ -9,7 +9,8 @@ import threading
 import pytest
 from rich.console import Console
 
-from launch.progress import Progress, final_table, print_final_table
+from launch.final_table import final_table, print_final_table
+from launch.progress import Progress
 
 
 class _Clock:

@@ -41,7 +41,7 @@ class Losses(NoRecorder):
     def __init__(self):
         self.shown = []
 
-    def train_step(self, step, round, turn, client, loss):
+    def train_step(self, step, round, turn, client, loss, num_images):
         self.shown.append(loss)
 
 

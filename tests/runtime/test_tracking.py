@@ -32,19 +32,19 @@ def _points(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 def _train(tracker: Tracker, turn: int, steps: range, client: str = "client0", offset: float = 0.0) -> None:
     for step in steps:
-        tracker.train_step(step, round=1, turn=turn, client=client, loss=step + offset)
+        tracker.train_step(step, round=1, turn=turn, client=client, loss=step + offset, num_images=4)
 
 
 def test_each_line_is_one_object_with_the_fields_of_the_contract(tmp_path: Path) -> None:
     """Oracle: the contract of RUN/metrics.jsonl, read with plain json while the tracker is still open."""
     tracker = Tracker(tmp_path / "run")
-    tracker.train_step(1, 1, 1, "client0", 0.5)
+    tracker.train_step(1, 1, 1, "client0", 0.5, 4)
     tracker.scores(1, 1, 2, "client0", "test", {"loss": 0.4, "accuracy": 0.75})
     tracker.event("lost", client="client1", reason="missed heartbeat")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     tracker.close()
     assert lines == [
-        {"step": 1, "round": 1, "turn": 1, "client": "client0", "phase": "train", "loss": 0.5},
+        {"step": 1, "round": 1, "turn": 1, "client": "client0", "phase": "train", "loss": 0.5, "images": 4},
         {
             "step": 1,
             "round": 1,
@@ -135,7 +135,7 @@ def test_a_killed_process_loses_no_line(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from runtime.tracking import Tracker\n"
         "tracker = Tracker(Path(sys.argv[1]))\n"
-        "for step in range(1, 51): tracker.train_step(step, 1, 1, 'client0', 0.5)\n"
+        "for step in range(1, 51): tracker.train_step(step, 1, 1, 'client0', 0.5, 4)\n"
         "os._exit(9)"
     )
     root = Path(__file__).parents[2]
@@ -178,7 +178,7 @@ def test_what_counts_is_what_no_later_event_voids(
 def test_a_loss_that_is_not_finite_is_still_json(tmp_path: Path) -> None:
     """Oracle: a strict parser; NaN is no JSON."""
     tracker = Tracker(tmp_path)
-    tracker.train_step(1, 1, 1, "client0", float("nan"))
+    tracker.train_step(1, 1, 1, "client0", float("nan"), 4)
     tracker.close()
     text = (tmp_path / "metrics.jsonl").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["loss"] is None
@@ -189,7 +189,7 @@ def test_a_client_name_cannot_lead_out_of_the_folder(tmp_path: Path, name: str) 
     """Oracle: nothing was written at all."""
     tracker = Tracker(tmp_path / "run")
     with pytest.raises(WireError, match="no plain file name"):
-        tracker.train_step(1, 1, 1, name, 0.5)
+        tracker.train_step(1, 1, 1, name, 0.5, 4)
     tracker.close()
     assert read_metrics(tmp_path / "run" / "metrics.jsonl") == []
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["metrics.jsonl"]
@@ -245,7 +245,7 @@ def test_a_full_disk_is_said_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     sentence = r"metrics.jsonl: No space left on device; .*: make room, then start again with --resume$"
     with pytest.raises(CheckpointError, match=sentence), Tracker(tmp_path) as tracker:
-        tracker.train_step(1, 1, 1, "client0", 0.5)
+        tracker.train_step(1, 1, 1, "client0", 0.5, 4)
 
 
 @pytest.mark.parametrize("spoil", ["removed", "moved", "replaced"])
@@ -276,10 +276,10 @@ def test_an_error_in_tensorboards_thread_reaches_whoever_writes_next(tmp_path: P
         pytest.raises(CheckpointError, match="tensorboard/client0/.*moved or removed"),
         Tracker(tmp_path) as tracker,
     ):
-        tracker.train_step(1, 1, 1, "client0", 0.5)
+        tracker.train_step(1, 1, 1, "client0", 0.5, 4)
         tracker.flush()
         shutil.rmtree(tmp_path / "tensorboard")
-        tracker.train_step(2, 1, 1, "client0", 0.5)
+        tracker.train_step(2, 1, 1, "client0", 0.5, 4)
         tracker.flush()
 
 

@@ -35,6 +35,7 @@ OPTIONS = {
     "test_images": 2,
     "batch_size": 3,
     "epochs": NUM_ROUNDS,
+    "test_every_round": True,
     "exchange": "fused",
     "threads": 1,
 }

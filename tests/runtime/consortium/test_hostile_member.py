@@ -193,7 +193,7 @@ def test_what_a_site_says_forges_no_line_of_the_log(wards, tmp_path, capsys):
     from launch.logs import set_up
 
     before = logging.getLogger().handlers[:]
-    set_up("server", alone=True)
+    set_up("server")
     try:
         play = play_of(wards, tmp_path)
         assert play.until(lambda turn: turn.kind is TurnKind.TRAIN and turn.client == "ward_b") is not None

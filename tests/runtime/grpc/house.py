@@ -32,7 +32,7 @@ class Events(NoRecorder):
         self.at_step: Callable[[int, str], None] = lambda step, client: None
         self._changed = threading.Condition()
 
-    def train_step(self, step: int, round: int, turn: int, client: str, loss: float) -> None:
+    def train_step(self, step: int, round: int, turn: int, client: str, loss: float, num_images: int) -> None:
         self.at_step(step, client)
 
     def event(self, name: str, **fields: object) -> None:

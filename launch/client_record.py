@@ -1,0 +1,298 @@
+"""What a client writes down of its own training: RUN/clients/NAME/metrics.jsonl, summary.json and figures.
+
+As the server's files, and of this client alone: its losses, its scores, and what each of its turns took. A turn's lines
+count when its event "turn" has been written; those of a turn that never came to its end are taken back.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import models.registry as nets
+from launch import figures
+from launch.config import RunOptions, required
+from launch.round_warnings import ROUND_DONE, RoundWarnings, Warned, WarningRecorder
+from runtime.checkpoint import write_atomically
+from runtime.client import Client
+from runtime.data.client_data import Batch
+from runtime.data.source import Task
+from runtime.errors import CheckpointError
+from runtime.handoff import part_digest, weights_digest
+from runtime.metrics import main_score
+from runtime.scheduler import Turn, TurnKind
+from runtime.session import NoKeepsakes
+from runtime.tracking import METRICS_FILE, Tracker, read_events, read_metrics
+from runtime.wire import Release, Welcome
+
+log = logging.getLogger(__name__)
+
+COUNTED = "turn"
+"""The event of a turn that counted."""
+_DOES = {TurnKind.TRAIN: "training", TurnKind.AVERAGE: "averaging", TurnKind.EVALUATE: "evaluating"}
+SPLITS = ("train", "validation", "test")
+
+
+class ClientRecord(NoKeepsakes):
+    """One client's numbers, for its own people; see `session.Keepsakes`.
+
+    A disk that takes no more costs the numbers, not the training; a person is told once.
+
+    Args:
+        options: the run's, resolved.
+        folder: where to write, None for RUN/clients/NAME in the folder that the server names.
+        curves: whether to draw TensorBoard curves; where the server's lie on the same disk they say the same.
+        traffic: bytes that have gone up and come down so far, where somebody counts them.
+        warn: is given each warning.
+
+    Attributes:
+        scores: the newest, by phase.
+        best_round: at the end, the best by validation over all clients; 0 where nothing was validated.
+        is_finished: whether the run is over and this client has had its part of it.
+    """
+
+    def __init__(
+        self,
+        options: RunOptions,
+        folder: Path | None = None,
+        *,
+        curves: bool = False,
+        traffic: Callable[[], tuple[int, int]] | None = None,
+        warn: Callable[[Warned], None] = lambda warned: None,
+    ) -> None:
+        self._options, self._folder, self._curves = options, folder, curves
+        self._traffic = traffic or (lambda: (0, 0))
+        self._warn = warn
+        self._recorder: WarningRecorder | None = None
+        self._tracker: Tracker | None = None
+        self._newest = 0
+        self._round, self._closed, self._best = 0, 0, (0, float("-inf"))
+        self.scores: dict[str, dict[str, float]] = {}
+        self.best_round = 0
+        self.is_finished = False
+        self._seconds = dict.fromkeys((*_DOES.values(), "waiting"), 0.0)
+        self._begun = self._turn_begun = self._turn_ended = time.monotonic()
+        self._batches: list[tuple[float, int]] = []
+        self._crossed = (0, 0)
+        self._is_broken = False
+
+    def joined(self, client: Client, welcome: Welcome) -> None:
+        """Opens the files, once a process; takes back what an earlier process had begun and not ended."""
+        self._client = client
+        if self._recorder is not None or self._is_broken:
+            return
+        self._folder = self._folder or Path(welcome.run_dir) / "clients" / client.name
+        self._write(self._open)
+
+    def _open(self) -> None:
+        assert self._folder is not None
+        path, warnings = self._folder / METRICS_FILE, RoundWarnings(len(self._client.data.classes))
+        lines, events = (read_metrics(path), read_events(path)) if path.exists() else ([], [])
+        counted = [event["turn"] for event in events if event["event"] == COUNTED]
+        torn = {line["turn"] for line in lines} - set(counted)
+        kept = [line for line in lines if line["turn"] not in torn]
+        step = max((line["step"] for line in kept), default=0)
+        resume = step if lines else None
+        self._tracker = Tracker(self._folder, resume_step=resume, of_client=True, curves=self._curves)
+        self._recorder = WarningRecorder(self._tracker, warnings, self._warn)
+        for turn in sorted(torn):
+            self._event("rolled_back", turn=turn, client=self._client.name, reason="interrupted")
+        for line in kept:
+            warnings.take(line)
+            self._newest, self._round = max(self._newest, line["turn"]), line["round"]
+            if line["phase"] != "train":
+                self._scored(line["round"], line["phase"], _plain_scores(line))
+        for event in events:
+            if event["event"] == ROUND_DONE:
+                self._closed = max(self._closed, event["round"])
+            if event["event"] == COUNTED:
+                self._seconds[_DOES[TurnKind(event["kind"])]] += event["seconds"]
+                self._seconds["waiting"] += event["waited"]
+        if torn:
+            log.info("a turn that an interruption left unfinished does not count: %s", sorted(torn))
+
+    def began(self, turn: Turn) -> None:
+        """One of the run's turns begins here; what is written of later ones never happened."""
+        if turn.kind not in _DOES:
+            return
+        self._turn_begun, self._batches = time.monotonic(), []
+        if turn.number <= self._newest:
+            self._newest = turn.number - 1
+            self._write(lambda: self._event("went_back", after_turn=turn.number - 1, step=turn.step))
+        if turn.round != self._round:
+            self._close_round()
+        self._round = turn.round
+
+    def trained(self, turn: Turn, batch: Batch, loss: float) -> None:
+        """Writes a batch's loss."""
+        num_images, step = len(batch.inputs), turn.step + batch.number + 1
+        self._batches.append((loss, num_images))
+        self._newest = max(self._newest, turn.number)
+        recorder = self._recorder
+        if recorder is not None:
+            self._write(
+                lambda: recorder.train_step(step, turn.round, turn.number, turn.client, loss, num_images)
+            )
+
+    def scored(self, turn: Turn, scores: Mapping[str, Mapping[str, float]]) -> None:
+        """Writes what an evaluation gave."""
+        self._newest = max(self._newest, turn.number)
+        recorder = self._recorder
+        for phase, values in scores.items():
+            self._scored(turn.round, phase, dict(values))
+            if recorder is not None:
+                place = (turn.step, turn.round, turn.number, turn.client, phase)
+                self._write(partial(recorder.scores, *place, values))
+
+    def _scored(self, round: int, phase: str, scores: dict[str, float]) -> None:
+        self.scores[phase] = scores
+        value = main_score(self._task, scores) if phase == "validation" else None
+        if value is not None and value > self._best[1]:
+            self._best = (round, value)
+
+    @property
+    def _task(self) -> str:
+        return str(nets.model_entry(required(self._options.model)).task)
+
+    def counted(self, turn: Turn) -> None:
+        """The turn counts: what it took."""
+        if turn.kind not in _DOES:
+            return
+        now, crossed = time.monotonic(), self._traffic()
+        seconds, waited = now - self._turn_begun, max(0.0, self._turn_begun - self._turn_ended)
+        self._turn_ended = now
+        self._seconds[_DOES[turn.kind]] += seconds
+        self._seconds["waiting"] += waited
+        fields = {
+            "round": turn.round,
+            "turn": turn.number,
+            "client": turn.client,
+            "kind": turn.kind.value,
+            "seconds": round(seconds, 6),
+            "waited": round(waited, 6),
+            "batches": len(self._batches),
+            "images": sum(images for _, images in self._batches),
+            "bytes_up": crossed[0] - self._crossed[0],
+            "bytes_down": crossed[1] - self._crossed[1],
+        }
+        self._crossed, self._newest = crossed, max(self._newest, turn.number)
+        if self._batches:
+            self.scores["train"] = {"loss": mean_loss(self._batches)}
+        self._write(lambda: self._event(COUNTED, **fields))
+        if turn.kind is TurnKind.EVALUATE:  # the last that a client does in a round
+            self._close_round()
+
+    def undone(self, turn: Turn, why: str) -> None:
+        """The turn never happened."""
+        if turn.kind in _DOES:
+            self._write(lambda: self._event("rolled_back", turn=turn.number, client=turn.client, reason=why))
+
+    def finished(self, client: Client, release: Release) -> None:
+        """Writes the summary and draws the figures."""
+        self.is_finished, self.best_round = True, release.best_round or self._best[0]
+        self._close_round()
+        if self._tracker is not None:
+            self._write(self._tracker.close)
+        self._write(partial(self._summarise, whole_digest(client, release)))
+        self._write(self._draw)
+
+    def _close_round(self) -> None:
+        if self._round > self._closed:
+            self._closed = done = self._round
+            best = self._best[0]
+            self._write(lambda: self._event(ROUND_DONE, round=done, best_round=best))
+
+    def _event(self, name: str, **fields: Any) -> None:
+        if self._recorder is not None:
+            self._recorder.event(name, **fields)
+
+    def summary(self, weights: str | None = None) -> dict[str, Any]:
+        """What the run has come to at this client so far."""
+        client, options = self._client, self._options
+        data, up_down = client.data, self._traffic()
+        images = {split: len(getattr(data.share, split)) for split in SPLITS}
+        trained = self._seconds["training"]
+        num_trained = sum(event.get("images", 0) for event in self._events() if event["event"] == COUNTED)
+        return {
+            "client": client.name,
+            "task": self._task,
+            "model": options.model,
+            "cut": options.cut,
+            "labels": options.labels,
+            "data": options.data.partition(":")[0],
+            "images": images,
+            "classes": _class_counts(client),
+            "rounds": options.epochs,
+            "scores": self.scores,
+            "best_round": self.best_round,
+            "seconds": {name: round(value, 3) for name, value in self._seconds.items()},
+            "images_per_second": num_trained / trained if trained else 0.0,
+            "bytes": {"up": up_down[0], "down": up_down[1]},
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "weights_sha256": weights,
+        }
+
+    def _events(self) -> list[dict[str, Any]]:
+        path = (self._folder or Path()) / METRICS_FILE
+        return read_events(path) if path.exists() else []
+
+    def _summarise(self, weights: str | None) -> None:
+        assert self._folder is not None
+        text = json.dumps(self.summary(weights), indent=2) + "\n"
+        write_atomically(self._folder / "summary.json", text.encode())
+
+    def _draw(self) -> None:
+        assert self._folder is not None
+        charts, records = self._folder / "figures", read_metrics(self._folder / METRICS_FILE)
+        charts.mkdir(exist_ok=True)
+        figures.training_loss(records, charts / "training_loss.png")
+        figures.metrics_by_round(records, self._task, charts / "metrics_by_round.png")
+
+    def _write(self, write: Callable[[], None]) -> None:
+        """Does what touches the disk; the first time that it cannot be done a person is told, and then no more is."""
+        if self._is_broken:
+            return
+        try:
+            write()
+        except (CheckpointError, OSError) as error:
+            self._is_broken, self._recorder = True, None
+            cause = error if isinstance(error, OSError) else error.__cause__
+            log.warning(
+                "cannot write to %s (%s): training goes on, and no more of its numbers are written; make room there",
+                self._folder,
+                getattr(cause, "strerror", None) or error,
+            )
+
+
+def mean_loss(batches: list[tuple[float, int]]) -> float:
+    """The mean over the images of (loss, images) of each batch."""
+    return sum(loss * images for loss, images in batches) / sum(images for _, images in batches)
+
+
+def whole_digest(client: Client, release: Release) -> str | None:
+    """The digest of the whole final model, None where the server keeps the top to itself."""
+    if not release.top:
+        return None
+    parts = client.whole_model(release, best=False)
+    return weights_digest({name: part_digest(state) for name, state in parts.items()})
+
+
+def _class_counts(client: Client) -> dict[str, int]:
+    if client.data.task is Task.SEGMENTATION:
+        return {}
+    counts = client.data.class_counts("train")
+    return dict(zip(client.data.classes, counts, strict=True))
+
+
+def _plain_scores(line: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: value
+        for name, value in line.items()
+        if name not in ("step", "round", "turn", "client", "phase") and value is not None
+    }

@@ -1,0 +1,57 @@
+"""The table of scores at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+NOTHING = "-"
+COLUMNS = {
+    "classification": {
+        "accuracy": "accuracy",
+        "balanced_accuracy": "balanced accuracy",
+        "auroc": "AUROC",
+        "majority_accuracy": "majority class",
+    },
+    "segmentation": {"dice": "Dice", "jaccard": "Jaccard", "pixel_accuracy": "pixel accuracy"},
+}
+
+
+def final_table(summary: Mapping[str, Any]) -> Table:
+    """Scores of every client at the end of a run, and their mean.
+
+    Args:
+        summary: content of RUN/summary.json; a client whose evaluation was missed has dashes.
+    """
+    columns = COLUMNS[summary["task"]]
+    table = Table(title=f"{summary['model']} cut at {summary['cut']}: {summary['task']}, test images")
+    table.add_column("client", no_wrap=True)
+    for name in ("train loss", *columns.values()):
+        table.add_column(name, justify="right")
+    rows = []
+    for client, phases in summary["clients"].items():
+        test = phases.get("test") or {}
+        rows.append([(phases.get("train") or {}).get("loss"), *(test.get(key) for key in columns)])
+        table.add_row(Text(client), *map(_number, rows[-1]))
+    if len(rows) > 1:
+        table.add_section()
+        table.add_row("mean", *(_number(_mean(column)) for column in zip(*rows, strict=True)), style="bold")
+    return table
+
+
+def print_final_table(summary: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print ``final_table`` on stdout (or on ``console``)."""
+    (console or Console()).print(final_table(summary))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _number(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.3f}"
