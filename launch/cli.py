@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 import click
 
 from launch.bench_commands import bench
+from launch.build import KEY_VARIABLE
 from launch.check_command import check
 from launch.config import RunOptions
 from launch.cuts import cuts
 from launch.experiment_commands import experiment, report
+from launch.folder import named_by_time
 from launch.kit_commands import provision, roster
 from launch.options import EPILOG, run_options
 from launch.outcome import exit_as_rank, outcome
 from launch.request_commands import install, request, revoke, sign
 from launch.site_commands import join, serve
+from launch.stopped import run_sentence, saying, sigterm_as_interrupt
 from launch.wish_commands import leave, pause
 from runtime.errors import ConfigError
 
@@ -45,7 +50,15 @@ def train(options: RunOptions) -> None:
     """
     from launch.start import start
 
-    start(options)
+    run_dir = options.run_dir or named_by_time()
+    options = replace(options, run_dir=run_dir)
+    again = shlex.join(["suture", "train", "--resume", "--run-dir", run_dir])
+    from_environment = KEY_VARIABLE in os.environ  # read now: whoever uses the key takes it out
+    with (
+        saying(lambda stopped: run_sentence(options, run_dir, again, key_from_environment=from_environment)),
+        sigterm_as_interrupt(),
+    ):
+        start(options)
 
 
 @click.command("launch/run.py", context_settings={"max_content_width": 110}, epilog=EPILOG)

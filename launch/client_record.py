@@ -264,7 +264,8 @@ class ClientRecord(NoKeepsakes):
             self._is_broken, self._recorder = True, None
             cause = error if isinstance(error, OSError) else error.__cause__
             log.warning(
-                "cannot write to %s (%s): training goes on, and no more of its numbers are written; make room there",
+                "%s: cannot write to %s (%s): training goes on and no more numbers are written; make room there",
+                self._client.name,
                 self._folder,
                 getattr(cause, "strerror", None) or error,
             )

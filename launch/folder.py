@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from launch.config import RunOptions
 from launch.lock import LOCK_FILE, lock_folder
-from launch.written import check_names, read_toml, to_toml
+from launch.written import check_names, flag, read_toml, to_toml
 from runtime.checkpoint import cannot_write, write_atomically
 from runtime.errors import ConfigError
 
@@ -37,24 +38,67 @@ class RunFolder:
     classes: tuple[str, ...] = ()
 
 
+def named_by_time(end: str = "") -> str:
+    """Where a run goes that nobody has named a folder for."""
+    return f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}{end}"
+
+
 def holds_run(path: Path) -> bool:
     """Whether a run was begun in this folder."""
     return (path / IDENTITY).exists()
 
 
-def open_folder(options: RunOptions, new_run: str) -> RunFolder:
+def with_saved(asked: Mapping[str, Any], opens_data: bool = True) -> dict[str, Any]:
+    """Options by name as they were given, and where they name a run to resume, all others as that run saved them.
+
+    An option that is given wins where it may change, and is refused where it may not.
+
+    Args:
+        asked: what a person gave.
+        opens_data: whether this process reads images; else it is not asked where they are.
+
+    Raises:
+        ConfigError: there is no such run, what was given differs from it, or a file that it names is not there.
+    """
+    if not (asked.get("resume") and asked.get("run_dir")):
+        return dict(asked)
+    path = Path(asked["run_dir"])
+    if not holds_run(path):
+        if os.environ.get("RANK", "0") != "0":
+            return dict(asked)  # on another machine than the server's, whose folder this one does not see
+        raise ConfigError(_NO_RUN.format(path=path))
+    saved = read_toml(path / CONFIG)
+    _refuse_missing(path, {k: v for k, v in saved.items() if k not in asked}, opens_data)
+    _refuse_changes(path, RunOptions(**saved), asked)
+    return saved | dict(asked)
+
+
+def saved_serving(path: Path) -> dict[str, Any]:
+    """What ``suture serve`` was given besides the options of the run, when it began the run in this folder.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return dict(_identity(path).get("serve", {}))
+    except (ValueError, TypeError, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def open_folder(options: RunOptions, new_run: str, serving: Mapping[str, Any] | None = None) -> RunFolder:
     """Makes RUN, or with ``--resume`` takes up the run in it.
 
     Args:
         options: resolved.
         new_run: the id a new run gets.
+        serving: what a server is run with besides; `saved_serving` gives it back.
 
     Raises:
         ConfigError: the folder holds another run, is in use, cannot be made, or was started with other options.
     """
-    path = Path(options.run_dir or f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
+    path = Path(options.run_dir or named_by_time())
     if options.resume:
-        return _resume(path, options)
+        return _resume(path, options, serving or {})
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not (path / LOCK_FILE).exists():
@@ -66,7 +110,8 @@ def open_folder(options: RunOptions, new_run: str) -> RunFolder:
             f"cannot make run folder {path}: {error.strerror}; name another --run-dir"
         ) from None
     _write(path / CONFIG, to_toml(options, _NOTE.format(path=path)))
-    _write(path / IDENTITY, json.dumps({"run": new_run, "clients": options.clients}))
+    identity = {"run": new_run, "clients": options.clients, "started_in": str(Path.cwd())}
+    _write(path / IDENTITY, json.dumps(identity | ({"serve": dict(serving)} if serving else {})))
     return RunFolder(path, new_run, resumed=False, lock=lock)
 
 
@@ -76,7 +121,7 @@ def keep_classes(place: RunFolder, classes: Sequence[str]) -> RunFolder:
     Raises:
         ConfigError: it cannot be written.
     """
-    identity = json.loads((place.path / IDENTITY).read_text()) | {"classes": [*classes]}
+    identity = _identity(place.path) | {"classes": [*classes]}
     _write(place.path / IDENTITY, json.dumps(identity))
     return replace(place, classes=tuple(classes))
 
@@ -86,27 +131,74 @@ def _refuse_occupied(path: Path) -> None:
         raise ConfigError(f"{path} is not empty; go on with its run with --resume, or name another --run-dir")
 
 
-def _resume(path: Path, options: RunOptions) -> RunFolder:
-    if not (path / IDENTITY).exists():
-        raise ConfigError(f"{path} holds no run to resume; leave out --resume, or name the folder of a run")
+def _resume(path: Path, options: RunOptions, serving: Mapping[str, Any]) -> RunFolder:
+    if not holds_run(path):
+        raise ConfigError(_NO_RUN.format(path=path))
     lock = lock_folder(path)
     try:
-        identity = json.loads((path / IDENTITY).read_text())
+        identity = _identity(path)
         run, classes = str(identity["run"]), tuple(map(str, identity.get("classes", ())))
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ConfigError(f"{path / IDENTITY} is damaged ({error}); the run cannot be identified") from None
+        raise _damaged(path, error) from None
     before = RunOptions(**check_names(read_toml(path / CONFIG), str(path / CONFIG)))
+    _refuse_changes(path, before, {option.name: getattr(options, option.name) for option in fields(options)})
+    _write(path / CONFIG, to_toml(options, _NOTE.format(path=path)))
+    if dict(serving) != identity.get("serve", {}):
+        _write(path / IDENTITY, json.dumps(identity | {"serve": dict(serving)}))
+    return RunFolder(path, run, resumed=True, lock=lock, classes=classes)
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        ValueError, OSError: it is no JSON, or cannot be read.
+    """
+    said = json.loads((path / IDENTITY).read_text())
+    if not isinstance(said, dict):
+        raise ValueError("it is no table")
+    return said
+
+
+def _damaged(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"{path / IDENTITY} is damaged ({error}); the run cannot be identified")
+
+
+def _refuse_changes(path: Path, before: RunOptions, asked: Mapping[str, Any]) -> None:
+    """Refuses options that may not change while a run goes on, and did."""
     for option in fields(RunOptions):
-        was, now = getattr(before, option.name), getattr(options, option.name)
+        if option.name not in asked or option.metadata.get("free"):
+            continue
+        was, now = getattr(before, option.name), asked[option.name]
         if option.name == "data":
             was, now = str(was).partition(":")[0], str(now).partition(":")[0]  # the images may have moved
-        if not option.metadata.get("free") and was != now:
+        if was != now:
             raise ConfigError(
-                f"{path} was started with {option.name} = {was}, got {now}; resume with the same, "
-                f"for example with --config {path / CONFIG}"
+                f"{path} was started with {option.name} = {was}, got {now}; leave --{flag(option)} out to go on with "
+                "its own, or begin another run with another --run-dir"
             )
-    _write(path / CONFIG, to_toml(options, _NOTE.format(path=path)))
-    return RunFolder(path, run, resumed=True, lock=lock, classes=classes)
+
+
+def _refuse_missing(path: Path, saved: Mapping[str, Any], opens_data: bool) -> None:
+    """Refuses to go on where a file that the saved options name is not there, most often for want of another folder."""
+    schedule, _, replayed = str(saved.get("schedule", "")).partition(":")
+    named = {
+        "data": str(saved.get("data", "")).partition(":")[2] if opens_data else "",
+        "weights": saved.get("weights", ""),
+        "handoff_key": saved.get("handoff_key", ""),
+        "schedule": replayed if schedule == "replay" else "",
+    }
+    for name, file in named.items():
+        if not file or Path(file).exists():
+            continue
+        where = _identity(path).get("started_in", "")
+        elsewhere = bool(where) and not Path(file).is_absolute() and where != str(Path.cwd())
+        remedies = [f"resume in {where}" if elsewhere else "bring it back"]
+        if name in ("data", "handoff_key"):  # the others may not be given anew
+            remedies.append(f"give --{name.replace('_', '-')} with where it is now")
+        raise ConfigError(
+            f"{path} was started{f' in {where}' if where else ''} with {name} = {saved[name]}, and there is no {file} "
+            f"{f'in {Path.cwd()}' if elsewhere else 'any more'}; {', or '.join(remedies)}"
+        )
 
 
 def _write(file: Path, text: str) -> None:
@@ -116,6 +208,7 @@ def _write(file: Path, text: str) -> None:
         raise cannot_write(file, error, "name another --run-dir") from None
 
 
+_NO_RUN = "{path} holds no run to resume; leave out --resume, or name the folder of a run"
 _NOTE = """All options of the run in {path}. `--config {path}/config.toml` repeats it.
 What the server must not know (initial bottom, data order, augmentation) also follows from the clients'
 hand-off key: for the same weights repeat it with the same --handoff-key."""

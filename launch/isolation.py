@@ -27,14 +27,21 @@ _GET_FLAGS, _SET_FLAGS, _UP = 0x8913, 0x8914, 0x1
 
 
 def said(words: Sequence[str], option: str, otherwise: str) -> str:
-    """What a command line, or its configuration file, says of an option; ``otherwise`` where it says nothing."""
+    """What a command line, its configuration file or the run that it resumes says of an option, else ``otherwise``."""
     value = _value(words, f"--{option}")
     if value:
         return value
-    try:
-        return str(tomllib.loads(Path(_value(words, "--config")).read_text()).get(option, otherwise))
-    except (OSError, ValueError):
-        return otherwise  # no such file: whoever reads the options says so
+    files = [_value(words, "--config")]
+    if "--resume" in words:
+        files.append(str(Path(_value(words, "--run-dir"), "config.toml")))
+    for file in files:
+        try:
+            values = tomllib.loads(Path(file).read_text())
+        except (OSError, ValueError):
+            continue  # no such file: whoever reads the options says so
+        if option in values:
+            return str(values[option])
+    return otherwise
 
 
 def _value(words: Sequence[str], option: str) -> str:

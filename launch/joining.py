@@ -31,6 +31,7 @@ from launch.site_progress import SiteProgress, print_end
 from launch.site_secret import run_secret
 from launch.sites import check_line_timeout
 from launch.standing import SiteStanding
+from launch.stopped import StoppedInRound
 from launch.terms import agreed_classes, ask_terms, merged
 from launch.wishes import SiteWishes, Unasked
 from runtime.client import Client
@@ -246,6 +247,8 @@ def take_part(
                     ) from None
                 if not search.goes_on(lost):
                     return
+            except KeyboardInterrupt:
+                raise StoppedInRound(client.round) from None
             finally:
                 member.exchange.close()
 

@@ -107,7 +107,7 @@ class ClientFolder(NoKeepsakes):
             self._last = images, batch.targets, (logits > 0).float()
         if phase != shown:
             return
-        with self._can_do_without():
+        with self._can_do_without(turn.client):
             if self._pictures is None:
                 self._pictures = ClientPictures(self.folder / "tensorboard")
             self._pictures.activations(turn.step, smashed)
@@ -118,7 +118,7 @@ class ClientFolder(NoKeepsakes):
         """Writes a detector's score after each batch; tells a person when it first gives alarm."""
         step = turn.step + batch.number + 1
         line = {"step": step, "round": turn.round, "turn": turn.number, "score": score, "alarm": alarm}
-        with self._can_do_without():
+        with self._can_do_without(turn.client):
             if self._pictures is None:
                 self._pictures = ClientPictures(self.folder / "tensorboard")
             self._pictures.detector(step, score, bool(alarm))
@@ -126,12 +126,12 @@ class ClientFolder(NoKeepsakes):
                 lines.write(json.dumps(line) + "\n")
         if alarm and not self._alarmed:
             self._alarmed = True
-            log.warning("step %d of %s: alarm: %s", step, turn.client, alarm)
+            log.warning("%s: step %d: alarm: %s", turn.client, step, alarm)
 
     def profiled(self, turn: Turn, batch: int, lap: Lap) -> None:
         """Writes down where the time of a step went."""
         line = {"round": turn.round, "turn": turn.number, "batch": batch, "seconds": lap.seconds}
-        with self._can_do_without():
+        with self._can_do_without(turn.client):
             if self._pictures is None:
                 self._pictures = ClientPictures(self.folder / "tensorboard")
             self._pictures.profile(turn.step + batch + 1, lap.seconds)
@@ -148,10 +148,11 @@ class ClientFolder(NoKeepsakes):
             self._write_model(client, release)
         elif self._options.release_top:
             log.warning(
-                "the server did not hand out the trained top, although the run's options say so: there is no "
-                "model.pt here; ask its operator"
+                "%s: the server did not hand out the trained top, although the run's options say so: there is no "
+                "model.pt here; ask its operator",
+                client.name,
             )
-        with self._can_do_without():
+        with self._can_do_without(client.name):
             self._draw(client)
 
     def _draw(self, client: Client) -> None:
@@ -171,7 +172,7 @@ class ClientFolder(NoKeepsakes):
             self._pictures.close()
 
     @contextmanager
-    def _can_do_without(self) -> Iterator[None]:
+    def _can_do_without(self, name: str) -> Iterator[None]:
         """A picture that cannot be written costs the picture, not the turn; a person is told once."""
         try:
             yield
@@ -179,7 +180,8 @@ class ClientFolder(NoKeepsakes):
             if not self._complained:
                 self._complained = True
                 log.warning(
-                    "cannot write to %s (%s): training goes on without pictures; make room there",
+                    "%s: cannot write to %s (%s): training goes on without pictures; make room there",
+                    name,
                     self.folder,
                     error.strerror or error,
                 )
@@ -213,7 +215,7 @@ class ClientFolder(NoKeepsakes):
                 f"{client.name}: cannot write {self.folder / 'model.pt'} ({error.strerror or error}); make room and "
                 "start again with --resume: the trained parts are in the newest checkpoint"
             ) from None
-        log.info("wrote %s", self.folder / "model.pt")
+        log.info("%s: wrote %s", client.name, self.folder / "model.pt")
 
 
 class AllOf:

@@ -32,8 +32,10 @@ def set_up(rank: str, console: Console | None = None) -> None:
     # Lines of another process would tear the server's live display: beside one, other ranks only warn.
     beside_display = console is None and sys.stderr.isatty() and "CI" not in os.environ
     root.setLevel(os.environ.get("SUTURE_LOG", "WARNING" if beside_display else "INFO").upper())
-    for noisy in ("matplotlib", "PIL", "torch", "tensorboard"):
+    for noisy in ("PIL", "torch", "tensorboard"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Below an error it tells only where it keeps its fonts.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     threading.excepthook = _unless_told_elsewhere
     # torch warns about its own internals (RPC's use of deprecated parts of itself); not for our users.
     warnings.filterwarnings("ignore", module=r"torch\..*")

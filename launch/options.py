@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from launch.config import DEFAULTS, RunOptions
+from launch.folder import with_saved
 from launch.written import flag, option_type, read_toml
 from runtime.compression import FORMATS, names
 from runtime.data.registry import SOURCES
@@ -18,11 +19,14 @@ from threats.registry import ATTACKS, DEFENCES, DETECTORS
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a click command every option of a run and ``--config``; it receives one `RunOptions`, ``options``."""
+    """Gives a click command every option of a run and ``--config``; it receives one `RunOptions`, ``options``.
+
+    With ``--resume`` what is not given is what the run in ``--run-dir`` has saved.
+    """
 
     @functools.wraps(command)
     def with_options(asked: dict[str, Any], **others: Any) -> Any:
-        return command(options=RunOptions(**asked), **others)
+        return command(options=RunOptions(**with_saved(asked)), **others)
 
     return asked_options(with_options)
 

@@ -12,6 +12,8 @@ import click
 from runtime.disk import is_the_disk
 from runtime.errors import CheckpointError, SutureError
 
+STOPPED = 130
+"""The exit code of a command that Ctrl-C or SIGTERM has ended, as shells have it."""
 _OWN = 0o077  # takes every right from others: what a command writes holds or shows patients' data
 
 
@@ -45,7 +47,7 @@ def outcome(work: Callable[[], Any], may_say: Callable[[str], bool] = lambda mes
             error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return 130
+        return STOPPED
 
 
 def exit_as_rank(code: int) -> NoReturn:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import models.registry as nets
-from launch import build, figures, folder, lab
+from launch import build, figures, folder, lab, stopped
 from launch.capacity import check_memory
 from launch.client_record import ClientRecord
 from launch.config import DEFAULT_CLIENTS, RunOptions, required
@@ -60,7 +60,8 @@ def run_rank(options: RunOptions) -> None:
     if options.clients not in (None, world - 1):
         raise ConfigError(
             f"clients is {options.clients}, but torchrun started {world} ranks (one server and {world - 1} "
-            f"clients); leave --clients out or use --nproc_per_node={required(options.clients) + 1}"
+            f"clients, and a run that is resumed keeps its number); leave --clients out or use "
+            f"--nproc_per_node={required(options.clients) + 1}"
         )
     # An attack may pre-train before it lets the clients in; in a lab they wait for it.
     timeout = max(options.lease, 900.0) if options.attack_spec() is not None else options.lease
@@ -84,6 +85,7 @@ def serve(options: RunOptions, line: Transport, sharing: int) -> None:
     progress = Progress()
     set_up("server", progress.console)
     options = _restarted(options, line)
+    given = build.KEY_VARIABLE in os.environ
     build.forget_key(options)
     # The server opens no data source: how many classes there are, the clients say, each when it has its images.
     # Only then is there a folder, so that a run which could not begin leaves none.
@@ -108,7 +110,14 @@ def serve(options: RunOptions, line: Transport, sharing: int) -> None:
         served.serve(calls.knock)
 
     members = Members(required(options.clients), options.agreement(num_classes) | {"run": place.run})
-    conduct(options, server, place, num_classes, progress, play, close, members)
+    with ExitStack() as stack:
+        if transport.LOOPBACK_STORE not in os.environ:  # else `suture train` says it
+            again = stopped.torchrun_command(str(place.path))
+            stack.enter_context(
+                stopped.saying(lambda _: stopped.run_sentence(options, str(place.path), again, given))
+            )
+            stack.enter_context(stopped.sigterm_as_interrupt())
+        conduct(options, server, place, num_classes, progress, play, close, members)
 
 
 def _restarted(options: RunOptions, line: Transport) -> RunOptions:

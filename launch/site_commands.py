@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +12,14 @@ from typing import Any, NoReturn
 import click
 
 from launch.config import RunOptions, required
+from launch.folder import holds_run, named_by_time, saved_serving, with_saved
 from launch.joining import JoinConfig, join_site
 from launch.kit import Kit
-from launch.options import EPILOG, asked_options, run_options
+from launch.options import EPILOG, asked_options
 from launch.outcome import exit_as_rank, outcome
 from launch.site_images import SiteDataConfig
 from launch.sites import ServeConfig, check_classes, check_options, serve_site
+from launch.stopped import run_sentence, saying, site_sentence, typed_command
 from runtime.data.class_names import parse_map, parse_names
 from runtime.errors import ConfigError
 from runtime.grpc.credentials import Role
@@ -28,7 +30,7 @@ _KIT = click.argument("kit", type=click.Path(path_type=Path))
 _LINE_TIMEOUT = click.option(
     "--line-timeout",
     type=float,
-    default=ServeConfig.line_timeout,
+    default=None,
     help="seconds within which a cut cable is noticed, at this end [15]",
 )
 _FOR_TRAINING = ("train_images", "held_out_images", "partition", "class_weights")
@@ -36,7 +38,7 @@ _FOR_TRAINING = ("train_images", "held_out_images", "partition", "class_weights"
 _TLS = click.option(
     "--tls",
     type=click.Choice(MODES),
-    default=MUTUAL,
+    default=None,
     help="who each is says TLS, or, where a proxy opens TLS, a handshake inside it; the same at all [mutual]",
 )
 
@@ -55,7 +57,7 @@ _REVOKED = click.option(
 @click.option(
     "--min-clients", type=int, default=None, help="begin with so many sites when --grace is over [--clients]"
 )
-@click.option("--grace", type=float, default=60.0, help="seconds to wait for sites that are not there [60]")
+@click.option("--grace", type=float, default=None, help="seconds to wait for sites that are not there [60]")
 @click.option(
     "--classes",
     "named",
@@ -65,45 +67,38 @@ _REVOKED = click.option(
 @_LINE_TIMEOUT
 @_TLS
 @_REVOKED
-@run_options
-def serve(
-    options: RunOptions,
-    kit: Path,
-    named: str | None,
-    listen: str | None,
-    min_clients: int | None,
-    grace: float,
-    line_timeout: float,
-    tls: str,
-    revoked: Path | None,
-) -> NoReturn:
+@asked_options
+def serve(asked: dict[str, Any], kit: Path, named: str | None, **serving: Any) -> NoReturn:
     """Be the server of a run that sites join: begins when --clients of them are in.
 
     KIT is the server's folder, which 'suture provision' made. Listens on one port, gRPC over mutual TLS 1.3. Sites may
     come late and come back: they train from the next round on. Started again with the same --run-dir, it goes on from
-    the last turn that counted. --clients and --min-clients count all sites, those that only evaluate, too; the run
-    waits where nobody who trains is there.
+    the last turn that counted, and takes all that is not given from that run. --clients and --min-clients count all
+    sites, those that only evaluate, too; the run waits where nobody who trains is there.
     """
+    given = {name: value for name, value in serving.items() if value is not None}
+    folder = asked.get("run_dir") or named_by_time()
+    if asked.get("resume") or holds_run(Path(folder)):
+        asked = with_saved(asked | {"resume": True}, opens_data=False)
+        given = saved_serving(Path(folder)) | given
+    options = RunOptions(**asked | {"run_dir": folder})
     check_options(options, "serve")
     classes = () if named is None else parse_names(named)
     check_classes(options.resolved(), classes)
-    OpenDoor(least=1 if min_clients is None else min_clients, grace=grace)
+    min_clients = given.get("min_clients")
+    OpenDoor(least=1 if min_clients is None else min_clients, grace=given.get("grace", ServeConfig.grace))
     if min_clients is not None and min_clients > required(options.clients):
         raise ConfigError(f"min_clients must lie in 1..{options.clients} (--clients), got {min_clients}")
     own = Kit.read(kit, Role.SERVER)
-    config = ServeConfig(
-        kit=own,
-        listen=listen or own.server,
-        min_clients=min_clients,
-        grace=grace,
-        line_timeout=line_timeout,
-        tls=tls,
-        revoked=revoked,
-        classes=classes,
-    )
+    config = replace(ServeConfig.given(own, given), classes=classes)
     own.credentials()
-    options = replace(options, run_dir=options.run_dir or f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}")
-    _be_member(lambda: serve_site(options, config))
+    again = shlex.join(["suture", "serve", str(kit), "--run-dir", folder])
+
+    def work() -> None:
+        with saying(lambda stopped: run_sentence(options, folder, again, key_from_environment=False)):
+            serve_site(options, config)
+
+    _be_member(work)
 
 
 @click.command(epilog=EPILOG)
@@ -143,8 +138,8 @@ def join(
     server: str | None,
     patience: float,
     evaluate_only: bool,
-    line_timeout: float,
-    tls: str,
+    line_timeout: float | None,
+    tls: str | None,
     proxy_ca: Path | None,
     revoked: Path | None,
 ) -> NoReturn:
@@ -179,15 +174,21 @@ def join(
         kit=own,
         server=server or own.server,
         patience=patience,
-        line_timeout=line_timeout,
-        tls=tls,
+        line_timeout=JoinConfig.line_timeout if line_timeout is None else line_timeout,
+        tls=tls or MUTUAL,
         proxy_ca=proxy_ca,
         revoked=revoked,
         data=data,
     )
     own.check_listed()
-    folder = options.run_dir or f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_{own.name}"
-    _be_member(lambda: join_site(asked | {"run_dir": folder}, config))
+    folder = options.run_dir or named_by_time(f"_{own.name}")
+    again = typed_command(folder, is_named=options.run_dir is not None)
+
+    def work() -> None:
+        with saying(lambda stopped: site_sentence(stopped, again)):
+            join_site(asked | {"run_dir": folder}, config)
+
+    _be_member(work)
 
 
 def _be_member(work: Callable[[], None]) -> NoReturn:

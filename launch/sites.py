@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,6 +64,31 @@ class ServeConfig:
         parse_address(self.listen)
         check_mode(self.tls)
         check_line_timeout(self.line_timeout)
+
+    @classmethod
+    def given(cls, kit: Kit, values: Mapping[str, Any]) -> ServeConfig:
+        """From what was given, now or when the run was begun; see `saved`.
+
+        Raises:
+            ConfigError: a value that cannot work, or that was saved and spoilt.
+        """
+        settings: dict[str, Any] = {"kit": kit, "listen": kit.server} | dict(values)
+        try:
+            if settings.get("revoked"):
+                settings["revoked"] = Path(settings["revoked"])
+            return cls(**settings)
+        except TypeError as error:
+            raise ConfigError(f"what the run's run.json says of the server is damaged: {error}") from None
+
+    def saved(self) -> dict[str, Any]:
+        """What differs from the usual, as it is written down with the run; its classes are kept apart."""
+        apart = ("kit", "classes")
+        values = {
+            option.name: getattr(self, option.name) for option in fields(self) if option.name not in apart
+        }
+        usual = {option.name: option.default for option in fields(self)} | {"listen": self.kit.server}
+        values = {name: value for name, value in values.items() if value != usual[name]}
+        return values if self.revoked is None else values | {"revoked": str(self.revoked.absolute())}
 
 
 def check_line_timeout(seconds: float) -> None:
@@ -121,7 +148,7 @@ def serve_site(options: RunOptions, config: ServeConfig) -> None:
     opening = OpenDoor(least=1 if options.resume else config.min_clients or num_clients, grace=config.grace)
     credentials, standing = config.kit.credentials(), ServerStanding(config.kit, config.revoked)
     torch.set_num_threads(1)  # threads that are older than the sandbox stay outside it
-    place = folder.open_folder(options, build.new_run_id())
+    place = folder.open_folder(options, build.new_run_id(), config.saved())
     if config.classes:
         place = _named_classes(place, config.classes)
     weights = [] if options.weights is None else [Path(options.weights)]

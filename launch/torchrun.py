@@ -13,6 +13,7 @@ from launch.build import KEY_VARIABLE
 from launch.capacity import check_memory
 from launch.config import DEFAULT_CLIENTS, RunOptions
 from launch.isolation import why_not_isolated
+from launch.outcome import STOPPED
 from launch.written import to_arguments
 from runtime.errors import ConfigError
 from runtime.private_files import take_variable
@@ -23,6 +24,7 @@ def start_ranks(options: RunOptions) -> None:
 
     Raises:
         SystemExit: with the code of the rank that failed first; it has said why.
+        KeyboardInterrupt: this process, or all of them, were told to stop.
     """
     forked.begin()
     take_variable(KEY_VARIABLE)  # the ranks inherit it from the fork server
@@ -56,9 +58,11 @@ def start_ranks(options: RunOptions) -> None:
         elastic_launch(launch, forked.play)(to_arguments(options), meeting)
     except ChildFailedError as failure:
         _, first = failure.get_first_failure()
+        if first.exitcode == STOPPED:  # Ctrl-C reaches the ranks as well, and one of them was first
+            raise KeyboardInterrupt from None
         sys.exit(first.exitcode if first.exitcode > 0 else 1)
-    except SignalException as stopped:  # the agent has ended the ranks
-        sys.exit(128 + int(stopped.sigval))
+    except SignalException:  # the agent has ended the ranks
+        raise KeyboardInterrupt from None
 
 
 def _check_isolation(wanted: str) -> None:

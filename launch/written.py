@@ -79,11 +79,11 @@ def to_toml(options: RunOptions, note: str) -> str:
 
 
 def to_arguments(options: RunOptions) -> list[str]:
-    """The command line that gives ``options``."""
+    """The command line that gives ``options``. A run that is resumed has saved others: there a default is said, too."""
     arguments = []
     for option in fields(options):
         value, name = getattr(options, option.name), flag(option)
-        if value is None or value == option.default:
+        if value is None or (value == option.default and (not options.resume or option.name == "resume")):
             continue
         if option_type(option) is bool:
             arguments.append(f"--{name}" if value else f"--no-{name}")

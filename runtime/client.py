@@ -132,6 +132,7 @@ class Client:
         weights = None if config.class_weights is None else torch.tensor(config.class_weights)
         self.criterion = build_criterion(data.task, weights).to(self.device)
         self.learns = True
+        self.round = 0
         self._seal: HandoffSeal | None = None
         self._newest: SealedHandoff | None = None
         self._before: dict[str, Any] | None = None
@@ -222,7 +223,7 @@ class Client:
         Raises:
             PolicyError: it has released this round's too often, or there is no such round.
         """
-        config = self.config
+        config, self.round = self.config, turn.round
         if config.rounds is not None and not 1 <= turn.round <= config.rounds:
             raise PolicyError(
                 f"policy epochs: the server asks for round {turn.round} of {config.rounds}; nothing of it was sent"

@@ -1,6 +1,6 @@
 """Sites for tests: `suture serve` and `suture join` as people start them, with their logs, and runs to compare with.
 
-A member that a signal or an error has ended is started again, as systemd with Restart=on-failure does (docs/deploy.md).
+A member that a signal or an error has ended is started again, as systemd with Restart=on-failure does (docs/deploy).
 """
 
 import os
@@ -81,6 +81,11 @@ class Sites:
         self._commands[name] = [
             *inside, sys.executable, "-m", "launch", command[0], *given, *command[1:]
         ]  # fmt: skip
+        self._run(name)
+
+    def go_on(self, name: str, command: list[str]) -> None:
+        """Starts a member that was stopped with another command than it had."""
+        self._commands[name] = command
         self._run(name)
 
     def _run(self, name: str) -> None:

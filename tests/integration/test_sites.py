@@ -6,6 +6,7 @@ Oracle: the same sites' turns in one process, undisturbed: weights_sha256, bit f
 import json
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from sites import TURNS, Sites
@@ -13,6 +14,7 @@ from sites import TURNS, Sites
 from launch.bench.breakable import BreakableLine
 from runtime.errors import ConfigError, EvictedError
 from runtime.outbox import LEFT_FILE
+from runtime.tracking import METRICS_FILE, read_metrics
 
 # Minutes of starting processes: `make sites` runs them.
 pytestmark = pytest.mark.slow
@@ -36,6 +38,24 @@ def _digest(sites: Sites) -> str:
     return json.loads((sites.run / "summary.json").read_text())["weights_sha256"]
 
 
+def _has_its_own_numbers(sites: Sites, name: str, folder: Path) -> None:
+    """Oracle: what the server was told of this site: the same losses and scores, step by step; its summary."""
+    own = folder / "clients" / name
+    told = [line for line in read_metrics(sites.run / METRICS_FILE) if line["client"] == name]
+    written = read_metrics(own / METRICS_FILE)
+    assert told and written == [_nearly(line) for line in told]
+    summary = json.loads((own / "summary.json").read_text())
+    assert summary["weights_sha256"] == _digest(sites) and summary["images"]["train"] > 0
+    assert summary["bytes"]["up"] > 0 and summary["bytes"]["down"] > 0 and summary["seconds"]["training"] > 0
+    assert "the last round's model" in sites.log(name) and str(own / "model.pt") in sites.log(name)
+
+
+def _nearly(line: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in line.items() if not isinstance(value, float)} | {
+        name: pytest.approx(value, rel=1e-6) for name, value in line.items() if isinstance(value, float)
+    }
+
+
 def test_sites_join_in_any_order_and_one_that_differs_is_refused_alone(sites, tmp_path):
     """Oracle: the undisturbed run; the refused site's line and code; each site's model is the whole net."""
     here = sites(epochs=2)
@@ -54,6 +74,7 @@ def test_sites_join_in_any_order_and_one_that_differs_is_refused_alone(sites, tm
         assert (own / "model.pt").exists() and (own / LEFT_FILE).stat().st_mode & 0o777 == 0o600
         left = [json.loads(line)["kind"] for line in (own / LEFT_FILE).read_text().splitlines()]
         assert left[0] == "hello" and left[-1] == "leave" and left.count("commit") == 2
+        _has_its_own_numbers(here, name, tmp_path / name)
     assert not (tmp_path / "ward_c" / "clients" / "ward_c" / "model.pt").exists()
 
 
@@ -77,6 +98,8 @@ def test_a_site_killed_in_its_turn_comes_back_and_takes_up_its_place(sites, tmp_
     turns = [json.loads(line) for line in (here.run / TURNS).read_text().splitlines()]
     trained = [(turn["round"], turn["client"]) for turn in turns if turn["kind"] == "train"]
     assert trained[:2] == [(1, "ward_a"), (2, "ward_a")] and trained[-1] == (3, "ward_b")
+    for name in ("ward_a", "ward_b"):
+        _has_its_own_numbers(here, name, tmp_path / name)
     replay = f"replay:{here.run / TURNS}"
     assert _digest(here) == here.digest_in_one_process(["ward_a", "ward_b"], replay, tmp_path / "one")
 

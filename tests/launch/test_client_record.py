@@ -157,7 +157,7 @@ def test_a_folder_that_cannot_be_written_costs_the_numbers_and_nothing_else(tmp_
     player.trains(1, 1, 0, [0.9])
     player.evaluates(4, 1, 3)
     player.record.finished(player.client, Release({}, best_round=0))
-    assert [r.message for r in caplog.records if "no more of its numbers are written" in r.message]
+    assert [r.message for r in caplog.records if "no more numbers are written" in r.message]
     assert len(caplog.records) == 1
 
 

@@ -35,6 +35,7 @@ VALUES = {
     "train_images": 9,
     "validation_images": 3,
     "test_images": 5,
+    "test_every_round": True,
     "partition": "dirichlet:0.5",
     "epochs": 2,
     "batch_size": 7,
@@ -133,9 +134,13 @@ def test_any_text_and_number_survive_the_file(tmp_path_factory, text, number):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_option_survives_the_command_line(name):
+def test_an_option_survives_the_command_line(name, tmp_path):
     """Oracle: the options that `to_arguments` was given, parsed by click; this is how ranks are started."""
     options = with_option(name)
+    if options.resume:  # then others are what a run has saved
+        options = dataclasses.replace(options, run_dir=str(tmp_path))
+        (tmp_path / "run.json").write_text("{}")
+        (tmp_path / "config.toml").write_text("lease = 7.0\n")
     arguments = to_arguments(options)
     assert parsed(*arguments) == options
     (option,) = (option for option in dataclasses.fields(RunOptions) if option.name == name)

@@ -5,11 +5,12 @@ Oracle: the bytes in the folder before and after, and the messages.
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 from launch.config import RunOptions
-from launch.folder import holds_run, keep_classes, open_folder
+from launch.folder import holds_run, keep_classes, open_folder, saved_serving, with_saved
 from launch.written import read_toml
 from runtime.errors import ConfigError
 
@@ -24,12 +25,13 @@ def _content(folder):
 
 
 def test_a_new_folder_holds_what_repeats_the_run(options, tmp_path):
-    """Oracle: the options, read back; the id that the run was given."""
+    """Oracle: the options, read back; the id that the run was given; where it was started."""
     folder = open_folder(options, "abc")
     assert (folder.path, folder.run, folder.resumed) == (tmp_path / "runs" / "mine", "abc", False)
     again = RunOptions(**read_toml(folder.path / "config.toml"))
     assert again == dataclasses.replace(options, run_dir=None)
-    assert json.loads((folder.path / "run.json").read_text()) == {"run": "abc", "clients": 2}
+    identity = {"run": "abc", "clients": 2, "started_in": str(Path.cwd())}
+    assert json.loads((folder.path / "run.json").read_text()) == identity
     assert "same --handoff-key" in (folder.path / "config.toml").read_text()
 
 
@@ -159,12 +161,11 @@ def test_resuming_where_no_run_is_is_refused_and_makes_nothing(made, options, tm
     ],
 )  # fmt: skip
 def test_resuming_with_another_option_names_both_values(name, value, options):
-    """Oracle: the option, what it was, what it is now, and the file that has it right."""
+    """Oracle: the option, what it was, what it is now, and both remedies."""
     open_folder(options, "abc").lock.close()
     was = getattr(options, name)
-    with pytest.raises(
-        ConfigError, match=f"was started with {name} = {was}, got {value}; .*--config .*config.toml"
-    ):
+    remedies = f"leave --{name.replace('_', '-')} out to go on with its own, or .* another --run-dir"
+    with pytest.raises(ConfigError, match=f"was started with {name} = {was}, got {value}; {remedies}"):
         open_folder(dataclasses.replace(options, resume=True, **{name: value}), "abc")
 
 
@@ -192,3 +193,101 @@ def test_a_config_file_that_was_spoilt_is_named(options):
     (folder.path / "config.toml").write_text('modle = "unet"\n')
     with pytest.raises(ConfigError, match=r"config.toml: unknown option 'modle'"):
         open_folder(dataclasses.replace(options, resume=True), "abc")
+
+
+# Options that a run has saved ---------------------------------------------------------------------------
+
+
+def test_a_run_that_is_resumed_says_its_own_options(options):
+    """Oracle: the options that it was begun with."""
+    begun = dataclasses.replace(options, lr=0.25, epochs=7, threads=3, lease=5.0, augment=False)
+    folder = open_folder(begun, "abc")
+    folder.lock.close()
+    asked = {"resume": True, "run_dir": str(folder.path)}
+    assert RunOptions(**with_saved(asked)) == dataclasses.replace(begun, resume=True)
+
+
+@pytest.mark.parametrize("asked", [{}, {"lr": 0.5}, {"run_dir": "a/folder"}, {"resume": True}])
+def test_who_resumes_nothing_is_asked_nothing(asked):
+    """Oracle: what went in."""
+    assert with_saved(asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("epochs", 50), ("lease", 120.0), ("threads", 1), ("isolate", "auto")]
+)
+def test_what_may_change_wins_over_what_was_saved(name, value, options):
+    """Oracle: the value that was given, a default of the option among them."""
+    folder = open_folder(dataclasses.replace(options, lease=5.0, isolate="off"), "abc")
+    folder.lock.close()
+    asked = {"resume": True, "run_dir": str(folder.path), name: value}
+    assert with_saved(asked)[name] == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "was"),
+    [
+        ("lr", 0.5, "0.0003"),
+        ("data", "chest-phantom", "fundus-phantom"),
+        ("width", 4, "None"),
+        ("race", True, "False"),
+    ],
+)
+def test_what_may_not_change_is_refused_before_anything_is_started(name, value, was, options):
+    """Oracle: both values, and the option's name on the command line."""
+    folder = open_folder(options, "abc")
+    typed = {"race": "--async"}.get(name, f"--{name}")
+    with pytest.raises(ConfigError, match=f"was started with {name} = {was}, got {value}; leave {typed} out"):
+        with_saved({"resume": True, "run_dir": str(folder.path), name: value})
+
+
+def test_a_run_that_is_not_there_cannot_be_resumed_but_by_a_rank_elsewhere(tmp_path, monkeypatch):
+    """Oracle: the message; on another node the server's folder need not exist."""
+    asked = {"resume": True, "run_dir": str(tmp_path / "no")}
+    with pytest.raises(ConfigError, match="no holds no run to resume"):
+        with_saved(asked)
+    monkeypatch.setenv("RANK", "1")
+    assert with_saved(asked) == asked
+
+
+MAY_MOVE = ("data", "handoff_key")
+
+
+@pytest.mark.parametrize("name", [*MAY_MOVE, "weights", "schedule"])
+def test_from_another_folder_it_is_said_what_is_missing(name, tmp_path, monkeypatch):
+    """Oracle: the message names option, file and both folders; with the file given, or from the first folder, it works."""
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    monkeypatch.chdir(tmp_path / "first")
+    Path("mine").write_text("")
+    value = {"data": "image-folder:mine", "schedule": "replay:mine"}.get(name, "mine")
+    options = dataclasses.replace(
+        RunOptions(clients=2).resolved(), **{name: value}, run_dir=str(tmp_path / "run")
+    )
+    open_folder(options, "abc").lock.close()
+    asked = {"resume": True, "run_dir": str(tmp_path / "run")}
+    assert with_saved(asked)[name] == value
+    monkeypatch.chdir(tmp_path / "second")
+    first, second = tmp_path / "first", tmp_path / "second"
+    words = f"was started in {first} with {name} = {value}, and there is no mine"
+    given = f", or give --{name.replace('_', '-')} with where it is now" if name in MAY_MOVE else "$"
+    with pytest.raises(ConfigError, match=f"{words} in {second}; resume in {first}{given}"):
+        with_saved(asked)
+    if name == "data":
+        assert with_saved(asked, opens_data=False)[name] == value
+    if name in MAY_MOVE:
+        moved = value.replace("mine", "../first/mine")
+        assert with_saved(asked | {name: moved})[name] == moved
+    monkeypatch.chdir(first)
+    Path("mine").unlink()
+    with pytest.raises(ConfigError, match=f"{words} any more; bring it back{given}"):
+        with_saved(asked)
+
+
+def test_a_server_s_own_options_are_kept_with_the_run(options):
+    """Oracle: what it was begun with; what it is resumed with takes its place, and the classes stay."""
+    first = open_folder(options, "abc", {"tls": "proxy", "grace": 5.0})
+    keep_classes(first, ("a", "b")).lock.close()
+    assert saved_serving(first.path) == {"tls": "proxy", "grace": 5.0}
+    again = open_folder(dataclasses.replace(options, resume=True), "abc", {"tls": "proxy"})
+    assert again.classes == ("a", "b") and saved_serving(first.path) == {"tls": "proxy"}

@@ -109,6 +109,21 @@ def test_the_command_line_is_read_before_click_reads_it(words, said, tmp_path):
     assert isolation.said([word.format(config) for word in words], "isolate", "auto") == said
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "--resume", "--run-dir", "{}"], "off"),
+        (["train", "--resume", "--run-dir={}", "--isolate", "on"], "on"),
+        (["train", "--run-dir", "{}"], "auto"),
+        (["train", "--resume", "--run-dir", "{}/no"], "auto"),
+    ],
+)
+def test_a_run_that_is_resumed_says_it_again(words, said, tmp_path):
+    """Oracle: what the run has saved, unless the command line says something else, or nothing is resumed."""
+    (tmp_path / "config.toml").write_text('isolate = "off"\n')
+    assert isolation.said([word.format(tmp_path) for word in words], "isolate", "auto") == said
+
+
 def test_on_is_refused_where_it_does_not_work_and_auto_says_so(monkeypatch, capsys):
     """Oracle: one sentence each, with the system's reason."""
     monkeypatch.setenv(isolation.ISOLATED, "Operation not permitted")

@@ -5,6 +5,7 @@ Oracle: messages written out; the options that went in.
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -14,6 +15,7 @@ from launch import site_commands
 from launch.address import parse_address
 from launch.cli import suture
 from launch.config import RunOptions
+from launch.folder import open_folder
 from launch.joining import JoinConfig, proxy_ports
 from launch.kit import Kit
 from launch.provision import Project, provision
@@ -209,6 +211,29 @@ def test_a_server_is_begun_with_what_was_typed(given, kits, begun):
     )
     folder = "mine" if given else options.run_dir
     assert options == RunOptions(lr=0.5, clients=3, run_dir=folder) and (given or folder.startswith("runs/"))
+
+
+def test_a_server_that_is_started_again_needs_its_folder_and_no_more(kits, begun, tmp_path):
+    """Oracle: what it was begun with; what is given wins where it may change, and is refused where it may not."""
+    run = str(tmp_path / "run")
+    typed = (
+        "--listen 0.0.0.0:29500 --clients 3 --min-clients 2 --grace 5 --lr 0.5 --tls proxy --revoked r.pem"
+    )
+    suture.main(line(f"serve {typed} --run-dir {run}", kits), standalone_mode=False)
+    ((first, before),) = begun
+    open_folder(first.resolved(), "abc", before.saved()).lock.close()
+    suture.main(line(f"serve --run-dir {run} --grace 7 --epochs 9", kits), standalone_mode=False)
+    (_, (options, config)) = begun
+    assert config == replace(before, grace=7.0, revoked=Path("r.pem").absolute())
+    assert options == replace(first.resolved(), epochs=9, resume=True)
+    with pytest.raises(ConfigError, match=r"was started with lr = 0.5, got 0.1; leave --lr out"):
+        suture.main(line(f"serve --run-dir {run} --lr 0.1", kits), standalone_mode=False)
+
+
+def test_what_a_server_saved_and_somebody_spoilt_is_said(kits):
+    """Oracle: the message."""
+    with pytest.raises(ConfigError, match=r"run.json says of the server is damaged: .*'speed'"):
+        ServeConfig.given(kits["serve"], {"speed": 3})
 
 
 def test_both_ends_take_the_address_of_their_kits(kits, begun):

@@ -151,7 +151,12 @@ WRONG = {
     "SealedHandoff": [[1, {"bytes": "0"}, {"bytes": ""}, {"tensor": 0}], [1, "", "", {"tensor": 0}]],
     "Report": [[1, {"dict": {"test": {"dict": {"loss": "x"}}}}], [1, {"dict": {"test": {"loss": 1}}}]],
     "Release": [[{"dict": {"a": 1}}, 1, None, None], [{"dict": {}}, 1, None, {"Turn": []}]],
-    "Turn": [["nap", "", 0, 0, 0, 0, "", ""], ["train", "", 0, 0, 0, 0, "", None], [["train"], "", 0, 0, 0, 0, "", ""]],
+    "Turn": [
+        ["nap", "", 0, 0, 0, 0, "", "", False, 0, ""],
+        ["train", "", 0, 0, 0, 0, "", None, False, 0, ""],
+        ["train", "", 0, 0, 0, 0, "", "", False, 0, None],
+        [["train"], "", 0, 0, 0, 0, "", "", False, 0, ""],
+    ],
     "StepDone": [[1, 0, True], [1, 0, "0.5"], [1, 0, None]],
 }  # fmt: skip
 

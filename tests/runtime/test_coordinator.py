@@ -104,6 +104,14 @@ class Run:
     def answer(self, name):
         return self.waiting[name].value() if self.waiting[name].done() else None
 
+    def granted(self):
+        """Who has a turn; who is only told whose it is asks again."""
+        for name in self.seats:
+            turn = self.answer(name)
+            if turn is not None and turn.kind is TurnKind.WAIT:
+                self.ask(name)
+        return [n for n in self.seats if (t := self.answer(n)) and t.kind is not TurnKind.END]
+
     def upload(self, turn, batch=0, **changes):
         generator = torch.Generator().manual_seed(100 * turn.number + batch)
         smashed = torch.randn(4, 2, 3, generator=generator).requires_grad_()
@@ -138,7 +146,7 @@ class Run:
             if seat.waiting is None and name not in self.coordinator._turns.running:
                 self.ask(name)
         played = []
-        while granted := [n for n in self.seats if (t := self.answer(n)) and t.kind is not TurnKind.END]:
+        while granted := self.granted():
             (name,) = granted
             played.append(self.answer(name))
             self.play(played[-1])

@@ -172,9 +172,10 @@ def test_a_round_waits_for_one_that_trains_but_evaluations_do_not(tmp_path, trai
         run.play(turn)
     run.coordinator.disconnected(run.seats["a"], "its connection has ended")
     if trained:
+        assert "b" in run.granted()
         run.play(run.answer("b"))
         run.ask("b")
-    assert run.answer("b") is None and run.journal.ledger.round == 1
+    assert "b" not in run.granted() and run.journal.ledger.round == 1
     run.join("a")
     again = run.ask("a")
     assert (again.kind, again.round) == (TurnKind.TRAIN, 2 if trained else 1)
@@ -375,3 +376,21 @@ def test_the_doors_numbers_are_checked(values, words):
     """Oracle: the message names the option and what it was."""
     with pytest.raises(ConfigError, match=f"{words} must be at least"):
         OpenDoor(**{"least": 1, "grace": 0.0} | values)
+
+
+def test_who_waits_is_told_whose_turn_it_is(tmp_path):
+    """Oracle: the turn that a was given; ranks of one start have the server's display beside them, and are told nothing."""
+    for door in (OpenDoor(least=2, grace=GRACE), None):
+        (tmp_path / ("ranks" if door is None else "sites")).mkdir()
+        run = Run(tmp_path / ("ranks" if door is None else "sites"), door=door)
+        run.join("a")
+        run.join("b")
+        assert run.ask("b") is None
+        granted = run.ask("a")
+        assert granted.kind is TurnKind.TRAIN
+        told = run.waiting["b"]
+        assert told.done() is (door is not None)
+        if door is not None:
+            said = told.value()
+            assert (said.kind, said.client, said.meanwhile) == (TurnKind.WAIT, "a", "train")
+            assert (said.round, said.number) == (granted.round, granted.number)

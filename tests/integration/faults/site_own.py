@@ -16,7 +16,7 @@ ANY_SIZE = (
 
 
 def _final() -> set[int]:
-    unit = Path(__file__).resolve().parents[3] / "docs" / "deploy" / "suture-join.service"
+    unit = Path(__file__).resolve().parents[3] / "docs" / "deploy" / "suture-join@.service"
     (codes,) = [
         line for line in unit.read_text().splitlines() if line.startswith("RestartPreventExitStatus=")
     ]
