@@ -51,18 +51,33 @@ def experiment(slots: int | None, **asked: Any) -> None:
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("experiments"))
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="where to write [FOLDER/report]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="where to write [FOLDER/report; of a run FOLDER]",
+)
 @click.option(
     "--foreword", type=click.Path(path_type=Path), metavar="FILE", help="paragraphs of text that stand first"
 )
 def report(folder: Path, out: Path | None, foreword: Path | None) -> None:
-    """One self-contained HTML page of all experiments in FOLDER [experiments].
+    """One self-contained HTML page: of all experiments in FOLDER [experiments], or of the run in FOLDER.
 
-    Tables, figures, commands, seeds, machine and published figures beside ours; tables, figures and results to
-    compute with stand beside it.
+    Of experiments: tables, figures, commands, seeds, machine and published figures beside ours; tables, figures and
+    results to compute with stand beside it. Of a run, which may still go on: report.html, which a run writes by itself
+    every half minute and when it ends; a site's RUN/clients/NAME has its own.
     """
-    from launch.experiments.report import write_report
+    from launch.run_report import pages_of, write_report
+
+    pages = pages_of(folder)
+    if pages:
+        if foreword is not None:
+            raise ConfigError("foreword is for a report on experiments: leave it out for that of a run")
+        for place, view in pages[: 1 if out else None]:
+            click.echo(f"report.html: open {write_report(place, view, out or place)}")
+        return
+    from launch.experiments.report import write_report as write_study
 
     place = out or folder / "report"
-    names = write_report(folder, place, foreword)
+    names = write_study(folder, place, foreword)
     click.echo(f"{', '.join(names)}: open {place / 'index.html'}")

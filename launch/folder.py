@@ -126,6 +126,16 @@ def keep_classes(place: RunFolder, classes: Sequence[str]) -> RunFolder:
     return replace(place, classes=tuple(classes))
 
 
+def keep_num_classes(place: RunFolder, num_classes: int) -> None:
+    """Writes down how many classes the run's images have, which no option says.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    identity = json.loads((place.path / IDENTITY).read_text()) | {"num_classes": num_classes}
+    _write(place.path / IDENTITY, json.dumps(identity))
+
+
 def _refuse_occupied(path: Path) -> None:
     if any(entry.name != LOCK_FILE for entry in path.iterdir()):
         raise ConfigError(f"{path} is not empty; go on with its run with --resume, or name another --run-dir")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from rich.console import Console
 import models.registry as nets
 from launch import build, site_images
 from launch.address import parse_address
-from launch.client_record import ClientRecord
+from launch.client_record import SPLITS, ClientRecord
 from launch.config import RunOptions, required
 from launch.cores import ready_torch
 from launch.enclosure import enclose
@@ -25,6 +26,8 @@ from launch.keepsakes import AllOf, ClientFolder, client_folder
 from launch.kit import Kit
 from launch.logs import set_up
 from launch.policy import Policy, evaluated_set, training_set
+from launch.run_report.numbers import RunState
+from launch.run_report.writer import SITE, ReportWriter
 from launch.search import Search
 from launch.site_images import SiteDataConfig
 from launch.site_progress import SiteProgress, print_end
@@ -39,6 +42,7 @@ from runtime.consortium.identity import Identity, Trust
 from runtime.consortium.roster import Roster
 from runtime.consortium.site import SiteConsortium
 from runtime.data.class_names import matched
+from runtime.data.client_data import ClientData
 from runtime.errors import ConfigError, EvictedError, PeerLostError, PolicyError, UnreachableError
 from runtime.exchange.grpc import GrpcExchange
 from runtime.grpc.chunks import SMALL, Limits
@@ -193,10 +197,21 @@ def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
     record = ClientRecord(options, own, curves=True, traffic=traffic, warn=progress.warned)
     with closing(outbox), closing(wishes), standing:
         wishes.watch()
-        with closing(progress):
+        page = ReportWriter(
+            own, view=SITE, facts=_facts(options, data, name), seconds_left=progress.seconds_left
+        )
+        page.update(RunState(started=time.time()))
+        with page, closing(progress):
             take_part(client, AllOf(progress, record, kept_folder), line, agreement, config, standing, wishes)
     if record.is_finished:
         print_end(task, record.scores, record.best_round, own)
+
+
+def _facts(options: RunOptions, data: ClientData, name: str) -> dict[str, Any]:
+    """What the page of the run says beside the site's numbers."""
+    sets = {split: len(getattr(data.share, split)) for split in SPLITS}
+    told = {option: value for option, value in vars(options).items() if value is not None}
+    return told | {"name": name, "classes": list(data.classes), "clients_data": {name: sets}}
 
 
 def proxy_ports() -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,9 @@ def draw_profile(run_dir: Path) -> None:
 
 def draw_own_profile(folder: Path) -> None:
     """Draws figures/profile.png in a client's own folder, whose server is elsewhere: the wire and it are one part."""
-    steps = _client_steps(folder, [])
-    if steps:
-        stacked_steps({folder.name: _medians(steps)}, PARTS, folder / "figures" / "profile.png")
+    medians = own_median_parts(folder)
+    if medians:
+        stacked_steps(medians, PARTS, folder / "figures" / "profile.png")
 
 
 def median_parts(run_dir: Path) -> dict[str, dict[str, float]]:
@@ -77,7 +77,13 @@ def median_parts(run_dir: Path) -> dict[str, dict[str, float]]:
     return {client: _medians(steps) for client, steps in read_steps(run_dir).items()}
 
 
-def _medians(steps: list[dict[str, float]]) -> dict[str, float]:
+def own_median_parts(folder: Path) -> dict[str, dict[str, float]]:
+    """The same of one client from its own folder alone, where the server's share of the waiting is not known."""
+    steps = _client_steps(folder, [])
+    return {folder.name: _medians(steps)} if steps else {}
+
+
+def _medians(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     counted = steps[1:] or steps
     return {part: statistics.median(step.get(part, 0.0) for step in counted) for part in PARTS}
 

@@ -24,6 +24,7 @@ from launch.logs import set_up
 from launch.profile import ProfilingRecorder, draw_profile
 from launch.progress import Progress
 from launch.round_warnings import RoundWarnings, WarningRecorder
+from launch.run_report import REPORT_FILE, ReportWriter
 from launch.summary import final_metrics, summarise, write_summary
 from runtime.consortium.board import ServerBoard
 from runtime.coordinator import Coordinator
@@ -145,6 +146,7 @@ def conduct(
     ``close`` is called when everything outside the run folder has been read.
     """
     if not place.resumed:
+        folder.keep_num_classes(place, num_classes)
         # Before the first checkpoint, so that a turn rolled back to it does not pre-train again.
         server.attack.prepare()
     coordinator = build.build_coordinator(
@@ -160,6 +162,8 @@ def conduct(
     close()
     with ExitStack() as stack:
         stack.callback(place.lock.close)
+        # Left after the tracker: its last page is of the whole of metrics.jsonl.
+        stack.enter_context(ReportWriter(place.path, seconds_left=progress.seconds_left))
         tracker: Tracker
 
         def open_recorder(step: int | None) -> Recorder:
@@ -202,7 +206,7 @@ def conclude(options: RunOptions, coordinator: Coordinator, run_dir: Path, track
         from launch.judging import start_judge
 
         start_judge(options, run_dir)
-    print(f"Everything is in {run_dir}; for the curves: tensorboard --logdir {run_dir}")
+    print(f"Everything is in {run_dir}: open {run_dir / REPORT_FILE}, or tensorboard --logdir {run_dir}")
     if "disagreement" in summary:
         raise WireError(f"{summary['disagreement']}; everything else is in {run_dir}")
 

@@ -173,11 +173,15 @@ class SiteProgress(NoKeepsakes):
             self._live.stop()
             self._live = None
 
+    def seconds_left(self) -> float | None:
+        """Seconds to the end of the run, None where that is not known."""
+        return 0.0 if self._is_over else self._pace.seconds_left(self._num_rounds)
+
     def _of(self, round: int) -> _Round:
         return self._rounds.setdefault(round, _Round())
 
     def _left(self) -> str:
-        seconds = self._pace.seconds_left(self._num_rounds)
+        seconds = self.seconds_left()
         return "time left is known after a whole round" if seconds is None else f"{duration(seconds)} left"
 
     def _said(self, scores: Mapping[str, float]) -> str:

@@ -24,6 +24,7 @@ from launch.cores import ready_torch
 from launch.final_table import print_final_table
 from launch.logs import set_up
 from launch.progress import Progress
+from launch.run_report import ReportWriter
 from launch.summary import final_metrics, header, write_summary
 from models.split import JoinedModel
 from runtime.data.client_data import Batch, ClientData
@@ -142,7 +143,8 @@ def run_unsplit(options: RunOptions) -> None:
     place = folder.open_folder(options, build.new_run_id())
     key = given or shared_key(build.generated_key(place.path))
     trainer = Unsplit(options, data, key, len(images.source.classes))
-    with Tracker(place.path) as tracker:
+    folder.keep_num_classes(place, len(images.source.classes))
+    with ReportWriter(place.path, seconds_left=progress.seconds_left), Tracker(place.path) as tracker:
         with progress:
             summary = _train(trainer, options, progress, tracker)
         write_summary(place.path, summary)

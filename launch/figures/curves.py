@@ -40,7 +40,7 @@ def training_loss(records: Records, path: Path) -> None:
         highest = 0.0
         for client, look in zip(clients, client_looks(len(clients)), strict=True):
             points = np.array([(r["step"], r["loss"]) for r in train if r["client"] == client])
-            smooth = _smoothed(points)
+            smooth = smoothed(points)
             raw = _with_gaps(points)
             axes.plot(raw[:, 0], raw[:, 1], color=look["color"], alpha=0.25, linewidth=0.7)
             axes.plot(smooth[:, 0], smooth[:, 1], linewidth=1.8, label=client, **look)
@@ -108,7 +108,7 @@ def _floor_below(charts: Iterable[Axes]) -> float:
     return max(0.0, math.floor((lowest - 0.03) * 10) / 10)
 
 
-def _smoothed(points: Array) -> Array:
+def smoothed(points: Array) -> Array:
     """The (step, loss) rows smoothed by a Gaussian of steps, wide enough to bridge the rest between turns.
 
     The rows are gathered in bins first, so that a long run costs no more than a short one.

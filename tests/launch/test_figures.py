@@ -17,7 +17,7 @@ from torch import nn
 
 from launch.figures import activations, bottom_stages, metrics_by_round, segmentation, training_loss
 from launch.figures.canvas import client_looks
-from launch.figures.curves import _clients, _smoothed, _with_gaps
+from launch.figures.curves import _clients, _with_gaps, smoothed
 from launch.figures.pictures import _channels_to_show
 from models.split import BottomOutput
 
@@ -136,11 +136,11 @@ def test_a_score_that_is_missing_leaves_a_hole_and_guessing_is_drawn_a_client(
 def test_smoothing_keeps_a_constant_and_follows_the_mean() -> None:
     """Oracle: a weighted mean of equal values is that value; of noise it lies near the noise's mean."""
     steps = np.concatenate([np.arange(1, 51), np.arange(151, 201)]).astype(float)
-    constant = _smoothed(np.stack([steps, np.full(100, 0.7)], axis=1))
+    constant = smoothed(np.stack([steps, np.full(100, 0.7)], axis=1))
     assert np.allclose(constant[:, 1], 0.7)
     noise = np.random.default_rng(0).normal(2.0, 0.5, 100)
-    assert np.abs(_smoothed(np.stack([steps, noise], axis=1))[:, 1] - 2.0).max() < 0.3
-    assert _smoothed(np.array([[5.0, 0.25]])).tolist() == [[5.0, 0.25]]
+    assert np.abs(smoothed(np.stack([steps, noise], axis=1))[:, 1] - 2.0).max() < 0.3
+    assert smoothed(np.array([[5.0, 0.25]])).tolist() == [[5.0, 0.25]]
 
 
 def test_the_raw_line_breaks_where_a_client_rests() -> None:
