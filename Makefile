@@ -23,7 +23,7 @@ test: $(INSTALLED)            ## all tests but the slow ones, on as many cores a
 
 sites: $(INSTALLED)           ## whole runs: sites that come, die and return, on several networks; torchrun on two nodes; attacked runs
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile \
-		tests/integration/test_sites.py tests/integration/test_far_sites.py tests/integration/test_hospitals.py \
+		tests/integration/test_sites.py tests/integration/test_mixed_sites.py tests/integration/test_far_sites.py tests/integration/test_hospitals.py \
 		tests/integration/test_cluster.py tests/integration/test_attacked_runs.py \
 		tests/integration/test_oracle.py::test_real_images_over_every_carrier_end_with_the_same_weights
 

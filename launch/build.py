@@ -25,10 +25,10 @@ from runtime.consortium.board import ServerBoard
 from runtime.consortium.site import SiteConsortium
 from runtime.coordinator import Coordinator, RunConfig
 from runtime.data.client_data import ClientData
-from runtime.data.partition import Share, evaluation_share, partition
+from runtime.data.partition import Share, partition
 from runtime.data.registry import open_source
 from runtime.data.source import Source, Task
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, DataError
 from runtime.exchange.crossing import MOST_UNDER_WAY
 from runtime.grpc.chunks import SMALL, Limits
 from runtime.handoff import parse_key, read_key
@@ -122,38 +122,23 @@ def build_images(options: RunOptions, num_clients: int) -> Images:
     need = num_clients * each + (options.auxiliary_images() if not options.unsplit else 0)
     data = options.data_config()
     source = open_source(data.spec, grades=data.classes, need=need, seed=options.seed)
+    if len(source.classes) < 2:  # a site of several may have one: the others have the run's other classes
+        raise DataError(
+            f"{source.name} holds pictures of one class, {source.classes[0]!r}, and a run needs 2; sort them by class"
+        )
     return Images(source, partition(source, config, num_clients, options.seed))
 
 
 def build_site_images(options: RunOptions, name: str) -> Images:
-    """A site's own source, all of it this client's; reads no picture."""
-    return build_images(replace(options, seed=_site_seed(options, name)), 1)
+    """A site's own source where it asks for numbers of images, balanced; reads no picture."""
+    return build_images(replace(options, seed=site_seed(options, name)), 1)
 
 
-def _site_seed(options: RunOptions, name: str) -> int:
+def site_seed(options: RunOptions, name: str) -> int:
+    """The seed of what a site of that name draws of its own: its division, and its images where they are drawn."""
     # Drawn sources are drawn from the seed: with the site's name in it, two sites do not draw the same patients.
     named = hashlib.sha256(f"suture/site/{options.seed}/{name}".encode()).digest()
     return int.from_bytes(named[:4], "big")
-
-
-def build_evaluation_images(
-    options: RunOptions, name: str, *, validation_images: int | None, test_images: int | None
-) -> Images:
-    """A site's own source where it only evaluates, see `evaluation_share`; reads no picture.
-
-    Args:
-        options: the run's.
-        name: the site's.
-        validation_images: what the site asked for; None for none.
-        test_images: likewise; None for all that are left.
-    """
-    data, seed = options.data_config(), _site_seed(options, name)
-    need = (validation_images or 0) + (required(options.test_images) if test_images is None else test_images)
-    source = open_source(data.spec, grades=data.classes, need=need, seed=seed)
-    share = evaluation_share(
-        source, validation_images=validation_images or 0, test_images=test_images, seed=seed
-    )
-    return Images(source, (share,))
 
 
 def build_split(options: RunOptions, num_classes: int, secret: bytes) -> SplitModel:
@@ -301,7 +286,9 @@ def class_weights(options: RunOptions, data: ClientData) -> tuple[float, ...] | 
     counts = data.class_counts("train")
     if not sum(counts):
         return None  # it only evaluates, and scores weigh no class
-    return tuple(sum(counts) / (len(counts) * max(count, 1)) for count in counts)
+    # A class that a site has no images of is never looked up, and must not count among those that share the weight.
+    num_present = sum(count > 0 for count in counts)
+    return tuple(sum(counts) / (num_present * count) if count else 1.0 for count in counts)
 
 
 def client_view(options: RunOptions, split: SplitModel, data: ClientData) -> ClientView:

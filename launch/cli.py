@@ -14,6 +14,7 @@ import click
 
 from launch.bench_commands import bench
 from launch.build import KEY_VARIABLE
+from launch.check_command import check
 from launch.config import RunOptions
 from launch.cuts import cuts
 from launch.experiment_commands import experiment, report
@@ -253,5 +254,6 @@ suture.add_command(install)
 suture.add_command(revoke)
 suture.add_command(serve)
 suture.add_command(join)
+suture.add_command(check)
 suture.add_command(leave)
 suture.add_command(pause)

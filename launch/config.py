@@ -44,6 +44,7 @@ SITES_OWN = (
     "test_images",
     "held_out_images",
     "partition",
+    "class_weights",
 )
 """What every rank must share where one source is shared out, and each site decides for itself where it has its own."""
 
@@ -467,9 +468,10 @@ class RunOptions:
         shared = {k: v for k, v in self.agreement(len(classes)).items() if k not in SITES_OWN}
         return shared | {"classes": json.dumps([*classes])}
 
-    def terms(self) -> dict[str, str]:
-        """What a site is told before it joins: `site_agreement` but for the classes, which sites say."""
-        return {name: text for name, text in self.site_agreement(()).items() if name != "classes"}
+    def terms(self, classes: Sequence[str] = ()) -> dict[str, str]:
+        """What a site is told before it joins: `site_agreement`, without the classes where nobody has said them."""
+        said = self.site_agreement(classes)
+        return {name: text for name, text in said.items() if classes or name != "classes"}
 
 
 def required(value: Any) -> Any:

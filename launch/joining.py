@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 import models.registry as nets
-from launch import build
+from launch import build, site_images
 from launch.address import parse_address
 from launch.client_record import SPLITS, ClientRecord
 from launch.config import RunOptions, required
@@ -29,17 +29,19 @@ from launch.policy import Policy, evaluated_set, training_set
 from launch.run_report.numbers import RunState
 from launch.run_report.writer import SITE, ReportWriter
 from launch.search import Search
+from launch.site_images import SiteDataConfig
 from launch.site_progress import SiteProgress, print_end
 from launch.site_secret import run_secret
 from launch.sites import check_line_timeout
 from launch.standing import SiteStanding
 from launch.stopped import StoppedInRound
-from launch.terms import ask_terms, merged
+from launch.terms import agreed_classes, ask_terms, merged
 from launch.wishes import SiteWishes, Unasked
 from runtime.client import Client
 from runtime.consortium.identity import Identity, Trust
 from runtime.consortium.roster import Roster
 from runtime.consortium.site import SiteConsortium
+from runtime.data.class_names import matched
 from runtime.data.client_data import ClientData
 from runtime.errors import ConfigError, EvictedError, PeerLostError, PolicyError, UnreachableError
 from runtime.exchange.grpc import GrpcExchange
@@ -70,8 +72,8 @@ class JoinConfig:
         line_timeout: seconds within which a cut cable is noticed.
         tls: as the server runs, "mutual" or "proxy".
         proxy_ca: with "proxy", who signs the certificate that the proxy shows; None for the certificates' authority.
-        evaluate_only: the site trains nothing: it scores the model of each round on its own images.
         revoked: the authority's list of revoked certificates; None for the kit's.
+        data: what the site says of its images.
     """
 
     kit: Kit
@@ -80,8 +82,8 @@ class JoinConfig:
     line_timeout: float = 15.0
     tls: str = MUTUAL
     proxy_ca: Path | None = None
-    evaluate_only: bool = False
     revoked: Path | None = None
+    data: SiteDataConfig = field(default_factory=SiteDataConfig)
 
     def __post_init__(self) -> None:
         check_mode(self.tls)
@@ -130,24 +132,30 @@ def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
         tls=config.tls,
         proxy_ca=None if config.proxy_ca is None else read_authorities(config.proxy_ca),
     )
-    terms = ask_terms(standing.dial(line), Search(config.server, config.patience))
+    search = Search(config.server, config.patience)
+    terms = ask_terms(standing.dial(line), search)
     policy.screen(terms.agreement)
-    options = policy.filled(RunOptions(**merged(asked, terms) | {"clients": 1}).resolved())
+    values = merged(asked, terms)
+    site_images.check_task(values)
+    options = policy.filled(RunOptions(**values | {"clients": 1}).resolved())
     state = kit.make_state()
     wishes = SiteWishes(state, name, terms.run)
     key = build.given_key(options, one_host=True)
-    if config.evaluate_only:  # it asks for scores, and nothing is chosen by them
+    only = config.data.evaluate_only
+    if only:  # it asks for scores, and nothing is chosen by them
         options = replace(options, test_every_round=True)
-    images = _own_images(options, asked, name, config)
-    for note in images.source.notes:
-        log.info("%s: %s", images.source.name, note)
+    images = site_images.take(options, asked, name, config.data)
     counted, (patients, num_images) = (
-        ("test", evaluated_set(images)) if config.evaluate_only else ("training", training_set(images))
+        ("test", evaluated_set(images)) if only else ("training", training_set(images))
     )
     policy.check(
         options, patients=patients, images=num_images, tls_proxy=config.tls == PROXY, counted=counted
     )
+    classes = agreed_classes(terms, images.source.classes, name, standing.dial(line), search)
+    images = replace(images, source=matched(images.source, classes))
+    site_images.log_classes(images.source)
     data = build.build_data(options, images, 0)
+    site_images.offer_weights(options, data)
     device = build.device_of(options, 0)
     secret = run_secret(state, name, terms.run)
     trust = Trust(credentials.authority, Roster(kit.roster), standing.revocations)
@@ -204,21 +212,6 @@ def _facts(options: RunOptions, data: ClientData, name: str) -> dict[str, Any]:
     sets = {split: len(getattr(data.share, split)) for split in SPLITS}
     told = {option: value for option, value in vars(options).items() if value is not None}
     return told | {"name": name, "classes": list(data.classes), "clients_data": {name: sets}}
-
-
-def _own_images(options: RunOptions, asked: Mapping[str, Any], name: str, config: JoinConfig) -> build.Images:
-    """The site's images, shared out; reads no picture."""
-    if not config.evaluate_only:
-        return build.build_site_images(options, name)
-    validation, test = asked.get("validation_images"), asked.get("test_images")
-    images = build.build_evaluation_images(options, name, validation_images=validation, test_images=test)
-    share = images.shares[0]
-    log.info(
-        "evaluates only: %d test images and %d validation images; it trains nothing",
-        len(share.test),
-        len(share.validation),
-    )
-    return images
 
 
 def proxy_ports() -> tuple[int, ...]:

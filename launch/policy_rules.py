@@ -19,7 +19,6 @@ Rule = Callable[["Policy", RunOptions], str]
 
 HARMLESS: dict[str, str] = {
     "optimizer": "how weights move at each end; no more crosses for it",
-    "class_weights": "weights of classes: with labels at home they stay here, else the server has the labels anyway",
     "seed": "public by design: what the server must not know does not follow from it alone",
 }
 """Options that every rank shares and no rule bounds, with the reason."""

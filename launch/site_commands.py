@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,8 +17,10 @@ from launch.joining import JoinConfig, join_site
 from launch.kit import Kit
 from launch.options import EPILOG, asked_options
 from launch.outcome import exit_as_rank, outcome
-from launch.sites import ServeConfig, check_options, serve_site
+from launch.site_images import SiteDataConfig
+from launch.sites import ServeConfig, check_classes, check_options, serve_site
 from launch.stopped import run_sentence, saying, site_sentence, typed_command
+from runtime.data.class_names import parse_map, parse_names
 from runtime.errors import ConfigError
 from runtime.grpc.credentials import Role
 from runtime.grpc.service import MODES, MUTUAL
@@ -30,7 +33,7 @@ _LINE_TIMEOUT = click.option(
     default=None,
     help="seconds within which a cut cable is noticed, at this end [15]",
 )
-_FOR_TRAINING = ("train_images", "held_out_images", "partition")
+_FOR_TRAINING = ("train_images", "held_out_images", "partition", "class_weights")
 """Options of `suture join` that say nothing to a site that only evaluates."""
 _TLS = click.option(
     "--tls",
@@ -55,11 +58,17 @@ _REVOKED = click.option(
     "--min-clients", type=int, default=None, help="begin with so many sites when --grace is over [--clients]"
 )
 @click.option("--grace", type=float, default=None, help="seconds to wait for sites that are not there [60]")
+@click.option(
+    "--classes",
+    "named",
+    metavar="NAME,NAME",
+    help="the run's classes, in their order; sites match theirs by name [those of the first site to join]",
+)
 @_LINE_TIMEOUT
 @_TLS
 @_REVOKED
 @asked_options
-def serve(asked: dict[str, Any], kit: Path, **serving: Any) -> NoReturn:
+def serve(asked: dict[str, Any], kit: Path, named: str | None, **serving: Any) -> NoReturn:
     """Be the server of a run that sites join: begins when --clients of them are in.
 
     KIT is the server's folder, which 'suture provision' made. Listens on one port, gRPC over mutual TLS 1.3. Sites may
@@ -74,13 +83,14 @@ def serve(asked: dict[str, Any], kit: Path, **serving: Any) -> NoReturn:
         given = saved_serving(Path(folder)) | given
     options = RunOptions(**asked | {"run_dir": folder})
     check_options(options, "serve")
-    options.resolved()
+    classes = () if named is None else parse_names(named)
+    check_classes(options.resolved(), classes)
     min_clients = given.get("min_clients")
     OpenDoor(least=1 if min_clients is None else min_clients, grace=given.get("grace", ServeConfig.grace))
     if min_clients is not None and min_clients > required(options.clients):
         raise ConfigError(f"min_clients must lie in 1..{options.clients} (--clients), got {min_clients}")
     own = Kit.read(kit, Role.SERVER)
-    config = ServeConfig.given(own, given)
+    config = replace(ServeConfig.given(own, given), classes=classes)
     own.credentials()
     again = shlex.join(["suture", "serve", str(kit), "--run-dir", folder])
 
@@ -106,6 +116,15 @@ def serve(asked: dict[str, Any], kit: Path, **serving: Any) -> NoReturn:
     is_flag=True,
     help="train nothing: all of --data are test images, or as many as --test-images and --validation-images say",
 )
+@click.option(
+    "--class-map",
+    metavar="THEIRS=OURS,...",
+    help="which class of the run each of this site's is, where they have other names; several may be one",
+)
+@click.option("--validation", type=float, help="share of all images to validate on [0.1]")
+@click.option(
+    "--test", type=float, help="share of all images to test on [the official test images, or else 0.2]"
+)
 @_LINE_TIMEOUT
 @_TLS
 @_REVOKED
@@ -113,6 +132,9 @@ def serve(asked: dict[str, Any], kit: Path, **serving: Any) -> NoReturn:
 def join(
     asked: dict[str, Any],
     kit: Path,
+    class_map: str | None,
+    validation: float | None,
+    test: float | None,
     server: str | None,
     patience: float,
     evaluate_only: bool,
@@ -125,7 +147,10 @@ def join(
 
     KIT is this site's folder, which 'suture provision' made. Dials out to that one port and listens on none; an HTTP
     proxy is taken from https_proxy. The server says the run's options, which the kit's policy.toml must allow; what is
-    given here, too, must be the same. All of --data is this site's: nothing is shared out.
+    given here, too, must be the same. Classes are matched by name, whatever their order (--class-map for other names).
+
+    All images of --data are used, unbalanced, and divided patient by patient: --validation and --test are shares. With
+    --train-images, --validation-images or --test-images it is so many, with balanced classes.
 
     With --evaluate-only it scores the model of each round on its images and gets the model, and nothing is learnt from
     them; the server counts it among its --clients. 'suture pause KIT' and 'suture leave KIT' reach it while it runs.
@@ -137,6 +162,13 @@ def join(
             raise ConfigError(
                 f"{option} is for a site that trains: leave --{option.replace('_', '-')} out, or --evaluate-only"
             )
+    data = SiteDataConfig(
+        class_map={} if class_map is None else parse_map(class_map),
+        validation=validation,
+        test=test,
+        evaluate_only=evaluate_only,
+    )
+    data.check(asked)
     own = Kit.read(kit, Role.CLIENT)
     config = JoinConfig(
         kit=own,
@@ -145,8 +177,8 @@ def join(
         line_timeout=JoinConfig.line_timeout if line_timeout is None else line_timeout,
         tls=tls or MUTUAL,
         proxy_ca=proxy_ca,
-        evaluate_only=evaluate_only,
         revoked=revoked,
+        data=data,
     )
     own.check_listed()
     folder = options.run_dir or named_by_time(f"_{own.name}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+import models.registry as nets
 from launch import build, folder
 from launch.address import parse_address
 from launch.config import RunOptions, required
@@ -21,19 +21,19 @@ from launch.logs import set_up
 from launch.progress import Progress
 from launch.ranks import conduct
 from launch.standing import ServerStanding
+from launch.terms import read_classes
 from runtime.consortium.board import ServerBoard
 from runtime.consortium.identity import Trust
 from runtime.coordinator import Coordinator
-from runtime.errors import ConfigError, WireError
+from runtime.data.source import Task
+from runtime.errors import ConfigError
 from runtime.grpc.server import GrpcServer, GrpcServerConfig
 from runtime.grpc.service import MUTUAL, check_mode
 from runtime.members import Members, OpenDoor
 from runtime.sandbox import Ports
-from runtime.wire import Hello, Terms
+from runtime.wire import Terms
 
 log = logging.getLogger(__name__)
-
-_MOST_CLASSES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class ServeConfig:
         line_timeout: seconds within which a cut cable is noticed.
         tls: "mutual", or "proxy" where one opens TLS on the way from any of the sites.
         revoked: the authority's list of revoked certificates; None for the kit's.
+        classes: names of the run's classes, in their order; empty where the first site to join says its own.
     """
 
     kit: Kit
@@ -57,6 +58,7 @@ class ServeConfig:
     line_timeout: float = 15.0
     tls: str = MUTUAL
     revoked: Path | None = None
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         parse_address(self.listen)
@@ -79,8 +81,11 @@ class ServeConfig:
             raise ConfigError(f"what the run's run.json says of the server is damaged: {error}") from None
 
     def saved(self) -> dict[str, Any]:
-        """What differs from the usual, as it is written down with the run."""
-        values = {option.name: getattr(self, option.name) for option in fields(self) if option.name != "kit"}
+        """What differs from the usual, as it is written down with the run; its classes are kept apart."""
+        apart = ("kit", "classes")
+        values = {
+            option.name: getattr(self, option.name) for option in fields(self) if option.name not in apart
+        }
         usual = {option.name: option.default for option in fields(self)} | {"listen": self.kit.server}
         values = {name: value for name, value in values.items() if value != usual[name]}
         return values if self.revoked is None else values | {"revoked": str(self.revoked.absolute())}
@@ -117,7 +122,8 @@ def check_options(options: RunOptions, command: str) -> None:
         raise ConfigError(
             "isolate is for suture train, whose ranks open the ports of RPC; between sites nobody does: leave it out"
         )
-    for option in ("schedule", "clients", "resume") if command == "join" else ("handoff_key",):
+    others = ("schedule", "clients", "resume") if command == "join" else ("handoff_key", "class_weights")
+    for option in others:
         given, usual = getattr(options, option), RunOptions.__dataclass_fields__[option].default
         if given != usual:
             other = "serve" if command == "join" else "join"
@@ -143,6 +149,8 @@ def serve_site(options: RunOptions, config: ServeConfig) -> None:
     credentials, standing = config.kit.credentials(), ServerStanding(config.kit, config.revoked)
     torch.set_num_threads(1)  # threads that are older than the sandbox stay outside it
     place = folder.open_folder(options, build.new_run_id(), config.saved())
+    if config.classes:
+        place = _named_classes(place, config.classes)
     weights = [] if options.weights is None else [Path(options.weights)]
     # The kit stays readable: what the authority withdraws counts while the run goes on.
     read = [*standing.folders, *weights]
@@ -158,6 +166,7 @@ def serve_site(options: RunOptions, config: ServeConfig) -> None:
             line_timeout=config.line_timeout,
             tls=config.tls,
             terms=Terms(place.run, options.terms()),
+            first_is_sound=lambda hello: read_classes(hello.agreement, hello.client),
             refuses=standing.refuses,
         )
     )
@@ -165,9 +174,12 @@ def serve_site(options: RunOptions, config: ServeConfig) -> None:
         standing.start()
         line.start()
         log.info("listening on %s for %d sites", config.listen, num_clients)
-        # The server opens no data source: the first site to join says which classes there are, and a run keeps them.
+        # The server opens no data source: where nobody has named the classes, the first site says its own.
         if not place.classes:
-            place = folder.keep_classes(place, classes_of(line.first_hello()))
+            hello = line.first_hello()
+            place = folder.keep_classes(place, read_classes(hello.agreement, hello.client))
+            log.info("%s is the first: the run's classes are %s", hello.client, ", ".join(place.classes))
+        line.settle(Terms(place.run, options.terms(place.classes)))
         num_classes = len(place.classes)
         server = build.build_server(options, num_classes, build.device_of(options, 0))
         limits = build.wire_limits(options, num_classes)
@@ -183,20 +195,33 @@ def serve_site(options: RunOptions, config: ServeConfig) -> None:
         standing.close()
 
 
-def classes_of(hello: Hello) -> tuple[str, ...]:
-    """The classes that a site says it has.
+def _named_classes(place: folder.RunFolder, classes: tuple[str, ...]) -> folder.RunFolder:
+    """The run's folder with the classes that ``--classes`` names.
 
     Raises:
-        WireError: they are no names of classes.
+        ConfigError: the run has others already.
     """
-    said = hello.agreement.get("classes", "")
-    try:
-        classes = json.loads(said)
-    except (ValueError, RecursionError):
-        classes = None
-    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    if not named or not 1 <= len(classes) <= _MOST_CLASSES or len(set(classes)) != len(classes):
-        raise WireError(
-            f"{hello.client}, the first site to join, said {said!r:.80} of its classes; refused: expected their names"
+    if place.classes and place.classes != classes:
+        raise ConfigError(
+            f"{place.path} holds a run with the classes {', '.join(place.classes)}, got --classes {','.join(classes)}; "
+            "leave --classes out, or name another --run-dir"
         )
-    return tuple(name[:80] for name in classes)
+    return place if place.classes else folder.keep_classes(place, classes)
+
+
+def check_classes(options: RunOptions, classes: tuple[str, ...]) -> None:
+    """Refuses classes that the run's net cannot have.
+
+    Args:
+        options: resolved.
+        classes: as ``--classes`` names them.
+
+    Raises:
+        ConfigError: a net that marks pixels has another number of classes than two.
+    """
+    task = Task(nets.model_entry(required(options.model)).task)
+    if classes and task is Task.SEGMENTATION and len(classes) != 2:
+        raise ConfigError(
+            f"--classes names {len(classes)} classes, and {options.model} marks one against its background; write "
+            "them as --classes background,lung"
+        )

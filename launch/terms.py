@@ -1,4 +1,5 @@
-"""What a site is told before it joins: the run's options. It needs nothing else than its kit and its images.
+"""What a site is told before it joins: the run's options and its classes. It needs nothing else than its kit and its
+images. Where no site has said yet which classes the run has, the first one that asks for them says its own.
 
 Asked in a process of its own, which ends with the answer: gRPC starts threads that outlive a connection, and a thread
 that is older than the sandbox stays outside it.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import fields
 from multiprocessing.connection import Connection
@@ -18,17 +19,24 @@ from launch.config import SITES_OWN, RunOptions
 from launch.search import Search
 from launch.written import flag, option_type
 from runtime.codec import fits
+from runtime.data.class_names import problem_of
 from runtime.errors import ERRORS, ConfigError, PeerLostError, StoppedError, SutureError, WireError
 from runtime.grpc.client import GrpcClient, GrpcClientConfig
 from runtime.grpc.service import TERMS
-from runtime.wire import Terms, unwrap
+from runtime.wire import Hello, Terms, unwrap
 
-_BESIDE = ("classes", "protocol", "torch", "suture", "weights")
+CLASSES = "classes"
+_BESIDE = (CLASSES, "protocol", "torch", "suture", "weights")
 """What is compared at joining and is no option."""
 
 
-def ask_terms(line: GrpcClientConfig, search: Search) -> Terms:
+def ask_terms(line: GrpcClientConfig, search: Search, hello: Hello | None = None) -> Terms:
     """The terms of the run that the server plays; looks for the server as long as the site's patience lasts.
+
+    Args:
+        line: how to reach it.
+        search: the site's search for it.
+        hello: what the site would say of itself; with it the server's answer names the run's classes.
 
     Raises:
         UnreachableError: there was no server.
@@ -36,7 +44,7 @@ def ask_terms(line: GrpcClientConfig, search: Search) -> Terms:
     """
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
-    asking = context.Process(target=_ask, args=(there, line, search), daemon=True)
+    asking = context.Process(target=_ask, args=(there, line, search, hello), daemon=True)
     asking.start()
     there.close()
     try:
@@ -54,9 +62,59 @@ def ask_terms(line: GrpcClientConfig, search: Search) -> Terms:
     return Terms(said["run"], said["agreement"])
 
 
-def _ask(answer: Connection, line: GrpcClientConfig, search: Search) -> None:
+def agreed_classes(
+    terms: Terms, own: Sequence[str], name: str, line: GrpcClientConfig, search: Search
+) -> tuple[str, ...]:
+    """The run's classes, in its order: those of the terms, or else of the first site that says its own, maybe this one.
+
+    Args:
+        terms: as the server has told them.
+        own: this site's classes.
+        name: of this site.
+        line: how to reach the server.
+        search: the site's search for it.
+
+    Raises:
+        ConfigError: nobody has said the run's classes, and this site's alone would not do.
+        WireError: the server names no classes, or another run.
+        SutureError: as `ask_terms`.
+    """
+    if CLASSES not in terms.agreement:
+        if problem := problem_of(own, least=2):
+            raise ConfigError(
+                f"nobody has said yet which classes the run has, and those of this site will not do: {problem}; ask "
+                "the server's operator to name them (suture serve --classes a,b), or join when another site has"
+            )
+        hello = Hello(name, {CLASSES: json.dumps([*own])}, num_images=0, num_batches=0)
+        settled = ask_terms(line, search, hello)
+        if settled.run != terms.run:
+            raise ConfigError(
+                f"{name}: the server has begun another run in the meantime; start this site again to join it"
+            )
+        terms = settled
+    return read_classes(terms.agreement, "server")
+
+
+def read_classes(agreement: Mapping[str, str], who: str) -> tuple[str, ...]:
+    """The classes that a peer names.
+
+    Raises:
+        WireError: they are no names of classes.
+    """
+    said = agreement.get(CLASSES, "")
     try:
-        terms = _found(line, search)
+        classes = json.loads(said)
+    except (ValueError, RecursionError):
+        classes = None
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not named or problem_of(classes):
+        raise WireError(f"{who} said {said!r:.80} of the run's classes; refused: expected their names")
+    return tuple(classes)
+
+
+def _ask(answer: Connection, line: GrpcClientConfig, search: Search, hello: Hello | None) -> None:
+    try:
+        terms = _found(line, search, hello)
         said: dict[str, Any] = {"run": terms.run, "agreement": terms.agreement}
     except SutureError as error:
         said = {"error": type(error).__name__, "message": str(error)}
@@ -65,11 +123,11 @@ def _ask(answer: Connection, line: GrpcClientConfig, search: Search) -> None:
     answer.send_bytes(json.dumps(said).encode())
 
 
-def _found(line: GrpcClientConfig, search: Search) -> Terms:
+def _found(line: GrpcClientConfig, search: Search, hello: Hello | None) -> Terms:
     while True:
         with closing(GrpcClient(line)) as client:
             try:
-                terms = unwrap(client.begin(TERMS, [])())
+                terms = unwrap(client.begin(TERMS, [] if hello is None else [hello])())
             except PeerLostError as lost:
                 search.goes_on(lost)
                 continue

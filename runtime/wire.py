@@ -97,7 +97,7 @@ class Terms:
 
     Attributes:
         run: the run's id.
-        agreement: options that every site must share, as strings.
+        agreement: options that every site must share, as strings; "classes" where the run has them already.
     """
 
     run: str
@@ -106,7 +106,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """A client's first message.
+    """A client's first message; a site sends it with its request for the terms, too, where the run has no classes yet.
 
     Attributes:
         client: the member's name.

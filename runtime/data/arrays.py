@@ -1,5 +1,6 @@
 """Sources that are arrays in memory: MedMNIST's npz and MNIST's IDX files."""
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,3 +41,12 @@ class ArraySource(Source):
         """Resize one image; see ``Source.read``."""
         image = fit_square(Image.fromarray(self._images[index]), size, channels)
         return image, torch.tensor(self.examples[index].label, dtype=torch.int64)
+
+    def dimensions(self, index: int) -> tuple[int, int]:
+        """See ``Source.dimensions``."""
+        height, width = self._images[index].shape[:2]
+        return width, height
+
+    def content_digest(self, index: int) -> bytes:
+        """See ``Source.content_digest``."""
+        return hashlib.sha256(self._images[index].tobytes()).digest()

@@ -3,6 +3,7 @@
 Shape legend: N batch · C,H,W image.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,10 +12,13 @@ import torch
 from torch import Tensor
 
 from runtime.data.augment import augment
+from runtime.data.library_warnings import counted_warnings
 from runtime.data.normalise import Normalisation, check_normalisation, normalise
 from runtime.data.partition import Share
 from runtime.data.source import Source, Task
 from runtime.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 Split = Literal["train", "validation", "test", "held_out", "offered"]
 
@@ -72,13 +76,19 @@ class ClientData:
         self._normalisation = normalisation
         self._augment = augment
         self._mirror = source.mirror
-        self._splits: dict[str, _Decoded] = {
-            "train": _decode(source, share.train, image_size, channels),
-            "validation": _decode(source, share.validation, image_size, channels),
-            "test": _decode(source, share.test, image_size, channels),
-            "held_out": _decode(source, share.held_out, image_size, channels),
-            "offered": _decode(source, (), image_size, channels),
+        parts: dict[str, tuple[int, ...]] = {
+            "train": share.train,
+            "validation": share.validation,
+            "test": share.test,
+            "held_out": share.held_out,
+            "offered": (),
         }
+        with counted_warnings() as said:
+            self._splits: dict[str, _Decoded] = {
+                name: _decode(source, part, image_size, channels) for name, part in parts.items()
+            }
+        if note := said.note():
+            log.info("%s: %s", source.name, note)
 
     def num_train_batches(self, batch_size: int) -> int:
         """Batches in a turn."""

@@ -1,7 +1,8 @@
 """A folder of monochrome CR or DX DICOM files and a CSV with the columns image and level.
 
-The CSV may also have patient and site. Without a patient the rule for names holds (the stem without a final
-_left or _right): the files' own PatientID would mean opening every one of them first.
+The CSV may also have patient and site. Without a patient the file's own PatientID counts, whose header is read for it.
+Where all files have the same one, as after a careless anonymisation, or a file has none, the rule for names holds: the
+stem without a final _left or _right.
 """
 
 from pathlib import Path
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from runtime.data.patients import patient_of
-from runtime.data.pictures import fit_square, scale_to_bytes, unreadable
+from runtime.data.patients import copies_joined, patient_of
+from runtime.data.pictures import file_digest, fit_square, scale_to_bytes, unreadable
 from runtime.data.source import Example, Source, Task
 from runtime.data.tables import grade_classes, parse_grade, read_columns
 from runtime.errors import ConfigError, DataError
@@ -34,6 +35,21 @@ class DicomFiles(Source):
         image = Image.fromarray(read_dicom(self.files[index]))
         return fit_square(image, size, channels), torch.tensor(self.examples[index].label, dtype=torch.int64)
 
+    def dimensions(self, index: int) -> tuple[int, int]:
+        """See ``Source.dimensions``."""
+        import pydicom
+
+        path = self.files[index]
+        try:
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
+            return int(header.Columns), int(header.Rows)
+        except Exception as error:  # as in `read_dicom`
+            raise unreadable(path, error) from error
+
+    def content_digest(self, index: int) -> bytes:
+        """See ``Source.content_digest``."""
+        return file_digest(self.files[index])
+
 
 def open_dicom(path: Path, *, grades: str) -> Source:
     """Index the folder.
@@ -44,7 +60,7 @@ def open_dicom(path: Path, *, grades: str) -> Source:
 
     Raises:
         ConfigError: pydicom is not installed.
-        DataError: No CSV or several, a column missing, or no file for any row.
+        DataError: No CSV or several, a column missing, a file name twice, or no file for any row.
     """
     try:
         import pydicom  # noqa: F401  (an extra: only who reads DICOM needs it)
@@ -52,7 +68,7 @@ def open_dicom(path: Path, *, grades: str) -> Source:
         raise ConfigError("data source dicom needs pydicom: pip install suture[dicom]") from error
     table = _find_table(path)
     rows = read_columns(table, ("image", "level"), ("patient", "site"))
-    files = {f.stem: f for f in sorted(path.rglob("*")) if f.suffix.lower() == ".dcm" and f.is_file()}
+    files = _find_files(path)
     found = [(stem, row) for row in rows if (stem := row["image"].removesuffix(".dcm")) in files]
     if not found:
         raise DataError(
@@ -60,19 +76,55 @@ def open_dicom(path: Path, *, grades: str) -> Source:
             "must hold the files' names"
         )
     classes, labels = grade_classes([parse_grade(row["level"], table) for _, row in found], grades, ())
+    named = [row["patient"] for _, row in found]
+    ids, notes = (named, []) if all(named) else _patient_ids([files[stem] for stem, _ in found])
     examples = [
         Example(
             key=stem,
-            patient=row["patient"] or patient_of(stem),
+            patient=row["patient"] or own or patient_of(stem),
             label=label,
             site=row["site"],
             official_test=stem.endswith("_test"),
         )
-        for (stem, row), label in zip(found, labels, strict=True)
+        for (stem, row), label, own in zip(found, labels, ids, strict=True)
     ]
     missing = len(rows) - len(found)
-    notes = [f"skipped {missing} of {len(rows)} rows without an image file"] if missing else []
-    return DicomFiles(classes, examples, [files[stem] for stem, _ in found], notes)
+    if missing:
+        notes.append(f"skipped {missing} of {len(rows)} rows without an image file")
+    chosen = [files[stem] for stem, _ in found]
+    examples, copies = copies_joined(examples, chosen)
+    return DicomFiles(classes, examples, chosen, notes + copies)
+
+
+def _patient_ids(files: list[Path]) -> tuple[list[str], list[str]]:
+    """Each file's PatientID, empty where it has none or cannot be read, and what a person should be told."""
+    import pydicom
+
+    ids = []
+    for file in files:
+        try:
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"])
+            ids.append(str(header.get("PatientID", "") or "").strip())
+        except Exception:  # as many kinds as in `read_dicom`, where the file is named
+            ids.append("")
+    if len(files) > 1 and len(set(ids)) == 1 and ids[0]:
+        note = f"all {len(files)} files have the same PatientID, which says nothing; patients are told by file names"
+        return [""] * len(files), [note]
+    return ids, []
+
+
+def _find_files(path: Path) -> dict[str, Path]:
+    """Stem to file."""
+    files: dict[str, Path] = {}
+    for file in sorted(path.rglob("*")):
+        if file.suffix.lower() != ".dcm" or not file.is_file():
+            continue
+        if file.stem in files:
+            raise DataError(
+                f"{path} holds {file.name!r} twice, in different folders; remove one of the copies"
+            )
+        files[file.stem] = file
+    return files
 
 
 def read_dicom(path: Path) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ image and patient says better. Stems that end in _test are official test images.
 from pathlib import Path
 
 from runtime.data.kaggle_dr import PictureFiles
-from runtime.data.patients import patient_of
+from runtime.data.patients import copies_joined, patient_of
 from runtime.data.pictures import is_picture
 from runtime.data.source import Example, Source
 from runtime.data.tables import read_columns
@@ -19,7 +19,7 @@ def open_image_folder(path: Path) -> Source:
     """Index the folder; classes are numbered in alphabetical order.
 
     Raises:
-        DataError: No folders, fewer than two classes, or no pictures.
+        DataError: No folders, or no pictures.
     """
     sites = _sites(path)
     found = [
@@ -30,11 +30,8 @@ def open_image_folder(path: Path) -> Source:
         if is_picture(file)
     ]
     classes = tuple(sorted({name for _, name, _ in found}))
-    if len(classes) < 2:
-        raise DataError(
-            f"{path} holds pictures of {len(classes)} classes, at least 2 are needed; sort them into "
-            "PATH/CLASS/ or PATH/SITE/CLASS/"
-        )
+    if not classes:
+        raise DataError(f"{path} holds no pictures; sort them into PATH/CLASS/ or PATH/SITE/CLASS/")
     index = path / "index.csv"
     rows = read_columns(index, ("image", "patient")) if index.is_file() else []
     patients = {Path(row["image"]).stem: row["patient"] for row in rows if row["patient"]}
@@ -48,7 +45,9 @@ def open_image_folder(path: Path) -> Source:
         )
         for site, name, file in found
     ]
-    return PictureFiles("image-folder", classes, examples, [f for _, _, f in found], mirror=False, notes=[])
+    files = [file for _, _, file in found]
+    examples, notes = copies_joined(examples, files)
+    return PictureFiles("image-folder", classes, examples, files, mirror=False, notes=notes)
 
 
 def _sites(path: Path) -> list[tuple[str, Path]]:

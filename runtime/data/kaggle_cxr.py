@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from runtime.data.patients import patient_of
-from runtime.data.pictures import is_picture, picture_size, read_mask, read_picture
+from runtime.data.pictures import file_digest, is_picture, picture_size, read_mask, read_picture
 from runtime.data.source import Example, Source, Task
 from runtime.data.tables import read_columns
 from runtime.errors import DataError
@@ -40,6 +40,14 @@ class KaggleCxr(Source):
                 f"{sizes[0][0]}x{sizes[0][1]}; replace the mask by one of the image's size"
             )
         return read_picture(image, size, channels), read_mask(mask, size)
+
+    def dimensions(self, index: int) -> tuple[int, int]:
+        """See ``Source.dimensions``."""
+        return picture_size(self.pairs[index][0])
+
+    def content_digest(self, index: int) -> bytes:
+        """See ``Source.content_digest``."""
+        return file_digest(self.pairs[index][0])
 
 
 def open_kaggle_cxr(path: Path) -> Source:

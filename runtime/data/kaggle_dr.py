@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from runtime.data.patients import join_copies, patient_of
-from runtime.data.pictures import is_picture, read_picture
+from runtime.data.patients import copies_joined, patient_of
+from runtime.data.pictures import file_digest, is_picture, picture_size, read_picture
 from runtime.data.source import Example, Source, Task
 from runtime.data.tables import grade_classes, parse_grade, read_columns
 from runtime.errors import DataError
@@ -44,6 +44,14 @@ class PictureFiles(Source):
         """Decode one file; see ``Source.read``."""
         image = read_picture(self.files[index], size, channels)
         return image, torch.tensor(self.examples[index].label, dtype=torch.int64)
+
+    def dimensions(self, index: int) -> tuple[int, int]:
+        """See ``Source.dimensions``."""
+        return picture_size(self.files[index])
+
+    def content_digest(self, index: int) -> bytes:
+        """See ``Source.content_digest``."""
+        return file_digest(self.files[index])
 
 
 def open_kaggle_dr(path: Path, *, grades: str) -> Source:
@@ -91,10 +99,8 @@ def open_kaggle_dr(path: Path, *, grades: str) -> Source:
     missing = len(rows) - len(found)
     notes = [f"skipped {missing} of {len(rows)} rows without an image file"] if missing else []
     pictures = [files[stem] for stem, _ in found]
-    examples, num_copies = join_copies(examples, pictures)
-    if num_copies:
-        notes.append(f"{num_copies} images are copies of others; copies count as one patient's")
-    return PictureFiles("kaggle-dr", classes, examples, pictures, mirror=True, notes=notes)
+    examples, copies = copies_joined(examples, pictures)
+    return PictureFiles("kaggle-dr", classes, examples, pictures, mirror=True, notes=notes + copies)
 
 
 def _find_table(path: Path) -> Path:

@@ -4,8 +4,6 @@ Labels stay as they are. The test part is used for testing only; val goes with t
 out validation images itself.
 """
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +29,12 @@ def open_medmnist(path: Path) -> Source:
         with archive:
             parts = [_read_part(archive, split, path) for split in _SPLITS if _present(archive, split)]
             names = archive.files
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"cannot read {path}: {error}; give MedMNIST's .npz file") from error
+    except DataError:
+        raise
+    except Exception as error:  # numpy and zipfile raise many kinds for a file that is none of theirs
+        raise DataError(
+            f"cannot read {path}: it is no npz of plain arrays ({type(error).__name__}); give MedMNIST's .npz file"
+        ) from error
     if "train" not in [split for split, _, _ in parts]:
         raise DataError(
             f"{path} has no arrays train_images and train_labels; it holds: {', '.join(names) or 'nothing'}"

@@ -128,46 +128,34 @@ def partition(source: Source, config: PartitionConfig, num_clients: int, seed: i
         raise DataError(f"{source.name}: {shortage}; {remedy}") from None
 
 
-def evaluation_share(source: Source, *, validation_images: int, test_images: int | None, seed: int) -> Share:
-    """What a site that only evaluates takes of its source: no training images.
+def pools(source: Source, site: str | None) -> tuple[Pool, Pool | None]:
+    """The images to train on and, where the source has official test images, those to test on.
 
     Args:
-        source: its own.
-        validation_images: balanced, of patients who are not in the test set; 0 for none.
-        test_images: balanced; None for all images of the patients that are left.
-        seed: not negative.
-
-    Raises:
-        DataError: there are too few images or patients; names class, needed and present.
+        source: whose.
+        site: only that one's images; None for all.
     """
-    rng = np.random.default_rng(seed)
-    training, testing = _pools(source, None)
-    held = (
-        {(0, "validation"): even_quota(validation_images, training.num_classes)} if validation_images else {}
+    num_classes = len(source.classes) if source.task is Task.CLASSIFICATION else 1
+    names = source.classes if source.task is Task.CLASSIFICATION else ("images",)
+    # A patient with images at two sites, or on both sides of an official split, is used on one side only.
+    home: dict[str, str] = {}
+    for example in source.examples:
+        home.setdefault(example.patient, example.site)
+    tested = {example.patient for example in source.examples if example.official_test}
+    training: dict[str, list[tuple[int, int]]] = {}
+    testing: dict[str, list[tuple[int, int]]] = {}
+    for index, example in enumerate(source.examples):
+        if site is not None and not example.site == home[example.patient] == site:
+            continue
+        if example.patient in tested and not example.official_test:
+            continue
+        pool = testing if example.official_test else training
+        pool.setdefault(example.patient, []).append((index, example.label or 0))
+    where = "" if site is None else f" at site {site!r}"
+    return (
+        Pool(f"to train on{where}" if tested else f"in all{where}", names, num_classes, training),
+        Pool(f"to test on{where}", names, num_classes, testing) if tested else None,
     )
-    test = {} if test_images is None else {(0, "test"): even_quota(test_images, training.num_classes)}
-    dealt: Deal = {}
-    try:
-        for pool, wanted in (
-            ((training, held | test),) if testing is None else ((training, held), (testing, test))
-        ):
-            if wanted:
-                dealt |= deal(pool, wanted, rng)
-    except Shortage as shortage:
-        raise DataError(
-            f"{source.name}: {shortage}; use fewer --validation-images or --test-images, or leave both out: then all "
-            "images are test images"
-        ) from None
-    if test_images is None:
-        validated = {source.examples[index].patient for index in dealt.get((0, "validation"), ())}
-        rest = [index for index, one in enumerate(source.examples) if one.patient not in validated]
-        dealt[0, "test"] = tuple(rest[place] for place in rng.permutation(len(rest)))
-        if not rest:
-            raise DataError(
-                f"{source.name}: no patient is left for the test set beside {validation_images} validation images; use "
-                "fewer --validation-images"
-            )
-    return Share((), dealt.get((0, "validation"), ()), dealt[0, "test"])
 
 
 def _divide(
@@ -183,7 +171,7 @@ def _divide(
     rng = np.random.default_rng(seed)
     dealt: Deal = {}
     for where, clients in _groups(num_clients, sites):
-        training, testing = _pools(source, where)
+        training, testing = pools(source, where)
         num_classes = training.num_classes
         test = {(c, "test"): even_quota(config.test_images, num_classes) for c in clients}
         held = {(c, "validation"): even_quota(config.validation_images, num_classes) for c in clients}
@@ -207,31 +195,6 @@ def _groups(num_clients: int, sites: tuple[str, ...]) -> list[tuple[str | None, 
     if sites:
         return [(site, [client]) for client, site in enumerate(sites)]
     return [(None, list(range(num_clients)))]
-
-
-def _pools(source: Source, site: str | None) -> tuple[Pool, Pool | None]:
-    """The images to train on and, where the source has official test images, those to test on."""
-    num_classes = len(source.classes) if source.task is Task.CLASSIFICATION else 1
-    names = source.classes if source.task is Task.CLASSIFICATION else ("images",)
-    # A patient with images at two sites, or on both sides of an official split, is used on one side only.
-    home: dict[str, str] = {}
-    for example in source.examples:
-        home.setdefault(example.patient, example.site)
-    tested = {example.patient for example in source.examples if example.official_test}
-    training: dict[str, list[tuple[int, int]]] = {}
-    testing: dict[str, list[tuple[int, int]]] = {}
-    for index, example in enumerate(source.examples):
-        if site is not None and not example.site == home[example.patient] == site:
-            continue
-        if example.patient in tested and not example.official_test:
-            continue
-        pool = testing if example.official_test else training
-        pool.setdefault(example.patient, []).append((index, example.label or 0))
-    where = "" if site is None else f" at site {site!r}"
-    return (
-        Pool(f"to train on{where}" if tested else f"in all{where}", names, num_classes, training),
-        Pool(f"to test on{where}", names, num_classes, testing) if tested else None,
-    )
 
 
 def _choose_sites(source: Source, num_clients: int) -> tuple[str, ...]:
@@ -285,6 +248,8 @@ def _remedy(
             works = trial
     if works:
         return f"the largest {option} that works is {works}"
+    if num_clients == 1:
+        return "add images of that kind" if of_test else "use fewer --test-images and --validation-images"
     if of_test:
         return "use fewer clients"
     return "use fewer clients, or fewer --test-images and --validation-images"

@@ -17,6 +17,13 @@ def patient_of(stem: str) -> str:
     return stem
 
 
+def copies_joined(examples: Sequence[Example], files: Sequence[Path]) -> tuple[list[Example], list[str]]:
+    """`join_copies`, with the number as a note for a person, none where there are no copies."""
+    joined, num_copies = join_copies(examples, files)
+    said = [f"{num_copies} images are copies of others; copies count as one patient's"]
+    return joined, said if num_copies else []
+
+
 def join_copies(examples: Sequence[Example], files: Sequence[Path]) -> tuple[list[Example], int]:
     """Gives files of equal content one patient, so that no copy is trained on here and tested on there.
 

@@ -1,5 +1,7 @@
 """Picture files to square uint8 tensors."""
 
+import hashlib
+import math
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,9 @@ def read_picture(path: Path, size: int, channels: int) -> Tensor:
             # JPEGs decode several times faster at an eighth to a half of their size.
             image.draft(None, (2 * size, 2 * size))
             return fit_square(eight_bit(image), size, channels)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (
+        Exception
+    ) as error:  # Pillow's many plug-ins raise many kinds, and a damaged file may meet any of them
         raise unreadable(path, error) from error
 
 
@@ -45,7 +49,9 @@ def read_mask(path: Path, size: int) -> Tensor:
         with Image.open(path) as image:
             plain = image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16")
             grey = np.asarray(image if plain else image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (
+        Exception
+    ) as error:  # Pillow's many plug-ins raise many kinds, and a damaged file may meet any of them
         raise unreadable(path, error) from error
     if grey.ndim == 3:
         grey = grey.max(axis=2)
@@ -62,14 +68,33 @@ def picture_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (
+        Exception
+    ) as error:  # Pillow's many plug-ins raise many kinds, and a damaged file may meet any of them
+        raise unreadable(path, error) from error
+
+
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of a file's content.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError as error:
         raise unreadable(path, error) from error
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
     """The error of a file that cannot be decoded; the one place where a file is named."""
     # Pillow's messages repeat the path; the class says enough.
-    reason = type(error).__name__ if str(path) in str(error) else f"{type(error).__name__}: {error}"
+    said = "".join(str(error).splitlines()[:1])
+    reason = (
+        type(error).__name__
+        if not said or str(path) in str(error)
+        else f"{type(error).__name__}: {said:.200}"
+    )
     return DataError(f"cannot read image {path}: {reason}; remove or replace it")
 
 
@@ -84,8 +109,14 @@ def eight_bit(image: Image.Image) -> Image.Image:
 
 
 def scale_to_bytes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Stretch from the smallest value to the largest over 0..255; a flat picture becomes black."""
+    """Stretch from the smallest value to the largest over 0..255; a flat picture becomes black.
+
+    Raises:
+        ValueError: Some values are not finite.
+    """
     low, high = float(values.min()), float(values.max())
+    if not math.isfinite(low) or not math.isfinite(high):
+        raise ValueError("some of its pixels are not finite numbers")
     scaled: NDArray[np.uint8] = ((values - low) * (255.0 / max(high - low, 1e-12))).round().astype(np.uint8)
     return scaled
 

@@ -14,6 +14,7 @@ from runtime.data.idx import open_fashion_mnist, open_mnist
 from runtime.data.image_folder import open_image_folder
 from runtime.data.kaggle_cxr import open_kaggle_cxr
 from runtime.data.kaggle_dr import open_kaggle_dr
+from runtime.data.library_warnings import counted_warnings
 from runtime.data.medmnist import open_medmnist
 from runtime.data.source import Source, Task
 from runtime.errors import ConfigError, DataError
@@ -184,4 +185,8 @@ def open_source(spec: str, *, grades: Grades, need: int, seed: int) -> Source:
     path = Path(argument or ".").expanduser()
     if not path.exists():
         raise DataError(f"{entry.name}: {path} does not exist; give the path of the downloaded data")
-    return entry.open(OpenRequest(path=path, grades=grades, need=need, seed=seed))
+    with counted_warnings() as said:
+        source = entry.open(OpenRequest(path=path, grades=grades, need=need, seed=seed))
+    if note := said.note():
+        source.notes.append(note)
+    return source

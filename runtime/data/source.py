@@ -91,6 +91,18 @@ class Source(ABC):
             DataError: The file cannot be read; the message names it.
         """
 
+    def dimensions(self, index: int) -> tuple[int, int] | None:
+        """Width and height of a picture as it is kept, from its header; None where it is drawn.
+
+        Raises:
+            DataError: The header cannot be read.
+        """
+        return None
+
+    def content_digest(self, index: int) -> bytes:
+        """SHA-256 of a picture as it is kept, the same for exact copies; empty where it is drawn."""
+        return b""
+
     def _check(self) -> None:
         if not self.examples:
             raise DataError(f"{self.name} holds no images; check the path and what lies below it")

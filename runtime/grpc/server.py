@@ -82,7 +82,8 @@ class GrpcServerConfig:
         lease: seconds after which a silent site is lost.
         line_timeout: seconds within which a cut cable is noticed.
         tls: "mutual", or "proxy" where one opens TLS on its way from a site.
-        terms: what a site is told before it joins.
+        terms: what a site is told before it joins, as far as it is known at the start; see `GrpcServer.settle`.
+        first_is_sound: raises WireError where what the first site says cannot be a run's; asked in the loop's thread.
         refuses: why a certificate (PEM) counts no more, empty where it does; asked when a site says hello, and with
             each of its pings, in the loop's thread: it must be quick.
     """
@@ -95,6 +96,7 @@ class GrpcServerConfig:
     line_timeout: float
     tls: str = MUTUAL
     terms: Terms | None = None
+    first_is_sound: Callable[[Hello], object] = lambda hello: None
     refuses: Callable[[bytes], str] = takes_all
 
     def __post_init__(self) -> None:
@@ -177,6 +179,7 @@ class GrpcServer:
         self._thread = threading.Thread(target=self._loop.run_forever, name="grpc", daemon=True)
         self._first: Result[Hello] = Result()
         self._opened: asyncio.Future[_Run] = self._loop.create_future()
+        self._settled_terms: asyncio.Future[Terms] = self._loop.create_future()
         self._sessions: dict[str, _Session] = {}
         self._calls: Counter[str] = Counter()
         self._refused: set[str] = set()
@@ -198,12 +201,19 @@ class GrpcServer:
         self._in_loop(self._listen())
 
     def first_hello(self) -> Hello:
-        """Waits for the first site that says who it is; it is answered when the run is open."""
+        """Waits for the first site that says who it is and what it has, when it joins or asks for the terms.
+
+        It is answered when the run is open, or the terms are settled.
+        """
         while True:
             try:
                 return self._first.result(timeout=0.5)  # an interrupt comes through between two waits
             except TimeoutError:
                 continue
+
+    def settle(self, terms: Terms) -> None:
+        """From now on sites are told these terms, which nothing changes any more."""
+        self._loop.call_soon_threadsafe(self._settled_terms.set_result, terms)
 
     def play(self, run: Coordinator, limits: Limits) -> None:
         """Plays the run until it is over; the server computes in this thread, which must be the main one.
@@ -281,8 +291,7 @@ class GrpcServer:
                     await self._alive(self._session(site, context), caller, context)
                     return
                 if endpoint == TERMS:
-                    await self._received(context, tags, chunks.SMALL)
-                    answer = self._config.terms
+                    answer = await self._terms(caller, tags, context)
                 elif endpoint == HELLO:
                     answer = await self._hello(caller, tags, context)
                 else:
@@ -365,16 +374,40 @@ class GrpcServer:
             raise SeatLostError(f"{site} has no session here, or an older one; join again")
         return session
 
+    async def _terms(
+        self, caller: Caller, tags: Tags, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> Terms | None:
+        """The terms; for a site that sends the hello that it would say, those that are settled."""
+        message = await self._received(context, tags, chunks.SMALL)
+        if self._settled_terms.done():
+            return self._settled_terms.result()
+        if not message:
+            return self._config.terms
+        self._hear_first(caller, TERMS, message)
+        return await asyncio.shield(self._settled_terms)
+
+    def _hear_first(self, caller: Caller, endpoint: str, message: list[Any]) -> None:
+        """Takes down what the first site says of itself.
+
+        Raises:
+            WireError: it is no hello of that site's, or not sound; another one may be the first.
+            EvictedError: the site's certificate counts no more.
+        """
+        if len(message) != 1 or not isinstance(message[0], Hello) or message[0].client != caller.site:
+            raise WireError(
+                f"{caller.site}: {endpoint}: it must name the site that the certificate names; refused"
+            )
+        self._check_counts(caller)
+        if not self._first.done():
+            self._config.first_is_sound(message[0])
+            self._first.set_result(message[0])
+
     async def _hello(
         self, caller: Caller, tags: Tags, context: grpc.aio.ServicerContext[Any, Any]
     ) -> Welcome | Refusal:
-        site, message = caller.site, await self._received(context, tags, chunks.SMALL)
+        message = await self._received(context, tags, chunks.SMALL)
         caller.said_hello()
-        if len(message) != 1 or not isinstance(message[0], Hello) or message[0].client != site:
-            raise WireError(f"{site}: hello: it must name the site that the certificate names; refused")
-        self._check_counts(caller)
-        if not self._first.done():
-            self._first.set_result(message[0])
+        self._hear_first(caller, HELLO, message)
         run = await asyncio.shield(self._opened)
         self._check_counts(caller)  # the run may have kept it waiting for hours
         session = _Session(caller, caller.new_token(), ServerApi(run.coordinator, self._executor))
@@ -384,7 +417,7 @@ class GrpcServer:
             self._end(session, "its connection has ended")  # behind its hello in the executor's queue
             raise
         if isinstance(answer, Welcome):
-            self._sessions[site] = session
+            self._sessions[caller.site] = session
             caller.joined()
             # It may have died since; no stream tells.
             self._loop.call_later(self._config.line_timeout, self._end_unless_it_stays, session)

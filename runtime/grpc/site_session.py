@@ -11,7 +11,7 @@ from runtime.grpc import chunks
 from runtime.grpc.credentials import Role
 from runtime.grpc.handshake import MOST_BYTES, Identity, Keys, SiteHandshake
 from runtime.grpc.pings import TaggedPings
-from runtime.grpc.service import HANDSHAKE, HELLO, PREFIX, no_answer, seconds_between_pings
+from runtime.grpc.service import HANDSHAKE, HELLO, PREFIX, TERMS, no_answer, seconds_between_pings
 from runtime.grpc.tags import CallTags
 from runtime.wire import Welcome
 
@@ -58,10 +58,11 @@ class SiteSession:
         """Another call: its place among the session's, and its tags.
 
         Raises:
-            SeatLostError: it is no hello and the site is not in. What was signed then could be sent again later.
+            SeatLostError: the site is not in, and it is neither a hello nor the request for the terms, which may come
+                late and change nothing. What else was signed then could be sent again later.
         """
         is_hello = endpoint == HELLO
-        if not (is_hello or self._has_joined):
+        if not (is_hello or self._has_joined or endpoint == TERMS):
             raise SeatLostError(f"{endpoint}: this site has not joined; join again")
         place = self._num_calls[is_hello]
         self._num_calls[is_hello] += 1

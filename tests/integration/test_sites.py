@@ -248,7 +248,7 @@ def test_a_site_that_only_evaluates_has_scores_and_the_model_and_changes_nothing
     here.join("ward_a")
     here.join("ward_b")
     assert [here.ended(name) for name in (*here.NAMES, "server")] == [0, 0, 0, 0]
-    assert "evaluates only: 6 test images and 0 validation images" in here.log("ward_c")
+    assert "evaluates only, trains nothing: 6 test images" in here.log("ward_c")
     turns = [json.loads(line) for line in (here.run / TURNS).read_text().splitlines()]
     assert [(turn["round"], turn["kind"]) for turn in turns if turn["client"] == "ward_c"] == [
         (1, "evaluate"),

@@ -3,6 +3,7 @@
 Oracle: messages written out; the options that went in.
 """
 
+import json
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,11 @@ from launch.folder import open_folder
 from launch.joining import JoinConfig, proxy_ports
 from launch.kit import Kit
 from launch.provision import Project, provision
-from launch.sites import ServeConfig, classes_of
+from launch.site_images import SiteDataConfig
+from launch.sites import ServeConfig
+from launch.terms import read_classes
 from runtime.consortium.roster import Roster
 from runtime.errors import ConfigError, WireError
-from runtime.wire import Hello
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,9 @@ def test_what_is_no_address_is_refused(text):
         ("serve --clients 2 --handoff-key k", "handoff_key is an option of suture join; leave it out"),
         ("serve", "serve needs --clients N"),
         ("serve --clients 2 --attack fsha", "attack is for a lab"),
+        ("serve --clients 2 --class-weights balanced", "class_weights is an option of suture join; leave it out"),
+        ("serve --clients 2 --classes ill", "expected 2 to 1000 names of classes, got 1; write them as --classes"),
+        ("serve --clients 2 --data chest-phantom --classes a,b,c", "names 3 classes, and unet marks one against its"),
         ("serve --clients 2 --tape all", "tape is for a lab"),
         ("serve --clients 2 --min-clients 0", "min_clients must be at least 1, got 0"),
         ("serve --clients 2 --min-clients 3", r"min_clients must lie in 1..2 \(--clients\), got 3"),
@@ -80,6 +85,11 @@ def test_what_is_no_address_is_refused(text):
         ("join --patience 0", "patience must be above 0 seconds, got 0"),
         ("join --proxy-ca ca.pem", "proxy_ca is for a proxy that opens TLS: give --tls proxy, too"),
         ("join --line-timeout nan", "line_timeout must be at least 1 second, got nan"),
+        ("join --validation 16", "--validation is a share of the images, .* use --validation-images"),
+        ("join --test .3 --test-images 9", "--test is a share of all images and --test-images a number of balanced ones"),
+        ("join --evaluate-only --test .3", "--test is for a site that trains; with --evaluate-only all images"),
+        ("join --evaluate-only --class-weights balanced", "class_weights is for a site that trains"),
+        ("join --class-map ill", "expected pairs of this site's name and the run's"),
         ("join --server hub", "an address is HOST:PORT"),
         ("join --exchange autograd", "exchange autograd is for one machine or cluster"),
     ],
@@ -166,7 +176,26 @@ def test_a_site_that_only_evaluates_is_begun_as_one(kits, begun):
     """Oracle: what the site is told."""
     suture.main(line("join --evaluate-only --test-images 9", kits), standalone_mode=False)
     ((options, config),) = begun
-    assert config.evaluate_only and options["test_images"] == 9 and "train_images" not in options
+    assert config.data.evaluate_only and options["test_images"] == 9 and "train_images" not in options
+
+
+def test_a_site_says_what_its_classes_are_in_the_run_and_which_shares_it_keeps(kits, begun):
+    """Oracle: what the site is told."""
+    suture.main(
+        [*line("join --validation .2 --test .3 --class-map", kits), "ill=diseased, well=healthy"],
+        standalone_mode=False,
+    )
+    ((_, config),) = begun
+    assert config.data == SiteDataConfig(
+        class_map={"ill": "diseased", "well": "healthy"}, validation=0.2, test=0.3
+    )
+
+
+def test_a_server_names_the_classes(kits, begun):
+    """Oracle: names and order."""
+    suture.main([*line("serve --clients 2 --classes", kits), "healthy,diseased"], standalone_mode=False)
+    ((_, config),) = begun
+    assert config.classes == ("healthy", "diseased")
 
 
 @pytest.mark.parametrize("given", [[], ["--run-dir", "mine"]])
@@ -264,10 +293,9 @@ def test_a_proxy_without_a_proper_port_is_said(monkeypatch):
 
 
 def test_the_first_sites_classes_are_the_runs():
-    """Oracle: the names that went in; a long one is cut."""
+    """Oracle: the names that went in."""
     classes = ("no finding", "mild, or moderate", "x" * 100)
-    said = RunOptions(clients=1).resolved().site_agreement(classes)
-    assert classes_of(Hello("ward_a", said, 8, 2)) == (*classes[:2], "x" * 80)
+    assert read_classes(RunOptions(clients=1).resolved().site_agreement(classes), "ward_a") == classes
 
 
 @pytest.mark.parametrize(
@@ -283,16 +311,18 @@ def test_the_first_sites_classes_are_the_runs():
         '"ab"',
         "[" * 100_000,
         str([1] * 1001),
+        '["a", "\\u001b[2J"]',
+        json.dumps(["a", "b" * 201]),
     ],
     ids=lambda said: said[:12],
 )
 def test_classes_that_are_no_names_are_refused(said):
     """Oracle: the message names the site; whatever it says, nothing else is raised."""
-    with pytest.raises(WireError, match="ward_a, the first site to join, said .* of its classes; refused"):
-        classes_of(Hello("ward_a", {"classes": said}, 8, 2))
+    with pytest.raises(WireError, match="ward_a said .* of the run's classes; refused"):
+        read_classes({"classes": said}, "ward_a")
 
 
 def test_a_site_that_says_no_classes_is_refused():
     """Oracle: the message."""
-    with pytest.raises(WireError, match="ward_a, the first site to join, said '' of its classes; refused"):
-        classes_of(Hello("ward_a", {}, 8, 2))
+    with pytest.raises(WireError, match="ward_a said '' of the run's classes; refused"):
+        read_classes({}, "ward_a")

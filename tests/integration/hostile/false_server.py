@@ -11,7 +11,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from runtime.course import Course
 from runtime.errors import TurnUndoneError
 from runtime.grpc import server as grpc_server
 from runtime.grpc.credentials import Role
-from runtime.grpc.server import GrpcServer, GrpcServerConfig
+from runtime.grpc.server import GrpcServer
 from runtime.journal import Journal
 from runtime.members import Seat
 from runtime.scheduler import Turn, TurnKind
@@ -322,40 +321,17 @@ TERMS: dict[str, dict[str, str]] = {
 """By a site's name, what its terms say beside the run's own options."""
 
 
-class _Telling:
-    """The server's own settings, but for the terms, which are another for each caller."""
-
-    def __init__(self, config: GrpcServerConfig, caller: ContextVar[str]) -> None:
-        self._config, self._caller = config, caller
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._config, name)
-
-    @property
-    def terms(self) -> Terms:
-        site, honest = self._caller.get(), self._config.terms
-        assert honest is not None
-        code = os.environ["HOSTILE_CODE"].replace("SITE", site)
-        own = {name: text.replace("{code}", code) for name, text in TERMS[site].items()}
-        tell(f"terms: {site}", "sent", terms=own)
-        return Terms(honest.run, honest.agreement | own)
-
-
 def _terms() -> None:
     """Each site is told terms of its own."""
-    caller: ContextVar[str] = ContextVar("caller")
 
-    def init(real: Callable[..., Any], server: GrpcServer, config: GrpcServerConfig) -> None:
-        real(server, config)
-        server._config = _Telling(config, caller)  # type: ignore[assignment]
+    async def told(real: Callable[..., Any], server: GrpcServer, caller: Any, *arguments: Any) -> Terms:
+        honest = await real(server, caller, *arguments)
+        code = os.environ["HOSTILE_CODE"].replace("SITE", caller.site)
+        own = {name: text.replace("{code}", code) for name, text in TERMS[caller.site].items()}
+        tell(f"terms: {caller.site}", "sent", terms=own)
+        return Terms(honest.run, honest.agreement | own)
 
-    async def calls(real: Callable[..., Any], server: GrpcServer, *arguments: Any) -> Any:
-        found = await real(server, *arguments)
-        caller.set(found[0].site)
-        return found
-
-    _instead(GrpcServer, "__init__", init)
-    _instead(GrpcServer, "_caller", calls)
+    _instead(GrpcServer, "_terms", told)
 
 
 # Recording -----------------------------------------------------------------------------------------

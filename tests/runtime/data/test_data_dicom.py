@@ -4,33 +4,12 @@ import sys
 
 import numpy as np
 import pytest
+from small_files import write_dicom
 
 from runtime.data.dicom import open_dicom, read_dicom
 from runtime.errors import ConfigError, DataError
 
 pydicom = pytest.importorskip("pydicom")
-
-
-def write_dicom(path, pixels, *, photometric="MONOCHROME2", **elements):
-    """A computed radiograph of 16-bit pixels, written by pydicom."""
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
-
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = ComputedRadiographyImageStorage
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
-    dataset.SOPClassUID = ComputedRadiographyImageStorage
-    dataset.Modality, dataset.SamplesPerPixel, dataset.PhotometricInterpretation = "CR", 1, photometric
-    dataset.Rows, dataset.Columns = pixels.shape
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
-    dataset.PixelData = pixels.astype("<u2").tobytes()
-    for name, value in elements.items():
-        setattr(dataset, name, value)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    dataset.save_as(path, enforce_file_format=True)
-    return path
 
 
 RAMP = np.arange(0, 4096, 16, dtype=np.uint16).reshape(16, 16)
@@ -117,3 +96,68 @@ def test_without_pydicom_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(ConfigError, match=r"needs pydicom: pip install suture\[dicom\]"):
         open_dicom(tmp_path, grades="binary")
+
+
+# Patients, and what pydicom says -----------------------------------------------------------------------
+
+
+def folder_of(path, ids, rows=None):
+    """A folder of one file for each PatientID (None: without one), and its CSV."""
+    for number, patient in enumerate(ids):
+        write_dicom(
+            path / f"x{number}.dcm", RAMP + number, **({} if patient is None else {"PatientID": patient})
+        )
+    rows = rows or [f"x{number},{number % 2}" for number in range(len(ids))]
+    (path / "labels.csv").write_text("\n".join(["image,level", *rows]) + "\n")
+    return path
+
+
+def test_without_a_column_patients_are_those_of_the_files_headers(tmp_path):
+    """Oracle: the PatientIDs that were written; a file without one is its own patient's, by name."""
+    source = open_dicom(folder_of(tmp_path, ["anna", "bert", "anna", None]), grades="binary")
+    assert [one.patient for one in source.examples] == ["anna", "bert", "anna", "x3"]
+    assert source.notes == []
+
+
+def test_a_patient_id_that_all_files_share_says_nothing(tmp_path):
+    """Oracle: the files' names, and the note."""
+    source = open_dicom(folder_of(tmp_path, ["ANONYMOUS"] * 4), grades="binary")
+    assert [one.patient for one in source.examples] == ["x0", "x1", "x2", "x3"]
+    assert source.notes == [
+        "all 4 files have the same PatientID, which says nothing; patients are told by file names"
+    ]
+
+
+def test_a_file_name_that_is_there_twice_is_refused(tmp_path):
+    """Oracle: the message; which of the two a row means nobody can tell."""
+    folder_of(tmp_path, ["anna", "bert"])
+    write_dicom(tmp_path / "more" / "x1.dcm", RAMP)
+    with pytest.raises(
+        DataError, match="holds 'x1.dcm' twice, in different folders; remove one of the copies"
+    ):
+        open_dicom(tmp_path, grades="binary")
+
+
+def test_what_pydicom_warns_of_is_counted_and_not_shown(tmp_path, capfd, caplog):
+    """Oracle: both streams and the log hold nothing of pydicom's; without the counting it warns and quotes the value."""
+    from runtime.data.registry import open_source
+
+    folder_of(tmp_path, [f"{'anna' * 15}{number:04}" for number in range(4)])
+    for file in tmp_path.glob("*.dcm"):  # longer than a value of this kind may be
+        content = file.read_bytes()
+        assert content.count(b"LO\x40\x00anna") == 1
+        file.write_bytes(content.replace(b"LO\x40\x00anna", b"LO\x44\x00annaanna"))
+    with pytest.warns(UserWarning, match="exceeds the maximum length of 64"):
+        open_dicom(tmp_path, grades="binary")
+    capfd.readouterr(), caplog.clear()
+    with caplog.at_level("INFO"):
+        source = open_source(f"dicom:{tmp_path}", grades="binary", need=0, seed=0)
+    told = capfd.readouterr()
+    assert told.out == told.err == "" and not caplog.records
+    (note,) = source.notes
+    assert (
+        " warnings of the libraries that read the files (" in note
+        and "pydicom)" in note
+        and "anna" not in note
+    )
+    assert len({one.patient for one in source.examples}) == 4

@@ -10,8 +10,8 @@ GREY = np.full((10, 10), 90, dtype=np.uint8)
 
 
 def fill(root, png, *names):
-    for name in names:
-        png(root / name, GREY)
+    for number, name in enumerate(names):
+        png(root / name, GREY + number)  # copies would be one patient's
     return root
 
 
@@ -59,7 +59,7 @@ def test_an_index_csv_names_patients(tmp_path, png):
     ("names", "message"),
     [
         (["1.png"], "has no folders; sort the pictures into"),
-        (["ill/1.png"], "pictures of 1 classes, at least 2 are needed"),
+        (["ill/._1.png"], "holds no pictures; sort them into"),
         (["ill/1.txt.d/x/1.png", "well/2.png"], "holds folders but 'well' does not"),
     ],
 )
@@ -67,3 +67,18 @@ def test_other_layouts_are_refused(tmp_path, png, names, message):
     fill(tmp_path, png, *names)
     with pytest.raises(DataError, match=message):
         open_image_folder(tmp_path)
+
+
+def test_a_copy_of_a_picture_is_the_same_patients(tmp_path, png):
+    """Oracle: the patient of the first; the note counts them."""
+    for name, seed in (("ill/a.png", 1), ("ill/b.png", 2), ("well/c.png", 1)):
+        png(tmp_path / name, np.full((4, 4), seed, dtype=np.uint8))
+    source = open_image_folder(tmp_path)
+    assert [one.patient for one in source.examples] == ["a", "b", "a"]
+    assert source.notes == ["1 images are copies of others; copies count as one patient's"]
+
+
+def test_a_hospital_may_have_one_class_of_several(tmp_path, png):
+    """Oracle: the folder's name; whether a run can do with it is for others to say."""
+    png(tmp_path / "ill" / "a.png", np.zeros((4, 4), dtype=np.uint8))
+    assert open_image_folder(tmp_path).classes == ("ill",)

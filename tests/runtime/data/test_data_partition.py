@@ -1,65 +1,17 @@
 """Partition: exact quotas, no patient in two sets, official test images for testing only."""
 
-from collections import Counter
-
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from source_lists import ListSource, check_exclusive, labels, sets_of, simple
 
 from runtime.data.fundus_phantom import FundusPhantom
 from runtime.data.kaggle_cxr import open_kaggle_cxr
 from runtime.data.kaggle_dr import open_kaggle_dr
-from runtime.data.partition import PartitionConfig, Share, evaluation_share, partition
-from runtime.data.source import Example, Source, Task
+from runtime.data.partition import PartitionConfig, partition
+from runtime.data.source import Example, Task
 from runtime.errors import ConfigError, DataError
-
-
-class ListSource(Source):
-    """Examples without pictures."""
-
-    def __init__(self, examples, num_classes=2, task=Task.CLASSIFICATION):
-        names = [f"class{k}" for k in range(num_classes)]
-        super().__init__("list", task, names, examples)
-
-    def read(self, index, size, channels):
-        return torch.zeros(channels, size, size, dtype=torch.uint8), torch.tensor(0)
-
-
-def simple(count, num_classes=2, per_patient=1, sites=("",), test_from=None):
-    """Classes in turn, ``per_patient`` images a patient, sites by patient."""
-    return ListSource(
-        [
-            Example(
-                key=f"k{i}",
-                patient=f"p{i // per_patient}",
-                label=i % num_classes,
-                site=sites[(i // per_patient) % len(sites)],
-                official_test=test_from is not None and i >= test_from,
-            )
-            for i in range(count)
-        ],
-        num_classes,
-    )
-
-
-def sets_of(shares):
-    return [part for share in shares for part in (share.train, share.validation, share.test)]
-
-
-def check_exclusive(source, shares):
-    """The oracle: plain sets of indices and patients."""
-    seen: dict[str, int] = {}
-    indices = [index for part in sets_of(shares) for index in part]
-    assert len(indices) == len(set(indices))
-    for number, part in enumerate(sets_of(shares)):
-        for index in part:
-            assert seen.setdefault(source.examples[index].patient, number) == number
-
-
-def labels(source, indices):
-    return Counter(source.examples[i].label for i in indices)
 
 
 @st.composite
@@ -204,8 +156,17 @@ def test_a_shortage_of_official_test_images_names_the_test_option():
 
 
 def test_a_shortage_that_no_number_of_training_images_mends_says_so():
-    with pytest.raises(DataError, match="use fewer clients, or fewer --test-images"):
+    with pytest.raises(DataError, match="; use fewer --test-images and --validation-images"):
         partition(simple(40), PartitionConfig(train_images=20, test_images=40), 1, 0)
+
+
+def test_a_shortage_among_several_clients_may_be_mended_by_fewer_of_them():
+    """Oracle: the messages."""
+    with pytest.raises(DataError, match="use fewer clients, or fewer --test-images"):
+        partition(simple(40), PartitionConfig(train_images=20, test_images=40), 2, 0)
+    with pytest.raises(DataError, match="to test on; add images of that kind"):
+        examples = [Example(f"k{i}", f"p{i}", i % 2, "", i == 59) for i in range(60)]
+        partition(ListSource(examples), PartitionConfig(train_images=20, test_images=4), 1, 0)
 
 
 def test_a_shortage_at_a_site_names_the_site():
@@ -284,47 +245,3 @@ def test_the_lungs_are_divided_patient_by_patient(real_data, seed):
     shares = partition(source, config, 2, seed)
     check_exclusive(source, shares)
     assert [len(part) for part in sets_of(shares)] == [24, 4, 8] * 2
-
-
-# A site that only evaluates ------------------------------------------------------------------------
-
-
-def evaluated(source: Source, validation: int = 0, test: int | None = None) -> Share:
-    return evaluation_share(source, validation_images=validation, test_images=test, seed=3)
-
-
-@pytest.mark.parametrize("test_from", [None, 30])
-def test_all_images_of_a_site_that_only_evaluates_are_test_images(test_from):
-    """Oracle: every index once, official test images among them."""
-    share = evaluated(simple(40, per_patient=4, test_from=test_from))
-    assert sorted(share.test) == list(range(40))
-    assert share == Share((), (), share.test)
-
-
-@pytest.mark.parametrize(("validation", "test"), [(6, None), (6, 8), (0, 8)])
-@pytest.mark.parametrize("test_from", [None, 24])
-def test_it_takes_as_many_as_it_is_asked_for_and_no_patient_twice(validation, test, test_from):
-    """Oracle: the numbers, balanced classes, sets of patients; of an official test set only test images."""
-    source = simple(48, per_patient=2, test_from=test_from)
-    share = evaluated(source, validation, test)
-    check_exclusive(source, [share])
-    assert len(share.validation) == validation
-    assert test is None or len(share.test) == test
-    labels = Counter(source.examples[index].label for index in share.validation)
-    assert len(set(labels.values())) <= 1
-    assert not any(source.examples[index].official_test for index in share.validation)
-    if test_from is not None and test is not None:
-        assert all(source.examples[index].official_test for index in share.test)
-    if test is None:
-        validated = {source.examples[index].patient for index in share.validation}
-        assert len(share.test) == sum(one.patient not in validated for one in source.examples)
-
-
-def test_too_few_for_evaluation_are_said_with_the_remedy():
-    """Oracle: the messages."""
-    with pytest.raises(
-        DataError, match="needs 50 images of class 'class0', but 20 .* leave both out: then all"
-    ):
-        evaluated(simple(40), test=100)
-    with pytest.raises(DataError, match="no patient is left for the test set beside 4 validation images"):
-        evaluated(simple(4), validation=4)

@@ -1,0 +1,59 @@
+"""What the libraries that read files say on their own: counted, and kept from a site's terminal.
+
+pydicom warns of every element that is not quite as the standard wants it, through ``warnings`` and through ``logging``,
+and with the file's contents in the text; Pillow and numpy warn as well.
+"""
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import PurePath
+
+_LIBRARIES = ("pydicom", "PIL", "numpy")
+
+
+class LibraryWarnings(logging.Handler):
+    """Counts warnings by the library that gave them."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.counts: Counter[str] = Counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Counts one that came through ``logging``; its text goes nowhere."""
+        self.counts[record.name.partition(".")[0]] += 1
+
+    def note(self) -> str:
+        """A sentence for a person, empty where there was nothing."""
+        if not self.counts:
+            return ""
+        total, kinds = (
+            sum(self.counts.values()),
+            ", ".join(f"{n} {name}" for name, n in sorted(self.counts.items())),
+        )
+        return (
+            f"{total} warning{'' if total == 1 else 's'} of the libraries that read the files ({kinds}), whose texts "
+            "may quote a file and are not shown; the files were read"
+        )
+
+
+@contextmanager
+def counted_warnings() -> Iterator[LibraryWarnings]:
+    """Counts what the libraries say meanwhile, and shows none of it. Not for two threads at a time."""
+    counter = LibraryWarnings()
+    loggers = [logging.getLogger(name) for name in _LIBRARIES]
+    before = [(logger.propagate, list(logger.handlers)) for logger in loggers]
+    for logger in loggers:
+        logger.propagate, logger.handlers = False, [counter]
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield counter
+    finally:
+        for logger, (propagates, handlers) in zip(loggers, before, strict=True):
+            logger.propagate, logger.handlers = propagates, handlers
+        for warning in caught:
+            parts = PurePath(warning.filename).parts
+            counter.counts[next((name for name in _LIBRARIES if name in parts), "Python")] += 1
