@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
-from launch.config import RunOptions
+from launch.config import SITES_OWN, RunOptions
 from launch.lock import LOCK_FILE, lock_folder
 from launch.written import check_names, flag, read_toml, to_toml
 from runtime.checkpoint import cannot_write, write_atomically
@@ -69,7 +69,8 @@ def with_saved(asked: Mapping[str, Any], opens_data: bool = True) -> dict[str, A
         raise ConfigError(_NO_RUN.format(path=path))
     saved = read_toml(path / CONFIG)
     _refuse_missing(path, {k: v for k, v in saved.items() if k not in asked}, opens_data)
-    _refuse_changes(path, RunOptions(**saved), asked)
+    ours = asked if opens_data else {k: v for k, v in asked.items() if k not in SITES_OWN}
+    _refuse_changes(path, RunOptions(**saved), ours)
     return saved | dict(asked)
 
 
@@ -91,14 +92,15 @@ def open_folder(options: RunOptions, new_run: str, serving: Mapping[str, Any] | 
     Args:
         options: resolved.
         new_run: the id a new run gets.
-        serving: what a server is run with besides; `saved_serving` gives it back.
+        serving: what the server of sites is run with besides; `saved_serving` gives it back. Such a server has no
+            images, and what it is told of them is not written down.
 
     Raises:
         ConfigError: the folder holds another run, is in use, cannot be made, or was started with other options.
     """
     path = Path(options.run_dir or named_by_time())
     if options.resume:
-        return _resume(path, options, serving or {})
+        return _resume(path, options, serving)
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not (path / LOCK_FILE).exists():
@@ -109,7 +111,7 @@ def open_folder(options: RunOptions, new_run: str, serving: Mapping[str, Any] | 
         raise ConfigError(
             f"cannot make run folder {path}: {error.strerror}; name another --run-dir"
         ) from None
-    _write(path / CONFIG, to_toml(options, _NOTE.format(path=path)))
+    _write(path / CONFIG, to_toml(options, _NOTE.format(path=path), () if serving is None else SITES_OWN))
     identity = {"run": new_run, "clients": options.clients, "started_in": str(Path.cwd())}
     _write(path / IDENTITY, json.dumps(identity | ({"serve": dict(serving)} if serving else {})))
     return RunFolder(path, new_run, resumed=False, lock=lock)
@@ -141,7 +143,7 @@ def _refuse_occupied(path: Path) -> None:
         raise ConfigError(f"{path} is not empty; go on with its run with --resume, or name another --run-dir")
 
 
-def _resume(path: Path, options: RunOptions, serving: Mapping[str, Any]) -> RunFolder:
+def _resume(path: Path, options: RunOptions, serving: Mapping[str, Any] | None) -> RunFolder:
     if not holds_run(path):
         raise ConfigError(_NO_RUN.format(path=path))
     lock = lock_folder(path)
@@ -151,10 +153,12 @@ def _resume(path: Path, options: RunOptions, serving: Mapping[str, Any]) -> RunF
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise _damaged(path, error) from None
     before = RunOptions(**check_names(read_toml(path / CONFIG), str(path / CONFIG)))
-    _refuse_changes(path, before, {option.name: getattr(options, option.name) for option in fields(options)})
-    _write(path / CONFIG, to_toml(options, _NOTE.format(path=path)))
-    if dict(serving) != identity.get("serve", {}):
-        _write(path / IDENTITY, json.dumps(identity | {"serve": dict(serving)}))
+    others = () if serving is None else SITES_OWN
+    now = {one.name: getattr(options, one.name) for one in fields(options) if one.name not in others}
+    _refuse_changes(path, before, now)
+    _write(path / CONFIG, to_toml(options, _NOTE.format(path=path), others))
+    if dict(serving or {}) != identity.get("serve", {}):
+        _write(path / IDENTITY, json.dumps(identity | {"serve": dict(serving or {})}))
     return RunFolder(path, run, resumed=True, lock=lock, classes=classes)
 
 

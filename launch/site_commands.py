@@ -18,7 +18,7 @@ from launch.kit import Kit
 from launch.options import EPILOG, asked_options
 from launch.outcome import exit_as_rank, outcome
 from launch.site_images import SiteDataConfig
-from launch.sites import ServeConfig, check_classes, check_options, serve_site
+from launch.sites import ServeConfig, check_classes, check_options, serve_site, with_task
 from launch.stopped import run_sentence, saying, site_sentence, typed_command
 from runtime.data.class_names import parse_map, parse_names
 from runtime.errors import ConfigError
@@ -81,7 +81,7 @@ def serve(asked: dict[str, Any], kit: Path, named: str | None, **serving: Any) -
     if asked.get("resume") or holds_run(Path(folder)):
         asked = with_saved(asked | {"resume": True}, opens_data=False)
         given = saved_serving(Path(folder)) | given
-    options = RunOptions(**asked | {"run_dir": folder})
+    options = RunOptions(**with_task(asked) | {"run_dir": folder})
     check_options(options, "serve")
     classes = () if named is None else parse_names(named)
     check_classes(options.resolved(), classes)

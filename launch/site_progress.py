@@ -229,7 +229,8 @@ class SiteProgress(NoKeepsakes):
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         for name in ("round", "train loss", "validation loss", *self._columns.values(), "n"):
-            table.add_column(name, justify="right", no_wrap=True)
+            # Each word on a line of its own: the table fits into eighty columns.
+            table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True, vertical="bottom")
         shown, before = sorted(self._rounds)[-_ROUNDS_SHOWN:], None
         main = MAIN_METRICS[self._task][0]
         for number in shown:

@@ -13,7 +13,7 @@ import torch
 import models.registry as nets
 from launch import build, folder
 from launch.address import parse_address
-from launch.config import RunOptions, required
+from launch.config import RunOptions, as_config_error, required
 from launch.cores import ready_torch
 from launch.enclosure import enclose
 from launch.kit import Kit
@@ -25,6 +25,7 @@ from launch.terms import read_classes
 from runtime.consortium.board import ServerBoard
 from runtime.consortium.identity import Trust
 from runtime.coordinator import Coordinator
+from runtime.data.registry import SOURCES
 from runtime.data.source import Task
 from runtime.errors import ConfigError
 from runtime.grpc.server import GrpcServer, GrpcServerConfig
@@ -130,6 +131,19 @@ def check_options(options: RunOptions, command: str) -> None:
             raise ConfigError(f"{option} is an option of suture {other}; leave it out here")
     if command == "serve" and options.clients is None:
         raise ConfigError("serve needs --clients N: how many sites the run waits for before it begins")
+
+
+def with_task(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as they were given to a server, which opens no images: of ``data`` only the task counts, which a net has.
+
+    Raises:
+        ConfigError: there is no such net.
+    """
+    if "data" in asked or not asked.get("model"):
+        return dict(asked)
+    with as_config_error():
+        task = nets.model_entry(asked["model"]).task
+    return {"data": next(entry.name for entry in SOURCES.values() if entry.task == task)} | dict(asked)
 
 
 def serve_site(options: RunOptions, config: ServeConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -60,12 +60,12 @@ def flag(option: dataclasses.Field[Any]) -> str:
     return str(option.metadata.get("flag", option.name.replace("_", "-")))
 
 
-def to_toml(options: RunOptions, note: str) -> str:
-    """A file that ``--config`` takes; options that are None, and the run's own place, are left out."""
+def to_toml(options: RunOptions, note: str, others: Collection[str] = ()) -> str:
+    """A file that ``--config`` takes; options that are None, the run's own place, and ``others`` are left out."""
     lines = [f"# {line}" for line in note.splitlines()]
     for option in fields(options):
         value = getattr(options, option.name)
-        if value is None or option.name in ("run_dir", "resume", "accept_rollback"):
+        if value is None or option.name in ("run_dir", "resume", "accept_rollback", *others):
             continue
         if isinstance(value, bool):
             text = "true" if value else "false"

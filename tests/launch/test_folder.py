@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.config import RunOptions
+from launch.config import SITES_OWN, RunOptions
 from launch.folder import holds_run, keep_classes, open_folder, saved_serving, with_saved
 from launch.written import read_toml
 from runtime.errors import ConfigError
@@ -33,6 +33,17 @@ def test_a_new_folder_holds_what_repeats_the_run(options, tmp_path):
     identity = {"run": "abc", "clients": 2, "started_in": str(Path.cwd())}
     assert json.loads((folder.path / "run.json").read_text()) == identity
     assert "same --handoff-key" in (folder.path / "config.toml").read_text()
+
+
+def test_a_server_of_sites_writes_nothing_of_images_that_it_has_not(options):
+    """Oracle: the file's lines; the run goes on whatever the server is told of images the next time."""
+    folder = open_folder(options, "abc", {})
+    written = read_toml(folder.path / "config.toml")
+    assert not written.keys() & set(SITES_OWN) and written["model"] == options.model
+    folder.lock.close()
+    asked = {"resume": True, "run_dir": options.run_dir, "data": "mnist:/elsewhere", "train_images": 7}
+    again = RunOptions(**with_saved(asked, opens_data=False))
+    assert open_folder(dataclasses.replace(again, data="fundus-phantom").resolved(), "other", {}).run == "abc"
 
 
 def test_an_empty_folder_is_taken(options, tmp_path):

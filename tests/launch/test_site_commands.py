@@ -20,7 +20,7 @@ from launch.joining import JoinConfig, proxy_ports
 from launch.kit import Kit
 from launch.provision import Project, provision
 from launch.site_images import SiteDataConfig
-from launch.sites import ServeConfig
+from launch.sites import ServeConfig, with_task
 from launch.terms import read_classes
 from runtime.consortium.roster import Roster
 from runtime.errors import ConfigError, WireError
@@ -225,7 +225,7 @@ def test_a_server_that_is_started_again_needs_its_folder_and_no_more(kits, begun
     suture.main(line(f"serve --run-dir {run} --grace 7 --epochs 9", kits), standalone_mode=False)
     (_, (options, config)) = begun
     assert config == replace(before, grace=7.0, revoked=Path("r.pem").absolute())
-    assert options == replace(first.resolved(), epochs=9, resume=True)
+    assert options.resolved() == replace(first.resolved(), epochs=9, resume=True)
     with pytest.raises(ConfigError, match=r"was started with lr = 0.5, got 0.1; leave --lr out"):
         suture.main(line(f"serve --run-dir {run} --lr 0.1", kits), standalone_mode=False)
 
@@ -326,3 +326,17 @@ def test_a_site_that_says_no_classes_is_refused():
     """Oracle: the message."""
     with pytest.raises(WireError, match="ward_a said '' of the run's classes; refused"):
         read_classes({}, "ward_a")
+
+
+@pytest.mark.parametrize(
+    ("asked", "data"),
+    [
+        ({"model": "unet"}, "chest-phantom"),
+        ({"model": "resnet18"}, "fundus-phantom"),
+        ({"model": "unet", "data": "lungs:/here"}, "lungs:/here"),
+        ({"lr": 0.1}, None),
+    ],
+)
+def test_a_server_needs_no_data_to_know_its_task(asked, data):
+    """Oracle: the net's task; what a person gave stays."""
+    assert with_task(asked) == asked | ({} if data is None else {"data": data})

@@ -214,18 +214,17 @@ def test_no_pass_goes_beyond_what_the_policy_allows(played: dict[str, Played]) -
 
 
 def test_two_histories_are_found_at_the_farewell(played: dict[str, Played]) -> None:
-    """Oracle: every site names one of the other history; nobody keeps a model."""
+    """Oracle: the one of three that was shown another history keeps no model; the two others are told who it was."""
     run = played["two histories"]
-    assert run.was_sent
-    for name in run.case.sites:
-        assert run.codes[name] == HANDOFF and not run.stage.model(name).exists()
-        assert "the server has shown them different histories; keep no model of this run" in run.last_line(
-            name
-        )
+    assert run.was_sent and run.codes["ward_c"] == HANDOFF and not run.stage.model("ward_c").exists()
     assert (
-        "ward_c ends with" in run.last_line("ward_a")
-        and "ward_c" not in run.last_line("ward_c").partition(" ends")[0]
+        "the server has shown them different histories, or they lie; keep no model of this run"
+        in run.last_line("ward_c")
     )
+    for name in ("ward_a", "ward_b"):
+        assert run.codes[name] == 0 and run.stage.model(name).exists()
+        assert "ward_c ends with the hand-off of turn" in run.stage.log(name)
+        assert "the fewer were shown another history by the server, or lie" in run.stage.log(name)
 
 
 def test_where_farewells_are_kept_apart_each_site_is_told_whose_word_is_missing(
