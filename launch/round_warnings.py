@@ -1,19 +1,21 @@
 """What a person should look at while a run trains, from what each round measured.
 
     rising      the validation loss has risen for three rounds in a row
-    unlike      one site's loss is far above the others', two rounds in a row
+    unlike      one site's loss, over the last three rounds, is far above the others'
     majority    a site's scores are those of always naming one class, three rounds in a row
 
-A site's loss is compared with the others' twice: its training loss in the round, and its validation loss, for which all
-sites score the same model. With x_i the loss of site i, n_i the images that it is a mean over and m the median over the
-sites, the score is
+A site's loss is compared with the others' twice: its training loss, and its validation loss, for which all sites
+score the same model. With x_i the median over the last three rounds of the loss of site i, n_i the images that it is
+of, and m
+the median over the sites, the score is
 
-    z_i = (x_i - m) / sqrt((1.4826 MAD)^2 + m^2 / n_i)
+    z_i = (x_i - m) / sqrt(s^2 + m^2 / n_i)        s = max(1.4826 MAD, 0.1 m), of fewer than five sites 0.1 m
 
-the robust z-score of Iglewicz and Hoaglin (How to Detect and Handle Outliers, 1993), whose bound 3.5 is taken, too.
-The second term is what chance does to the mean of n_i losses whose spread is about their mean, as that of cross-entropy
-is: of three sites the MAD alone is often next to nothing. ``suture bench warnings`` measures how often it errs on even
-data.
+a robust z-score (Iglewicz and Hoaglin: How to Detect and Handle Outliers, 1993, whose bound 3.5 is taken). A tenth of m
+is what sites that are alike may differ by: where they stand in the round, what they see. The MAD of three or four sites
+says nothing. The second term is what chance does to the mean of n_i losses whose spread is about their mean, as that of
+cross-entropy is. The first round is left out: who trains first in it starts from a net that knows nothing.
+``suture bench warnings`` measures how often it errs on even data, and what it finds.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ from typing import Any
 from runtime.observers import Recorder
 
 BOUND = 3.5
-_ROUNDS_RISING, _ROUNDS_UNLIKE, _ROUNDS_MAJORITY = 3, 2, 3
-_FEWEST_SITES = 3
+_ROUNDS_RISING, _ROUNDS_UNLIKE, _ROUNDS_MAJORITY = 3, 3, 3
+_FEWEST_SITES, _FEWEST_FOR_MAD = 3, 5
+_ALIKE = 0.1
 _NEAR = 0.02
 ROUND_DONE, WARNING = "round_done", "warning"
 
@@ -80,7 +83,8 @@ class RoundWarnings:
     def closed(self, round: int) -> list[Warned]:
         """What is to be said when ``round`` is over; a warning that still stands is not said again."""
         rounds = [self._measured(one) for one in range(max(1, round - _ROUNDS_RISING), round + 1)]
-        found = [*self._rising(rounds), *_unlike_others(rounds), *self._majority(rounds)]
+        unlike = _unlike_others(rounds[-_ROUNDS_UNLIKE:]) if round > _ROUNDS_UNLIKE else []
+        found = [*self._rising(rounds), *unlike, *self._majority(rounds)]
         fresh = [one for one in found if (one.kind, one.client) not in self._standing]
         self._standing = {(one.kind, one.client) for one in found}
         return fresh
@@ -161,7 +165,9 @@ def robust_scores(losses: Mapping[str, tuple[float, int]]) -> dict[str, float]:
     if len(losses) < _FEWEST_SITES:
         return {}
     middle = statistics.median(loss for loss, _ in losses.values())
-    spread = 1.4826 * statistics.median(abs(loss - middle) for loss, _ in losses.values())
+    spread = _ALIKE * abs(middle)
+    if len(losses) >= _FEWEST_FOR_MAD:
+        spread = max(spread, 1.4826 * statistics.median(abs(loss - middle) for loss, _ in losses.values()))
     scores = {}
     for name, (loss, num_images) in losses.items():
         scale = math.hypot(spread, abs(middle) / math.sqrt(max(num_images, 1)))
@@ -170,32 +176,33 @@ def robust_scores(losses: Mapping[str, tuple[float, int]]) -> dict[str, float]:
 
 
 def _unlike_others(rounds: Sequence[_Round]) -> list[Warned]:
-    recent = rounds[-_ROUNDS_UNLIKE:]
-    if len(recent) < _ROUNDS_UNLIKE:
-        return []
     found: dict[str, Warned] = {}
     ways: tuple[tuple[str, Callable[[_Round], Mapping[str, tuple[float, int]]]], ...] = (
         ("validation", _validation_losses),
         ("training", lambda one: one.train),
     )
     for name, losses_of in ways:
-        scored = [robust_scores(losses_of(one)) for one in recent]
-        for client in scored[-1]:
-            scores = [one.get(client, 0.0) for one in scored]
-            if min(scores) > BOUND:
-                losses = losses_of(recent[-1])
+        losses = _over_rounds([losses_of(one) for one in rounds])
+        scores = robust_scores(losses)
+        for client, score in scores.items():
+            if score > BOUND:
                 middle = statistics.median(loss for loss, _ in losses.values())
-                found.setdefault(
-                    client,
-                    Warned(
-                        "unlike",
-                        client,
-                        f"{client}: its {name} loss is unlike the other sites' ({losses[client][0]:.3f}, their median "
-                        f"{middle:.3f}; robust z-score {scores[-1]:.1f}, the round before {scores[-2]:.1f}, bound "
-                        f"{BOUND}): ask it to look at its labels and images",
-                    ),
+                text = (
+                    f"{client}: its {name} loss is unlike the other sites': {losses[client][0]:.3f} in the "
+                    f"median of {len(rounds)} rounds, the sites' median {middle:.3f}; robust z-score {score:.1f}, bound "
+                    f"{BOUND}: ask it to look at its labels and images"
                 )
+                found.setdefault(client, Warned("unlike", client, text))
     return list(found.values())
+
+
+def _over_rounds(rounds: Sequence[Mapping[str, tuple[float, int]]]) -> dict[str, tuple[float, int]]:
+    """The median of each site that has a loss in all of ``rounds``; the images of each round are the same ones."""
+    everywhere = [name for name in rounds[-1] if all(name in one for one in rounds)]
+    return {
+        name: (statistics.median(one[name][0] for one in rounds), min(one[name][1] for one in rounds))
+        for name in everywhere
+    }
 
 
 def _validation_losses(one: _Round) -> dict[str, tuple[float, int]]:

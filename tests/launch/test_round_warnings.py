@@ -31,38 +31,49 @@ def validated(losses: dict[str, list[float]], **more: Any) -> RoundWarnings:
 
 
 def test_the_score_is_that_of_the_formula():
-    """By hand: losses 1, 2, 4 of 100 images; median 2, MAD 1; sqrt(1.4826^2 + 4 / 100) = 1.49603."""
+    """By hand: losses 1, 2, 4 of 100 images: m 2, s .2, m^2 / n .04: 2 / sqrt(.08). Of five sites the MAD, 1, counts."""
     scores = robust_scores({"a": (1.0, 100), "b": (2.0, 100), "c": (4.0, 100)})
-    assert scores == pytest.approx({"a": -0.66844, "b": 0.0, "c": 1.33688}, abs=1e-4)
+    assert scores == pytest.approx({"a": -3.53553, "b": 0.0, "c": 7.07107}, abs=1e-4)
+    five = robust_scores(
+        {name: (float(loss), 100) for name, loss in zip("abcde", (1, 2, 3, 3, 9), strict=True)}
+    )
+    assert five["e"] == pytest.approx(6 / math.sqrt(1.4826**2 + 9 / 100), abs=1e-4)
+    alike = robust_scores(
+        {name: (loss, 100) for name, loss in zip("abcde", (3.0, 3.0, 3.0, 3.1, 4.0), strict=True)}
+    )
+    assert alike["e"] == pytest.approx(1 / math.sqrt(0.3**2 + 9 / 100), abs=1e-4)
     assert robust_scores({"a": (1.0, 100), "b": (9.0, 100)}) == {}
     assert robust_scores({"a": (0.0, 1), "b": (0.0, 1), "c": (0.0, 1)}) == {"a": 0.0, "b": 0.0, "c": 0.0}
 
 
-def test_a_site_whose_loss_is_far_above_the_others_two_rounds_running_is_named_once():
+def test_a_site_whose_loss_is_far_above_the_others_over_three_rounds_is_named_once():
+    """The first round does not count: round 4 is the first that ends three."""
     warnings = validated(
-        {"north": [0.5, 0.4, 0.35, 0.3], "south": [0.5, 0.42, 0.36, 0.3], "west": [0.5, 0.9, 0.9, 0.9]}
+        {"north": [0.5, 0.4, 0.35, 0.3, 0.3], "south": [0.5, 0.42, 0.36, 0.3, 0.3], "west": [0.9] * 5}
     )
-    assert said(warnings, 4) == [(3, "unlike", "west")]
+    assert said(warnings, 5) == [(4, "unlike", "west")]
 
 
-def test_the_sentence_names_both_losses_and_both_scores():
-    warnings = validated({"north": [0.4, 0.4], "south": [0.4, 0.4], "west": [1.2, 1.2]})
-    warnings.closed(1)
-    (warned,) = warnings.closed(2)
-    z = 0.8 / (0.4 / 8)
-    assert "its validation loss is unlike the other sites' (1.200, their median 0.400" in warned.text
-    assert f"robust z-score {z:.1f}, the round before {z:.1f}, bound 3.5" in warned.text
+def test_the_sentence_names_both_losses_and_the_score():
+    warnings = validated({"north": [0.4] * 4, "south": [0.4] * 4, "west": [9.0, 1.1, 1.2, 1.3]})
+    (warned,) = [one for n in range(1, 5) for one in warnings.closed(n)]
+    z = 0.8 / math.sqrt(0.04**2 + 0.4**2 / 64)
+    assert (
+        "west: its validation loss is unlike the other sites': 1.200 in the median of 3 rounds, the sites' median 0.400; "
+        f"robust z-score {z:.1f}, bound 3.5" in warned.text
+    )
 
 
 @pytest.mark.parametrize(
     "losses",
     [
         {"north": [0.5] * 5, "south": [0.52] * 5, "west": [0.55] * 5},
-        {"north": [0.5, 0.5, 0.5], "south": [0.5, 0.5, 0.5], "west": [0.5, 5.0, 0.5]},
+        {"north": [0.5] * 5, "south": [0.5] * 5, "west": [0.5, 5.0, 0.5, 0.5, 0.5]},
+        {"north": [0.3] * 5, "south": [0.3] * 5, "west": [0.3, 0.3, 3.0, 3.0]},
         {"north": [0.5] * 4, "west": [5.0] * 4},
         {"north": [0.5] * 4, "south": [0.5] * 4, "west": [0.05] * 4},
     ],
-    ids=["near", "one round only", "two sites", "better than the others"],
+    ids=["near", "one round only", "gone before three", "two sites", "better than the others"],
 )
 def test_nobody_is_named_without_cause(losses):
     assert not [kind for _, kind, _ in said(validated(losses), 5) if kind == "unlike"]
@@ -71,12 +82,12 @@ def test_nobody_is_named_without_cause(losses):
 def test_training_losses_are_compared_too_weighted_by_their_images():
     """West's batches: 3 images of 0.4 and 29 of 2: 1.85 against 0.4."""
     warnings = RoundWarnings(2)
-    for round in (1, 2):
+    for round in (1, 2, 3, 4):
         for client in ("north", "south"):
             warnings.take(line(round, client, "train", 0.4))
         warnings.take(line(round, "west", "train", 0.4, images=3))
         warnings.take(line(round, "west", "train", 2.0, images=29))
-    assert said(warnings, 2) == [(2, "unlike", "west")]
+    assert said(warnings, 4) == [(4, "unlike", "west")]
     assert math.isclose(warnings._measured(1).train["west"][0], (3 * 0.4 + 29 * 2.0) / 32)
 
 
@@ -152,10 +163,10 @@ class Kept:
 def _play(undo: dict[str, Any] | None) -> tuple[Kept, list[Warned]]:
     kept, told = Kept(), list[Warned]()
     recorder = WarningRecorder(kept, RoundWarnings(2), told.append)
-    for round in (1, 2):
+    for round in (1, 2, 3, 4):
         for site, loss in zip(SITES, (0.4, 0.4, 4.0), strict=True):
             recorder.train_step(1, round, 10 * round, site, loss, 32)
-        if round == 2 and undo is not None:
+        if round == 4 and undo is not None:
             recorder.event(**undo)
         recorder.event("round_done", round=round, best_round=0)
     return kept, told
@@ -166,7 +177,7 @@ def test_a_warning_is_written_beside_the_numbers_and_told():
     assert [one.client for one in told] == ["west"]
     assert kept.lines[-1] == {
         "event": "warning",
-        "round": 2,
+        "round": 4,
         "client": "west",
         "kind": "unlike",
         "text": told[0].text,
@@ -177,9 +188,9 @@ def test_a_warning_is_written_beside_the_numbers_and_told():
 @pytest.mark.parametrize(
     "undo",
     [
-        {"name": "rolled_back", "turn": 20, "client": "west", "reason": "lost"},
-        {"name": "went_back", "after_turn": 10, "step": 1},
-        {"name": "resumed", "after_turn": 10, "step": 1},
+        {"name": "rolled_back", "turn": 40, "client": "west", "reason": "lost"},
+        {"name": "went_back", "after_turn": 30, "step": 1},
+        {"name": "resumed", "after_turn": 30, "step": 1},
     ],
 )
 def test_what_was_undone_counts_for_nothing(undo):
