@@ -6,8 +6,7 @@
 
 A site's loss is compared with the others' twice: its training loss, and its validation loss, for which all sites
 score the same model. With x_i the median over the last three rounds of the loss of site i, n_i the images that it is
-of, and m
-the median over the sites, the score is
+of, and m the median over the sites, the score is
 
     z_i = (x_i - m) / sqrt(s^2 + m^2 / n_i)        s = max(1.4826 MAD, 0.1 m), of fewer than five sites 0.1 m
 
@@ -189,8 +188,8 @@ def _unlike_others(rounds: Sequence[_Round]) -> list[Warned]:
                 middle = statistics.median(loss for loss, _ in losses.values())
                 text = (
                     f"{client}: its {name} loss is unlike the other sites': {losses[client][0]:.3f} in the "
-                    f"median of {len(rounds)} rounds, the sites' median {middle:.3f}; robust z-score {score:.1f}, bound "
-                    f"{BOUND}: ask it to look at its labels and images"
+                    f"median of {len(rounds)} rounds, the sites' median {middle:.3f}; robust z-score {score:.1f}, "
+                    f"bound {BOUND}: ask it to look at its labels and images"
                 )
                 found.setdefault(client, Warned("unlike", client, text))
     return list(found.values())

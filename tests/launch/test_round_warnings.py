@@ -69,7 +69,7 @@ def test_the_sentence_names_both_losses_and_the_score():
     [
         {"north": [0.5] * 5, "south": [0.52] * 5, "west": [0.55] * 5},
         {"north": [0.5] * 5, "south": [0.5] * 5, "west": [0.5, 5.0, 0.5, 0.5, 0.5]},
-        {"north": [0.3] * 5, "south": [0.3] * 5, "west": [0.3, 0.3, 3.0, 3.0]},
+        {"north": [0.3] * 5, "south": [0.3] * 5, "west": [0.3, 3.0, 3.0]},
         {"north": [0.5] * 4, "west": [5.0] * 4},
         {"north": [0.5] * 4, "south": [0.5] * 4, "west": [0.05] * 4},
     ],
