@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from runtime.data.patients import copies_joined, patient_of
-from runtime.data.pictures import file_digest, fit_square, scale_to_bytes, unreadable
+from runtime.data.pictures import file_digest, files_by_stem, fit_square, scale_to_bytes, unreadable
 from runtime.data.source import Example, Source, Task
 from runtime.data.tables import grade_classes, parse_grade, read_columns
 from runtime.errors import ConfigError, DataError
@@ -68,7 +68,7 @@ def open_dicom(path: Path, *, grades: str) -> Source:
         raise ConfigError("data source dicom needs pydicom: pip install suture[dicom]") from error
     table = _find_table(path)
     rows = read_columns(table, ("image", "level"), ("patient", "site"))
-    files = _find_files(path)
+    files = files_by_stem(path, _is_dicom, path)
     found = [(stem, row) for row in rows if (stem := row["image"].removesuffix(".dcm")) in files]
     if not found:
         raise DataError(
@@ -113,18 +113,8 @@ def _patient_ids(files: list[Path]) -> tuple[list[str], list[str]]:
     return ids, []
 
 
-def _find_files(path: Path) -> dict[str, Path]:
-    """Stem to file."""
-    files: dict[str, Path] = {}
-    for file in sorted(path.rglob("*")):
-        if file.suffix.lower() != ".dcm" or not file.is_file():
-            continue
-        if file.stem in files:
-            raise DataError(
-                f"{path} holds {file.name!r} twice, in different folders; remove one of the copies"
-            )
-        files[file.stem] = file
-    return files
+def _is_dicom(path: Path) -> bool:
+    return path.suffix.lower() == ".dcm" and path.is_file()
 
 
 def read_dicom(path: Path) -> NDArray[np.uint8]:

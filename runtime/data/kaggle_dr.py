@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from runtime.data.patients import copies_joined, patient_of
-from runtime.data.pictures import file_digest, is_picture, picture_size, read_picture
+from runtime.data.pictures import file_digest, files_by_stem, is_picture, picture_size, read_picture
 from runtime.data.source import Example, Source, Task
 from runtime.data.tables import grade_classes, parse_grade, read_columns
 from runtime.errors import DataError
@@ -115,16 +115,7 @@ def _find_table(path: Path) -> Path:
 def _find_pictures(path: Path) -> dict[str, Path]:
     """Stem to file. The download has every image cropped and uncropped: the cropped ones are taken."""
     cropped = path / "resized_train_cropped"
-    files: dict[str, Path] = {}
-    for file in sorted((cropped if cropped.is_dir() else path).rglob("*")):
-        if not is_picture(file):
-            continue
-        if file.stem in files:
-            raise DataError(
-                f"{path} holds {file.name!r} twice, in different folders; remove one of the copies"
-            )
-        files[file.stem] = file
-    return files
+    return files_by_stem(cropped if cropped.is_dir() else path, is_picture, path)
 
 
 def _stem(image: str) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,29 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 def is_picture(path: Path) -> bool:
     """Whether the name is that of a picture; macOS's "._" companions are none."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def files_by_stem(folder: Path, wanted: Callable[[Path], bool], source: Path) -> dict[str, Path]:
+    """The files at and below ``folder`` that a table may name.
+
+    Args:
+        folder: where to look.
+        wanted: whether a path is one of them.
+        source: what a person has named, for the message.
+
+    Raises:
+        DataError: two have one stem: a table's row could mean either.
+    """
+    files: dict[str, Path] = {}
+    for file in sorted(folder.rglob("*")):
+        if not wanted(file):
+            continue
+        if file.stem in files:
+            raise DataError(
+                f"{source} holds {file.name!r} twice, in different folders; remove one of the copies"
+            )
+        files[file.stem] = file
+    return files
 
 
 def read_picture(path: Path, size: int, channels: int) -> Tensor:
