@@ -5,7 +5,7 @@ import json
 import pytest
 
 from launch.config import RunOptions
-from launch.profile import EVENT, median_parts, split_up
+from launch.profile import EVENT, draw_own_profile, draw_profile, median_parts, own_median_parts, split_up
 from launch.ranks import run_in_one_process
 
 OURS = {
@@ -92,3 +92,33 @@ def test_a_profiled_run_ends_with_the_same_weights_and_keeps_times_apart(tmp_pat
     assert steps[0]["seconds"].keys() == (parts if data == "fundus-phantom" else parts | {"head"})
     for medians in median_parts(run).values():
         assert medians["wire up"] > 0 and medians["server"] > 0 and medians["wire and waiting"] == 0
+
+
+def _lap(batch: int) -> dict[str, object]:
+    seconds = {"bottom": 0.2, "sending": 0.1, "waiting": 0.4, "backward": 0.3}
+    return {"round": 1, "turn": 1, "batch": batch, "seconds": seconds, "spans": [], "window": [0.0, 1.0]}
+
+
+def test_a_site_draws_its_own_picture_without_the_server(tmp_path):
+    """Oracle: by hand: what it sent and waited is one part; a site that measured nothing draws nothing."""
+    site = tmp_path / "clients" / "ward_a"
+    (site / "figures").mkdir(parents=True)
+    draw_own_profile(site)
+    assert not (site / "figures" / "profile.png").exists()
+    (site / "profile.jsonl").write_text("".join(json.dumps(_lap(batch)) + "\n" for batch in range(3)))
+    draw_own_profile(site)
+    assert (site / "figures" / "profile.png").stat().st_size > 1000
+    found = own_median_parts(site)["ward_a"]
+    assert found["wire and waiting"] == pytest.approx(0.5) and found["server"] == 0.0
+
+
+def test_a_server_whose_sites_are_elsewhere_draws_its_own_share(tmp_path):
+    """Oracle: the events' seconds; the first step is left out."""
+    (tmp_path / "figures").mkdir()
+    events = [
+        {"event": EVENT, "client": "ward_a", "turn": 1, "seconds": s, "spans": []} for s in (9.0, 0.2, 0.4)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert median_parts(tmp_path)["ward_a"]["server"] == pytest.approx(0.3)
+    draw_profile(tmp_path)
+    assert (tmp_path / "figures" / "profile.png").stat().st_size > 1000
