@@ -232,6 +232,7 @@ class ClientRecord(NoKeepsakes):
             "scores": self.scores,
             "best_round": self.best_round,
             "seconds": {name: round(value, 3) for name, value in self._seconds.items()},
+            "wall_seconds": round(sum(self._seconds.values()), 3),
             "images_per_second": num_trained / trained if trained else 0.0,
             "bytes": {"up": up_down[0], "down": up_down[1]},
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -35,8 +35,11 @@ def summarise(
         digest, disagreement = None, str(error)
     memory = {name: farewell.peak_memory for name, farewell in coordinator.farewells().items()}
     memory |= {"server": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    trained_on = header(options)
+    if coordinator.members.door is not None:
+        del trained_on["data"]  # each site has its own, and the server none
     return {
-        **header(options),
+        **trained_on,
         "clients": clients,
         "wall_seconds": journal.wall_seconds(),
         "seconds": _seconds(coordinator),

@@ -133,6 +133,7 @@ def test_the_summary_says_data_by_set_seconds_by_kind_and_what_crossed(player):
     assert summary["scores"]["train"] == {"loss": pytest.approx(0.8)}
     assert summary["scores"]["test"]["num_images"] == 8
     assert summary["seconds"].keys() == {"training", "averaging", "evaluating", "waiting"}
+    assert summary["wall_seconds"] == pytest.approx(sum(summary["seconds"].values()), abs=0.01)
     assert summary["bytes"] == {"up": 100, "down": 40}
     assert (summary["best_round"], len(summary["weights_sha256"])) == (1, 64)
     assert (player.folder / "figures" / "training_loss.png").stat().st_size > 1000
