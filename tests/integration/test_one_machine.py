@@ -109,12 +109,12 @@ def test_the_key_has_left_the_environment_of_every_rank(tmp_path, expected):
     assert _digest(tmp_path / "run") == expected.digest
 
 
-@pytest.mark.parametrize("exchange", ["fused", "local"])
-def test_a_second_process_on_one_run_is_refused(exchange, tmp_path, expected):
+@pytest.mark.parametrize("second", [["--resume"], ["--exchange", "local"]], ids=["resumes", "begins anew"])
+def test_a_second_process_on_one_run_is_refused(second, tmp_path, expected):
     """Oracle: one line that names the server's process; the first run's weights, as if nothing had happened."""
     run = tmp_path / "run"
     with running(run, "--handoff-key", str(expected.key)) as here:
-        ended = suture("train", *OPTIONS, "--exchange", exchange, "--resume", "--run-dir", str(run))
+        ended = suture("train", *OPTIONS, *second, "--run-dir", str(run))
         line = refused(ended, "run is in use by process ", "or name another --run-dir")
         assert ended.code == ConfigError.exit_code
         assert any(f"process {rank.pid} on " in line for rank in here.ranks)

@@ -124,7 +124,7 @@ class CountingRecorder(NoRecorder):
     def __init__(self) -> None:
         self.owned: set[int] = set()
 
-    def train_step(self, step: int, round: int, turn: int, client: str, loss: float) -> None:
+    def train_step(self, step: int, round: int, turn: int, client: str, loss: float, num_images: int) -> None:
         self.owned.add(num_owned())
 
 

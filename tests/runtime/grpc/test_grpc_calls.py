@@ -52,7 +52,7 @@ def test_a_site_joins_as_the_one_that_its_certificate_names(house):
     assert made.server.first_hello() == HELLO
     made.play()
     assert waits() == Welcome("run", str(made.coordinator.config.run_dir), made.coordinator.config.lease)
-    assert made.events.wait("joined") == {"client": "client0"}
+    assert made.events.wait("joined") == {"client": "client0", "images": HELLO.num_images}
 
 
 def test_a_name_that_is_another_sites_is_refused(house):
