@@ -48,7 +48,16 @@ class FlippedLabels(Source):
 def default_options() -> RunOptions:
     """A small run without files: drawn fundus photographs, ResNet-18, three sites."""
     return RunOptions(
-        data="fundus-phantom", model="resnet18", image_size=32, clients=3, epochs=6, exchange="local"
+        data="fundus-phantom",
+        model="resnet18",
+        image_size=32,
+        train_images=256,
+        validation_images=32,
+        test_images=8,
+        clients=3,
+        epochs=8,
+        exchange="local",
+        checkpoints="off",
     )
 
 
