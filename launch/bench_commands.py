@@ -138,7 +138,7 @@ def bench_security(repeats: int, threads: int | None) -> None:
 def bench_warnings(options: RunOptions, num_runs: int, flipped: float) -> None:
     """How often a site is named as unlike the others: on even data, and where one site's labels are partly wrong.
 
-    Without options: drawn photographs at 32 px, ResNet-18, three sites of 256 images, eight rounds, seeds from --seed on.
+    Without options: drawn photographs at 32 px, three sites of 256 images, eight rounds, seeds from --seed on.
     """
     from launch.bench.warnings import run_command
 
