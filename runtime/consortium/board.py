@@ -200,6 +200,10 @@ class ServerBoard:
             or content.get("request") != digest(asked)
         ):
             raise WireError(f"{client}: post: a {statement.kind} that nobody waits for; refused")
+        if client in self._refused.get(asked.author, set()):
+            raise WireError(
+                f"{client}: post: a {statement.kind} for {asked.author}, which took no key from it; refused"
+            )
         if statement.kind == REFUSAL:
             self._refused.setdefault(asked.author, set()).add(client)
             log.warning(
@@ -345,7 +349,18 @@ class ServerBoard:
         for name in without:
             if asked := [n for n in able if n not in self._refused.get(name, set())]:
                 return TurnKind.ADMIT, self._willing(TurnKind.ADMIT, asked, waiting)
-        return (TurnKind.ADMIT, []) if without and not able else None
+        return (TurnKind.ADMIT, []) if self._undecided(present) or (without and not able) else None
+
+    def _undecided(self, present: Collection[str]) -> set[str]:
+        """Where a site has taken no key from what the founder released: those who have yet to say whether they do.
+
+        A founder that releases what is no key must not have the first who says so shut out before the next one says it.
+        """
+        if len(self.epochs) != 1 or not self._distrusting & set(present):
+            return set()
+        asking = {name for name in present if name in self._requests and name not in self._refused}
+        coming = {name for name in present if name not in self._certified}
+        return (asking | coming) - {self.founder, *self.holders, *self._distrusting, *self.removed}
 
     def unknown_to_all(self, present: Collection[str]) -> dict[str, set[str]]:
         """Sites that ask for the key and that every site which has it has refused, by whom."""
@@ -353,6 +368,8 @@ class ServerBoard:
             return {}
         able = {n for n in present if n in self.holders}
         asking = {n: who for n, who in self._refused.items() if n in present and n not in self.holders}
+        if self._undecided(present):
+            asking = {n: who for n, who in asking.items() if n not in self._distrusting}
         return {n: who for n, who in asking.items() if able and able <= who}
 
     def no_witness(self, present: Collection[str]) -> bool:

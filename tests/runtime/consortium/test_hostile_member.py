@@ -3,6 +3,7 @@
 Oracle: the honest ones finish. Each was found by real processes first (tests/integration/hostile/test_traitors.py).
 """
 
+import json
 import logging
 import time
 from dataclasses import replace
@@ -292,3 +293,25 @@ def test_who_releases_the_key_to_one_that_has_gone_meanwhile_is_not_lost_for_it(
     assert looked and not play.errors
     assert "a key grant that nobody waits for" in caplog.text
     assert play.coordinator.members.get("ward_a").left is False
+
+
+def test_a_founder_that_releases_what_does_not_open_site_by_site_has_nobody_put_out_but_itself(
+    wards, tmp_path
+):
+    """Oracle: the first that says so is not taken for one whom the founder does not know: the next one has yet to say."""
+    play = play_of(wards, tmp_path)
+    founder = play.members[0].client.consortium
+    release, served = founder.answer_requests, set[str]()
+
+    def garbled(board):
+        for one in release(board):
+            content = json.loads(one.content)
+            if content["to"] not in served:
+                served.add(content["to"])
+                return [founder.identity.state(one.kind, **content | {"sealed": "00" * 48})]
+        return []
+
+    founder.answer_requests = garbled
+    play.until()
+    assert sorted(play.ended) == ["ward_b", "ward_c"]
+    assert isinstance(play.errors.pop("ward_a"), EvictedError) and not play.errors
