@@ -216,12 +216,12 @@ def test_a_site_that_pauses_stays_and_trains_again_when_the_pause_has_ended(site
     here.until(lambda: here.steps("ward_b") >= 2)
     assert here.ask("pause", "ward_b")[0] == 0
     here.until(here.says("ward_b", "ward_b pauses: "))
-    code, said = here.ask("pause", "ward_b", "--status")
-    assert code == 0 and "ward_b pauses in run" in said
-    here.until(lambda: here.events("lost", "ward_b") == 1)
     other = here.member("ward_a")
     other.send_signal(signal.SIGSTOP)  # so that the run is not over before the site is back
     try:
+        code, said = here.ask("pause", "ward_b", "--status")
+        assert code == 0 and "ward_b pauses in run" in said
+        here.until(lambda: here.events("lost", "ward_b") == 1)
         here.member("ward_b").send_signal(signal.SIGKILL)
         here.until(lambda: here.log("ward_b").count("ward_b pauses: ") == 2)
         assert here.ask("pause", "ward_b", "--end")[0] == 0
