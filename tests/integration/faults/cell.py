@@ -35,7 +35,6 @@ OPTIONS = {
     "test_images": 2,
     "batch_size": 3,
     "epochs": NUM_ROUNDS,
-    "test_every_round": True,
     "exchange": "fused",
     "threads": 1,
 }
@@ -147,6 +146,7 @@ class Play:
         """Starts everybody."""
         options = [f"--lease={self.case.lease:g}", f"--line-timeout={LINE_TIMEOUT:g}"]
         options += [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
+        options += ["--test-every-round"]  # for the faults that strike while test images are scored
         members = {
             "server": [f"--clients={len(self._sites)}", f"--run-dir={self.run}"]
             + [f"--schedule={self.case.schedule}", f"--grace={self.case.grace:g}"],
