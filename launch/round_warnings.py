@@ -1,19 +1,19 @@
 """What a person should look at while a run trains, from what each round measured.
 
     rising      the validation loss has risen for three rounds in a row
-    unlike      one site's loss, over the last three rounds, is far above the others'
+    unlike      one site's training loss, over the last three rounds, is far above the others'
     majority    a site's scores are those of always naming one class, three rounds in a row
 
-A site's loss is compared with the others' twice: its training loss, and its validation loss, for which all sites
-score the same model. With x_i the median over the last three rounds of the loss of site i, n_i the images that it is
-of, and m the median over the sites, the score is
+With x_i the median over the last three rounds of the training loss of site i, n_i the images that it is of, and m the
+median over the sites, the score is
 
-    z_i = (x_i - m) / sqrt(s^2 + m^2 / n_i)        s = max(1.4826 MAD, 0.1 m), of fewer than five sites 0.1 m
+    z_i = (x_i - m) / sqrt(s^2 + m^2 / n_i)        s = max(1.4826 MAD, 0.1 m, 0.05), without the MAD below five sites
 
 a robust z-score (Iglewicz and Hoaglin: How to Detect and Handle Outliers, 1993, whose bound 3.5 is taken). A tenth of m
-is what sites that are alike may differ by: where they stand in the round, what they see. The MAD of three or four sites
-says nothing. The second term is what chance does to the mean of n_i losses whose spread is about their mean, as that of
-cross-entropy is. The first round is left out: who trains first in it starts from a net that knows nothing.
+is what sites that are alike may differ by: where they stand in the round, what they see. Where losses are small a
+twentieth is what a few images make. The MAD of three or four sites says nothing. The second term is what chance does to
+the mean of n_i losses whose spread is about their mean. The first round is left out: who trains first in it starts from a
+net that knows nothing. Validation losses are not compared: of some thirty images a few decide them.
 ``suture bench warnings`` measures how often it errs on even data, and what it finds.
 """
 
@@ -31,7 +31,7 @@ from runtime.observers import Recorder
 BOUND = 3.5
 _ROUNDS_RISING, _ROUNDS_UNLIKE, _ROUNDS_MAJORITY = 3, 3, 3
 _FEWEST_SITES, _FEWEST_FOR_MAD = 3, 5
-_ALIKE = 0.1
+_ALIKE, _LEAST = 0.1, 0.05
 _NEAR = 0.02
 ROUND_DONE, WARNING = "round_done", "warning"
 
@@ -164,7 +164,7 @@ def robust_scores(losses: Mapping[str, tuple[float, int]]) -> dict[str, float]:
     if len(losses) < _FEWEST_SITES:
         return {}
     middle = statistics.median(loss for loss, _ in losses.values())
-    spread = _ALIKE * abs(middle)
+    spread = max(_ALIKE * abs(middle), _LEAST)
     if len(losses) >= _FEWEST_FOR_MAD:
         spread = max(spread, 1.4826 * statistics.median(abs(loss - middle) for loss, _ in losses.values()))
     scores = {}
@@ -175,24 +175,19 @@ def robust_scores(losses: Mapping[str, tuple[float, int]]) -> dict[str, float]:
 
 
 def _unlike_others(rounds: Sequence[_Round]) -> list[Warned]:
-    found: dict[str, Warned] = {}
-    ways: tuple[tuple[str, Callable[[_Round], Mapping[str, tuple[float, int]]]], ...] = (
-        ("validation", _validation_losses),
-        ("training", lambda one: one.train),
-    )
-    for name, losses_of in ways:
-        losses = _over_rounds([losses_of(one) for one in rounds])
-        scores = robust_scores(losses)
-        for client, score in scores.items():
-            if score > BOUND:
-                middle = statistics.median(loss for loss, _ in losses.values())
-                text = (
-                    f"{client}: its {name} loss is unlike the other sites': {losses[client][0]:.3f} in the "
-                    f"median of {len(rounds)} rounds, the sites' median {middle:.3f}; robust z-score {score:.1f}, "
-                    f"bound {BOUND}: ask it to look at its labels and images"
-                )
-                found.setdefault(client, Warned("unlike", client, text))
-    return list(found.values())
+    losses = _over_rounds([one.train for one in rounds])
+    middle = statistics.median(loss for loss, _ in losses.values()) if losses else 0.0
+    return [
+        Warned(
+            "unlike",
+            client,
+            f"{client}: its training loss is unlike the other sites': {losses[client][0]:.3f} in the median of "
+            f"{len(rounds)} rounds, the sites' median {middle:.3f}; robust z-score {score:.1f}, bound {BOUND}: ask it "
+            "to look at its labels and images",
+        )
+        for client, score in robust_scores(losses).items()
+        if score > BOUND
+    ]
 
 
 def _over_rounds(rounds: Sequence[Mapping[str, tuple[float, int]]]) -> dict[str, tuple[float, int]]:
@@ -201,13 +196,6 @@ def _over_rounds(rounds: Sequence[Mapping[str, tuple[float, int]]]) -> dict[str,
     return {
         name: (statistics.median(one[name][0] for one in rounds), min(one[name][1] for one in rounds))
         for name in everywhere
-    }
-
-
-def _validation_losses(one: _Round) -> dict[str, tuple[float, int]]:
-    return {
-        name: (float(scores["loss"]), int(scores.get("num_images", 1)))
-        for name, scores in one.validation.items()
     }
 
 
