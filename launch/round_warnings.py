@@ -9,11 +9,11 @@ median over the sites, the score is
 
     z_i = (x_i - m) / sqrt(s^2 + m^2 / n_i)        s = max(1.4826 MAD, 0.1 m, 0.05), without the MAD below five sites
 
-a robust z-score (Iglewicz and Hoaglin: How to Detect and Handle Outliers, 1993, whose bound 3.5 is taken). A tenth of m
-is what sites that are alike may differ by: where they stand in the round, what they see. Where losses are small a
-twentieth is what a few images make. The MAD of three or four sites says nothing. The second term is what chance does to
-the mean of n_i losses whose spread is about their mean. The first round is left out: who trains first in it starts from a
-net that knows nothing. Validation losses are not compared: of some thirty images a few decide them.
+a robust z-score (Iglewicz and Hoaglin: How to Detect and Handle Outliers, 1993, whose bound 3.5 is taken). A tenth of
+m is what sites that are alike may differ by: where they stand in the round, what they see. Where losses are small a
+twentieth is what a few images make. The MAD of three or four sites says nothing. The second term is what chance does
+to the mean of n_i losses whose spread is about their mean. The first round is left out: who trains first in it starts
+from a net that knows nothing. Validation losses are not compared: of some thirty images a few decide them.
 ``suture bench warnings`` measures how often it errs on even data, and what it finds.
 """
 
