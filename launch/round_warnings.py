@@ -81,6 +81,8 @@ class RoundWarnings:
 
     def closed(self, round: int) -> list[Warned]:
         """What is to be said when ``round`` is over; a warning that still stands is not said again."""
+        # Nothing older is looked at again: a run of a million batches must not keep them all.
+        self._lines = [line for line in self._lines if line["round"] >= round - _ROUNDS_RISING]
         rounds = [self._measured(one) for one in range(max(1, round - _ROUNDS_RISING), round + 1)]
         unlike = _unlike_others(rounds[-_ROUNDS_UNLIKE:]) if round > _ROUNDS_UNLIKE else []
         found = [*self._rising(rounds), *unlike, *self._majority(rounds)]

@@ -204,3 +204,13 @@ def test_a_warning_is_written_beside_the_numbers_and_told():
 )
 def test_what_was_undone_counts_for_nothing(undo):
     assert _play(undo)[1] == []
+
+
+def test_what_is_kept_does_not_grow_with_the_run():
+    """Oracle: the lines of the four rounds that a warning may look at, whatever was before."""
+    warnings = RoundWarnings(2)
+    for round in range(1, 51):
+        for _ in range(20):
+            warnings.take(line(round, "north", "train", 0.4))
+        warnings.closed(round)
+        assert len(warnings._lines) <= 4 * 20
