@@ -21,10 +21,10 @@ from launch.config import RunOptions, required
 from launch.round_warnings import ROUND_DONE, RoundWarnings, Warned, WarningRecorder
 from runtime.checkpoint import write_atomically
 from runtime.client import Client
-from runtime.data.client_data import Batch
+from runtime.data.client_data import Batch, ClientData
 from runtime.data.source import Task
 from runtime.errors import CheckpointError
-from runtime.handoff import part_digest, weights_digest
+from runtime.handoff import model_digest
 from runtime.metrics import main_score
 from runtime.scheduler import Turn, TurnKind
 from runtime.session import NoKeepsakes
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 COUNTED = "turn"
 """The event of a turn that counted."""
 _DOES = {TurnKind.TRAIN: "training", TurnKind.AVERAGE: "averaging", TurnKind.EVALUATE: "evaluating"}
-SPLITS = ("train", "validation", "test")
 
 
 class ClientRecord(NoKeepsakes):
@@ -77,7 +76,8 @@ class ClientRecord(NoKeepsakes):
         self.best_round = 0
         self.is_finished = False
         self._seconds = dict.fromkeys((*_DOES.values(), "waiting"), 0.0)
-        self._begun = self._turn_begun = self._turn_ended = time.monotonic()
+        self._num_trained = 0
+        self._turn_begun = self._turn_ended = time.monotonic()
         self._batches: list[tuple[float, int]] = []
         self._crossed = (0, 0)
         self._is_broken = False
@@ -114,6 +114,7 @@ class ClientRecord(NoKeepsakes):
             if event["event"] == COUNTED:
                 self._seconds[_DOES[TurnKind(event["kind"])]] += event["seconds"]
                 self._seconds["waiting"] += event["waited"]
+                self._num_trained += event["images"]
         if torn:
             log.info("a turn that an interruption left unfinished does not count: %s", sorted(torn))
 
@@ -169,6 +170,7 @@ class ClientRecord(NoKeepsakes):
         self._turn_ended = now
         self._seconds[_DOES[turn.kind]] += seconds
         self._seconds["waiting"] += waited
+        num_images = sum(images for _, images in self._batches)
         fields = {
             "round": turn.round,
             "turn": turn.number,
@@ -177,10 +179,11 @@ class ClientRecord(NoKeepsakes):
             "seconds": round(seconds, 6),
             "waited": round(waited, 6),
             "batches": len(self._batches),
-            "images": sum(images for _, images in self._batches),
+            "images": num_images,
             "bytes_up": crossed[0] - self._crossed[0],
             "bytes_down": crossed[1] - self._crossed[1],
         }
+        self._num_trained += num_images
         self._crossed, self._newest = crossed, max(self._newest, turn.number)
         if self._batches:
             self.scores["train"] = {"loss": mean_loss(self._batches)}
@@ -199,7 +202,7 @@ class ClientRecord(NoKeepsakes):
         self._close_round()
         if self._tracker is not None:
             self._write(self._tracker.close)
-        self._write(partial(self._summarise, whole_digest(client, release)))
+        self._write(partial(self._summarise, release))
         self._write(self._draw)
 
     def _close_round(self) -> None:
@@ -216,9 +219,7 @@ class ClientRecord(NoKeepsakes):
         """What the run has come to at this client so far."""
         client, options = self._client, self._options
         data, up_down = client.data, self._traffic()
-        images = {split: len(getattr(data.share, split)) for split in SPLITS}
         trained = self._seconds["training"]
-        num_trained = sum(event.get("images", 0) for event in self._events() if event["event"] == COUNTED)
         return {
             "client": client.name,
             "task": self._task,
@@ -226,25 +227,23 @@ class ClientRecord(NoKeepsakes):
             "cut": options.cut,
             "labels": options.labels,
             "data": options.data.partition(":")[0],
-            "images": images,
+            "images": images_by_set(data),
             "classes": _class_counts(client),
             "rounds": options.epochs,
             "scores": self.scores,
             "best_round": self.best_round,
             "seconds": {name: round(value, 3) for name, value in self._seconds.items()},
             "wall_seconds": round(sum(self._seconds.values()), 3),
-            "images_per_second": num_trained / trained if trained else 0.0,
+            "images_per_second": self._num_trained / trained if trained else 0.0,
             "bytes": {"up": up_down[0], "down": up_down[1]},
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "weights_sha256": weights,
         }
 
-    def _events(self) -> list[dict[str, Any]]:
-        path = (self._folder or Path()) / METRICS_FILE
-        return read_events(path) if path.exists() else []
-
-    def _summarise(self, weights: str | None) -> None:
+    def _summarise(self, release: Release) -> None:
         assert self._folder is not None
+        # Without a top there is no whole model: the server keeps it to itself.
+        weights = model_digest(self._client.whole_model(release, best=False)) if release.top else None
         text = json.dumps(self.summary(weights), indent=2) + "\n"
         write_atomically(self._folder / "summary.json", text.encode())
 
@@ -277,12 +276,9 @@ def mean_loss(batches: list[tuple[float, int]]) -> float:
     return sum(loss * images for loss, images in batches) / sum(images for _, images in batches)
 
 
-def whole_digest(client: Client, release: Release) -> str | None:
-    """The digest of the whole final model, None where the server keeps the top to itself."""
-    if not release.top:
-        return None
-    parts = client.whole_model(release, best=False)
-    return weights_digest({name: part_digest(state) for name, state in parts.items()})
+def images_by_set(data: ClientData) -> dict[str, int]:
+    """How many images a client trains, validates and tests on."""
+    return {name: len(getattr(data.share, name)) for name in ("train", "validation", "test")}
 
 
 def _class_counts(client: Client) -> dict[str, int]:

@@ -36,10 +36,10 @@ def final_table(summary: Mapping[str, Any]) -> Table:
     for client, phases in summary["clients"].items():
         test = phases.get("test") or {}
         rows.append([(phases.get("train") or {}).get("loss"), *(test.get(key) for key in columns)])
-        table.add_row(Text(client), *map(_number, rows[-1]))
+        table.add_row(Text(client), *map(shown, rows[-1]))
     if len(rows) > 1:
         table.add_section()
-        table.add_row("mean", *(_number(_mean(column)) for column in zip(*rows, strict=True)), style="bold")
+        table.add_row("mean", *(shown(_mean(column)) for column in zip(*rows, strict=True)), style="bold")
     return table
 
 
@@ -53,5 +53,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _number(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.3f}"
+def shown(value: float | None, digits: int = 3) -> str:
+    """A score or loss in a table, a dash where there is none."""
+    return NOTHING if value is None else f"{value:.{digits}f}"

@@ -18,7 +18,7 @@ from rich.console import Console
 import models.registry as nets
 from launch import build, site_images
 from launch.address import parse_address
-from launch.client_record import SPLITS, ClientRecord
+from launch.client_record import ClientRecord, images_by_set
 from launch.config import RunOptions, required
 from launch.cores import ready_torch
 from launch.enclosure import enclose
@@ -209,9 +209,8 @@ def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
 
 def _facts(options: RunOptions, data: ClientData, name: str) -> dict[str, Any]:
     """What the page of the run says beside the site's numbers."""
-    sets = {split: len(getattr(data.share, split)) for split in SPLITS}
     told = {option: value for option, value in vars(options).items() if value is not None}
-    return told | {"name": name, "classes": list(data.classes), "clients_data": {name: sets}}
+    return told | {"name": name, "classes": list(data.classes), "clients_data": {name: images_by_set(data)}}
 
 
 def proxy_ports() -> tuple[int, ...]:

@@ -28,7 +28,7 @@ from runtime.data.client_data import Batch, Split
 from runtime.data.normalise import denormalise
 from runtime.data.source import Task
 from runtime.errors import CheckpointError, ConfigError, DataError
-from runtime.handoff import part_digest, weights_digest
+from runtime.handoff import model_digest
 from runtime.scheduler import Turn
 from runtime.session import Keepsakes, NoKeepsakes
 from runtime.stopwatch import Lap, RunningStopwatch
@@ -190,8 +190,7 @@ class ClientFolder(NoKeepsakes):
         models = {}
         for which in ("last", "best"):
             parts = client.whole_model(release, best=which == "best")
-            digests = {name: part_digest(state) for name, state in parts.items()}
-            models[which] = {"parts": parts, "weights_sha256": weights_digest(digests)}
+            models[which] = {"parts": parts, "weights_sha256": model_digest(parts)}
         content = {
             "format": MODEL_FORMAT,
             "model": self._options.model,

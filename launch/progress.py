@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from launch.final_table import NOTHING, shown
+from launch.live import LivePicture
 from launch.pace import Pace, duration
 from launch.round_warnings import Warned
 
 log = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_REFRESHES = 0.25
 _WARNINGS_SHOWN = 5
-_NOTHING = "-"
 _HEADLINES = {"accuracy": "accuracy", "auroc": "AUROC", "dice": "Dice", "jaccard": "Jaccard"}
 _DOES = {"train": "trains", "average": "averages", "evaluate": "evaluates"}
 _STYLES = {
@@ -40,7 +38,7 @@ class _Row:
 
     state: str = "waits"
     train_loss: float | None = None
-    scores: str = _NOTHING
+    scores: str = NOTHING
     has_test_scores: bool = False
     losses: list[float] = field(default_factory=list)
 
@@ -62,34 +60,28 @@ class _CurrentTurn:
     is_over: bool = False
 
 
-class Progress:
+class Progress(LivePicture):
     """Shows how a run goes; the server reports to it.
 
-    Not thread-safe: the server calls it from RPC threads, one at a time, under its own lock. It starts no
-    thread, so the picture moves only when something is reported, at most four times a second.
-
-    Where the console is no terminal (or TERM=dumb, or CI is set) it logs one INFO line a turn instead.
+    Not thread-safe: the server calls it from RPC threads, one at a time, under its own lock. Without a picture it logs
+    one INFO line a turn instead.
 
     Args:
-        console: where to draw, stderr when None. Log to ``progress.console`` (rich's RichHandler) while the
-            display runs; lines written past it would be torn.
+        console: where to draw, stderr when None.
         clock: seconds from any origin, never going back; tests pass their own.
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.console = console or Console(stderr=True)
-        self.is_live = self.console.is_interactive and "CI" not in os.environ
-        self._clock = clock
+        super().__init__(console, clock)
         self._rows: dict[str, _Row] = {}
         self._turn: _CurrentTurn | None = None
         self._num_rounds = 0
         self._turns_done = 0
         self._turns_done_in_round = 0
-        self._started = self._last_refresh = 0.0
+        self._started = 0.0
         self._pace = Pace(clock)
         self._warnings: list[str] = []
         self._best_round = 0
-        self._live: Live | None = None
         self._is_finished = False
 
     def start(self, num_rounds: int, clients: Sequence[str]) -> None:
@@ -101,9 +93,7 @@ class Progress:
         """
         self._num_rounds = num_rounds
         self._rows = {client: _Row() for client in clients}
-        if self.is_live and self._live is None:
-            self._live = Live(console=self.console, auto_refresh=False, get_renderable=self._picture)
-            self._live.start()
+        self._show()
 
     def turn_started(self, round: int, turn: int, client: str, kind: str, num_batches: int | None) -> None:
         """``client`` has the turn, or several with "+" between their names.
@@ -133,8 +123,7 @@ class Progress:
         row = self._row(client)
         row.losses.append(loss)
         row.train_loss = loss
-        if self._clock() - self._last_refresh >= _SECONDS_BETWEEN_REFRESHES:
-            self._refresh()
+        self._refresh_at_times()
 
     def turn_done(self) -> None:
         """The current turn counts; a training turn's mean loss replaces its last batch's in the table."""
@@ -164,13 +153,13 @@ class Progress:
 
     def scores(self, client: str, phase: str, scores: Mapping[str, float]) -> None:
         """What an evaluation gave; once there are test scores the table no longer shows validation scores."""
-        shown = ", ".join(f"{name} {scores[key]:.3f}" for key, name in _HEADLINES.items() if key in scores)
+        headline = ", ".join(f"{name} {scores[key]:.3f}" for key, name in _HEADLINES.items() if key in scores)
         row = self._row(client)
         if phase == "test" or not row.has_test_scores:
-            row.scores = f"{phase}: {shown or _NOTHING}"
+            row.scores = f"{phase}: {headline or NOTHING}"
             row.has_test_scores = phase == "test"
         if not self.is_live:
-            log.info("%s %s: %s", client, phase, shown or "no scores")
+            log.info("%s %s: %s", client, phase, headline or "no scores")
         self._refresh()
 
     def round_done(self, round: int, best_round: int) -> None:
@@ -191,10 +180,7 @@ class Progress:
     def finished(self) -> None:
         """The run is over, well or not: leave the last picture, give the cursor back. May be repeated."""
         self._is_finished = True
-        if self._live is not None:
-            self._refresh()
-            self._live.stop()
-            self._live = None
+        self._leave()
 
     def __enter__(self) -> Progress:
         return self
@@ -226,17 +212,12 @@ class Progress:
     def _row(self, client: str) -> _Row:
         return self._rows.setdefault(client, _Row())
 
-    def _refresh(self) -> None:
-        if self._live is not None:
-            self._last_refresh = self._clock()
-            self._live.refresh()
-
     def _line(self, turn: _CurrentTurn) -> str:
         seconds = max(self._clock() - turn.started, 1e-9)
-        loss = f"{turn.loss_sum / turn.batches_done:.4f}" if turn.batches_done else _NOTHING
+        mean = turn.loss_sum / turn.batches_done if turn.batches_done else None
         return (
             f"round {turn.round} of {self._num_rounds}, turn {turn.turn}: {_shown(turn.client)} trained "
-            f"{turn.batches_done} batches, loss {loss}, {turn.images_done / seconds:.0f} images/s"
+            f"{turn.batches_done} batches, loss {shown(mean, 4)}, {turn.images_done / seconds:.0f} images/s"
             f", {duration(self.seconds_left())} left"
         )
 
@@ -251,10 +232,8 @@ class Progress:
         ):
             table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
         for client, row in self._rows.items():
-            loss = _NOTHING if row.train_loss is None else f"{row.train_loss:.4f}"
-            table.add_row(
-                Text(client), Text(row.state, style=_STYLES.get(row.state, "dim")), loss, row.scores
-            )
+            state = Text(row.state, style=_STYLES.get(row.state, "dim"))
+            table.add_row(Text(client), state, shown(row.train_loss, 4), row.scores)
         said = [Text(f"! {text}", style="yellow") for text in self._warnings[-_WARNINGS_SHOWN:]]
         if self._best_round:
             said.insert(0, Text(f"best round by validation so far: {self._best_round}", style="dim"))
@@ -269,7 +248,6 @@ class Progress:
         grid = Table.grid(padding=(0, 2, 0, 0))
         total = turn.batches_done if turn.is_over else turn.num_batches
         seconds = max(self._clock() - turn.started, 1e-9)
-        loss = _NOTHING if turn.last_loss is None else f"{turn.last_loss:.4f}"
         verb = "" if turn.is_over else _DOES[turn.kind]
         place = (
             Text(f"round {turn.round} of {self._num_rounds}", style="bold"),
@@ -284,7 +262,9 @@ class Progress:
             Text(f"{turn.batches_done}/{'?' if total is None else total} batches"),
         )
         speed = "" if turn.is_over else f"{turn.images_done / seconds:.0f} images/s, "
-        return Group(grid, Text(f"loss {loss}, {speed}{duration(self.seconds_left())} left"))
+        return Group(
+            grid, Text(f"loss {shown(turn.last_loss, 4)}, {speed}{duration(self.seconds_left())} left")
+        )
 
 
 def _shown(clients: str) -> str:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from launch.client_record import mean_loss
-from launch.final_table import COLUMNS, NOTHING
+from launch.final_table import COLUMNS, shown
+from launch.live import LivePicture
 from launch.pace import Pace, duration
 from launch.round_warnings import Warned
 from runtime.client import Client
@@ -30,7 +29,6 @@ log = logging.getLogger(__name__)
 
 _DOES = {"train": "trains", "average": "averages", "evaluate": "scores the model"}
 _ROUNDS_SHOWN = 6
-_SECONDS_BETWEEN_REFRESHES = 0.25
 
 
 @dataclass
@@ -41,11 +39,10 @@ class _Round:
     validation: Mapping[str, float] = field(default_factory=dict)
 
 
-class SiteProgress(NoKeepsakes):
+class SiteProgress(LivePicture, NoKeepsakes):
     """Shows how the run goes at this site; see `session.Keepsakes`.
 
-    It starts no thread: the picture moves when something is reported, at most four times a second. Where the console is
-    no terminal (or TERM=dumb, or CI is set) it logs a line for each of the site's own turns instead.
+    Without a picture it logs a line for each of the site's own turns instead.
 
     Args:
         task: "classification" or "segmentation".
@@ -63,31 +60,23 @@ class SiteProgress(NoKeepsakes):
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.console = console or Console(stderr=True)
-        self.is_live = self.console.is_interactive and "CI" not in os.environ
+        super().__init__(console, clock)
         self._task, self._columns, self._num_rounds = task, COLUMNS[task], num_rounds
-        self._traffic, self._clock, self._pace = traffic, clock, Pace(clock)
+        self._traffic, self._pace = traffic, Pace(clock)
         self._rounds: dict[int, _Round] = {}
         self._round = 0
         self._does = "waits for the run to begin"
         self._num_batches: int | None = None
         self._batches: list[tuple[float, int]] = []
-        self._begun = self._ended = self._refreshed = clock()
+        self._begun = self._ended = clock()
         self._trained = self._waited = 0.0
         self._warnings: list[str] = []
-        self._live: Live | None = None
         self._is_over = False
-
-    def earlier(self, round: int, train_loss: float | None, validation: Mapping[str, float]) -> None:
-        """What an earlier process of this site had of a round."""
-        self._rounds[round] = _Round(train_loss, validation)
 
     def joined(self, client: Client, welcome: Welcome) -> None:
         """The site is in."""
         self._client = client
-        if self.is_live and self._live is None:
-            self._live = Live(console=self.console, auto_refresh=False, get_renderable=self._picture)
-            self._live.start()
+        self._show()
         self._refresh()
 
     def waits(self, turn: Turn) -> None:
@@ -121,8 +110,7 @@ class SiteProgress(NoKeepsakes):
     def trained(self, turn: Turn, batch: Batch, loss: float) -> None:
         """One batch of this site's turn."""
         self._batches.append((loss, len(batch.inputs)))
-        if self._clock() - self._refreshed >= _SECONDS_BETWEEN_REFRESHES:
-            self._refresh()
+        self._refresh_at_times()
 
     def scored(self, turn: Turn, scores: Mapping[str, Mapping[str, float]]) -> None:
         """What this site's images say of the model."""
@@ -168,10 +156,7 @@ class SiteProgress(NoKeepsakes):
 
     def close(self) -> None:
         """The run is over here, well or not: leaves the last picture, gives the cursor back. May be repeated."""
-        if self._live is not None:
-            self._refresh()
-            self._live.stop()
-            self._live = None
+        self._leave()
 
     def seconds_left(self) -> float | None:
         """Seconds to the end of the run, None where that is not known."""
@@ -185,13 +170,8 @@ class SiteProgress(NoKeepsakes):
         return "time left is known after a whole round" if seconds is None else f"{duration(seconds)} left"
 
     def _said(self, scores: Mapping[str, float]) -> str:
-        shown = [f"{name} {scores[key]:.3f}" for key, name in self._columns.items() if key in scores]
-        return ", ".join([f"loss {scores['loss']:.4f}", *shown, f"n {scores.get('num_images', 0):.0f}"])
-
-    def _refresh(self) -> None:
-        if self._live is not None:
-            self._refreshed = self._clock()
-            self._live.refresh()
+        named = [f"{name} {scores[key]:.3f}" for key, name in self._columns.items() if key in scores]
+        return ", ".join([f"loss {scores['loss']:.4f}", *named, f"n {scores.get('num_images', 0):.0f}"])
 
     def _picture(self) -> Group:
         parts: list[Table | Text | str] = [self._headline(), self._costs()]
@@ -231,20 +211,20 @@ class SiteProgress(NoKeepsakes):
         for name in ("round", "train loss", "validation loss", *self._columns.values(), "n"):
             # Each word on a line of its own: the table fits into eighty columns.
             table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True, vertical="bottom")
-        shown, before = sorted(self._rounds)[-_ROUNDS_SHOWN:], None
+        before = None
         main = MAIN_METRICS[self._task][0]
-        for number in shown:
+        for number in sorted(self._rounds)[-_ROUNDS_SHOWN:]:
             one = self._rounds[number]
             now = one.validation.get(main)
             values = [
-                _number(one.validation.get(key)) + (_trend(before, now) if key == main else "")
+                shown(one.validation.get(key)) + (_trend(before, now) if key == main else "")
                 for key in self._columns
             ]
             before = now
             table.add_row(
                 str(number),
-                _number(one.train_loss, 4),
-                _number(one.validation.get("loss"), 4),
+                shown(one.train_loss, 4),
+                shown(one.validation.get("loss"), 4),
                 *values,
                 f"{one.validation.get('num_images', 0):.0f}",
             )
@@ -267,8 +247,8 @@ def print_end(task: str, scores: Mapping[str, Mapping[str, float]], best_round: 
     for phase in ("validation", "test"):
         values = scores.get(phase)
         if values:
-            cells = [_number(values.get(key)) for key in COLUMNS[task]]
-            table.add_row(phase, f"{values.get('num_images', 0):.0f}", _number(values.get("loss"), 4), *cells)
+            cells = [shown(values.get(key)) for key in COLUMNS[task]]
+            table.add_row(phase, f"{values.get('num_images', 0):.0f}", shown(values.get("loss"), 4), *cells)
     Console().print(table)
     if best_round:
         print(f"best round by validation over all sites: {best_round}")
@@ -285,10 +265,6 @@ def size(num_bytes: float) -> str:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.3g} GB"
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return NOTHING if value is None else f"{value:.{digits}f}"
 
 
 def _trend(before: float | None, now: float | None) -> str:

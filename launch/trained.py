@@ -19,7 +19,7 @@ from models.split import SplitModel
 from runtime.data.normalise import Normalisation, normalise
 from runtime.data.source import Task
 from runtime.errors import ConfigError
-from runtime.handoff import part_digest, weights_digest
+from runtime.handoff import model_digest
 
 WHICH = ("best", "last")
 
@@ -138,7 +138,7 @@ def _build(path: Path, content: dict[str, Any], which: str) -> TrainedModel:
             width=content["width"],
         )
     states, digest = content[which]["parts"], content[which]["weights_sha256"]
-    if weights_digest({name: part_digest(state) for name, state in states.items()}) != digest:
+    if model_digest(states) != digest:
         raise _damaged(path, "its weights are not those of its digest")
     for name, part in split.parts().items():
         part.load_state_dict(states[name], assign=True)

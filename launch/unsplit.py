@@ -29,7 +29,7 @@ from launch.summary import final_metrics, header, write_summary
 from models.split import JoinedModel
 from runtime.data.client_data import Batch, ClientData
 from runtime.data.partition import Share
-from runtime.handoff import part_digest, shared_key, weights_digest
+from runtime.handoff import model_digest, shared_key
 from runtime.metrics import build_criterion, build_scores
 from runtime.randomness import PUBLIC, Randomness
 from runtime.scheduler import Scheduler, parse_schedule
@@ -121,7 +121,7 @@ class Unsplit:
 
     def weights_sha256(self) -> str:
         """The digest that the split run of the same options ends with."""
-        return weights_digest({name: part_digest(part.state_dict()) for name, part in self._parts.items()})
+        return model_digest({name: part.state_dict() for name, part in self._parts.items()})
 
 
 def run_unsplit(options: RunOptions) -> None:

@@ -398,3 +398,8 @@ def part_digest(state: Mapping[str, Tensor]) -> str:
 def weights_digest(parts: Mapping[str, str]) -> str:
     """``weights_sha256``: SHA-256 (hex) over the parts' digests, in the order of their names."""
     return hashlib.sha256("/".join(f"{name}:{parts[name]}" for name in sorted(parts)).encode()).hexdigest()
+
+
+def model_digest(states: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """``weights_sha256`` of a whole model, from its parts' state dicts."""
+    return weights_digest({name: part_digest(state) for name, state in states.items()})

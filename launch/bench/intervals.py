@@ -27,11 +27,3 @@ def mean_interval(values: Sequence[float]) -> float:
     if len(values) < 2:
         return float("inf")
     return float(_T_95[min(len(values) - 1, 10)] * statistics.stdev(values) / math.sqrt(len(values)))
-
-
-def share_interval(count: int, total: int) -> tuple[float, float]:
-    """95% interval of a share, ``count`` of ``total`` (Wilson: Probable inference, JASA 1927)."""
-    z, share = 1.959964, count / total
-    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, middle - half), min(1.0, middle + half)

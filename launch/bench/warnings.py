@@ -13,12 +13,12 @@ from rich.table import Table
 from torch import Tensor
 
 from launch import build
-from launch.bench.intervals import share_interval
 from launch.bench.rig import over
 from launch.config import RunOptions, required
 from launch.cores import ready_torch
 from launch.ranks import play_locally
 from launch.round_warnings import RoundWarnings, WarningRecorder
+from launch.run_report.intervals import wilson
 from runtime.data.source import Source
 from runtime.errors import ConfigError
 from runtime.observers import NoRecorder
@@ -123,6 +123,6 @@ def run_command(options: RunOptions, num_runs: int, flipped: float) -> None:
         (f"{flipped:.0%} of one site's labels wrong", "another site was named", counts["flipped"][1]),
     )
     for data, what, count in rows:
-        low, high = share_interval(count, num_runs)
+        low, high = wilson(count, num_runs)
         table.add_row(data, what, f"{count} of {num_runs}", f"{low:.3f} to {high:.3f}")
     Console().print(table)

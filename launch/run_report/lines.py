@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.profile import EVENT as PROFILED
+from launch.run_report.values import number
 
 _AT_ONCE = 4 << 20
 _MOST_EVENTS = 1000
@@ -200,5 +201,4 @@ class MetricsReader:
 
 def _amount(value: object) -> float:
     """A number of at least 0; 0 for what is none."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return max(0.0, float(value)) if is_number else 0.0  # type: ignore[arg-type]
+    return max(0.0, number(value) or 0.0)

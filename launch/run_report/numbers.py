@@ -15,7 +15,8 @@ import numpy as np
 from launch.figures.curves import Array, smoothed
 from launch.run_report.happened import happened, warnings
 from launch.run_report.lines import Cost, MetricsReader, Steps
-from launch.run_report.values import mapping, natural, number, read_json, whole
+from launch.run_report.values import mapping, number, read_json, whole
+from runtime.members import natural
 
 _MOST_POINTS = 400
 MAIN = {"classification": ("auroc", "balanced_accuracy"), "segmentation": ("jaccard", "dice")}

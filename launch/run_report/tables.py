@@ -11,7 +11,8 @@ from launch.run_report.lines import Cost
 from launch.run_report.numbers import RunNumbers, Site
 from launch.run_report.svg import swatch
 from launch.run_report.text import DASH, duration, score, size, text
-from launch.run_report.values import natural, number, whole
+from launch.run_report.values import number, whole
+from runtime.members import natural
 
 NAMES = {
     "auroc": "AUROC",
