@@ -1,41 +1,28 @@
 """The warm process that starts members, as the harness sees it."""
 
-import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from forks import ask, warm_process
+
 
 @dataclass
 class Stage:
     """The warm process that starts members; see warm_process.py."""
 
-    process: subprocess.Popen[str]
+    process: "subprocess.Popen[str]"
 
     def start(self, **order: Any) -> int:
         """Starts a member's keeper, or a replay; returns its process id."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+        return ask(self.process, order)
 
 
 @contextmanager
 def open_stage() -> Iterator[Stage]:
     """A stage that is gone afterwards."""
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("warm_process.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    with warm_process(str(Path(__file__).with_name("warm_process.py"))) as process:
         yield Stage(process)
-    finally:
-        process.kill()
-        process.wait()
