@@ -11,6 +11,7 @@ import logging
 import resource
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,52 @@ log = logging.getLogger(__name__)
 COUNTED = "turn"
 """The event of a turn that counted."""
 _DOES = {TurnKind.TRAIN: "training", TurnKind.AVERAGE: "averaging", TurnKind.EVALUATE: "evaluating"}
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What earlier processes of a client left in its folder.
+
+    Attributes:
+        lines: of the turns that counted, as `read_metrics` gives them.
+        turns: the event of each of those turns.
+        torn: numbers of turns that an interruption left unfinished.
+        closed: the last round that was done.
+    """
+
+    lines: list[dict[str, Any]]
+    turns: list[dict[str, Any]]
+    torn: set[int]
+    closed: int
+
+    @classmethod
+    def read(cls, folder: Path) -> Earlier:
+        """What is there, which may be nothing."""
+        path = folder / METRICS_FILE
+        lines, events = (read_metrics(path), read_events(path)) if path.exists() else ([], [])
+        turns = [event for event in events if event["event"] == COUNTED]
+        torn = {line["turn"] for line in lines} - {event["turn"] for event in turns}
+        closed = max((event["round"] for event in events if event["event"] == ROUND_DONE), default=0)
+        return cls([line for line in lines if line["turn"] not in torn], turns, torn, closed)
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether nothing was written."""
+        return not (self.lines or self.torn)
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Bytes that went up and came down in those turns."""
+        return sum(turn["bytes_up"] for turn in self.turns), sum(turn["bytes_down"] for turn in self.turns)
+
+    def seconds(self, kind: TurnKind) -> float:
+        """Seconds that those turns of one kind took."""
+        return float(sum(turn["seconds"] for turn in self.turns if turn["kind"] == kind.value))
+
+    @property
+    def waited(self) -> float:
+        """Seconds that the client waited before them."""
+        return float(sum(turn["waited"] for turn in self.turns))
 
 
 class ClientRecord(NoKeepsakes):
@@ -79,7 +126,7 @@ class ClientRecord(NoKeepsakes):
         self._num_trained = 0
         self._turn_begun = self._turn_ended = time.monotonic()
         self._batches: list[tuple[float, int]] = []
-        self._crossed = (0, 0)
+        self._crossed = self._earlier_traffic = (0, 0)
         self._is_broken = False
 
     def joined(self, client: Client, welcome: Welcome) -> None:
@@ -92,31 +139,25 @@ class ClientRecord(NoKeepsakes):
 
     def _open(self) -> None:
         assert self._folder is not None
-        path, warnings = self._folder / METRICS_FILE, RoundWarnings(len(self._client.data.classes))
-        lines, events = (read_metrics(path), read_events(path)) if path.exists() else ([], [])
-        counted = [event["turn"] for event in events if event["event"] == COUNTED]
-        torn = {line["turn"] for line in lines} - set(counted)
-        kept = [line for line in lines if line["turn"] not in torn]
-        step = max((line["step"] for line in kept), default=0)
-        resume = step if lines else None
+        warnings, earlier = RoundWarnings(len(self._client.data.classes)), Earlier.read(self._folder)
+        step = max((line["step"] for line in earlier.lines), default=0)
+        resume = None if earlier.is_nothing else step
         self._tracker = Tracker(self._folder, resume_step=resume, of_client=True, curves=self._curves)
         self._recorder = WarningRecorder(self._tracker, warnings, self._warn)
-        for turn in sorted(torn):
+        for turn in sorted(earlier.torn):
             self._event("rolled_back", turn=turn, client=self._client.name, reason="interrupted")
-        for line in kept:
+        for line in earlier.lines:
             warnings.take(line)
             self._newest, self._round = max(self._newest, line["turn"]), line["round"]
             if line["phase"] != "train":
-                self._scored(line["round"], line["phase"], _plain_scores(line))
-        for event in events:
-            if event["event"] == ROUND_DONE:
-                self._closed = max(self._closed, event["round"])
-            if event["event"] == COUNTED:
-                self._seconds[_DOES[TurnKind(event["kind"])]] += event["seconds"]
-                self._seconds["waiting"] += event["waited"]
-                self._num_trained += event["images"]
-        if torn:
-            log.info("a turn that an interruption left unfinished does not count: %s", sorted(torn))
+                self._scored(line["round"], line["phase"], plain_scores(line))
+        for kind, does in _DOES.items():
+            self._seconds[does] += earlier.seconds(kind)
+        self._seconds["waiting"] += earlier.waited
+        self._num_trained += sum(turn["images"] for turn in earlier.turns)
+        self._closed, self._earlier_traffic = earlier.closed, earlier.traffic
+        if earlier.torn:
+            log.info("a turn that an interruption left unfinished does not count: %s", sorted(earlier.torn))
 
     def began(self, turn: Turn) -> None:
         """One of the run's turns begins here; what is written of later ones never happened."""
@@ -218,7 +259,8 @@ class ClientRecord(NoKeepsakes):
     def summary(self, weights: str | None = None) -> dict[str, Any]:
         """What the run has come to at this client so far."""
         client, options = self._client, self._options
-        data, up_down = client.data, self._traffic()
+        data = client.data
+        up, down = (sum(both) for both in zip(self._earlier_traffic, self._traffic(), strict=True))
         trained = self._seconds["training"]
         return {
             "client": client.name,
@@ -235,7 +277,7 @@ class ClientRecord(NoKeepsakes):
             "seconds": {name: round(value, 3) for name, value in self._seconds.items()},
             "wall_seconds": round(sum(self._seconds.values()), 3),
             "images_per_second": self._num_trained / trained if trained else 0.0,
-            "bytes": {"up": up_down[0], "down": up_down[1]},
+            "bytes": {"up": up, "down": down},
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "weights_sha256": weights,
         }
@@ -288,7 +330,8 @@ def _class_counts(client: Client) -> dict[str, int]:
     return dict(zip(client.data.classes, counts, strict=True))
 
 
-def _plain_scores(line: Mapping[str, Any]) -> dict[str, float]:
+def plain_scores(line: Mapping[str, Any]) -> dict[str, float]:
+    """The scores of a line of metrics.jsonl, without its place."""
     return {
         name: value
         for name, value in line.items()

@@ -193,7 +193,7 @@ def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
         return line.traffic.up, line.traffic.down
 
     task = str(data.task)
-    progress = SiteProgress(task, required(options.epochs), traffic, console)
+    progress = SiteProgress(task, required(options.epochs), traffic, own, console)
     record = ClientRecord(options, own, curves=True, traffic=traffic, warn=progress.warned)
     with closing(outbox), closing(wishes), standing:
         wishes.watch()

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from launch.client_record import mean_loss
+from launch.client_record import Earlier, mean_loss, plain_scores
 from launch.final_table import COLUMNS, shown
 from launch.live import LivePicture
 from launch.pace import Pace, duration
@@ -47,7 +47,8 @@ class SiteProgress(LivePicture, NoKeepsakes):
     Args:
         task: "classification" or "segmentation".
         num_rounds: last round's number.
-        traffic: bytes that have gone up and come down so far.
+        traffic: bytes that have gone up and come down so far in this process.
+        folder: RUN/clients/NAME, from which rounds and costs of earlier processes are taken up; None for none.
         console: where to draw, stderr when None.
         clock: seconds from any origin, never going back; tests pass their own.
     """
@@ -57,12 +58,14 @@ class SiteProgress(LivePicture, NoKeepsakes):
         task: str,
         num_rounds: int,
         traffic: Callable[[], tuple[int, int]],
+        folder: Path | None = None,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(console, clock)
         self._task, self._columns, self._num_rounds = task, COLUMNS[task], num_rounds
         self._traffic, self._pace = traffic, Pace(clock)
+        self._earlier_traffic = (0, 0)
         self._rounds: dict[int, _Round] = {}
         self._round = 0
         self._does = "waits for the run to begin"
@@ -72,6 +75,20 @@ class SiteProgress(LivePicture, NoKeepsakes):
         self._trained = self._waited = 0.0
         self._warnings: list[str] = []
         self._is_over = False
+        if folder is not None:
+            self._take_up(Earlier.read(folder))
+
+    def _take_up(self, earlier: Earlier) -> None:
+        batches: dict[int, list[tuple[float, int]]] = {}
+        for line in earlier.lines:
+            if line["phase"] == "train":
+                batches.setdefault(line["round"], []).append((line["loss"], line["num_images"]))
+            elif line["phase"] == "validation":
+                self._of(line["round"]).validation = plain_scores(line)
+        for number, losses in batches.items():
+            self._of(number).train_loss = mean_loss(losses)
+        self._trained, self._waited = earlier.seconds(TurnKind.TRAIN), earlier.waited
+        self._earlier_traffic = earlier.traffic
 
     def joined(self, client: Client, welcome: Welcome) -> None:
         """The site is in."""
@@ -194,7 +211,7 @@ class SiteProgress(LivePicture, NoKeepsakes):
         return grid
 
     def _costs(self) -> Text:
-        up, down = self._traffic()
+        up, down = (sum(both) for both in zip(self._earlier_traffic, self._traffic(), strict=True))
         said = []
         if self._does == "this site trains" and self._batches:
             seconds = max(self._clock() - self._begun, 1e-9)

@@ -117,6 +117,14 @@ def test_a_torn_line_is_closed_and_nothing_else_is_lost(player):
     assert again.lines() == [(1, "train", 0.9), (4, "train", 0.7)]
 
 
+def test_the_summary_counts_what_earlier_processes_trained_and_sent(player):
+    """Each turn of `Player` sends 100 bytes and receives 40; the second process counts its own from 0."""
+    player.trains(1, 1, 0, [0.9])
+    again = Player(player.folder)
+    again.trains(5, 2, 3, [0.7])
+    assert again.record.summary()["bytes"] == {"up": 200, "down": 80}
+
+
 def test_the_summary_says_data_by_set_seconds_by_kind_and_what_crossed(player):
     player.trains(1, 1, 0, [0.9, 0.7])
     player.evaluates(4, 1, 6, SCORES | {"test": {"loss": 0.5, "auroc": 0.6, "num_images": 8}})

@@ -1,6 +1,7 @@
 """What a site's terminal shows. Oracle: by hand, with a clock that the test moves; rich's own console for the terminal."""
 
 import io
+import json
 import logging
 from typing import Any
 
@@ -28,7 +29,9 @@ class Watched:
         self.written = io.StringIO()
         console = Console(file=self.written, force_terminal=live, width=120, height=40, color_system=None)
         self.crossed = (0, 0)
-        self.progress = SiteProgress("classification", 4, lambda: self.crossed, console, lambda: self.now)
+        self.progress = SiteProgress(
+            "classification", 4, lambda: self.crossed, None, console, lambda: self.now
+        )
         self.progress.joined(build_client(0), Welcome("run", "folder", 5.0))
 
     def trains(self, number: int, round: int, losses: list[float], seconds: float = 1.0) -> None:
@@ -134,6 +137,27 @@ def test_a_turn_that_was_rolled_back_is_said_and_does_not_count(site):
     site.now += 5
     site.progress.undone(turn, "another was lost")
     assert "its turn was rolled back" in site.picture() and "0:00:00 training" in site.picture()
+
+
+def test_a_site_that_was_started_again_shows_its_earlier_rounds_and_their_costs(tmp_path):
+    """Two turns of an earlier process; a third, of turn 4, was cut off and does not count."""
+    train = {"client": "client0", "phase": "train"}
+    event = {"event": "turn", "kind": "train", "waited": 5.0, "bytes_up": 1_000_000, "bytes_down": 500}
+    lines = [
+        train | {"step": 1, "round": 1, "turn": 1, "loss": 0.5, "num_images": 4},
+        train | {"step": 2, "round": 1, "turn": 1, "loss": 0.7, "num_images": 12},
+        event | {"round": 1, "turn": 1, "client": "client0", "seconds": 61.0, "images": 16},
+        VALIDATION | {"step": 2, "round": 1, "turn": 2, "client": "client0", "phase": "validation"},
+        event | {"round": 1, "turn": 2, "client": "client0", "seconds": 1.0, "kind": "evaluate", "images": 0},
+        train | {"step": 3, "round": 2, "turn": 4, "loss": 9.9, "num_images": 4},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    console = Console(file=io.StringIO(), width=120, color_system=None)
+    progress = SiteProgress("classification", 4, lambda: (250_000, 0), tmp_path, console)
+    console.print(progress._picture())
+    shown = console.file.getvalue()
+    assert "0.6500" in shown and "0.750" in shown and "9.9" not in shown
+    assert "up 2.25 MB, down 1 kB; 0:01:01 training, 0:00:10 waiting" in shown
 
 
 def test_the_end_says_scores_with_n_the_best_round_and_where_the_model_is(tmp_path, capsys):
