@@ -36,8 +36,9 @@ hostile: $(INSTALLED)         ## every attack of the hostile suite, and what cam
 check: $(INSTALLED)           ## ruff, format, mypy strict, import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports --config setup.cfg
+	rm -rf build/check && $(BIN)/pip install --quiet --no-deps --target build/check .
+	MYPYPATH=build/check $(BIN)/mypy
+	cd build/check && ../../$(BIN)/lint-imports --config ../../setup.cfg
 
 format: $(INSTALLED)          ## let ruff format the code
 	$(BIN)/ruff check --fix .

@@ -8,43 +8,38 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import secrets
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-import models.registry as nets
-from launch.config import RunOptions, as_config_error, parse_cut, required
-from models.split import SplitModel
-from runtime.checkpoint import Checkpoints, NoCheckpoints
-from runtime.checks import TensorSpec
-from runtime.client import Client, ClientConfig
-from runtime.consortium.board import ServerBoard
-from runtime.consortium.site import SiteConsortium
-from runtime.coordinator import Coordinator, RunConfig
-from runtime.data.client_data import ClientData
-from runtime.data.partition import Share, partition
-from runtime.data.registry import open_source
-from runtime.data.source import Source, Task
-from runtime.errors import ConfigError, DataError
-from runtime.exchange.crossing import MOST_UNDER_WAY
-from runtime.grpc.chunks import SMALL, Limits
-from runtime.handoff import parse_key, read_key
-from runtime.journal import Journal
-from runtime.ledger import Ledger
-from runtime.members import Members
-from runtime.metrics import MAIN_METRICS
-from runtime.observers import Watcher
-from runtime.private_files import take_variable
-from runtime.randomness import PUBLIC, Randomness
-from runtime.scheduler import parse_schedule
-from runtime.server import Server
-from threats.client_view import ClientView
-from threats.registry import build_defence, build_detector
-
-KEY_VARIABLE = "SUTURE_HANDOFF_KEY"
+import suture.models.registry as nets
+from suture.launch.options.options import RunOptions, as_config_error, parse_cut, required
+from suture.models.split import SplitModel
+from suture.runtime.client.client import Client, ClientConfig
+from suture.runtime.consortium.board import ServerBoard
+from suture.runtime.consortium.site import SiteConsortium
+from suture.runtime.data.client_data import ClientData
+from suture.runtime.data.partition import Share, partition
+from suture.runtime.data.registry import open_source
+from suture.runtime.data.source import Source, Task
+from suture.runtime.errors import ConfigError, DataError
+from suture.runtime.exchange.batch_in_flight import MOST_UNDER_WAY
+from suture.runtime.grpc.chunks import SMALL, Limits
+from suture.runtime.records.observers import Watcher
+from suture.runtime.scheduler import parse_schedule
+from suture.runtime.server.coordinator import Coordinator, RunConfig
+from suture.runtime.server.membership import Members
+from suture.runtime.server.model import Server
+from suture.runtime.server.run_state import Journal
+from suture.runtime.server.turn_log import Ledger
+from suture.runtime.state.checkpoint import Checkpoints, NoCheckpoints
+from suture.runtime.training.metrics import MAIN_METRICS
+from suture.runtime.training.randomness import PUBLIC, Randomness
+from suture.runtime.wire.checks import TensorSpec
+from suture.threats.client_view import ClientView
+from suture.threats.registry import build_defence, build_detector
 
 
 def client_name(index: int) -> str:
@@ -63,48 +58,6 @@ def device_of(options: RunOptions, local_rank: int) -> torch.device:
     if options.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", local_rank % torch.cuda.device_count())
-
-
-def given_key(options: RunOptions, one_host: bool = True) -> bytes | None:
-    """The clients' shared key from ``--handoff-key`` or SUTURE_HANDOFF_KEY; None where neither is set.
-
-    The variable leaves the environment, but for a lab (``--attack``), where the judge reads it when the run has ended.
-
-    Raises:
-        ConfigError: there is none and the run spans several hosts, or it is malformed.
-    """
-    variable = _key_variable(options)
-    if options.handoff_key is not None:
-        return read_key(Path(options.handoff_key))
-    if variable is not None:
-        return parse_key(variable, KEY_VARIABLE)
-    if not one_host:
-        raise ConfigError(
-            "clients on several machines need one shared --handoff-key FILE; make it with 'suture keygen FILE' "
-            "and give it to every client, not to the server"
-        )
-    return None
-
-
-def forget_key(options: RunOptions) -> None:
-    """At the server: drops the clients' key, which every rank of one machine inherits."""
-    _key_variable(options)
-
-
-def _key_variable(options: RunOptions) -> str | None:
-    in_a_lab = options.attack_spec() is not None
-    return os.environ.get(KEY_VARIABLE) if in_a_lab else take_variable(KEY_VARIABLE)
-
-
-def memory_folder() -> Path:
-    """Where a client remembers what it has seen: its own place, which no server can choose."""
-    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(state) / "suture"
-
-
-def generated_key(run_dir: Path) -> Path:
-    """Where the key is that was made for the clients of one machine."""
-    return run_dir / "clients" / "handoff.key"
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ torchrun --nproc_per_node=3 launch/run.py --data kaggle-dr:PATH --image-size 128
 import sys
 from pathlib import Path
 
-# Run as a script, Python puts launch/ on the path; the packages are its parent's.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+_ROOT = Path(__file__).resolve().parent.parent
+# Run as a script, Python puts launch/ on the path. In a checkout ``suture`` is its neighbour.
+sys.path[0:1] = [str(_ROOT)] if (_ROOT / "suture").is_dir() else []
 
-from launch.cli import run_rank_command  # noqa: E402
+from suture.launch.rank import run_rank_command
 
 if __name__ == "__main__":
     run_rank_command()

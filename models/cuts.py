@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.foreign import is_foreign
-from models.registry import build, cut_points, model_entry, validate_image_size
-from models.shapes import PartShapes, forward_on_meta, part_shapes
-from models.traced import NUM_CHANNELS, TracedNet
+from suture.models.foreign import is_foreign
+from suture.models.registry import build, cut_points, model_entry, validate_image_size
+from suture.models.shapes import PartShapes, forward_on_meta, part_shapes
+from suture.models.traced import NUM_CHANNELS, TracedNet
 
 FLOAT_BYTES = 4
 LABEL_BYTES = 8  # int64

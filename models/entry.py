@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from models.split import CutPoint, SplitModel
+from suture.models.split import CutPoint, SplitModel
 
 Task = Literal["classification", "segmentation"]
 Labels = Literal["shared", "home"]

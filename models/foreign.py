@@ -1,7 +1,7 @@
 """Nets of others, by name: ``torchvision:NAME``, and a user's own, ``module:PACKAGE.FILE:FACTORY``.
 
-They are cut wherever a single tensor crosses (`models.traced`). A part's initial weights are those that the net's
-own construction draws, from the generator that the part is given.
+They are cut wherever a single tensor crosses (`suture.models.traced`). A part's initial weights are those that the
+net's own construction draws, from the generator that the part is given.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 import torchvision  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor, nn
 
-from models.entry import ModelEntry
-from models.traced import LARGEST_SIZE, NUM_CHANNELS, TracedNet
-from models.tracing import first_line
+from suture.models.entry import ModelEntry
+from suture.models.traced import LARGEST_SIZE, NUM_CHANNELS, TracedNet
+from suture.models.tracing import first_line
 
 TORCHVISION, MODULE = "torchvision:", "module:"
 FORMS = (f"{TORCHVISION}NAME", f"{MODULE}PACKAGE.FILE:FACTORY")
@@ -83,13 +83,22 @@ def _torchvision_factory(name: str) -> Factory:
     )
 
 
+def search_path() -> list[str]:
+    """Where ``module:`` looks: as Python does, and in the current folder, where an installed command does not look."""
+    here, checkout = str(Path.cwd()), str(Path(__file__).resolve().parent.parent)
+    if here in sys.path:
+        return list(sys.path)
+    # A checkout's own models/ is no user's: a user's is found first.
+    at = sys.path.index(checkout) if checkout in sys.path else len(sys.path)
+    return [*sys.path[:at], here, *sys.path[at:]]
+
+
 def _own_factory(name: str) -> Factory:
     module_name, _, factory_name = name.removeprefix(MODULE).partition(":")
     if not module_name or not factory_name:
         raise ValueError(f"model must have the form {FORMS[1]}, got {name!r}")
     here = str(Path.cwd())
-    if here not in sys.path:  # an installed command does not look where it is started
-        sys.path.append(here)
+    sys.path[:] = search_path()
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's file raises

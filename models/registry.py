@@ -8,13 +8,13 @@ from functools import partial
 import torch
 from torch import nn
 
-from models.entry import ModelEntry
-from models.foreign import FORMS, foreign_entry, is_foreign
-from models.resnet import build_resnet, cut_resnet, initialise_resnet, resnet_cut_points
-from models.shapes import smashed_shape, top_output_shape
-from models.split import CutPoint, SplitModel, resolve_cut
-from models.unet import DEFAULT_WIDTH, build_unet, cut_unet, initialise_unet, unet_cut_points
-from models.weights import load_weights, whole_state_dict
+from suture.models.entry import ModelEntry
+from suture.models.foreign import FORMS, foreign_entry, is_foreign
+from suture.models.resnet import build_resnet, cut_resnet, initialise_resnet, resnet_cut_points
+from suture.models.shapes import smashed_shape, top_output_shape
+from suture.models.split import CutPoint, SplitModel, resolve_cut
+from suture.models.unet import DEFAULT_WIDTH, build_unet, cut_unet, initialise_unet, unet_cut_points
+from suture.models.weights import load_weights, whole_state_dict
 
 __all__ = [
     "FORMS",

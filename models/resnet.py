@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import torchvision  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor, nn
 
-from models.split import BottomOutput, CutPoint, SplitModel
+from suture.models.split import BottomOutput, CutPoint, SplitModel
 
 Blocks = list[tuple[str, nn.Module]]
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from models.split import SplitModel
+from suture.models.split import SplitModel
 
 
 class PartShapes(NamedTuple):

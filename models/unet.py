@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.split import BottomOutput, CutPoint, SplitModel
+from suture.models.split import BottomOutput, CutPoint, SplitModel
 
 DEPTH = 4
 DEFAULT_WIDTH = 64

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from models.split import SplitModel
+from suture.models.split import SplitModel
 
 SHOWN_KEYS = 5
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from runtime.errors import ConfigError
+from suture.runtime.errors import ConfigError
 
 
 class TurnKind(StrEnum):

@@ -25,10 +25,11 @@ from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from runtime.client import Client
-from runtime.consortium import errands
-from runtime.data.client_data import Batch
-from runtime.errors import (
+from suture.runtime.client.client import Client
+from suture.runtime.client.wishes import NoWishes, Parting, Wish, Wishes
+from suture.runtime.consortium import errands
+from suture.runtime.data.client_data import Batch
+from suture.runtime.errors import (
     ERRORS,
     AlarmError,
     BadHandoffError,
@@ -40,12 +41,11 @@ from runtime.errors import (
     TurnUndoneError,
     WireError,
 )
-from runtime.exchange.baton import side_by_side
-from runtime.exchange.local import LocalExchange
-from runtime.exchange.seam import Exchange
-from runtime.scheduler import Turn, TurnKind
-from runtime.wire import Farewell, Release, Welcome, printable, unwrap
-from runtime.wishes import NoWishes, Parting, Wish, Wishes
+from suture.runtime.exchange.exchange import Exchange
+from suture.runtime.exchange.local import LocalExchange
+from suture.runtime.exchange.turnstile import side_by_side
+from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.wire.messages import Farewell, Release, Welcome, printable, unwrap
 
 log = logging.getLogger(__name__)
 

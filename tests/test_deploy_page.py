@@ -17,14 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from launch import site_commands
-from launch.cli import suture
-from launch.kit import Kit
-from launch.outcome import STOPPED, outcome
-from launch.provision import Project
-from launch.standing import ServerStanding
-from runtime.consortium.roster import Roster
-from runtime.errors import (
+from suture import sites
+from suture.cli import suture
+from suture.launch.kits.kit import Kit
+from suture.launch.kits.provision import Project
+from suture.launch.kits.standing import ServerStanding
+from suture.launch.options.outcome import STOPPED, outcome
+from suture.runtime.consortium.roster import Roster
+from suture.runtime.errors import (
     ERRORS,
     BadHandoffError,
     CheckpointError,
@@ -37,7 +37,7 @@ from runtime.errors import (
     UnreachableError,
     UntrustedError,
 )
-from runtime.grpc.credentials import Role
+from suture.runtime.grpc.credentials import Role
 
 DEPLOY = Path(__file__).resolve().parents[1] / "docs" / "deploy"
 PAGE = (DEPLOY / "README.md").read_text()
@@ -218,7 +218,7 @@ def command_lines() -> list[list[str]]:
 def test_what_units_compose_and_page_start_is_understood(words, made, monkeypatch):
     """Oracle: the program's own parser and checks, with the page's kits, as far as the door of the run."""
     begun: list = []
-    monkeypatch.setattr(site_commands, "_be_member", begun.append)
+    monkeypatch.setattr(sites, "_be_member", begun.append)
     kit = made[0] / "kits" / ("server" if words[0] == "serve" else "ward_a")
     suture.main([words[0], str(kit), *words[2:]], standalone_mode=False)
     assert len(begun) == 1

@@ -8,24 +8,24 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.split import BottomOutput, SplitModel
-from runtime.checkpoint import Checkpoints
-from runtime.checks import TensorSpec
-from runtime.client import Client, ClientConfig
-from runtime.consortium.board import ServerBoard
-from runtime.consortium.site import SiteConsortium
-from runtime.coordinator import Coordinator, RunConfig
-from runtime.data.client_data import ClientData
-from runtime.data.partition import Share
-from runtime.data.source import Example, Source, Task
-from runtime.journal import Journal
-from runtime.ledger import Ledger
-from runtime.members import Members, OpenDoor
-from runtime.observers import NoRecorder, Recorder
-from runtime.optim import OptimizerConfig
-from runtime.randomness import Randomness
-from runtime.scheduler import RoundRobin, Scheduler
-from runtime.server import Server
+from suture.models.split import BottomOutput, SplitModel
+from suture.runtime.client.client import Client, ClientConfig
+from suture.runtime.consortium.board import ServerBoard
+from suture.runtime.consortium.site import SiteConsortium
+from suture.runtime.data.client_data import ClientData
+from suture.runtime.data.partition import Share
+from suture.runtime.data.source import Example, Source, Task
+from suture.runtime.records.observers import NoRecorder, Recorder
+from suture.runtime.scheduler import RoundRobin, Scheduler
+from suture.runtime.server.coordinator import Coordinator, RunConfig
+from suture.runtime.server.membership import Members, OpenDoor
+from suture.runtime.server.model import Server
+from suture.runtime.server.run_state import Journal
+from suture.runtime.server.turn_log import Ledger
+from suture.runtime.state.checkpoint import Checkpoints
+from suture.runtime.training.optim import OptimizerConfig
+from suture.runtime.training.randomness import Randomness
+from suture.runtime.wire.checks import TensorSpec
 
 KEY, SGD = bytes(range(32)), OptimizerConfig(name="sgd", lr=0.1)
 BATCH, NUM_BATCHES = 2, 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from runtime.errors import ConfigError
+from suture.runtime.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from runtime.hooks import Attack, Defence, Detector
-from threats.adra import AdraAttack, AdraConfig
-from threats.client_view import ClientView
-from threats.defences.compose import ComposedDefence
-from threats.defences.dcor import DcorConfig, DcorDefence
-from threats.defences.dropout import DropoutConfig, DropoutDefence
-from threats.defences.noise import NoiseConfig, NoiseDefence
-from threats.defences.proxy import ProxyConfig, ProxyDefence
-from threats.defences.quantise import QuantiseConfig, QuantiseDefence
-from threats.detectors.gradient_scrutinizer import GradientScrutinizer, ScrutinizerConfig
-from threats.detectors.splitguard import SplitguardConfig, SplitguardDetector
-from threats.fsha import FshaAttack
-from threats.fsha_config import FshaConfig
-from threats.spec import Entry, Registry, Spec
+from suture.runtime.hooks import Attack, Defence, Detector
+from suture.threats.attacks.adra.attack import AdraAttack, AdraConfig
+from suture.threats.attacks.fsha.attack import FshaAttack
+from suture.threats.attacks.fsha.config import FshaConfig
+from suture.threats.client_view import ClientView
+from suture.threats.defences.compose import ComposedDefence
+from suture.threats.defences.dcor import DcorConfig, DcorDefence
+from suture.threats.defences.dropout import DropoutConfig, DropoutDefence
+from suture.threats.defences.noise import NoiseConfig, NoiseDefence
+from suture.threats.defences.proxy import ProxyConfig, ProxyDefence
+from suture.threats.defences.quantise import QuantiseConfig, QuantiseDefence
+from suture.threats.detectors.gradient_scrutinizer import GradientScrutinizer, ScrutinizerConfig
+from suture.threats.detectors.splitguard import SplitguardConfig, SplitguardDetector
+from suture.threats.plugin import Entry, Registry, Spec
 
 __all__ = ["ATTACKS", "DEFENCES", "DETECTORS", "build_defence", "build_detector"]
 

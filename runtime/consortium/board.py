@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from cryptography import x509
 
-from runtime.consortium.epochs import EPOCH
-from runtime.consortium.evidence import (
+from suture.runtime.consortium.epochs import EPOCH
+from suture.runtime.consortium.evidence import (
     ACCUSATION,
     VERDICT,
     WITHDRAWAL,
@@ -23,13 +23,13 @@ from runtime.consortium.evidence import (
     convictions,
     withdrawn,
 )
-from runtime.consortium.identity import Trust
-from runtime.consortium.keys import GRANT, REQUEST
-from runtime.consortium.statements import digest
-from runtime.errors import UntrustedError, WireError
-from runtime.handoff import HANDOFF, SHARE, handoff_digest, says_of
-from runtime.scheduler import TurnKind
-from runtime.wire import Board, SealedHandoff, Share, Statement
+from suture.runtime.consortium.identity import Trust
+from suture.runtime.consortium.keys import GRANT, REQUEST
+from suture.runtime.consortium.statements import digest
+from suture.runtime.errors import UntrustedError, WireError
+from suture.runtime.scheduler import TurnKind
+from suture.runtime.state.handoff import HANDOFF, SHARE, handoff_digest, says_of
+from suture.runtime.wire.messages import Board, SealedHandoff, Share, Statement
 
 log = logging.getLogger(__name__)
 

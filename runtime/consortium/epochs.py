@@ -10,12 +10,12 @@ from typing import Any
 
 from cryptography import x509
 
-from runtime.consortium.evidence import convictions, withdrawn
-from runtime.consortium.identity import Identity, Trust
-from runtime.consortium.statements import digest
-from runtime.errors import UntrustedError
-from runtime.grpc.credentials import common_name
-from runtime.wire import Board, Statement
+from suture.runtime.consortium.evidence import convictions, withdrawn
+from suture.runtime.consortium.identity import Identity, Trust
+from suture.runtime.consortium.statements import digest
+from suture.runtime.errors import UntrustedError
+from suture.runtime.grpc.credentials import common_name
+from suture.runtime.wire.messages import Board, Statement
 
 EPOCH = "epoch"
 

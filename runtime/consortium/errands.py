@@ -8,8 +8,8 @@ import logging
 from contextlib import suppress
 from typing import Protocol
 
-from runtime.client import Client
-from runtime.errors import (
+from suture.runtime.client.client import Client
+from suture.runtime.errors import (
     BadHandoffError,
     ConfigError,
     HandoffError,
@@ -17,9 +17,9 @@ from runtime.errors import (
     UntrustedError,
     WireError,
 )
-from runtime.handoff import handoff_digest
-from runtime.scheduler import Turn, TurnKind
-from runtime.wire import Board, Heads, SealedHandoff, Share, Statement
+from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.state.handoff import handoff_digest
+from suture.runtime.wire.messages import Board, Heads, SealedHandoff, Share, Statement
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.consortium.identity import Identity
-from runtime.consortium.statements import digest
-from runtime.errors import UntrustedError
-from runtime.wire import Share, Statement
+from suture.runtime.consortium.identity import Identity
+from suture.runtime.consortium.statements import digest
+from suture.runtime.errors import UntrustedError
+from suture.runtime.wire.messages import Share, Statement
 
 ACCUSATION, VERDICT, WITHDRAWAL = "accusation", "verdict", "withdrawal"
 KINDS = (ACCUSATION, VERDICT, WITHDRAWAL)

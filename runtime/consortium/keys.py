@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from runtime.consortium.identity import Identity, Trust
-from runtime.consortium.statements import digest
-from runtime.errors import UntrustedError
-from runtime.wire import Statement
+from suture.runtime.consortium.identity import Identity, Trust
+from suture.runtime.consortium.statements import digest
+from suture.runtime.errors import UntrustedError
+from suture.runtime.wire.messages import Statement
 
 REQUEST, GRANT = "key request", "key grant"
 _NONCE = bytes(12)  # every key that a grant is sealed with is used once

@@ -18,8 +18,8 @@ from typing import Any
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from runtime.errors import ConfigError, UntrustedError
-from runtime.private_files import replace_private
+from suture.runtime.errors import ConfigError, UntrustedError
+from suture.runtime.host.private_files import replace_private
 
 log = logging.getLogger(__name__)
 

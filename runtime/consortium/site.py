@@ -15,15 +15,15 @@ import secrets
 from contextlib import suppress
 from typing import Any
 
-from runtime.consortium import evidence
-from runtime.consortium.epochs import EpochChain
-from runtime.consortium.identity import Identity, Trust
-from runtime.consortium.keys import GRANT, KeyRequest, grant
-from runtime.consortium.statements import digest
-from runtime.errors import ConfigError, HandoffError, UntrustedError
-from runtime.handoff import SHARE, commitment, handoff_digest
-from runtime.turn_memory import TurnMemory
-from runtime.wire import Board, Heads, SealedHandoff, Share, Statement
+from suture.runtime.client.rollback_guard import TurnMemory
+from suture.runtime.consortium import evidence
+from suture.runtime.consortium.epochs import EpochChain
+from suture.runtime.consortium.identity import Identity, Trust
+from suture.runtime.consortium.keys import GRANT, KeyRequest, grant
+from suture.runtime.consortium.statements import digest
+from suture.runtime.errors import ConfigError, HandoffError, UntrustedError
+from suture.runtime.state.handoff import SHARE, commitment, handoff_digest
+from suture.runtime.wire.messages import Board, Heads, SealedHandoff, Share, Statement
 
 log = logging.getLogger(__name__)
 

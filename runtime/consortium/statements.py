@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from runtime.wire import Statement
+from suture.runtime.wire.messages import Statement
 
 
 def signed_bytes(kind: str, author: str, content: str) -> bytes:

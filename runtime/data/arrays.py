@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from runtime.data.pictures import fit_square
-from runtime.data.source import Example, Source, Task
+from suture.runtime.data.pictures import fit_square
+from suture.runtime.data.source import Example, Source, Task
 
 
 class ArraySource(Source):

@@ -13,8 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
-from runtime.data.phantom_field import coordinates, phantom_rng, smooth_noise, soft_blob, to_image_tensor
-from runtime.data.source import Example, Source, Task
+from suture.runtime.data.phantom_field import (
+    coordinates,
+    phantom_rng,
+    smooth_noise,
+    soft_blob,
+    to_image_tensor,
+)
+from suture.runtime.data.source import Example, Source, Task
 
 Field = NDArray[np.float32]
 Curve = list[tuple[float, float]]

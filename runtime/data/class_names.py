@@ -11,8 +11,8 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor
 
-from runtime.data.source import Source, Task
-from runtime.errors import ConfigError, DataError
+from suture.runtime.data.source import Source, Task
+from suture.runtime.errors import ConfigError, DataError
 
 MOST_CLASSES, LONGEST_NAME = 1000, 200
 

@@ -11,12 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from runtime.data.augment import augment
-from runtime.data.library_warnings import counted_warnings
-from runtime.data.normalise import Normalisation, check_normalisation, normalise
-from runtime.data.partition import Share
-from runtime.data.source import Source, Task
-from runtime.errors import ConfigError
+from suture.runtime.data.augment import augment
+from suture.runtime.data.library_warnings import counted_warnings
+from suture.runtime.data.normalise import Normalisation, check_normalisation, normalise
+from suture.runtime.data.partition import Share
+from suture.runtime.data.source import Source, Task
+from suture.runtime.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class ClientData:
         return tuple(int(n) for n in torch.bincount(targets, minlength=len(self.classes)))
 
     def offer(self, images: Tensor) -> None:
-        """Lab mode only: has this client pass ``images`` (x_NCHW uint8) through its bottom; see threats/adra.py."""
+        """Lab mode only: has this client pass ``images`` (x_NCHW uint8) through its bottom, for ADRA."""
         targets = torch.zeros(len(images), dtype=torch.int64)
         self._splits["offered"] = _Decoded(tuple(range(len(images))), images, targets)
 

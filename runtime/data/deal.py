@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.data.quotas import Counts
+from suture.runtime.data.quotas import Counts
 
 # A set of one client: (client, "train" | "validation" | "test" | "held_out").
 Bin = tuple[int, str]

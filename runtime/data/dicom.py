@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from runtime.data.patients import copies_joined, patient_of
-from runtime.data.pictures import file_digest, files_by_stem, fit_square, scale_to_bytes, unreadable
-from runtime.data.source import Example, Source, Task
-from runtime.data.tables import grade_classes, parse_grade, read_columns
-from runtime.errors import ConfigError, DataError
+from suture.runtime.data.patients import copies_joined, patient_of
+from suture.runtime.data.pictures import file_digest, files_by_stem, fit_square, scale_to_bytes, unreadable
+from suture.runtime.data.source import Example, Source, Task
+from suture.runtime.data.tables import grade_classes, parse_grade, read_columns
+from suture.runtime.errors import ConfigError, DataError
 
 
 class DicomFiles(Source):

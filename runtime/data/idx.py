@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.data.arrays import ArraySource
-from runtime.data.source import Source
-from runtime.errors import DataError
+from suture.runtime.data.arrays import ArraySource
+from suture.runtime.data.source import Source
+from suture.runtime.errors import DataError
 
 _DIGITS = tuple(str(digit) for digit in range(10))
 _CLOTHES = (

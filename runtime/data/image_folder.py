@@ -7,12 +7,12 @@ image and patient says better. Stems that end in _test are official test images.
 
 from pathlib import Path
 
-from runtime.data.kaggle_dr import PictureFiles
-from runtime.data.patients import copies_joined, patient_of
-from runtime.data.pictures import is_picture
-from runtime.data.source import Example, Source
-from runtime.data.tables import read_columns
-from runtime.errors import DataError
+from suture.runtime.data.kaggle_dr import PictureFiles
+from suture.runtime.data.patients import copies_joined, patient_of
+from suture.runtime.data.pictures import is_picture
+from suture.runtime.data.source import Example, Source
+from suture.runtime.data.tables import read_columns
+from suture.runtime.errors import DataError
 
 
 def open_image_folder(path: Path) -> Source:

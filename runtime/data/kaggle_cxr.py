@@ -11,11 +11,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from runtime.data.patients import patient_of
-from runtime.data.pictures import file_digest, is_picture, picture_size, read_mask, read_picture
-from runtime.data.source import Example, Source, Task
-from runtime.data.tables import read_columns
-from runtime.errors import DataError
+from suture.runtime.data.patients import patient_of
+from suture.runtime.data.pictures import file_digest, is_picture, picture_size, read_mask, read_picture
+from suture.runtime.data.source import Example, Source, Task
+from suture.runtime.data.tables import read_columns
+from suture.runtime.errors import DataError
 
 
 class KaggleCxr(Source):

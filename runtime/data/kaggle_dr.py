@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from runtime.data.patients import copies_joined, patient_of
-from runtime.data.pictures import file_digest, files_by_stem, is_picture, picture_size, read_picture
-from runtime.data.source import Example, Source, Task
-from runtime.data.tables import grade_classes, parse_grade, read_columns
-from runtime.errors import DataError
+from suture.runtime.data.patients import copies_joined, patient_of
+from suture.runtime.data.pictures import file_digest, files_by_stem, is_picture, picture_size, read_picture
+from suture.runtime.data.source import Example, Source, Task
+from suture.runtime.data.tables import grade_classes, parse_grade, read_columns
+from suture.runtime.errors import DataError
 
 _GRADES = ("no retinopathy", "mild", "moderate", "severe", "proliferative")
 _TABLES = ("trainLabels_cropped.csv", "trainLabels.csv", "index.csv")

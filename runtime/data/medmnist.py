@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.data.arrays import ArraySource
-from runtime.data.source import Source
-from runtime.errors import DataError
+from suture.runtime.data.arrays import ArraySource
+from suture.runtime.data.source import Source
+from suture.runtime.errors import DataError
 
 _SPLITS = ("train", "val", "test")
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from runtime.errors import ConfigError
+from suture.runtime.errors import ConfigError
 
 Normalisation = Literal["imagenet", "symmetric"]
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from runtime.data.deal import Deal, Pool, Shortage, deal
-from runtime.data.quotas import even_quota, train_quotas
-from runtime.data.source import Source, Task
-from runtime.errors import ConfigError, DataError
+from suture.runtime.data.deal import Deal, Pool, Shortage, deal
+from suture.runtime.data.quotas import even_quota, train_quotas
+from suture.runtime.data.source import Source, Task
+from suture.runtime.errors import ConfigError, DataError
 
 SCHEMES = ("iid", "dirichlet:ALPHA", "by-site", "quantity:ALPHA")
 

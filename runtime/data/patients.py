@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from runtime.data.source import Example
+from suture.runtime.data.source import Example
 
 
 def patient_of(stem: str) -> str:

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from runtime.data.chest_phantom import ChestPhantom
-from runtime.data.dicom import open_dicom
-from runtime.data.fundus_phantom import FundusPhantom
-from runtime.data.idx import open_fashion_mnist, open_mnist
-from runtime.data.image_folder import open_image_folder
-from runtime.data.kaggle_cxr import open_kaggle_cxr
-from runtime.data.kaggle_dr import open_kaggle_dr
-from runtime.data.library_warnings import counted_warnings
-from runtime.data.medmnist import open_medmnist
-from runtime.data.source import Source, Task
-from runtime.errors import ConfigError, DataError
+from suture.runtime.data.chest_phantom import ChestPhantom
+from suture.runtime.data.dicom import open_dicom
+from suture.runtime.data.fundus_phantom import FundusPhantom
+from suture.runtime.data.idx import open_fashion_mnist, open_mnist
+from suture.runtime.data.image_folder import open_image_folder
+from suture.runtime.data.kaggle_cxr import open_kaggle_cxr
+from suture.runtime.data.kaggle_dr import open_kaggle_dr
+from suture.runtime.data.library_warnings import counted_warnings
+from suture.runtime.data.medmnist import open_medmnist
+from suture.runtime.data.source import Source, Task
+from suture.runtime.errors import ConfigError, DataError
 
 Grades = Literal["binary", "all"]
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.data.deal import Deal, Pool, Shortage, deal
-from runtime.data.partition import PartitionConfig, Share, partition, pools
-from runtime.data.quotas import MIN_CLIENT_IMAGES, Counts, even_quota
-from runtime.data.source import Source
-from runtime.errors import ConfigError, DataError
+from suture.runtime.data.deal import Deal, Pool, Shortage, deal
+from suture.runtime.data.partition import PartitionConfig, Share, partition, pools
+from suture.runtime.data.quotas import MIN_CLIENT_IMAGES, Counts, even_quota
+from suture.runtime.data.source import Source
+from suture.runtime.errors import ConfigError, DataError
 
 TEST_SHARE = 0.2
 _TRAIN, _VALIDATION, _TEST = "train", "validation", "test"

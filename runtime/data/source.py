@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from torch import Tensor
 
-from runtime.errors import DataError
+from suture.runtime.errors import DataError
 
 
 class Task(StrEnum):

@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from runtime.data.library_warnings import counted_warnings
-from runtime.data.source import Source
-from runtime.errors import DataError
+from suture.runtime.data.library_warnings import counted_warnings
+from suture.runtime.data.source import Source
+from suture.runtime.errors import DataError
 
 
 @dataclass(frozen=True)

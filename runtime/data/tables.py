@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from runtime.errors import DataError
+from suture.runtime.errors import DataError
 
 
 def read_columns(

@@ -1,10 +1,10 @@
 """How a step crosses the wire: the seam between the protocol (session.py) and what carries it."""
 
-from runtime.exchange.autograd import AutogradExchange
-from runtime.exchange.fused import FusedExchange
-from runtime.exchange.local import LocalExchange
-from runtime.exchange.rpc import RpcExchange
-from runtime.exchange.seam import Exchange
+from suture.runtime.exchange.autograd import AutogradExchange
+from suture.runtime.exchange.exchange import Exchange
+from suture.runtime.exchange.fused import FusedExchange
+from suture.runtime.exchange.local import LocalExchange
+from suture.runtime.exchange.rpc import RpcExchange
 
 OVER_RPC: dict[str, type[RpcExchange]] = {"autograd": AutogradExchange, "fused": FusedExchange}
 

@@ -21,14 +21,14 @@ from typing import Any
 import torch.distributed.autograd as dist_autograd
 from torch import Tensor
 
-from runtime.client import Client
-from runtime.data.client_data import Batch
-from runtime.exchange.rpc import RpcExchange
-from runtime.rpc import calls, functions
-from runtime.scheduler import Turn
-from runtime.server_api import ServerApi
-from runtime.stopwatch import WAITING
-from runtime.wire import StepDone, Upload
+from suture.runtime.client.client import Client
+from suture.runtime.data.client_data import Batch
+from suture.runtime.exchange.rpc import RpcExchange
+from suture.runtime.records.step_timer import WAITING
+from suture.runtime.rpc import calls, functions
+from suture.runtime.scheduler import Turn
+from suture.runtime.server.api import ServerApi
+from suture.runtime.wire.messages import StepDone, Upload
 
 
 class AutogradExchange(RpcExchange):

@@ -20,12 +20,12 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from functools import partial
 
-from runtime.client import Client
-from runtime.data.client_data import Batch
-from runtime.exchange.crossing import Crossing
-from runtime.exchange.rpc import RpcExchange
-from runtime.exchange.seam import Exchange, Trained
-from runtime.scheduler import Turn
+from suture.runtime.client.client import Client
+from suture.runtime.data.client_data import Batch
+from suture.runtime.exchange.batch_in_flight import Crossing
+from suture.runtime.exchange.exchange import Exchange, Trained
+from suture.runtime.exchange.rpc import RpcExchange
+from suture.runtime.scheduler import Turn
 
 
 class FusedStep(Exchange):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from runtime.exchange.fused import FusedStep
-from runtime.grpc.client import GrpcClient
-from runtime.scheduler import Turn
-from runtime.server_api import Endpoint, ServerApi
-from runtime.wire import Hello, Welcome
+from suture.runtime.exchange.fused import FusedStep
+from suture.runtime.grpc.client import GrpcClient
+from suture.runtime.scheduler import Turn
+from suture.runtime.server.api import Endpoint, ServerApi
+from suture.runtime.wire.messages import Hello, Welcome
 
 
 class GrpcExchange(FusedStep):

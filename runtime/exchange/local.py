@@ -7,11 +7,11 @@ from typing import Any
 
 from torch.futures import Future
 
-from runtime.coordinator import Coordinator
-from runtime.exchange import baton
-from runtime.exchange.fused import FusedStep
-from runtime.server_api import Endpoint, ServerApi
-from runtime.wire import unwrap
+from suture.runtime.exchange import turnstile
+from suture.runtime.exchange.fused import FusedStep
+from suture.runtime.server.api import Endpoint, ServerApi
+from suture.runtime.server.coordinator import Coordinator
+from suture.runtime.wire.messages import unwrap
 
 
 class LocalExchange(FusedStep):
@@ -22,7 +22,7 @@ class LocalExchange(FusedStep):
 
     def begin(self, endpoint: Endpoint, *messages: Any, patient: bool = False) -> Callable[[], Any]:
         answer = endpoint(self._api, *messages)
-        return lambda: unwrap(baton.wait(answer))
+        return lambda: unwrap(turnstile.wait(answer))
 
     def ask_turn(self) -> Future[Any]:
         """Asks for this client's next turn; who plays all roles must not wait for one of them."""

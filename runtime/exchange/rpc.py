@@ -7,9 +7,9 @@ from typing import Any
 
 from torch.distributed import rpc
 
-from runtime.exchange.seam import Exchange
-from runtime.rpc import calls, functions
-from runtime.server_api import Endpoint
+from suture.runtime.exchange.exchange import Exchange
+from suture.runtime.rpc import calls, functions
+from suture.runtime.server.api import Endpoint
 
 
 class RpcExchange(Exchange):

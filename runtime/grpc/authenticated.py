@@ -19,13 +19,13 @@ from typing import Any, NoReturn, Protocol, TypeAlias
 import grpc
 import grpc.aio
 
-from runtime.errors import ConfigError, PeerLostError, SeatLostError, SutureError, WireError
-from runtime.grpc import chunks, handshake
-from runtime.grpc.credentials import Credentials, Role
-from runtime.grpc.handshake import Identity, Keys
-from runtime.grpc.pings import Pings, PlainPings, TaggedPings
-from runtime.grpc.service import PROXY, SESSION, given, other_mode, place_of, seconds_between_pings
-from runtime.grpc.tags import CallTags, Counted, ForgedError
+from suture.runtime.errors import ConfigError, PeerLostError, SeatLostError, SutureError, WireError
+from suture.runtime.grpc import chunks, handshake
+from suture.runtime.grpc.credentials import Credentials, Role
+from suture.runtime.grpc.handshake import Identity, Keys
+from suture.runtime.grpc.pings import Pings, PlainPings, TaggedPings
+from suture.runtime.grpc.service import PROXY, SESSION, given, other_mode, place_of, seconds_between_pings
+from suture.runtime.grpc.tags import CallTags, Counted, ForgedError
 
 log = logging.getLogger(__name__)
 

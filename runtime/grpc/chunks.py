@@ -17,7 +17,7 @@ import grpc.aio
 import torch
 from torch import Tensor
 
-from runtime.errors import WireError
+from suture.runtime.errors import WireError
 
 CHUNK_BYTES = 2**20
 _LENGTH = struct.Struct("<Q")

@@ -18,16 +18,15 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from runtime import frames
-from runtime.errors import ConfigError, PeerLostError, SutureError, WireError
-from runtime.grpc import chunks
-from runtime.grpc.chunks import Limits
-from runtime.grpc.credentials import Credentials, Role
-from runtime.grpc.handshake import Identity
-from runtime.grpc.loop import LoopThread
-from runtime.grpc.peer_certificate import takes_all
-from runtime.grpc.pings import Pings, PlainPings
-from runtime.grpc.service import (
+from suture.runtime.errors import ConfigError, PeerLostError, SutureError, WireError
+from suture.runtime.grpc import chunks
+from suture.runtime.grpc.chunks import Limits
+from suture.runtime.grpc.credentials import Credentials, Role
+from suture.runtime.grpc.handshake import Identity
+from suture.runtime.grpc.loop import LoopThread
+from suture.runtime.grpc.peer_certificate import takes_all
+from suture.runtime.grpc.pings import Pings, PlainPings
+from suture.runtime.grpc.service import (
     ALIVE,
     HELLO,
     MUTUAL,
@@ -43,10 +42,11 @@ from runtime.grpc.service import (
     seconds_between_pings,
     within,
 )
-from runtime.grpc.site_session import SiteSession
-from runtime.grpc.tags import NO_TAGS, Tags
-from runtime.outbox import Outbox
-from runtime.wire import printable
+from suture.runtime.grpc.site_session import SiteSession
+from suture.runtime.grpc.tags import NO_TAGS, Tags
+from suture.runtime.records.outbox import Outbox
+from suture.runtime.wire import frames
+from suture.runtime.wire.messages import printable
 
 _SECONDS_FOR_THE_LAST_WORD = 2.0
 _SECONDS_BETWEEN_LOOKS = 0.25
@@ -75,7 +75,7 @@ class GrpcClientConfig:
         tls: "mutual", or "proxy" where one opens TLS on its way; as the server runs.
         proxy_ca: whom TLS believes where a proxy opens it, PEM; None for the authority of the credentials.
         refuses: why a certificate (PEM) counts no more, empty where it does. Asked of the server's where a proxy opens
-            TLS; elsewhere gRPC shows it to nobody, see `launch.peek`.
+            TLS; elsewhere gRPC shows it to nobody, see `suture.launch.kits.shown_certificate`.
         traffic: counts what crosses.
     """
 

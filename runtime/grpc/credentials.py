@@ -21,8 +21,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-from runtime.errors import ConfigError
-from runtime.private_files import check_private
+from suture.runtime.errors import ConfigError
+from suture.runtime.host.private_files import check_private
 
 SITE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
 """What a site may be called; never "server"."""

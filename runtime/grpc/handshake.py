@@ -30,10 +30,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from runtime.errors import ConfigError, WireError
-from runtime.grpc.credentials import Credentials, Role, common_name
-from runtime.grpc.peer_certificate import PeerCertificates, takes_all
-from runtime.wire import PROTOCOL
+from suture.runtime.errors import ConfigError, WireError
+from suture.runtime.grpc.credentials import Credentials, Role, common_name
+from suture.runtime.grpc.peer_certificate import PeerCertificates, takes_all
+from suture.runtime.wire.messages import PROTOCOL
 
 MOST_BYTES = 2**14
 """Of a handshake's message: a chain of certificates in PEM, and little beside it."""

@@ -11,10 +11,10 @@ import time
 from collections import deque
 from typing import Protocol
 
-from runtime.grpc.credentials import Role
-from runtime.grpc.handshake import Keys
-from runtime.grpc.service import PING
-from runtime.grpc.tags import TAG_BYTES, ForgedError
+from suture.runtime.grpc.credentials import Role
+from suture.runtime.grpc.handshake import Keys
+from suture.runtime.grpc.service import PING
+from suture.runtime.grpc.tags import TAG_BYTES, ForgedError
 
 _NUMBERS = struct.Struct("<QQ")
 

@@ -28,16 +28,13 @@ import grpc
 import grpc.aio
 from torch.futures import Future
 
-from runtime import frames, server_api
-from runtime.coordinator import Coordinator
-from runtime.errors import ConfigError, EvictedError, SeatLostError, SutureError, WireError
-from runtime.executor import MainThreadExecutor
-from runtime.grpc import chunks
-from runtime.grpc.authenticated import Authenticator, Caller, TlsCaller, refuse
-from runtime.grpc.chunks import Limits
-from runtime.grpc.credentials import Credentials
-from runtime.grpc.peer_certificate import takes_all
-from runtime.grpc.service import (
+from suture.runtime.errors import ConfigError, EvictedError, SeatLostError, SutureError, WireError
+from suture.runtime.grpc import chunks
+from suture.runtime.grpc.authenticated import Authenticator, Caller, TlsCaller, refuse
+from suture.runtime.grpc.chunks import Limits
+from suture.runtime.grpc.credentials import Credentials
+from suture.runtime.grpc.peer_certificate import takes_all
+from suture.runtime.grpc.service import (
     ALIVE,
     HANDSHAKE,
     HELLO,
@@ -55,9 +52,13 @@ from runtime.grpc.service import (
     seconds_between_pings,
     within,
 )
-from runtime.grpc.tags import NO_TAGS, Tags
-from runtime.server_api import ServerApi
-from runtime.wire import Hello, Refusal, Terms, Welcome
+from suture.runtime.grpc.tags import NO_TAGS, Tags
+from suture.runtime.host.executor import MainThreadExecutor
+from suture.runtime.server import api as server_api
+from suture.runtime.server.api import ServerApi
+from suture.runtime.server.coordinator import Coordinator
+from suture.runtime.wire import frames
+from suture.runtime.wire.messages import Hello, Refusal, Terms, Welcome
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
-from runtime.errors import ConfigError, WireError
-from runtime.grpc.chunks import MESSAGE_LIMIT
-from runtime.wire import PROTOCOL
+from suture.runtime.errors import ConfigError, WireError
+from suture.runtime.grpc.chunks import MESSAGE_LIMIT
+from suture.runtime.wire.messages import PROTOCOL
 
 T = TypeVar("T")
 

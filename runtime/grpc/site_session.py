@@ -6,14 +6,14 @@ from typing import Any
 
 import grpc.aio
 
-from runtime.errors import ConfigError, SeatLostError, WireError
-from runtime.grpc import chunks
-from runtime.grpc.credentials import Role
-from runtime.grpc.handshake import MOST_BYTES, Identity, Keys, SiteHandshake
-from runtime.grpc.pings import TaggedPings
-from runtime.grpc.service import HANDSHAKE, HELLO, PREFIX, TERMS, no_answer, seconds_between_pings
-from runtime.grpc.tags import CallTags
-from runtime.wire import Welcome
+from suture.runtime.errors import ConfigError, SeatLostError, WireError
+from suture.runtime.grpc import chunks
+from suture.runtime.grpc.credentials import Role
+from suture.runtime.grpc.handshake import MOST_BYTES, Identity, Keys, SiteHandshake
+from suture.runtime.grpc.pings import TaggedPings
+from suture.runtime.grpc.service import HANDSHAKE, HELLO, PREFIX, TERMS, no_answer, seconds_between_pings
+from suture.runtime.grpc.tags import CallTags
+from suture.runtime.wire.messages import Welcome
 
 
 class SiteSession:

@@ -19,10 +19,10 @@ from typing import Any, Protocol
 
 import grpc.aio
 
-from runtime.errors import WireError
-from runtime.grpc.credentials import Role
-from runtime.grpc.handshake import Keys
-from runtime.grpc.service import HELLO
+from suture.runtime.errors import WireError
+from suture.runtime.grpc.credentials import Role
+from suture.runtime.grpc.handshake import Keys
+from suture.runtime.grpc.service import HELLO
 
 TAG_BYTES = 32
 _CALL = struct.Struct("<16sQB")

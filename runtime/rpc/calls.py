@@ -15,9 +15,9 @@ import torch.distributed.autograd as dist_autograd
 from torch.distributed import rpc
 from torch.futures import Future
 
-from runtime.errors import PeerLostError, WireError
-from runtime.rpc import functions
-from runtime.rpc.transport import SERVER
+from suture.runtime.errors import PeerLostError, WireError
+from suture.runtime.rpc import functions
+from suture.runtime.rpc.transport import SERVER
 
 _SIGNS = ("RPC ran for more than", "EOF", "EPIPE", "ECONNRE", "pipe closed", "shutdown", "destroyed agent")
 """What torch's errors say where the connection is what failed."""

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.distributed import rpc
 from torch.futures import Future
 
-from runtime import server_api
-from runtime.coordinator import Coordinator
-from runtime.executor import MainThreadExecutor
-from runtime.leases import Knock
-from runtime.rpc.lockdown import full_name
-from runtime.server_api import ServerApi
-from runtime.wire import LossReply, OutputGradient, Refusal, StepDone, Upload
+from suture.runtime.host.executor import MainThreadExecutor
+from suture.runtime.rpc.lockdown import full_name
+from suture.runtime.server import api as server_api
+from suture.runtime.server.api import ServerApi
+from suture.runtime.server.coordinator import Coordinator
+from suture.runtime.server.liveness import Knock
+from suture.runtime.wire.messages import LossReply, OutputGradient, Refusal, StepDone, Upload
 
 if TYPE_CHECKING:
     Reference = rpc.PyRRef[Any]

@@ -24,9 +24,9 @@ import torch
 from torch.distributed import rpc
 from torch.distributed.rpc import WorkerInfo, _utils, api, backend_registry, internal
 
-from runtime import codec
-from runtime.codec import Kinds
-from runtime.errors import ConfigError, WireError
+from suture.runtime.errors import ConfigError, WireError
+from suture.runtime.wire import codec
+from suture.runtime.wire.codec import Kinds
 
 log = logging.getLogger(__name__)
 

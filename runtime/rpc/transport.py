@@ -28,9 +28,9 @@ import torch.distributed.autograd as dist_autograd
 from torch.distributed import rpc
 from torch.distributed.rpc import api
 
-from runtime import sandbox
-from runtime.errors import ConfigError, PeerLostError, WireError
-from runtime.rpc import lockdown
+from suture.runtime.errors import ConfigError, PeerLostError, WireError
+from suture.runtime.host import sandbox
+from suture.runtime.rpc import lockdown
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ class Ended:
 def suture(*arguments: str, timeout: float = 120, **environment: str) -> Ended:
     """Runs the command line as a person would."""
     process = subprocess.run(
-        [sys.executable, "-m", "launch", *arguments],
+        [sys.executable, "-m", "suture", *arguments],
         cwd=ROOT,
         env=os.environ | {"CI": "true"} | environment,
         capture_output=True,

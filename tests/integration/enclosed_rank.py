@@ -11,9 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from launch.cli import run_rank_command
-from runtime.server import Server
-from runtime.step import ClientStep
+from suture.launch.rank import run_rank_command
+from suture.runtime.client.step import ClientStep
+from suture.runtime.server.model import Server
 
 TARGET = os.environ["TRY_TO_OPEN"]
 

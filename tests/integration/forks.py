@@ -42,7 +42,7 @@ def ask(process: "subprocess.Popen[str]", order: dict[str, Any]) -> int:
 
 def obey(play: Callable[[dict[str, Any]], int]) -> None:
     """In a warm process: follows orders, each in a fork of its own, until there are no more."""
-    from launch.enclosure import load_the_lazy
+    from suture.launch.host.sandbox_setup import load_the_lazy
 
     load_the_lazy()
     threads = list(Path("/proc/self/task").iterdir())
@@ -99,11 +99,11 @@ def leave_code(log: str, code: int) -> None:
 
 def command_line(arguments: Sequence[str]) -> int:
     """The real command line; returns its exit code."""
-    import launch.cli
+    import suture.cli
 
     sys.argv = ["suture", *arguments]
     try:
-        launch.cli.main()
+        suture.cli.main()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0

@@ -16,14 +16,14 @@ import psutil
 import torch
 from site_own import ANY_SIZE, FINAL, initial_secret, own_of
 
-from launch import build
-from launch.config import RunOptions
-from launch.provision import Project, provision
-from runtime.exchange import LocalExchange
-from runtime.members import Members
-from runtime.observers import NoRecorder
-from runtime.session import Member, NoKeepsakes, run_local
-from runtime.tracking import read_events, read_metrics
+from suture.launch import build
+from suture.launch.kits.provision import Project, provision
+from suture.launch.options.options import RunOptions
+from suture.runtime.exchange import LocalExchange
+from suture.runtime.records.observers import NoRecorder
+from suture.runtime.records.tracking import read_events, read_metrics
+from suture.runtime.server.membership import Members
+from suture.runtime.session import Member, NoKeepsakes, run_local
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {
@@ -70,7 +70,7 @@ class Sites:
 
     def ask(self, command: str, name: str, *more: str) -> tuple[int, str]:
         """`suture leave` or `suture pause` at a site: its code, and all that it said."""
-        typed = [sys.executable, "-m", "launch", command, str(self.kits[name].folder), *more]
+        typed = [sys.executable, "-m", "suture", command, str(self.kits[name].folder), *more]
         done = subprocess.run(
             typed, cwd=ROOT, env=os.environ | {"CI": "true"}, capture_output=True, text=True, timeout=60
         )
@@ -79,7 +79,7 @@ class Sites:
     def _start(self, name: str, command: list[str], inside: Sequence[str]) -> None:
         given = [f"--{option.replace('_', '-')}={value}" for option, value in self.options.items()]
         self._commands[name] = [
-            *inside, sys.executable, "-m", "launch", command[0], *given, *command[1:]
+            *inside, sys.executable, "-m", "suture", command[0], *given, *command[1:]
         ]  # fmt: skip
         self._run(name)
 

@@ -12,9 +12,9 @@ import pytest
 from commands import TINY, Ranks, refused, suture
 from PIL import Image
 
-import launch.cli
-from launch.outcome import outcome
-from runtime.errors import SutureError
+import suture.cli
+from suture.launch.options.outcome import outcome
+from suture.runtime.errors import SutureError
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def run(capsys, tmp_path):
         command = ["suture", "train", "--exchange", "local", "--run-dir", str(folder), *arguments]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.argv", command)
-            ended = outcome(lambda: launch.cli.suture.main(standalone_mode=False))
+            ended = outcome(lambda: suture.cli.suture.main(standalone_mode=False))
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("suture: ")]
         assert ended == code and len(lines) == 1, (ended, lines)
         assert not folder.exists(), "a run that never began left a folder"
@@ -220,16 +220,16 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch
     """Oracle: the last whole checkpoint is still there and resumes to the uninterrupted run's weights."""
     import torch
 
-    from launch.config import RunOptions
-    from launch.ranks import play_locally
-    from runtime import checkpoint
+    from suture.launch.options.options import RunOptions
+    from suture.launch.roles.one_process import play_locally
+    from suture.runtime.state import checkpoint
 
     torch.set_num_threads(1)
     options = RunOptions(
         model="resnet18", image_size=32, train_images=8, validation_images=0, test_images=4, batch_size=4,
         epochs=2, clients=2,
     ).resolved()  # fmt: skip
-    monkeypatch.setattr("launch.build.new_run_id", lambda: "run")
+    monkeypatch.setattr("suture.launch.build.new_run_id", lambda: "run")
     (tmp_path / "whole").mkdir()
     expected = play_locally(options, bytes(32), tmp_path / "whole").weights_sha256()
 

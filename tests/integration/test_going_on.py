@@ -16,15 +16,13 @@ import pytest
 from commands import ROOT, TINY, suture
 from sites import Sites
 
-from launch.program import python_path
-
-SHELL = f'suture() {{ "{sys.executable}" -m launch "$@"; }}; torchrun() {{ "{sys.executable}" -m torch.distributed.run "$@"; }}\n'
+SHELL = f'suture() {{ "{sys.executable}" -m suture "$@"; }}; torchrun() {{ "{sys.executable}" -m torch.distributed.run "$@"; }}\n'
 SAID = re.compile(r"^suture: (stopped.*); go on with: (.*)$", re.MULTILINE)
 OPTIONS = [*TINY, "--epochs", "5", "--clients", "2", "--lease", "60"]
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"CI": "true", "PYTHONPATH": python_path()}
+    return os.environ | {"CI": "true"}
 
 
 def stopped(command: list[str], folder: Path, run: Path, number: int, group: bool) -> tuple[int, str]:
@@ -77,7 +75,7 @@ def test_a_run_of_one_machine_is_gone_on_with_as_said(exchange, number, group, w
     """Ctrl-C reaches the whole group of a terminal, SIGTERM one process; nothing but one line is said of it."""
     key, expected = whole
     run = "runs/my run's"
-    train = [sys.executable, "-m", "launch", "train", *OPTIONS, "--exchange", exchange]
+    train = [sys.executable, "-m", "suture", "train", *OPTIONS, "--exchange", exchange]
     code, said = stopped(
         [*train, "--handoff-key", str(key), "--run-dir", run], tmp_path, tmp_path / run, number, group
     )
@@ -125,7 +123,7 @@ def test_server_and_site_are_gone_on_with_as_said(tmp_path):
         assert re.fullmatch("stopped in round [1-5]", site)
         assert "Traceback" not in sites.log("server") + sites.log("ward_b")
         for name, command in (("server", again), ("ward_b", back)):
-            words = [sys.executable, "-m", "launch", *command.split()[1:]]
+            words = [sys.executable, "-m", "suture", *command.split()[1:]]
             sites.go_on(name, words)
         for name in sites.processes:
             assert sites.ended(name) == 0, sites.log(name)
@@ -140,7 +138,7 @@ def test_server_and_site_are_gone_on_with_as_said(tmp_path):
 def test_a_command_that_cannot_be_gone_on_with_says_so(tmp_path):
     """Oracle: the words, where no checkpoint is kept."""
     run = tmp_path / "run"
-    train = [sys.executable, "-m", "launch", "train", *OPTIONS, "--exchange", "local", "--checkpoints", "off"]
+    train = [sys.executable, "-m", "suture", "train", *OPTIONS, "--exchange", "local", "--checkpoints", "off"]
     code, said = stopped([*train, "--run-dir", str(run)], tmp_path, run, signal.SIGINT, group=False)
     assert code == 130
     assert (

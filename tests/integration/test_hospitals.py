@@ -21,13 +21,13 @@ from hosts import Hosts, why_not
 from replayed import replay
 from site_own import ANY_SIZE, initial_secret, own_of
 
-from launch import build
-from launch.build import SiteOwn
-from launch.config import RunOptions
-from launch.provision import Project, provision
-from runtime.handoff import read_key, write_key
-from runtime.scheduler import Turn, TurnKind
-from runtime.step import ClientStep
+from suture.launch import build
+from suture.launch.build import SiteOwn
+from suture.launch.kits.provision import Project, provision
+from suture.launch.options.options import RunOptions
+from suture.runtime.client.step import ClientStep
+from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.state.handoff import read_key, write_key
 
 # Minutes of starting processes: `make sites` runs them.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -158,7 +158,7 @@ def played(hosts, tmp_path_factory):
         kits[ward].policy.write_text(ANY_SIZE)
     given = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
     logs = {name: folder / f"{name}.log" for name in ("server", *WARDS)}
-    suture = [sys.executable, "-m", "launch"]
+    suture = [sys.executable, "-m", "suture"]
     with (
         _proxied(hosts, folder) as proxy_log,
         _captured(hosts.namespace("server"), "site0", folder / "line.pcap"),

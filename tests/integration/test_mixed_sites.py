@@ -11,7 +11,7 @@ import torch
 from sites import Sites
 from small_files import write_dicom_folder, write_folders, write_table
 
-from runtime.errors import DataError
+from suture.runtime.errors import DataError
 
 # Minutes of starting processes: `make sites` runs them.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -12,7 +12,7 @@ import torch
 from commands import TINY, suture
 from PIL import Image
 
-from launch.judging import build_witnesses, read_run, run_key
+from suture.launch.lab.judging import build_witnesses, read_run, run_key
 
 PATIENTS = [f"zz{number:02}patient" for number in range(12)]
 KINDS = ("sicklings", "healthies")

@@ -19,7 +19,7 @@ import pytest
 from commands import ROOT, TINY, refused, suture
 from PIL import Image
 
-from runtime.errors import CheckpointError, ConfigError
+from suture.runtime.errors import CheckpointError, ConfigError
 
 KEY = "5e" * 32
 OPTIONS = [*TINY, "--clients", "2"]
@@ -47,7 +47,7 @@ class Running:
 def running(run: Path, *options: str, code: int = 0, **environment: str):
     """Starts a run, stops its ranks when the first turn has counted, lets them go on to the end; yields it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "launch", "train", *OPTIONS, *options, "--run-dir", str(run)],
+        [sys.executable, "-m", "suture", "train", *OPTIONS, *options, "--run-dir", str(run)],
         cwd=ROOT,
         env=os.environ | {"CI": "true"} | environment,
         stdout=subprocess.DEVNULL,

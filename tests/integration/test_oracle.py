@@ -1,6 +1,6 @@
 """Split training over real processes equals unsplit training, to the last bit.
 
-Oracle: `launch.unsplit.Unsplit`, ordinary training of the joined net with the same seeds, images and order.
+Oracle: `suture.launch.roles.unsplit.Unsplit`, ordinary training of the joined net with the same seeds, images and order.
 """
 
 import json
@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch import build
-from launch.config import RunOptions
-from launch.provision import Project, provision
-from launch.ranks import play_locally
-from launch.unsplit import Unsplit
-from runtime.scheduler import Together, parse_schedule
+from suture.launch import build
+from suture.launch.kits.provision import Project, provision
+from suture.launch.options.options import RunOptions
+from suture.launch.roles.one_process import play_locally
+from suture.launch.roles.unsplit import Unsplit
+from suture.runtime.scheduler import Together, parse_schedule
 
 KEY = bytes(range(32))
 RESNET = {

@@ -15,11 +15,11 @@ import pytest
 import torch
 from commands import ROOT, TINY, suture
 
-from launch import build
-from launch.config import RunOptions
-from launch.ranks import play_locally
-from runtime.journal import Journal
-from runtime.tracking import read_events, read_metrics
+from suture.launch import build
+from suture.launch.options.options import RunOptions
+from suture.launch.roles.one_process import play_locally
+from suture.runtime.records.tracking import read_events, read_metrics
+from suture.runtime.server.run_state import Journal
 
 KEY = bytes(range(32))
 CASES = {
@@ -100,7 +100,7 @@ def test_processes_killed_and_resumed(tmp_path):
     options = [*TINY, "--epochs", "3", "--clients", "2", "--handoff-key", str(key)]
     assert suture("keygen", str(key)).code == 0
     process = subprocess.Popen(
-        [sys.executable, "-m", "launch", "train", *options, "--run-dir", str(run)],
+        [sys.executable, "-m", "suture", "train", *options, "--run-dir", str(run)],
         cwd=ROOT,
         env=os.environ | {"CI": "true"},
         stderr=subprocess.DEVNULL,

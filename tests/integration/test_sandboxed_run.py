@@ -15,8 +15,8 @@ import pytest
 from commands import ROOT, TINY
 from PIL import Image
 
-from runtime import sandbox
-from runtime.handoff import write_key
+from suture.runtime.host import sandbox
+from suture.runtime.state.handoff import write_key
 
 pytestmark = pytest.mark.skipif(sandbox.missing() is not None, reason=str(sandbox.missing()))
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from sites import TURNS, Sites
 
-from launch.bench.breakable import BreakableLine
-from runtime.errors import ConfigError, EvictedError
-from runtime.outbox import LEFT_FILE
-from runtime.tracking import METRICS_FILE, read_metrics
+from suture.runtime.errors import ConfigError, EvictedError
+from suture.runtime.records.outbox import LEFT_FILE
+from suture.runtime.records.tracking import METRICS_FILE, read_metrics
+from suture.studies.bench.rigs.breakable import BreakableLine
 
 # Minutes of starting processes: `make sites` runs them.
 pytestmark = pytest.mark.slow

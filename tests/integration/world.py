@@ -20,21 +20,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from torch.distributed import rpc
 
-from launch import build
-from launch.config import RunOptions
-from launch.kit import Kit
-from runtime.data.client_data import ClientData
-from runtime.exchange import OVER_RPC
-from runtime.exchange.grpc import GrpcExchange
-from runtime.grpc.client import GrpcClient, GrpcClientConfig
-from runtime.grpc.credentials import Credentials, Role
-from runtime.grpc.server import GrpcServer, GrpcServerConfig
-from runtime.observers import NoRecorder
-from runtime.rpc import calls, transport
-from runtime.rpc.functions import RpcServer
-from runtime.rpc.lockdown import Lockdown
-from runtime.rpc.transport import Transport, TransportConfig
-from runtime.session import Member, NoKeepsakes, take_part
+from suture.launch import build
+from suture.launch.kits.kit import Kit
+from suture.launch.options.options import RunOptions
+from suture.runtime.data.client_data import ClientData
+from suture.runtime.exchange import OVER_RPC
+from suture.runtime.exchange.grpc import GrpcExchange
+from suture.runtime.grpc.client import GrpcClient, GrpcClientConfig
+from suture.runtime.grpc.credentials import Credentials, Role
+from suture.runtime.grpc.server import GrpcServer, GrpcServerConfig
+from suture.runtime.records.observers import NoRecorder
+from suture.runtime.rpc import calls, transport
+from suture.runtime.rpc.functions import RpcServer
+from suture.runtime.rpc.lockdown import Lockdown
+from suture.runtime.rpc.transport import Transport, TransportConfig
+from suture.runtime.session import Member, NoKeepsakes, take_part
 
 KEY = bytes(range(32))
 python_calls: list[str] = []

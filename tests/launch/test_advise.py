@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 from click.testing import CliRunner
 
-from launch.advise import Advice, Line, advise, notes
-from launch.cli import suture
-from models.cuts import CutRow, cut_table
-from runtime.errors import ConfigError
+from suture.cli import suture
+from suture.models.cuts import CutRow, cut_table
+from suture.runtime.errors import ConfigError
+from suture.studies.cut_advice import Advice, Line, advise, notes
 
 ROW = CutRow(
     index=0, name="conv1", smashed_shape=(4, 8, 8), bytes_up=700_000, bytes_down=300_000, client_params=1,
@@ -61,7 +61,7 @@ def test_the_fastest_and_the_last_that_is_nearly_as_fast_are_marked(predicted, w
 @pytest.fixture(autouse=True)
 def one_sweep(monkeypatch):
     """Enough to see that it works."""
-    monkeypatch.setattr("launch.advise._MOST_SWEEPS", 1)
+    monkeypatch.setattr("suture.studies.cut_advice._MOST_SWEEPS", 1)
 
 
 def command(*arguments):

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from launch.audit.page import to_markdown, verdicts
-from launch.audit.plan import (
+from suture.launch.options.options import RunOptions
+from suture.runtime.errors import ConfigError, SutureError
+from suture.studies.audit.page import to_markdown, verdicts
+from suture.studies.audit.plan import (
     MOST_STRENGTHS,
     STRENGTHS,
     Point,
@@ -22,12 +24,10 @@ from launch.audit.plan import (
     parse_defences,
     points,
 )
-from launch.audit.point import Means, options_of
-from launch.audit.report import grouped, is_void, to_csv
-from launch.audit.run import AuditConfig, audit_options, run_audit
-from launch.config import RunOptions
-from runtime.errors import ConfigError, SutureError
-from threats.registry import DEFENCES
+from suture.studies.audit.point import Means, options_of
+from suture.studies.audit.report import grouped, is_void, to_csv
+from suture.studies.audit.run import AuditConfig, audit_options, run_audit
+from suture.threats.registry import DEFENCES
 
 
 def _result(
@@ -247,7 +247,7 @@ def test_an_audit_whose_second_run_fails_reports_the_first(
         assert not (tmp_path / "frontier.png").exists()
         return ended.pop()
 
-    monkeypatch.setattr("launch.audit.run.run_point", play)
+    monkeypatch.setattr("suture.studies.audit.run.run_point", play)
     config = AuditConfig(cuts=("4",), families=("none",), num_seeds=2, means=Means(aux_images=16))
     with pytest.raises(SutureError, match="the second run fails"):
         run_audit(config, RunOptions(clients=1, threads=1), tmp_path)
@@ -259,7 +259,7 @@ def test_the_frontier_is_drawn_with_void_points_and_without_a_majority_class(tmp
     """Oracle: a PNG of the size asked for, for one cut and for two, and nothing left beside it."""
     from PIL import Image
 
-    from launch.figures.frontier import Dot, Lines, frontier
+    from suture.launch.output.figures.frontier import Dot, Lines, frontier
 
     def dot(cut: str, family: str, rank: int, is_void: bool) -> Dot:
         return Dot(cut, family, rank, (0.9, 0.8, 1.0), (0.5, 0.4, 0.6), (0.2, 0.1, 0.3), is_void)

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from launch.bench import page, sites_section
-from launch.bench.intervals import mean_interval
-from launch.bench.line_section import kind, verdicts
-from launch.bench.machine import machine
-from launch.bench.stage import seconds_by_line
-from runtime.errors import ConfigError
+from suture.runtime.errors import ConfigError
+from suture.studies.bench.intervals import mean_interval
+from suture.studies.bench.page import page, sites
+from suture.studies.bench.page.line import kind, verdicts
+from suture.studies.bench.rigs.machine import machine
+from suture.studies.bench.rigs.stage import seconds_by_line
 
 STARTS = {
     "torchrun launch/run.py": [{"images read": 3.0, "all joined": 4.0, "first step": 8.0, "processor": 9.0}]
@@ -118,18 +118,18 @@ def test_the_aims_between_sites_are_compared_with_what_was_measured():
         },
         "consortium": {"crowd": run, "alone": run, "reconnects": {"seated": [0.5], "stepped": [0.75]}},
     }
-    step, handoff, loopback, site = sites_section.verdicts(found)
+    step, handoff, loopback, site = sites.verdicts(found)
     assert ": met; the largest is 1.040, at 100 Mbit/s. Means instead of medians: 1.040 at 100." in step
     assert "**not met**; the least is 40%, down at 100 Mbit/s" in handoff
     assert "in 8 ms: **not met**; 9.0 ms more" in loopback and ": met; 300.00 MB" in site
-    text = "\n".join(sites_section.lines(found))
+    text = "\n".join(sites.lines(found))
     assert "| over the same by torch RPC | 2.000 (2.00 to 2.00) | 1.040 (1.04 to 1.04) |" in text
     assert "| hand-off up, gRPC, of the line | 8% | 80% |" in text and "| joining, ms | 20.0 | 20.0 |" in text
     assert "| one of 2 sites, median | 400.00 MB | 300.00 MB |" in text
     unsure = found | {"steps": [found["steps"][0], {"rpc": [0.5, 1.0, 2.0] * 4, "grpc": [0.5, 1.2, 2.0] * 4}]}
     assert (
         "**not met**; the largest is 1.200, at 100 Mbit/s; its interval holds the aim"
-        in (sites_section.verdicts(unsure)[0])
+        in (sites.verdicts(unsure)[0])
     )
 
 

@@ -6,13 +6,15 @@ import sys
 
 import pytest
 
-from launch.bench import clients, clients_section, line, shaped
-from launch.bench.startup import MILESTONES
+from suture.studies.bench import clients, line
+from suture.studies.bench.page import clients as clients_section
+from suture.studies.bench.rigs import shaped
+from suture.studies.bench.startup import MILESTONES
 
 
 def section(name, out):
     # In a process of its own: the helpers that multiprocessing starts live as long as their parent.
-    command = [sys.executable, "-m", "launch", "bench", name, "--quick", "--out", str(out)]
+    command = [sys.executable, "-m", "suture", "bench", name, "--quick", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert (out / f"benchmarks-{name}.png").stat().st_size > 1000

@@ -5,9 +5,9 @@ Oracle: counting; the table's own arithmetic.
 
 import pytest
 
-from launch.bench import security
-from launch.config import RunOptions
-from runtime.errors import ConfigError
+from suture.launch.options.options import RunOptions
+from suture.runtime.errors import ConfigError
+from suture.studies.bench import security
 
 
 def test_everything_is_measured_as_often_as_asked(monkeypatch):

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from launch.bench import train_section
-from launch.bench.train import ratio_interval, run_command
-from runtime.errors import ConfigError
+from suture.runtime.errors import ConfigError
+from suture.studies.bench.page import train
+from suture.studies.bench.train import ratio_interval, run_command
 
 
 def run_python(*arguments):
@@ -17,7 +17,7 @@ def run_python(*arguments):
 
 
 def test_the_quick_benchmark_times_both_sides_and_writes_the_page(tmp_path):
-    done = run_python("-m", "launch", "bench", "train", "--quick", "--only", "unet", "--out", str(tmp_path))
+    done = run_python("-m", "suture", "bench", "train", "--quick", "--only", "unet", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "benchmarks.json").read_text())["train"]
     assert content["command"] == "suture bench train --quick --only unet"
@@ -40,8 +40,8 @@ def test_the_quick_benchmark_times_both_sides_and_writes_the_page(tmp_path):
 
 DIES = """
 import psutil
-from launch.bench.plan import QUICK
-from launch.bench.stage import Stage
+from suture.studies.bench.plan import QUICK
+from suture.studies.bench.rigs.stage import Stage
 
 if __name__ == "__main__":
     with Stage(QUICK.rows[1].options(), unsplit=False) as stage:
@@ -86,8 +86,8 @@ def test_the_ratios_interval_holds_the_ratio_and_is_narrow_where_times_are_stead
 def test_the_page_says_whether_the_aims_are_met(ratio, interval, share, expected):
     """Oracle: the issue's aims: at most 1.02 at 128 px and above, 1.10 at 64."""
     row = {"model": "resnet34", "image_size": 128, "cut": 3, "fused_ratio": ratio}
-    said = train_section.verdicts([row | {"fused_ratio_interval": interval}], {"a waiting client": share})
+    said = train.verdicts([row | {"fused_ratio_interval": interval}], {"a waiting client": share})
     assert len(said) == 2 and "at most 1.02, resnet34 at 128 px" in said[0]
-    assert train_section.aim(64) == 1.10 and train_section.aim(224) == 1.02
+    assert train.aim(64) == 1.10 and train.aim(224) == 1.02
     for sentence, part in zip(said, expected, strict=True):
         assert part in sentence

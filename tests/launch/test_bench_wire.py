@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
-from launch.bench.wire import WirePlan, default_options, measure_steps, page, run_command
-from launch.config import RunOptions
-from runtime.errors import ConfigError
+from suture.launch.options.options import RunOptions
+from suture.runtime.errors import ConfigError
+from suture.studies.bench.wire import WirePlan, default_options, measure_steps, page, run_command
 
 
 def tiny_net(num_outputs):

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from launch import build
-from launch.config import RunOptions
+from suture.launch import keys
+from suture.launch.options.options import RunOptions
 
 KEY = bytes(range(32))
 
@@ -20,28 +20,28 @@ def variable(monkeypatch):
 
 def test_the_key_leaves_the_environment_when_it_is_read():
     """Oracle: the key, and no key when it is asked for again."""
-    assert build.given_key(RunOptions()) == KEY
+    assert keys.given_key(RunOptions()) == KEY
     assert "SUTURE_HANDOFF_KEY" not in os.environ
-    assert build.given_key(RunOptions()) is None
+    assert keys.given_key(RunOptions()) is None
 
 
 def test_a_key_that_a_file_overrules_leaves_it_too(tmp_path):
     """Oracle: the file's key."""
     (tmp_path / "key").touch(mode=0o600)
     (tmp_path / "key").write_text("ab" * 32)
-    assert build.given_key(RunOptions(handoff_key=str(tmp_path / "key"))) == b"\xab" * 32
+    assert keys.given_key(RunOptions(handoff_key=str(tmp_path / "key"))) == b"\xab" * 32
     assert "SUTURE_HANDOFF_KEY" not in os.environ
 
 
 def test_the_server_drops_it():
     """Oracle: the environment that whatever it starts would inherit."""
-    build.forget_key(RunOptions())
+    keys.forget_key(RunOptions())
     assert "SUTURE_HANDOFF_KEY" not in os.environ
 
 
 def test_in_a_lab_it_stays_for_the_judge():
     """Oracle: the server starts the judge at the end, which takes the key from its environment."""
     lab = RunOptions(attack="adra")
-    build.forget_key(lab)
-    assert build.given_key(lab) == KEY
+    keys.forget_key(lab)
+    assert keys.given_key(lab) == KEY
     assert os.environ["SUTURE_HANDOFF_KEY"] == KEY.hex()

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 from small_files import write_dicom_folder, write_folders, write_table
 
-from launch import check_command
-from launch.cli import suture
-from launch.outcome import outcome
-from launch.provision import Project, provision
-from runtime.errors import ConfigError, DataError
+from suture import check
+from suture.cli import suture
+from suture.launch.kits.provision import Project, provision
+from suture.launch.options.outcome import outcome
+from suture.runtime.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_the_kits_policy_is_asked(folders, kit, run):
 
 def test_images_that_do_not_fit_into_memory_are_said(folders, run, monkeypatch):
     """Oracle: 60 images of 64 px and three channels are 737280 bytes."""
-    monkeypatch.setattr("launch.site_images.free_memory", lambda: 700_000)
+    monkeypatch.setattr("suture.launch.site.own_images.free_memory", lambda: 700_000)
     code, _, last = run(f"image-folder:{folders}")
     assert (
         code == DataError.exit_code
@@ -168,7 +168,7 @@ def test_images_that_do_not_fit_into_memory_are_said(folders, run, monkeypatch):
 
 def test_a_bar_is_shown_for_many_pictures_at_a_terminal_only(folders, run, monkeypatch, capsys):
     """Oracle: whether there is one."""
-    monkeypatch.setattr(check_command, "_MANY", 60)
+    monkeypatch.setattr(check, "_MANY", 60)
     bars: list[int] = []
 
     class Bar:

@@ -12,14 +12,15 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launch.cli import rank, suture
-from launch.config import DEFAULTS, RunOptions
-from launch.options import run_options
-from launch.written import check_names, flag, read_toml, to_arguments, to_toml
-from runtime.data.registry import SOURCES
-from runtime.data.source import Task
-from runtime.errors import ConfigError
-from threats.registry import ATTACKS, DEFENCES, DETECTORS
+from suture.cli import suture
+from suture.launch.options.click_options import run_options
+from suture.launch.options.options import DEFAULTS, RunOptions
+from suture.launch.options.toml import check_names, flag, read_toml, to_arguments, to_toml
+from suture.launch.rank import rank
+from suture.runtime.data.registry import SOURCES
+from suture.runtime.data.source import Task
+from suture.runtime.errors import ConfigError
+from suture.threats.registry import ATTACKS, DEFENCES, DETECTORS
 
 # A value for every option that is not its default, and what must be set beside it.
 VALUES = {

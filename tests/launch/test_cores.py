@@ -5,10 +5,11 @@ import os
 import pytest
 import torch
 
-from launch import cores, ranks
-from launch.config import RunOptions
-from launch.cores import ranks_at_once, ready_torch
-from runtime.scheduler import SCHEDULES
+from suture.launch.host import cores
+from suture.launch.host.cores import ranks_at_once, ready_torch
+from suture.launch.options.options import RunOptions
+from suture.launch.roles import ranks
+from suture.runtime.scheduler import SCHEDULES
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +69,7 @@ def test_a_rank_counts_those_of_its_own_machine(rank, schedule, expected, monkey
         monkeypatch.setattr(
             ranks, name, lambda options, line, sharing, name=name: heard.append((name, sharing))
         )
-    ranks.run_rank(RunOptions(schedule=schedule))
+    rank.run_rank(RunOptions(schedule=schedule))
     assert heard == [("join" if rank else "serve", expected)]
     assert torch.get_num_threads() == 1  # until its sandbox is closed
 

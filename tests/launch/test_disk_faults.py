@@ -8,13 +8,14 @@ import shutil
 
 import pytest
 
-import launch.cli
-from launch import build, ranks
-from launch.outcome import outcome
-from runtime.errors import CheckpointError
-from runtime.journal import Journal
-from runtime.steps import Steps
-from runtime.turns import Turns
+import suture.cli
+from suture.launch import build
+from suture.launch.options.outcome import outcome
+from suture.launch.roles import conduct, ranks
+from suture.runtime.errors import CheckpointError
+from suture.runtime.server.run_state import Journal
+from suture.runtime.server.step import Steps
+from suture.runtime.server.transaction import Turns
 
 TINY = (
     "--data chest-phantom --model unet --width 4 --image-size 32 --train-images 8 --validation-images 4 --test-images 4 "
@@ -40,7 +41,7 @@ def train(tmp_path, capsys, monkeypatch):
     def run(folder, *options):
         words = ["suture", "train", *TINY, *options, "--handoff-key", str(key), "--run-dir", str(folder)]
         monkeypatch.setattr("sys.argv", words)
-        code = outcome(lambda: launch.cli.suture.main(standalone_mode=False))
+        code = outcome(lambda: suture.cli.suture.main(standalone_mode=False))
         return code, capsys.readouterr().err
 
     return run
@@ -103,13 +104,13 @@ def test_a_disk_that_fills_up(moment, small_disk, tmp_path, train, monkeypatch, 
 
 def test_a_disk_that_is_full_when_figures_are_drawn_costs_the_figures(small_disk, train, monkeypatch):
     """Oracle: the run ends well and says what is missing."""
-    draw = ranks.draw_figures
+    draw = conduct.draw_figures
 
     def drawn(*args):
         small_disk.fill()
         draw(*args)
 
-    monkeypatch.setattr(ranks, "draw_figures", drawn)
+    monkeypatch.setattr(conduct, "draw_figures", drawn)
     code, said = train(small_disk.folder)
     assert code == 0 and "figures cannot be written" in said and "Traceback" not in said, said
     assert digest(small_disk.folder)

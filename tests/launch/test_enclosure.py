@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from launch import enclosure
-from launch.config import RunOptions
-from launch.enclosure import enclose
-from runtime import sandbox
-from runtime.errors import ConfigError
+from suture.launch.host import sandbox_setup
+from suture.launch.host.sandbox_setup import enclose
+from suture.launch.options.options import RunOptions
+from suture.runtime.errors import ConfigError
+from suture.runtime.host import sandbox
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def closings(monkeypatch) -> list[dict]:
     monkeypatch.setattr(sandbox, "missing", lambda: None)
     monkeypatch.setattr(sandbox, "close", lambda **given: noted.append(given))
     monkeypatch.setattr(sandbox, "still_reaches", lambda path: None)
-    monkeypatch.setattr(enclosure, "load_the_lazy", lambda: None)
+    monkeypatch.setattr(sandbox_setup, "load_the_lazy", lambda: None)
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setenv("TMPDIR", "")
     return noted

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from launch.experiments.plan import Request, plan, setting_of
-from launch.experiments.registry import EXPERIMENTS, STUDY, chosen
-from launch.experiments.run import run_experiments
-from launch.experiments.setting import Setting, expanded, read_setting, to_toml, with_data
-from launch.experiments.sizes import largest_effort, minutes
-from runtime.errors import ConfigError
+from suture.runtime.errors import ConfigError
+from suture.studies.experiments.engine.plan import Request, plan, setting_of
+from suture.studies.experiments.engine.run import run_experiments
+from suture.studies.experiments.engine.setting import Setting, expanded, read_setting, to_toml, with_data
+from suture.studies.experiments.engine.sizes import largest_effort, minutes
+from suture.studies.experiments.registry import EXPERIMENTS, STUDY, chosen
 
 SMOKE = ["fundus-phantom", "chest-phantom"]
 

@@ -11,17 +11,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from launch.cli import suture
-from launch.experiments.attribution import attribution
-from launch.experiments.job import result_path
-from launch.experiments.page import Chapter, Shown, to_html
-from launch.experiments.plan import Request, plan
-from launch.experiments.provenance import MACHINE, write_provenance
-from launch.experiments.registry import EXPERIMENTS
-from launch.experiments.report import write_report
-from launch.experiments.setting import CONFIG, ROLES, to_toml
-from launch.figures.canvas import drawn
-from runtime.errors import ConfigError
+from suture.cli import suture
+from suture.launch.output.figures.canvas import drawn
+from suture.runtime.errors import ConfigError
+from suture.studies.experiments.engine.job import result_path
+from suture.studies.experiments.engine.plan import Request, plan
+from suture.studies.experiments.engine.setting import CONFIG, ROLES, to_toml
+from suture.studies.experiments.pages.attribution import attribution
+from suture.studies.experiments.pages.page import Chapter, Shown, to_html
+from suture.studies.experiments.pages.report import write_report
+from suture.studies.experiments.registry import EXPERIMENTS
+from suture.studies.provenance import MACHINE, write_provenance
 
 
 class Page(HTMLParser):

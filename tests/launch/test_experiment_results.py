@@ -10,14 +10,14 @@ import math
 
 import pytest
 
-from launch.experiments.experiment import Results, client_mean
-from launch.experiments.job import Job, read_result, result_path
-from launch.experiments.registry import EXPERIMENTS, STUDY
-from launch.experiments.results import differing, load, write_results
-from launch.experiments.setting import CONFIG, Setting, to_toml, with_data
-from launch.experiments.statistics import mean_and_interval, overlaps, shown
-from launch.experiments.study import published, study
-from launch.experiments.table import Table, to_csv
+from suture.studies.experiments.engine.job import Job, read_result, result_path
+from suture.studies.experiments.engine.results import differing, load, write_results
+from suture.studies.experiments.engine.setting import CONFIG, Setting, to_toml, with_data
+from suture.studies.experiments.experiment import Results, client_mean
+from suture.studies.experiments.pages.study import published, study
+from suture.studies.experiments.registry import EXPERIMENTS, STUDY
+from suture.studies.statistics import mean_and_interval, overlaps, shown
+from suture.studies.table import Table, to_csv
 
 
 def test_mean_and_interval_are_those_worked_out_by_hand():
@@ -170,7 +170,7 @@ def test_a_mean_over_clients_leaves_out_who_was_not_tested():
 
 def test_results_hold_what_is_done_in_the_order_of_the_plan(tmp_path):
     """Oracle: three jobs, one without a result."""
-    from launch.config import RunOptions
+    from suture.launch.options.options import RunOptions
 
     jobs = [Job(arm=arm, seed=seed, options=RunOptions()) for seed in (0, 1) for arm in ("a", "b")]
     results = Results(tmp_path, jobs, {"a-0": {"n": 1}, "a-1": {"n": 2}, "b-1": {"n": 3}})

@@ -14,14 +14,14 @@ import psutil
 import pytest
 import torch
 
-import models.registry as nets
-from launch.experiments.job import read_result, result_path, runs_folder
-from launch.experiments.plan import Request, plan
-from launch.experiments.registry import EXPERIMENTS
-from launch.experiments.results import load, write_results
-from launch.experiments.setting import CONFIG, to_toml
-from launch.experiments.skips import registered
-from launch.experiments.worker import work
+import suture.models.registry as nets
+from suture.studies.experiments.engine.job import read_result, result_path, runs_folder
+from suture.studies.experiments.engine.plan import Request, plan
+from suture.studies.experiments.engine.results import load, write_results
+from suture.studies.experiments.engine.setting import CONFIG, to_toml
+from suture.studies.experiments.engine.skips import registered
+from suture.studies.experiments.engine.worker import work
+from suture.studies.experiments.registry import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -116,9 +116,9 @@ SIDE_BY_SIDE = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from launch.experiments.pool import Task, run_all
-from launch.experiments.results import load
-from runtime.errors import SutureError
+from suture.studies.experiments.engine.pool import Task, run_all
+from suture.studies.experiments.engine.results import load
+from suture.runtime.errors import SutureError
 folder = Path(sys.argv[1])
 good = load(folder)[0].jobs(load(folder)[1])[0]
 tasks = [Task(folder, replace(good, arm="no-such")), Task(folder, good)]
@@ -150,7 +150,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path):
 def test_a_stop_ends_every_run_and_the_same_command_goes_on(number, code, tmp_path):
     """Oracle: no process is left, however the command ended; then what was done is kept and the rest is run."""
     out = tmp_path / "e"
-    command = [sys.executable, "-m", "launch", "experiment", "unet-cut", "--scale", "smoke", "--jobs", "2"]
+    command = [sys.executable, "-m", "suture", "experiment", "unet-cut", "--scale", "smoke", "--jobs", "2"]
     started = subprocess.Popen(
         [*command, "--out", str(out)], cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )

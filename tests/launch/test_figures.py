@@ -15,11 +15,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-from launch.figures import activations, bottom_stages, metrics_by_round, segmentation, training_loss
-from launch.figures.canvas import client_looks
-from launch.figures.curves import _clients, _with_gaps, smoothed
-from launch.figures.pictures import _channels_to_show
-from models.split import BottomOutput
+from suture.launch.output.figures import (
+    activations,
+    bottom_stages,
+    metrics_by_round,
+    segmentation,
+    training_loss,
+)
+from suture.launch.output.figures.canvas import client_looks
+from suture.launch.output.figures.curves import _clients, _with_gaps, smoothed
+from suture.launch.output.figures.pictures import _channels_to_show
+from suture.models.split import BottomOutput
 
 CLASSIFICATION = {"accuracy": 0.8, "balanced_accuracy": 0.7, "auroc": 0.9, "majority_accuracy": 0.5}
 SEGMENTATION = {"dice": 0.8, "jaccard": 0.7, "pixel_accuracy": 0.99}
@@ -261,6 +267,6 @@ def test_a_figure_replaces_the_old_one_whole_or_not_at_all(
 
 def test_importing_the_figures_does_not_import_matplotlib() -> None:
     """Oracle: sys.modules of a fresh process."""
-    code = "import launch.figures, sys; sys.exit('matplotlib' in sys.modules)"
+    code = "import suture.launch.output.figures, sys; sys.exit('matplotlib' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60, check=False).returncode == 0

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.config import SITES_OWN, RunOptions
-from launch.folder import holds_run, keep_classes, open_folder, saved_serving, with_saved
-from launch.written import read_toml
-from runtime.errors import ConfigError
+from suture.launch.options.options import SITES_OWN, RunOptions
+from suture.launch.options.toml import read_toml
+from suture.launch.output.run_folder import holds_run, keep_classes, open_folder, saved_serving, with_saved
+from suture.runtime.errors import ConfigError
 
 
 @pytest.fixture

@@ -11,21 +11,23 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch import cli, isolation, torchrun
-from launch.config import RunOptions
-from runtime.errors import ConfigError
-from runtime.handoff import write_key
+from suture.launch import rank
+from suture.launch.host import network_namespace
+from suture.launch.options.options import RunOptions
+from suture.launch.start import agent
+from suture.runtime.errors import ConfigError
+from suture.runtime.state.handoff import write_key
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOW = (
-    "import os, socket; from launch import isolation; isolation.isolate(); "
-    "print(os.readlink('/proc/self/ns/net'), repr(isolation.why_not_isolated()), os.geteuid()); "
+    "import os, socket; from suture.launch.host import network_namespace; network_namespace.isolate(); "
+    "print(os.readlink('/proc/self/ns/net'), repr(network_namespace.why_not_isolated()), os.geteuid()); "
     "s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname(), timeout=5)"
 )
 
 
 def _possible() -> bool:
-    return not isolation._in_a_child()
+    return not network_namespace._in_a_child()
 
 
 def _own() -> str:
@@ -70,10 +72,10 @@ def test_an_ordinary_user_gets_one_where_the_system_allows_it_and_stays_who_it_i
 
 def test_an_interface_of_the_machine_is_not_left_behind(monkeypatch):
     """Oracle: nothing is tried, and the reason names the option; in a new namespace there is no eth0."""
-    monkeypatch.setenv(isolation.ISOLATED, "")
-    monkeypatch.setattr(isolation, "_in_a_child", pytest.fail)
-    isolation.isolate("eth0")
-    assert isolation.why_not_isolated() == "--interface eth0 is the machine's own"
+    monkeypatch.setenv(network_namespace.ISOLATED, "")
+    monkeypatch.setattr(network_namespace, "_in_a_child", pytest.fail)
+    network_namespace.isolate("eth0")
+    assert network_namespace.why_not_isolated() == "--interface eth0 is the machine's own"
 
 
 def test_root_that_may_not_make_a_network_keeps_its_rights(monkeypatch):
@@ -84,11 +86,11 @@ def test_root_that_may_not_make_a_network_keeps_its_rights(monkeypatch):
         asked.append(what)
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(isolation, "_unshare", refuse)
+    monkeypatch.setattr(network_namespace, "_unshare", refuse)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with pytest.raises(PermissionError):
-        isolation._enter()
-    assert asked == [isolation._NEW_NETWORK]
+        network_namespace._enter()
+    assert asked == [network_namespace._NEW_NETWORK]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def test_the_command_line_is_read_before_click_reads_it(words, said, tmp_path):
     """Oracle: the command line wins over the file, and a file that is not there is for others to complain of."""
     config = tmp_path / "run.toml"
     config.write_text('isolate = "off"\n')
-    assert isolation.said([word.format(config) for word in words], "isolate", "auto") == said
+    assert network_namespace.said([word.format(config) for word in words], "isolate", "auto") == said
 
 
 @pytest.mark.parametrize(
@@ -121,18 +123,18 @@ def test_the_command_line_is_read_before_click_reads_it(words, said, tmp_path):
 def test_a_run_that_is_resumed_says_it_again(words, said, tmp_path):
     """Oracle: what the run has saved, unless the command line says something else, or nothing is resumed."""
     (tmp_path / "config.toml").write_text('isolate = "off"\n')
-    assert isolation.said([word.format(tmp_path) for word in words], "isolate", "auto") == said
+    assert network_namespace.said([word.format(tmp_path) for word in words], "isolate", "auto") == said
 
 
 def test_on_is_refused_where_it_does_not_work_and_auto_says_so(monkeypatch, capsys):
     """Oracle: one sentence each, with the system's reason."""
-    monkeypatch.setenv(isolation.ISOLATED, "Operation not permitted")
+    monkeypatch.setenv(network_namespace.ISOLATED, "Operation not permitted")
     with pytest.raises(ConfigError, match="isolate is on, but .*Operation not permitted.*--isolate auto"):
-        torchrun._check_isolation(RunOptions(isolate="on").isolate)
-    torchrun._check_isolation("auto")
+        agent._check_isolation(RunOptions(isolate="on").isolate)
+    agent._check_isolation("auto")
     assert "other users of this machine reach their ports" in capsys.readouterr().err
-    monkeypatch.setenv(isolation.ISOLATED, "")
-    torchrun._check_isolation("on")
+    monkeypatch.setenv(network_namespace.ISOLATED, "")
+    agent._check_isolation("on")
     assert "a network of their own: no other user" in capsys.readouterr().err
 
 
@@ -168,10 +170,10 @@ def test_a_run_s_ranks_are_all_in_it(tmp_path):
     seen: set[str] = set()
     ports: set[int] = set()
     while process.poll() is None:
-        for rank in psutil.Process(process.pid).children(recursive=True):
+        for child in psutil.Process(process.pid).children(recursive=True):
             try:
-                seen.add(str(Path(f"/proc/{rank.pid}/ns/net").readlink()))
-                listening = _listening(rank.pid)
+                seen.add(str(Path(f"/proc/{child.pid}/ns/net").readlink()))
+                listening = _listening(child.pid)
             except OSError:
                 continue
             ports |= listening
@@ -214,6 +216,6 @@ def _is_reached(port: int) -> bool:
 def test_torchrun_makes_no_network_and_says_so(monkeypatch):
     """Oracle: the message; silence would let a person believe in a wall that is not there."""
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.delenv(isolation.ISOLATED, raising=False)
+    monkeypatch.delenv(network_namespace.ISOLATED, raising=False)
     with pytest.raises(ConfigError, match=r"isolate is for suture train, .* leave it out"):
-        cli.rank.main(["--isolate=on"], standalone_mode=False)
+        rank.rank.main(["--isolate=on"], standalone_mode=False)

@@ -7,17 +7,18 @@ import json
 
 import pytest
 
-import launch.cli
-from launch import build, keepsakes
-from launch.config import RunOptions
-from launch.keepsakes import ClientFolder
-from launch.outcome import outcome
-from runtime.checkpoint import write_atomically
-from runtime.coordinator import Coordinator
-from runtime.data.source import Task
-from runtime.errors import ConfigError, WireError
-from runtime.journal import Journal
-from runtime.wire import Release
+import suture.cli
+from suture.launch import build
+from suture.launch.options.options import RunOptions
+from suture.launch.options.outcome import outcome
+from suture.launch.output import client_folder
+from suture.launch.output.client_folder import ClientFolder
+from suture.runtime.data.source import Task
+from suture.runtime.errors import ConfigError, WireError
+from suture.runtime.server.coordinator import Coordinator
+from suture.runtime.server.run_state import Journal
+from suture.runtime.state.checkpoint import write_atomically
+from suture.runtime.wire.messages import Release
 
 TINY = (
     "--model resnet18 --image-size 32 --train-images 8 --validation-images 0 --test-images 4 --batch-size 4 "
@@ -46,7 +47,7 @@ def train(tmp_path, capsys, monkeypatch):
             "sys.argv",
             ["suture", "train", *TINY, *options, "--run-dir", str(folder), "--handoff-key", str(key)],
         )
-        code = outcome(lambda: launch.cli.suture.main(standalone_mode=False))
+        code = outcome(lambda: suture.cli.suture.main(standalone_mode=False))
         return code, folder, capsys.readouterr().err
 
     return run
@@ -57,7 +58,7 @@ def test_a_full_disk_costs_pictures_and_no_turn(train, monkeypatch):
     assert code == 0
     expected = json.loads((folder / "summary.json").read_text())
 
-    monkeypatch.setattr(keepsakes, "ClientPictures", FullDisk)
+    monkeypatch.setattr(client_folder, "ClientPictures", FullDisk)
     code, folder, errors = train("full")
     assert code == 0, errors
     summary = json.loads((folder / "summary.json").read_text())
@@ -72,13 +73,13 @@ def test_a_model_that_cannot_be_written_is_an_error_that_says_what_to_do(train, 
     def full(path, *chunks):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(keepsakes, "write_atomically", full)
+    monkeypatch.setattr(client_folder, "write_atomically", full)
     code, folder, errors = train("run")
     assert code == 6
     line = next(line for line in errors.splitlines() if line.startswith("suture: "))
     assert "model.pt" in line and "No space left on device" in line and "--resume" in line
     assert not list(folder.rglob("model.pt"))
-    assert keepsakes.write_atomically is not write_atomically
+    assert client_folder.write_atomically is not write_atomically
 
 
 def test_a_server_that_keeps_the_top_which_it_had_promised_is_named(train, monkeypatch):

@@ -8,11 +8,11 @@ import shutil
 
 import pytest
 
-from launch.kit import Kit
-from launch.provision import Project, provision
-from runtime.consortium.roster import Roster
-from runtime.errors import ConfigError
-from runtime.grpc.credentials import Role
+from suture.launch.kits.kit import Kit
+from suture.launch.kits.provision import Project, provision
+from suture.runtime.consortium.roster import Roster
+from suture.runtime.errors import ConfigError
+from suture.runtime.grpc.credentials import Role
 
 ADDRESS = "hub.example:29500"
 

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from launch.lock import LOCK_FILE, lock_folder
-from runtime.errors import ConfigError
+from suture.launch.output.lock import LOCK_FILE, lock_folder
+from suture.runtime.errors import ConfigError
 
 _HOLDER = """
 import subprocess, sys
 from pathlib import Path
-from launch.lock import lock_folder
+from suture.launch.output.lock import lock_folder
 lock = lock_folder(Path(sys.argv[1]))
 child = subprocess.Popen(["sleep", "60"])
 print(child.pid, flush=True)

@@ -8,8 +8,8 @@ import os
 
 import pytest
 
-from launch.outcome import outcome
-from runtime.errors import CheckpointError
+from suture.launch.options.outcome import outcome
+from suture.runtime.errors import CheckpointError
 
 
 def _failing(number):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.pace import Pace, duration
+from suture.launch.output.pace import Pace, duration
 
 
 class Moved:

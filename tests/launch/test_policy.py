@@ -12,16 +12,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from launch import policy as policy_module
-from launch.build import build_site_images
-from launch.config import SITES_OWN, RunOptions
-from launch.own_code import module_files
-from launch.policy import Policy, evaluated_set, training_set
-from launch.policy_file import READERS
-from launch.policy_rules import HARMLESS, RULES
-from runtime.errors import ConfigError, PolicyError
-from threats.registry import DEFENCES, DETECTORS
-from threats.spec import Entry, parameters
+from suture.launch.build import build_site_images
+from suture.launch.options.options import SITES_OWN, RunOptions
+from suture.launch.policy import policy as policy_module
+from suture.launch.policy.file import READERS
+from suture.launch.policy.own_code import module_files
+from suture.launch.policy.policy import Policy, evaluated_set, training_set
+from suture.launch.policy.rules import HARMLESS, RULES
+from suture.runtime.errors import ConfigError, PolicyError
+from suture.threats.plugin import Entry, parameters
+from suture.threats.registry import DEFENCES, DETECTORS
 
 LUNGS = {"data": "chest-phantom", "model": "unet"}
 

@@ -11,15 +11,15 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-import models.registry as nets
-from launch.cli import suture
-from launch.config import RunOptions
-from launch.predict import original_mask, predict_folder
-from launch.ranks import run_in_one_process
-from launch.trained import load_trained
-from runtime.data.normalise import normalise
-from runtime.data.pictures import read_mask, read_picture
-from runtime.errors import ConfigError, DataError
+import suture.models.registry as nets
+from suture.cli import suture
+from suture.launch.deploy.predict import original_mask, predict_folder
+from suture.launch.deploy.trained import load_trained
+from suture.launch.options.options import RunOptions
+from suture.launch.roles.one_process import run_in_one_process
+from suture.runtime.data.normalise import normalise
+from suture.runtime.data.pictures import read_mask, read_picture
+from suture.runtime.errors import ConfigError, DataError
 
 
 def tiny_run(path, data, **options):

@@ -4,9 +4,16 @@ import json
 
 import pytest
 
-from launch.config import RunOptions
-from launch.profile import EVENT, draw_own_profile, draw_profile, median_parts, own_median_parts, split_up
-from launch.ranks import run_in_one_process
+from suture.launch.options.options import RunOptions
+from suture.launch.output.step_times import (
+    EVENT,
+    draw_own_profile,
+    draw_profile,
+    median_parts,
+    own_median_parts,
+    split_up,
+)
+from suture.launch.roles.one_process import run_in_one_process
 
 OURS = {
     "seconds": {"bottom": 1.0, "sending": 1.0, "waiting": 6.0, "backward": 2.0},

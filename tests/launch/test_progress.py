@@ -9,8 +9,8 @@ import threading
 import pytest
 from rich.console import Console
 
-from launch.final_table import final_table, print_final_table
-from launch.progress import Progress
+from suture.launch.output.final_table import final_table, print_final_table
+from suture.launch.output.progress import Progress
 
 
 class _Clock:
@@ -49,7 +49,7 @@ def test_without_a_terminal_each_turn_is_one_log_line(caplog: pytest.LogCaptureF
     """Oracle: worked out by hand: 40 images in 4 s, mean loss 0.5, 1 of 4 turns took 4 s."""
     clock = _Clock()
     progress = Progress(Console(file=io.StringIO()), clock)
-    with caplog.at_level(logging.INFO, "launch.progress"):
+    with caplog.at_level(logging.INFO, "suture.launch.output.progress"):
         progress.start(2, ["client0", "client1"])
         _one_turn(progress, clock)
         progress.turn_started(1, 2, "client0", "evaluate", None)
@@ -70,7 +70,7 @@ def test_a_dumb_terminal_and_ci_get_plain_lines(
     monkeypatch.setenv(name, value)
     console, written = _terminal()
     clock = _Clock()
-    with caplog.at_level(logging.INFO, "launch.progress"), Progress(console, clock) as progress:
+    with caplog.at_level(logging.INFO, "suture.launch.output.progress"), Progress(console, clock) as progress:
         progress.start(1, ["client0"])
         _one_turn(progress, clock)
     assert not progress.is_live
@@ -82,7 +82,7 @@ def test_a_terminal_shows_round_turn_loss_speed_and_clients(caplog: pytest.LogCa
     """Oracle: the words that the display promises; nothing is logged beside it."""
     console, written = _terminal()
     clock = _Clock()
-    with caplog.at_level(logging.INFO, "launch.progress"), Progress(console, clock) as progress:
+    with caplog.at_level(logging.INFO, "suture.launch.output.progress"), Progress(console, clock) as progress:
         progress.start(3, ["client0", "client1"])
         _one_turn(progress, clock)
         progress.scores("client0", "test", {"accuracy": 0.75, "auroc": 0.875})

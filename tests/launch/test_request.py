@@ -16,16 +16,16 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from launch.authority import DAY, Authority
-from launch.cli import suture
-from launch.kit import Kit
-from launch.policy import Policy
-from launch.provision import Project, provision
-from launch.request import begin_kit, install
-from launch.signing import sign_request
-from runtime.consortium.roster import Roster, fingerprint
-from runtime.errors import ConfigError
-from runtime.grpc.credentials import Role
+from suture.cli import suture
+from suture.launch.kits.authority import DAY, Authority
+from suture.launch.kits.kit import Kit
+from suture.launch.kits.provision import Project, provision
+from suture.launch.kits.request import begin_kit, install
+from suture.launch.kits.sign import sign_request
+from suture.launch.policy.policy import Policy
+from suture.runtime.consortium.roster import Roster, fingerprint
+from suture.runtime.errors import ConfigError
+from suture.runtime.grpc.credentials import Role
 
 ADDRESS = "hub.example:29500"
 SITES = ("ward_a", "ward_b")

@@ -8,11 +8,11 @@ import subprocess
 import pytest
 from cryptography import x509
 
-from launch.authority import Authority
-from launch.cli import suture
-from launch.provision import Project, provision
-from launch.revoke import REASONS, of_key, read_revoked, revoke
-from runtime.errors import ConfigError
+from suture.cli import suture
+from suture.launch.kits.authority import Authority
+from suture.launch.kits.provision import Project, provision
+from suture.launch.kits.revoke import REASONS, of_key, read_revoked, revoke
+from suture.runtime.errors import ConfigError
 
 SITES = ("ward_a", "ward_b")
 

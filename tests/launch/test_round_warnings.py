@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from launch.round_warnings import BOUND, RoundWarnings, Warned, WarningRecorder, robust_scores
+from suture.launch.output.round_warnings import BOUND, RoundWarnings, Warned, WarningRecorder, robust_scores
 
 SITES = ("north", "south", "west")
 

@@ -9,13 +9,13 @@ import socket
 import pytest
 from tiny import build_client
 
-from launch import joining, search
-from launch.joining import JoinConfig
-from launch.provision import Project, provision
-from runtime.errors import ConfigError, PeerLostError, UnreachableError
-from runtime.grpc.chunks import Limits
-from runtime.grpc.client import GrpcClientConfig
-from runtime.session import NoKeepsakes
+from suture.launch.kits.provision import Project, provision
+from suture.launch.site import join, search
+from suture.launch.site.join import JoinConfig
+from suture.runtime.errors import ConfigError, PeerLostError, UnreachableError
+from suture.runtime.grpc.chunks import Limits
+from suture.runtime.grpc.client import GrpcClientConfig
+from suture.runtime.session import NoKeepsakes
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_wrong_address_is_said_at_once_and_given_up_in_the_end(nobody, tmp_pat
             r".*--patience SECONDS waits longer",
         ),
     ):
-        joining.take_part(build_client(0), NoKeepsakes(), line, {}, config)
+        join.take_part(build_client(0), NoKeepsakes(), line, {}, config)
     (said,) = caplog.messages
     assert re.match(
         f"no server at {address} yet .*Connection refused.*; looking for it for 1 s more", said

@@ -11,19 +11,19 @@ from pathlib import Path
 import click
 import pytest
 
-from launch import site_commands
-from launch.address import parse_address
-from launch.cli import suture
-from launch.config import RunOptions
-from launch.folder import open_folder
-from launch.joining import JoinConfig, proxy_ports
-from launch.kit import Kit
-from launch.provision import Project, provision
-from launch.site_images import SiteDataConfig
-from launch.sites import ServeConfig, with_task
-from launch.terms import read_classes
-from runtime.consortium.roster import Roster
-from runtime.errors import ConfigError, WireError
+from suture import sites
+from suture.cli import suture
+from suture.launch.host.address import parse_address
+from suture.launch.kits.kit import Kit
+from suture.launch.kits.provision import Project, provision
+from suture.launch.options.options import RunOptions
+from suture.launch.output.run_folder import open_folder
+from suture.launch.roles.site_server import ServeConfig, with_task
+from suture.launch.site.join import JoinConfig, proxy_ports
+from suture.launch.site.own_images import SiteDataConfig
+from suture.launch.site.terms import read_classes
+from suture.runtime.consortium.roster import Roster
+from suture.runtime.errors import ConfigError, WireError
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_what_is_no_address_is_refused(text):
 )  # fmt: skip
 def test_a_mistake_is_said_before_anything_is_started(command, words, kits, monkeypatch):
     """Oracle: the messages; no member is started."""
-    monkeypatch.setattr(site_commands, "_be_member", lambda _: pytest.fail("a member was started"))
+    monkeypatch.setattr(sites, "_be_member", lambda _: pytest.fail("a member was started"))
     with pytest.raises(ConfigError, match=words):
         suture.main(line(command, kits), standalone_mode=False)
 
@@ -110,7 +110,7 @@ def test_a_mistake_is_said_before_anything_is_started(command, words, kits, monk
 )  # fmt: skip
 def test_a_kit_of_the_other_end_is_said_before_anything_is_started(command, other, words, kits, monkeypatch):
     """Oracle: the messages; which end a kit is for stands in it."""
-    monkeypatch.setattr(site_commands, "_be_member", lambda _: pytest.fail("a member was started"))
+    monkeypatch.setattr(sites, "_be_member", lambda _: pytest.fail("a member was started"))
     with pytest.raises(ConfigError, match=words):
         suture.main(line(command, kits | {command.split()[0]: kits[other]}), standalone_mode=False)
 
@@ -118,7 +118,7 @@ def test_a_kit_of_the_other_end_is_said_before_anything_is_started(command, othe
 @pytest.mark.parametrize("command", ["serve --clients 2", "join"])
 def test_neither_end_goes_without_a_kit(command, monkeypatch):
     """Oracle: click's message names the argument."""
-    monkeypatch.setattr(site_commands, "_be_member", lambda _: pytest.fail("a member was started"))
+    monkeypatch.setattr(sites, "_be_member", lambda _: pytest.fail("a member was started"))
     with pytest.raises(click.MissingParameter) as raised:
         suture.main(command.split(), standalone_mode=False)
     assert "Missing argument 'KIT'" in raised.value.format_message()
@@ -127,7 +127,7 @@ def test_neither_end_goes_without_a_kit(command, monkeypatch):
 def test_a_site_that_its_own_roster_does_not_list_is_told_the_remedy(tmp_path, monkeypatch):
     """Oracle: the message's own command, run as it stands, after which the site starts."""
     begun = []
-    monkeypatch.setattr(site_commands, "_be_member", begun.append)
+    monkeypatch.setattr(sites, "_be_member", begun.append)
     kit = provision(Project(address="hub:1", sites=("ward_a",)), tmp_path / "kits")["ward_a"]
     Roster.create(kit.roster, {"ward_a": "0" * 64})
     with pytest.raises(
@@ -144,9 +144,9 @@ def test_a_site_that_its_own_roster_does_not_list_is_told_the_remedy(tmp_path, m
 def begun(monkeypatch) -> list:
     """What `join_site` and `serve_site` were given: they are only noted, and the process goes on."""
     noted: list = []
-    monkeypatch.setattr(site_commands, "join_site", lambda *told: noted.append(told))
-    monkeypatch.setattr(site_commands, "serve_site", lambda *told: noted.append(told))
-    monkeypatch.setattr(site_commands, "_be_member", lambda work: work())
+    monkeypatch.setattr(sites, "join_site", lambda *told: noted.append(told))
+    monkeypatch.setattr(sites, "serve_site", lambda *told: noted.append(told))
+    monkeypatch.setattr(sites, "_be_member", lambda work: work())
     return noted
 
 
@@ -248,11 +248,9 @@ def test_both_ends_take_the_address_of_their_kits(kits, begun):
 def test_a_member_ends_with_a_code_and_by_sigterm_as_by_an_interrupt(ends, monkeypatch):
     """Oracle: the codes: 0, and the shell's for an interrupt, which systemd's stop comes to as well."""
     codes, before = [], signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(site_commands, "exit_as_rank", codes.append)
+    monkeypatch.setattr(sites, "exit_as_rank", codes.append)
     try:
-        site_commands._be_member(
-            lambda: signal.raise_signal(signal.SIGTERM) if ends == "is told to stop" else None
-        )
+        sites._be_member(lambda: signal.raise_signal(signal.SIGTERM) if ends == "is told to stop" else None)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert codes == [0 if ends == "returns" else 130]

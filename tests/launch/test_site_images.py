@@ -5,13 +5,14 @@ import logging
 import pytest
 from small_files import goes_across, write_folders, write_table
 
-from launch import build, site_images
-from launch.config import RunOptions
-from launch.site_images import SiteDataConfig
-from launch.terms import agreed_classes
-from runtime.data.class_names import matched
-from runtime.errors import ConfigError, WireError
-from runtime.wire import Hello, Terms
+from suture.launch import build
+from suture.launch.options.options import RunOptions
+from suture.launch.site import own_images
+from suture.launch.site.own_images import SiteDataConfig
+from suture.launch.site.terms import agreed_classes
+from suture.runtime.data.class_names import matched
+from suture.runtime.errors import ConfigError, WireError
+from suture.runtime.wire.messages import Hello, Terms
 
 
 @pytest.fixture
@@ -26,8 +27,8 @@ def options(data: str, **others: object) -> RunOptions:
 
 def divided(run: RunOptions, asked: dict[str, object] | None = None, **own: object) -> build.Images:
     config = SiteDataConfig(**own)
-    source = site_images.open_own(run, asked or {}, "ward_a", config)
-    return site_images.divide(source, run, asked or {}, "ward_a", config)
+    source = own_images.open_own(run, asked or {}, "ward_a", config)
+    return own_images.divide(source, run, asked or {}, "ward_a", config)
 
 
 def test_a_site_uses_all_of_its_images_in_shares(folders):
@@ -98,10 +99,10 @@ def test_class_weights_are_offered_where_classes_are_uneven(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         for weights in ("none", "balanced"):
             run = options(f"image-folder:{folder}", class_weights=weights)
-            site_images.offer_weights(run, build.build_data(run, divided(run), 0))
+            own_images.offer_weights(run, build.build_data(run, divided(run), 0))
         table = write_table(tmp_path / "table", 1, 40)
         even = options(f"kaggle-dr:{table}")
-        site_images.offer_weights(even, build.build_data(even, divided(even), 0))
+        own_images.offer_weights(even, build.build_data(even, divided(even), 0))
     (record,) = caplog.records
     assert "training images by class: a 5" in record.message
     assert "--class-weights balanced" in record.message
@@ -112,22 +113,22 @@ def test_a_run_of_another_task_names_the_sources_that_fit():
     with pytest.raises(
         ConfigError, match="the run trains unet for segmentation, .* fundus-phantom is for cl"
     ) as raised:
-        site_images.check_task({"model": "unet"})
+        own_images.check_task({"model": "unet"})
     assert "chest-phantom, kaggle-cxr" in str(raised.value) and "--model" not in str(raised.value)
-    site_images.check_task({"model": "unet", "data": "chest-phantom"})
+    own_images.check_task({"model": "unet", "data": "chest-phantom"})
 
 
 def test_more_images_than_memory_has_room_for_are_refused_before_they_are_read(folders, monkeypatch):
     """Oracle: 80 images of 32 px and three channels are 245760 bytes."""
     run = options(f"image-folder:{folders}")
     images = divided(run)
-    monkeypatch.setattr(site_images, "free_memory", lambda: 245_760)
-    site_images.check_memory(run, images)
-    monkeypatch.setattr(site_images, "free_memory", lambda: 245_759)
+    monkeypatch.setattr(images, "free_memory", lambda: 245_760)
+    own_images.check_memory(run, images)
+    monkeypatch.setattr(images, "free_memory", lambda: 245_759)
     with pytest.raises(
         ConfigError, match="80 images at 32 px take 0.2 MB of memory, .* use fewer with --train-images"
     ):
-        site_images.check_memory(run, images)
+        own_images.check_memory(run, images)
 
 
 # Who says the classes ------------------------------------------------------------------------------
@@ -142,7 +143,7 @@ def answers(monkeypatch):
         sent.append(hello)
         return Terms("run", {"classes": '["b", "a"]'})
 
-    monkeypatch.setattr("launch.terms.ask_terms", ask)
+    monkeypatch.setattr("suture.launch.site.terms.ask_terms", ask)
     return sent
 
 

@@ -10,11 +10,11 @@ import torch
 from rich.console import Console
 from tiny import build_client
 
-from launch.round_warnings import Warned
-from launch.site_progress import SiteProgress, print_end, size
-from runtime.data.client_data import Batch
-from runtime.scheduler import Turn, TurnKind
-from runtime.wire import Release, Welcome
+from suture.launch.output.round_warnings import Warned
+from suture.launch.output.site_progress import SiteProgress, print_end, size
+from suture.runtime.data.client_data import Batch
+from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.wire.messages import Release, Welcome
 
 VALIDATION = {"loss": 0.41, "auroc": 0.75, "balanced_accuracy": 0.7, "accuracy": 0.72, "num_images": 16}
 

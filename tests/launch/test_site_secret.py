@@ -6,15 +6,15 @@ Oracle: what it sends of one and the same batch, bit for bit; the initial weight
 import pytest
 import torch
 
-from launch import build
-from launch.build import SiteOwn
-from launch.config import RunOptions
-from launch.site_secret import run_secret
-from runtime.client import Client
-from runtime.errors import ConfigError
-from runtime.handoff import part_digest
-from runtime.scheduler import Turn, TurnKind
-from runtime.step import ClientStep
+from suture.launch import build
+from suture.launch.build import SiteOwn
+from suture.launch.options.options import RunOptions
+from suture.launch.site.secret import run_secret
+from suture.runtime.client.client import Client
+from suture.runtime.client.step import ClientStep
+from suture.runtime.errors import ConfigError
+from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.state.handoff import part_digest
 
 KEY = bytes(range(32))
 OPTIONS = RunOptions(

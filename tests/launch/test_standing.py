@@ -8,18 +8,18 @@ from datetime import timedelta
 import pytest
 from cryptography import x509
 
-from launch.authority import Authority
-from launch.cli import suture
-from launch.expiry import now
-from launch.kit import Kit
-from launch.provision import Project, provision
-from launch.request import ask_again, install
-from launch.signing import sign_request
-from launch.standing import ServerStanding, SiteStanding
-from runtime.consortium.identity import Identity
-from runtime.errors import ConfigError, PeerLostError
-from runtime.grpc.chunks import Limits
-from runtime.grpc.client import GrpcClientConfig
+from suture.cli import suture
+from suture.launch.kits.authority import Authority
+from suture.launch.kits.expiry import now
+from suture.launch.kits.kit import Kit
+from suture.launch.kits.provision import Project, provision
+from suture.launch.kits.request import ask_again, install
+from suture.launch.kits.sign import sign_request
+from suture.launch.kits.standing import ServerStanding, SiteStanding
+from suture.runtime.consortium.identity import Identity
+from suture.runtime.errors import ConfigError, PeerLostError
+from suture.runtime.grpc.chunks import Limits
+from suture.runtime.grpc.client import GrpcClientConfig
 
 
 class Clock:
@@ -151,7 +151,7 @@ def test_the_server_speaks_of_itself_and_of_the_sites_that_are_there(kits, clock
 
 def test_a_thread_looks_while_the_run_goes_on_and_ends_with_it(kits, clock, monkeypatch, caplog):
     """Oracle: the line comes by itself, when the clock has gone on; no thread is left."""
-    monkeypatch.setattr("launch.standing.SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr("suture.launch.kits.standing.SECONDS_BETWEEN_LOOKS", 0.01)
     standing = SiteStanding(kits["ward_a"], clock=clock)
     with standing:
         assert caplog.messages == []
@@ -299,9 +299,9 @@ def test_who_was_revoked_itself_does_not_start(kits, authority):
 def test_both_commands_take_a_list(kits, tmp_path, monkeypatch):
     """Oracle: what is begun."""
     begun: list = []
-    monkeypatch.setattr("launch.site_commands.join_site", lambda *told: begun.append(told[1].revoked))
-    monkeypatch.setattr("launch.site_commands.serve_site", lambda *told: begun.append(told[1].revoked))
-    monkeypatch.setattr("launch.site_commands._be_member", lambda work: work())
+    monkeypatch.setattr("suture.sites.join_site", lambda *told: begun.append(told[1].revoked))
+    monkeypatch.setattr("suture.sites.serve_site", lambda *told: begun.append(told[1].revoked))
+    monkeypatch.setattr("suture.sites._be_member", lambda work: work())
     for command, name, more in (("join", "ward_a", []), ("serve", "server", ["--clients", "2"])):
         for given in ([], ["--revoked", str(tmp_path / "all.pem")]):
             suture.main([command, str(kits[name].folder), *more, *given], standalone_mode=False)
@@ -310,7 +310,7 @@ def test_both_commands_take_a_list(kits, tmp_path, monkeypatch):
 
 def test_a_certificate_of_the_server_is_read_as_one(kits):
     """Oracle: the chain's first certificate, which the list is asked about."""
-    from launch.standing import _first
+    from suture.launch.kits.standing import _first
 
     chain = kits["server"].certificates.cert.read_bytes() + kits["server"].certificates.ca.read_bytes()
     own = x509.load_pem_x509_certificate(kits["server"].certificates.cert.read_bytes())

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from launch import stopped
-from launch.config import RunOptions
-from launch.folder import open_folder
+from suture.launch.options.options import RunOptions
+from suture.launch.output import stopped
+from suture.launch.output.run_folder import open_folder
 
 OPTIONS = RunOptions(clients=2).resolved()
 

@@ -8,14 +8,14 @@ import dataclasses
 import pytest
 import torch
 
-from launch import build
-from launch.config import RunOptions
-from runtime import frames
-from runtime.compression import Packer
-from runtime.grpc.chunks import SMALL
-from runtime.randomness import Randomness
-from runtime.scheduler import Turn, TurnKind
-from runtime.wire import OutputGradient, Release, Share, StepReply, Upload
+from suture.launch import build
+from suture.launch.options.options import RunOptions
+from suture.runtime.grpc.chunks import SMALL
+from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.training.randomness import Randomness
+from suture.runtime.wire import frames
+from suture.runtime.wire.compression import Packer
+from suture.runtime.wire.messages import OutputGradient, Release, Share, StepReply, Upload
 
 KEY, CPU = bytes(range(32)), torch.device("cpu")
 CASES = {

@@ -12,19 +12,19 @@ from types import SimpleNamespace
 import pytest
 from tiny import build_client
 
-from launch import joining, wishes
-from launch.cli import suture
-from launch.joining import JoinConfig
-from launch.kit import Kit
-from launch.lock import who_has
-from launch.provision import Project, provision
-from launch.wishes import SiteWishes, Status, Wanted
-from runtime.errors import ConfigError, EvictedError, UnreachableError
-from runtime.grpc.chunks import Limits
-from runtime.grpc.client import GrpcClientConfig
-from runtime.session import NoKeepsakes
-from runtime.turn_memory import TurnMemory
-from runtime.wishes import Parting, Wish
+from suture.cli import suture
+from suture.launch.kits.kit import Kit
+from suture.launch.kits.provision import Project, provision
+from suture.launch.output.lock import who_has
+from suture.launch.site import join, wishes
+from suture.launch.site.join import JoinConfig
+from suture.launch.site.wishes import SiteWishes, Status, Wanted
+from suture.runtime.client.rollback_guard import TurnMemory
+from suture.runtime.client.wishes import Parting, Wish
+from suture.runtime.errors import ConfigError, EvictedError, UnreachableError
+from suture.runtime.grpc.chunks import Limits
+from suture.runtime.grpc.client import GrpcClientConfig
+from suture.runtime.session import NoKeepsakes
 
 RUN = "0123456789abcdef"
 
@@ -273,7 +273,7 @@ def test_one_that_is_to_leave_at_once_does_not_look_for_a_server_that_is_away(ki
     )
     config = JoinConfig(kit=kit, server="127.0.0.1:1", patience=60.0)
     with pytest.raises(UnreachableError, match="ward_a is to leave at once, and the server .* was not told"):
-        joining.take_part(build_client(0, name="ward_a"), NoKeepsakes(), line, {}, config, wishes=site)
+        join.take_part(build_client(0, name="ward_a"), NoKeepsakes(), line, {}, config, wishes=site)
     site.close()
 
 
@@ -287,12 +287,12 @@ def test_an_eviction_is_an_error_unless_the_site_had_said_that_it_leaves(wanted,
     def evicted(*_: object) -> None:
         raise EvictedError("ward_a was put out of this run: it left for good")
 
-    monkeypatch.setattr(joining, "join", evicted)
+    monkeypatch.setattr(join, "join", evicted)
     member, search = SimpleNamespace(), SimpleNamespace()
     if wanted:
-        assert joining._play(member, {}, 1.0, search, site)
+        assert join._play(member, {}, 1.0, search, site)
         assert Status.read(kit.state).what == wishes.LEFT
     else:
         with pytest.raises(EvictedError):
-            joining._play(member, {}, 1.0, search, site)
+            join._play(member, {}, 1.0, search, site)
     site.close()

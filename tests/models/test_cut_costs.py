@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.cuts import CutRow, cut_table
-from models.registry import MODELS, build, cut_points
+from suture.models.cuts import CutRow, cut_table
+from suture.models.registry import MODELS, build, cut_points
 
 
 def rows(name: str, px: int, **kwargs: object) -> dict[str, CutRow]:

@@ -11,15 +11,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from launch.cli import suture
-from launch.config import RunOptions
-from launch.ranks import run_in_one_process
-from launch.trained import load_trained
-from launch.unsplit import run_unsplit
-from models.cuts import cut_table
-from models.registry import build, cut_points, model_entry, validate_image_size, whole_state_dict
-from runtime.errors import ConfigError
-from runtime.handoff import write_key
+from suture.cli import suture
+from suture.launch.deploy.trained import load_trained
+from suture.launch.options.options import RunOptions
+from suture.launch.roles.one_process import run_in_one_process
+from suture.launch.roles.unsplit import run_unsplit
+from suture.models.cuts import cut_table
+from suture.models.registry import build, cut_points, model_entry, validate_image_size, whole_state_dict
+from suture.runtime.errors import ConfigError
+from suture.runtime.state.handoff import write_key
 
 OWN = """
 import torch

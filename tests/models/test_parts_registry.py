@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.registry import (
+from suture.models.registry import (
     MODELS,
     build,
     cut_points,
@@ -19,7 +19,7 @@ from models.registry import (
     validate_image_size,
     whole_state_dict,
 )
-from models.split import SplitModel
+from suture.models.split import SplitModel
 
 FAST = [name for name in MODELS if name not in ("resnet34", "resnet50")]
 EVERY_CUT = [

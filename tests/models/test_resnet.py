@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18  # type: ignore[import-untyped, unused-ignore]
 
-from models.registry import build, cut_points, whole_state_dict
-from models.resnet import build_resnet
+from suture.models.registry import build, cut_points, whole_state_dict
+from suture.models.resnet import build_resnet
 
 CASES = [
     (labels, point.name)

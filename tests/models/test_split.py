@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models.split import BottomOutput, CutPoint, SplitModel, resolve_cut
+from suture.models.split import BottomOutput, CutPoint, SplitModel, resolve_cut
 
 POINTS = [CutPoint(0, "stem"), CutPoint(None, "layer.0"), CutPoint(1, "layer")]
 

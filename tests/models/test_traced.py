@@ -16,9 +16,9 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.split import SplitModel
-from models.traced import TracedNet
-from models.weights import load_weights, whole_state_dict
+from suture.models.split import SplitModel
+from suture.models.traced import TracedNet
+from suture.models.weights import load_weights, whole_state_dict
 
 
 def published(name: str) -> nn.Module:

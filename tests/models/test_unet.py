@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.registry import build, smashed_shape, validate_image_size, whole_state_dict
+from suture.models.registry import build, smashed_shape, validate_image_size, whole_state_dict
 
 WIDTH = 4
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18  # type: ignore[import-untyped, unused-ignore]
 
-from models.registry import MODELS, build, cut_points, load_weights, whole_state_dict
-from models.split import SplitModel
+from suture.models.registry import MODELS, build, cut_points, load_weights, whole_state_dict
+from suture.models.split import SplitModel
 
 CASES = [
     (name, labels, cut)

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from runtime import sandbox
+from suture.runtime.host import sandbox
 
 RUN, DATA, OUTSIDE = Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[3]).parent
 SCAN, PARENT = DATA / "scan.bin", os.getppid()

@@ -17,9 +17,11 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).par
 
 import torch
 
-with atheris.instrument_imports(include=["runtime.codec", "runtime.frames", "runtime.wire"]):
-    from runtime import codec, frames
-    from runtime.errors import WireError
+with atheris.instrument_imports(
+    include=["suture.runtime.wire.codec", "suture.runtime.wire.frames", "suture.runtime.wire.messages"]
+):
+    from suture.runtime.errors import WireError
+    from suture.runtime.wire import codec, frames
 
 import test_codec
 import test_frames

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from runtime import allocator
+from suture.runtime.host import allocator
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTS = """
 import resource, sys, threading
 import torch
-from runtime.allocator import keep_freed_memory
+from suture.runtime.host.allocator import keep_freed_memory
 
 def step():
     [torch.ones(millions * 1_000_000) for millions in (1, 2, 5, 10, 3)]

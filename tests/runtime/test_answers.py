@@ -6,11 +6,11 @@ Oracle: each endpoint's declared answer, written out; whatever else comes is ref
 import pytest
 import torch
 
-from runtime.errors import SutureError, WireError
-from runtime.exchange import Exchange
-from runtime.scheduler import Turn, TurnKind
-from runtime.server_api import ENDPOINTS, ServerApi
-from runtime.wire import (
+from suture.runtime.errors import SutureError, WireError
+from suture.runtime.exchange import Exchange
+from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.server.api import ENDPOINTS, ServerApi
+from suture.runtime.wire.messages import (
     Board,
     Heads,
     LossReply,

@@ -10,18 +10,26 @@ import torch
 from torch import nn
 from torch.futures import Future
 
-from runtime.checkpoint import Checkpoints
-from runtime.checks import TensorSpec
-from runtime.coordinator import Coordinator, RunConfig
-from runtime.errors import HandoffError, TurnUndoneError, WireError
-from runtime.handoff import HandoffSeal, handoff_digest
-from runtime.journal import Journal
-from runtime.ledger import Ledger
-from runtime.members import Members, OpenDoor, Seat
-from runtime.observers import NoRecorder
-from runtime.scheduler import AtOnce, Together, TurnKind
-from runtime.server import Server
-from runtime.wire import Hello, OutputGradient, Refusal, SealedHandoff, Share, StepReply, Upload
+from suture.runtime.errors import HandoffError, TurnUndoneError, WireError
+from suture.runtime.records.observers import NoRecorder
+from suture.runtime.scheduler import AtOnce, Together, TurnKind
+from suture.runtime.server.coordinator import Coordinator, RunConfig
+from suture.runtime.server.membership import Members, OpenDoor, Seat
+from suture.runtime.server.model import Server
+from suture.runtime.server.run_state import Journal
+from suture.runtime.server.turn_log import Ledger
+from suture.runtime.state.checkpoint import Checkpoints
+from suture.runtime.state.handoff import HandoffSeal, handoff_digest
+from suture.runtime.wire.checks import TensorSpec
+from suture.runtime.wire.messages import (
+    Hello,
+    OutputGradient,
+    Refusal,
+    SealedHandoff,
+    Share,
+    StepReply,
+    Upload,
+)
 
 NAMES = ("ward_a", "ward_b")
 

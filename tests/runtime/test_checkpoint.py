@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime.checkpoint import Checkpoints, NoCheckpoints, read_checkpoint, write_atomically
-from runtime.errors import CheckpointError
+from suture.runtime.errors import CheckpointError
+from suture.runtime.state.checkpoint import Checkpoints, NoCheckpoints, read_checkpoint, write_atomically
 
 STATE = {"turn": 1, "weights": torch.arange(32.0), "name": "client0"}
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from tiny import NUM_BATCHES, build_client, build_coordinator, build_server
 
-from runtime.client import Client
-from runtime.errors import PolicyError
-from runtime.exchange import LocalExchange
-from runtime.hooks import Defence
-from runtime.members import OpenDoor
-from runtime.optim import OptimizerConfig
-from runtime.scheduler import Turn, TurnKind
-from runtime.session import Member, NoKeepsakes, end, join, take_turn
-from runtime.wire import unwrap
+from suture.runtime.client.client import Client
+from suture.runtime.errors import PolicyError
+from suture.runtime.exchange import LocalExchange
+from suture.runtime.hooks import Defence
+from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.server.membership import OpenDoor
+from suture.runtime.session import Member, NoKeepsakes, end, join, take_turn
+from suture.runtime.training.optim import OptimizerConfig
+from suture.runtime.wire.messages import unwrap
 
 ADAM = OptimizerConfig(name="adam", lr=0.1)  # has state of its own
 

@@ -12,11 +12,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from runtime import codec
-from runtime.codec import MAX_BYTES, MAX_TENSORS, MESSAGES, Kinds, decode, encode
-from runtime.errors import WireError
-from runtime.scheduler import Turn, TurnKind
-from runtime.wire import (
+from suture.runtime.errors import WireError
+from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.wire import codec
+from suture.runtime.wire.codec import MAX_BYTES, MAX_TENSORS, MESSAGES, Kinds, decode, encode
+from suture.runtime.wire.messages import (
     Board,
     Farewell,
     Heads,

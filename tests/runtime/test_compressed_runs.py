@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from launch import build
-from launch.config import RunOptions
-from launch.ranks import play_locally
-from runtime.errors import WireError
-from runtime.hooks import Attack
-from runtime.turns import Turns
+from suture.launch import build
+from suture.launch.options.options import RunOptions
+from suture.launch.roles.one_process import play_locally
+from suture.runtime.errors import WireError
+from suture.runtime.hooks import Attack
+from suture.runtime.server.transaction import Turns
 
 KEY = bytes(range(32))
 

@@ -12,12 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launch.config import RunOptions
-from runtime.checks import TensorSpec
-from runtime.compression import FORMATS, Packer, parse_format
-from runtime.errors import ConfigError, WireError
-from runtime.randomness import Randomness
-from runtime.wire import Packed
+from suture.launch.options.options import RunOptions
+from suture.runtime.errors import ConfigError, WireError
+from suture.runtime.training.randomness import Randomness
+from suture.runtime.wire.checks import TensorSpec
+from suture.runtime.wire.compression import FORMATS, Packer, parse_format
+from suture.runtime.wire.messages import Packed
 
 KEY = bytes(range(32))
 WIRES = ["fp32", "bf16", "fp16", "int8", "int8:tensor", "topk:0.3"]

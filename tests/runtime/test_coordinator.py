@@ -13,11 +13,8 @@ import torch
 from torch import nn
 from torch.futures import Future
 
-from runtime import session
-from runtime.checkpoint import Checkpoints
-from runtime.checks import TensorSpec
-from runtime.coordinator import Coordinator, RunConfig
-from runtime.errors import (
+from suture.runtime import session
+from suture.runtime.errors import (
     ERRORS,
     CheckpointError,
     ConfigError,
@@ -27,15 +24,18 @@ from runtime.errors import (
     StoppedError,
     WireError,
 )
-from runtime.handoff import handoff_digest, part_digest, weights_digest
-from runtime.hooks import Attack
-from runtime.journal import Journal
-from runtime.ledger import Ledger
-from runtime.members import Members, Seat
-from runtime.observers import NoRecorder
-from runtime.scheduler import Replay, RoundRobin, TurnKind
-from runtime.server import Server
-from runtime.wire import Farewell, Hello, Refusal, Report, SealedHandoff, StepDone, Upload
+from suture.runtime.hooks import Attack
+from suture.runtime.records.observers import NoRecorder
+from suture.runtime.scheduler import Replay, RoundRobin, TurnKind
+from suture.runtime.server.coordinator import Coordinator, RunConfig
+from suture.runtime.server.membership import Members, Seat
+from suture.runtime.server.model import Server
+from suture.runtime.server.run_state import Journal
+from suture.runtime.server.turn_log import Ledger
+from suture.runtime.state.checkpoint import Checkpoints
+from suture.runtime.state.handoff import handoff_digest, part_digest, weights_digest
+from suture.runtime.wire.checks import TensorSpec
+from suture.runtime.wire.messages import Farewell, Hello, Refusal, Report, SealedHandoff, StepDone, Upload
 
 LEASE = 100.0
 LR = "0.1"

@@ -8,8 +8,8 @@ import os
 
 import pytest
 
-from runtime.disk import can_do_without, is_the_disk, writing
-from runtime.errors import CheckpointError
+from suture.runtime.errors import CheckpointError
+from suture.runtime.host.disk import can_do_without, is_the_disk, writing
 
 
 def _failing(number, name=None):

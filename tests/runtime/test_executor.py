@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from runtime.errors import PeerLostError, WireError
-from runtime.executor import MainThreadExecutor, SameThread
+from suture.runtime.errors import PeerLostError, WireError
+from suture.runtime.host.executor import MainThreadExecutor, SameThread
 
 LONG = 60.0  # seconds that no test waits
 

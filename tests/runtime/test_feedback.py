@@ -5,11 +5,11 @@ Oracle: sums by hand.
 
 import torch
 
-from runtime.checks import TensorSpec
-from runtime.compression import Packer
-from runtime.feedback import Feedback
-from runtime.randomness import Randomness
-from runtime.wire import Packed
+from suture.runtime.training.randomness import Randomness
+from suture.runtime.wire.checks import TensorSpec
+from suture.runtime.wire.compression import Packer
+from suture.runtime.wire.feedback import Feedback
+from suture.runtime.wire.messages import Packed
 
 PLACES = [(1, "client0", batch) for batch in range(4)]
 

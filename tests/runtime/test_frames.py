@@ -15,10 +15,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_codec import GOOD, _only_known
 
-from runtime import codec, frames
-from runtime.codec import MESSAGES
-from runtime.errors import WireError
-from runtime.wire import Upload
+from suture.runtime.errors import WireError
+from suture.runtime.wire import codec, frames
+from suture.runtime.wire.codec import MESSAGES
+from suture.runtime.wire.messages import Upload
 
 DTYPES = list(frames._DTYPES.values())
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launch.config import RunOptions
-from launch.ranks import play_locally
-from runtime.checks import TensorSpec
-from runtime.hooks import Attack, SmashedBatch
-from runtime.ledger import Ledger
-from runtime.server import Server
+from suture.launch.options.options import RunOptions
+from suture.launch.roles.one_process import play_locally
+from suture.runtime.hooks import Attack, SmashedBatch
+from suture.runtime.server.model import Server
+from suture.runtime.server.turn_log import Ledger
+from suture.runtime.wire.checks import TensorSpec
 
 EARLY, LATE = 5, 16  # rounds
 

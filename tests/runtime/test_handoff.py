@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime.errors import ConfigError, HandoffError, WireError
-from runtime.handoff import (
+from suture.runtime.errors import ConfigError, HandoffError, WireError
+from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.state.handoff import (
     HandoffSeal,
     handoff_digest,
     parse_key,
@@ -28,7 +29,6 @@ from runtime.handoff import (
     weights_digest,
     write_key,
 )
-from runtime.scheduler import Turn, TurnKind
 
 KEY, OTHER = bytes(range(32)), bytes(32)
 STATE = {
@@ -127,8 +127,8 @@ def test_a_seal_refuses_to_be_pickled():
 
 
 def _client(memory: Path, accept_rollback: int | None = None):
-    from launch import build
-    from launch.config import RunOptions
+    from suture.launch import build
+    from suture.launch.options.options import RunOptions
 
     options = RunOptions(
         data="chest-phantom", width=1, image_size=32, train_images=2, validation_images=0, test_images=1,
@@ -253,7 +253,7 @@ def test_threads_that_race_for_a_key_get_one_and_the_same(tmp_path, monkeypatch)
         write_key(draft)
         drafted.wait(30)
 
-    monkeypatch.setattr("runtime.handoff.write_key", write_and_wait)
+    monkeypatch.setattr("suture.runtime.state.handoff.write_key", write_and_wait)
 
     def ask():
         keys.append(shared_key(path))
@@ -272,7 +272,7 @@ _RACER = r"""
 import os, sys, time
 from pathlib import Path
 import torch
-from runtime.handoff import shared_key
+from suture.runtime.state.handoff import shared_key
 pids = []
 for _ in range(4):
     if not (pid := os.fork()):

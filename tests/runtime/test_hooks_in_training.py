@@ -13,16 +13,16 @@ from tiny import BATCH, NUM_BATCHES, SGD, build_client, build_coordinator, build
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from runtime.checkpoint import Checkpoints
-from runtime.errors import DivergedError, WireError
-from runtime.exchange import LocalExchange
-from runtime.handoff import part_digest
-from runtime.hooks import Attack, Defence, Detector
-from runtime.observers import NoRecorder
-from runtime.scheduler import Turn, TurnKind
-from runtime.server import Server
-from runtime.session import Member, NoKeepsakes, run_local
-from runtime.wire import Upload
+from suture.runtime.errors import DivergedError, WireError
+from suture.runtime.exchange import LocalExchange
+from suture.runtime.hooks import Attack, Defence, Detector
+from suture.runtime.records.observers import NoRecorder
+from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.server.model import Server
+from suture.runtime.session import Member, NoKeepsakes, run_local
+from suture.runtime.state.checkpoint import Checkpoints
+from suture.runtime.state.handoff import part_digest
+from suture.runtime.wire.messages import Upload
 
 
 class Recorded(LocalExchange):

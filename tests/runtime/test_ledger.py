@@ -8,11 +8,11 @@ import json
 import pytest
 import torch
 
-from launch import build
-from launch.config import RunOptions
-from launch.ranks import play_locally
-from runtime.ledger import Ledger
-from runtime.scheduler import AtOnce, Replay, RoundRobin, Shuffled, Together, TurnKind
+from suture.launch import build
+from suture.launch.options.options import RunOptions
+from suture.launch.roles.one_process import play_locally
+from suture.runtime.scheduler import AtOnce, Replay, RoundRobin, Shuffled, Together, TurnKind
+from suture.runtime.server.turn_log import Ledger
 
 CLIENTS = ["client0", "client1"]
 # Two rounds of two clients with three batches each: (number, round, kind, client, step before, newest hand-off).

@@ -6,10 +6,10 @@ Oracle: the protocol's rules, one member at a time.
 import pytest
 import torch
 
-from runtime.errors import ConfigError, NameTakenError, SeatLostError, WireError
-from runtime.members import Members, Seat, natural
-from runtime.scheduler import Turn, TurnKind
-from runtime.wire import Hello
+from suture.runtime.errors import ConfigError, NameTakenError, SeatLostError, WireError
+from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.server.membership import Members, Seat, natural
+from suture.runtime.wire.messages import Hello
 
 AGREED = {"lr": "0.1", "cut": "3"}
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.errors import ConfigError, DivergedError
-from runtime.metrics import (
+from suture.runtime.errors import ConfigError, DivergedError
+from suture.runtime.training.metrics import (
     ClassificationScores,
     DiceLoss,
     SegmentationScores,

@@ -9,10 +9,10 @@ import pytest
 from test_coordinator import LEASE, Run, clock  # noqa: F401
 from torch.futures import Future
 
-from runtime.errors import ConfigError, DivergedError, NameTakenError, SeatLostError
-from runtime.members import OpenDoor, Seat
-from runtime.scheduler import TurnKind
-from runtime.wire import Farewell, Refusal
+from suture.runtime.errors import ConfigError, DivergedError, NameTakenError, SeatLostError
+from suture.runtime.scheduler import TurnKind
+from suture.runtime.server.membership import OpenDoor, Seat
+from suture.runtime.wire.messages import Farewell, Refusal
 
 GRACE = 30.0
 DOOR = OpenDoor(least=1, grace=GRACE)

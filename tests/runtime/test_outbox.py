@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime import frames, outbox
-from runtime.errors import CheckpointError, ConfigError
-from runtime.outbox import Outbox
-from runtime.scheduler import Turn, TurnKind
-from runtime.wire import Hello, OutputGradient, Refusal, Report, SealedHandoff, Upload
+from suture.runtime.errors import CheckpointError, ConfigError
+from suture.runtime.records import outbox
+from suture.runtime.records.outbox import Outbox
+from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.wire import frames
+from suture.runtime.wire.messages import Hello, OutputGradient, Refusal, Report, SealedHandoff, Upload
 
 HELLO = Hello("ward_a", {"lr": "0.1"}, 6, 3)
 TRAIN = Turn(TurnKind.TRAIN, client="ward_a", round=2, number=7)

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from launch.bench.rig import Rig
-from launch.config import RunOptions
-from runtime import coordinator as coordinators
-from runtime.errors import DivergedError, WireError
-from runtime.server_api import ServerApi
-from runtime.wire import OutputGradient, SealedHandoff, StepDone, Upload, unwrap
+from suture.launch.options.options import RunOptions
+from suture.runtime.errors import DivergedError, WireError
+from suture.runtime.server import coordinator as coordinators
+from suture.runtime.server.api import ServerApi
+from suture.runtime.wire.messages import OutputGradient, SealedHandoff, StepDone, Upload, unwrap
+from suture.studies.bench.rigs.rig import Rig
 
 OPTIONS = RunOptions(
     model="resnet18",

@@ -13,16 +13,16 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from launch import build
-from launch.config import RunOptions
-from launch.ranks import play_locally
-from launch.unsplit import Place, Unsplit
-from runtime.errors import DataError, DivergedError
-from runtime.exchange import LocalExchange
-from runtime.exchange.crossing import MOST_UNDER_WAY
-from runtime.hooks import Attack, Detector
-from runtime.metrics import build_criterion
-from runtime.server_api import ServerApi
+from suture.launch import build
+from suture.launch.options.options import RunOptions
+from suture.launch.roles.one_process import play_locally
+from suture.launch.roles.unsplit import Place, Unsplit
+from suture.runtime.errors import DataError, DivergedError
+from suture.runtime.exchange import LocalExchange
+from suture.runtime.exchange.batch_in_flight import MOST_UNDER_WAY
+from suture.runtime.hooks import Attack, Detector
+from suture.runtime.server.api import ServerApi
+from suture.runtime.training.metrics import build_criterion
 
 KEY = bytes(range(32))
 
@@ -290,8 +290,8 @@ class Line(LocalExchange):
 
 
 def _log(tmp_path, monkeypatch, failing=None, **changes):
-    from launch import ranks
-    from runtime.client import Client
+    from suture.launch.roles import ranks
+    from suture.runtime.client.client import Client
 
     Line.log = []
     real = Client.batches

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from runtime.errors import ConfigError
-from runtime.private_files import check_private, replace_private, take_variable, write_private
+from suture.runtime.errors import ConfigError
+from suture.runtime.host.private_files import check_private, replace_private, take_variable, write_private
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_missing_file_is_its_readers_to_explain(tmp_path):
 _READER = """
 import os, subprocess
 from pathlib import Path
-from runtime.private_files import take_variable
+from suture.runtime.host.private_files import take_variable
 before = Path("/proc/self/environ").read_bytes()
 assert b"OTHER=kept" in before and b"SECRET=s3cret" in before
 print(take_variable("SECRET"), take_variable("SECRET"))

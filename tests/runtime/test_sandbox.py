@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime import sandbox
-from runtime.errors import ConfigError
-from runtime.rpc.transport import Transport, TransportConfig
+from suture.runtime.errors import ConfigError
+from suture.runtime.host import sandbox
+from suture.runtime.rpc.transport import Transport, TransportConfig
 
 needs_landlock = pytest.mark.skipif(sandbox.missing() is not None, reason=str(sandbox.missing()))
 
@@ -130,7 +130,8 @@ def test_a_closed_process_copies_nothing_out_of_anothers_memory(monkeypatch, clo
     monkeypatch.setattr(sandbox, "_closed", closed)
     asked = {}
     monkeypatch.setattr(
-        "runtime.rpc.transport.rpc.TensorPipeRpcBackendOptions", lambda **options: asked.update(options)
+        "suture.runtime.rpc.transport.rpc.TensorPipeRpcBackendOptions",
+        lambda **options: asked.update(options),
     )
     line = Transport.__new__(Transport)
     line.config = TransportConfig(host="127.0.0.1", port=1, rank=1)

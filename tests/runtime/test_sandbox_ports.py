@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import sandbox
+from suture.runtime.host import sandbox
 
 pytestmark = [
     pytest.mark.skipif(sandbox.missing() is not None, reason=str(sandbox.missing())),
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHILD = """
 import json, socket, sys, threading
 from pathlib import Path
-from runtime import sandbox
+from suture.runtime.host import sandbox
 
 told = json.loads(sys.argv[1])
 found = {}

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.errors import ConfigError
-from runtime.scheduler import Replay, RoundRobin, Shuffled, parse_schedule
+from suture.runtime.errors import ConfigError
+from suture.runtime.scheduler import Replay, RoundRobin, Shuffled, parse_schedule
 
 NAMES = [f"client{index}" for index in range(12)]
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from launch import build
-from launch.config import RunOptions
-from launch.ranks import play_locally
-from runtime.checkpoint import read_checkpoint
-from runtime.exchange import LocalExchange
-from runtime.randomness import PUBLIC, Randomness
-from runtime.scheduler import Turn, TurnKind
-from runtime.wire import Upload
+from suture.launch import build
+from suture.launch.options.options import RunOptions
+from suture.launch.roles.one_process import play_locally
+from suture.runtime.exchange import LocalExchange
+from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.state.checkpoint import read_checkpoint
+from suture.runtime.training.randomness import PUBLIC, Randomness
+from suture.runtime.wire.messages import Upload
 
 KEY, OTHER = bytes(range(32)), bytes(32)
 SMALL = {"image_size": 32, "validation_images": 1, "test_images": 2, "epochs": 1, "clients": 2, "seed": 5}

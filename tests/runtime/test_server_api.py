@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from test_codec import GOOD
 from torch.futures import Future
 
-from runtime import codec, server_api
-from runtime.codec import fits
-from runtime.errors import ERRORS, StoppedError, SutureError, WireError
-from runtime.executor import MainThreadExecutor
-from runtime.members import Seat
-from runtime.scheduler import Turn, TurnKind
-from runtime.server_api import ENDPOINTS, ServerApi, answer_type, ask
-from runtime.wire import (
+from suture.runtime.errors import ERRORS, StoppedError, SutureError, WireError
+from suture.runtime.host.executor import MainThreadExecutor
+from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.server import api as server_api
+from suture.runtime.server.api import ENDPOINTS, ServerApi, answer_type, ask
+from suture.runtime.server.membership import Seat
+from suture.runtime.wire import codec
+from suture.runtime.wire.codec import fits
+from suture.runtime.wire.messages import (
     Board,
     Farewell,
     Heads,
@@ -318,7 +319,7 @@ def test_what_a_peer_must_not_send_is_logged_once_an_endpoint(run, caplog):
             assert ask(api, endpoint, [None]).value().error == "WireError"
     ask(other, "train", [None])
     assert [(record.levelno, record.name) for record in caplog.records] == [
-        (logging.WARNING, "runtime.server_api")
+        (logging.WARNING, "suture.runtime.server.api")
     ] * 4
     assert caplog.messages == [
         "refused train of client0: train: it takes other messages; refused (further ones are not logged)",

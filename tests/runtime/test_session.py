@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from runtime.errors import DivergedError, PeerLostError, SeatLostError, StoppedError
-from runtime.scheduler import Turn, TurnKind
-from runtime.session import Member, NoKeepsakes, take_turn
-from runtime.stopwatch import NoStopwatch
+from suture.runtime.errors import DivergedError, PeerLostError, SeatLostError, StoppedError
+from suture.runtime.records.step_timer import NoStopwatch
+from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.session import Member, NoKeepsakes, take_turn
 
 TURN = Turn(TurnKind.TRAIN, client="ward_a", round=1, number=1)
 

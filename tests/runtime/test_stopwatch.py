@@ -2,10 +2,10 @@
 
 import pytest
 
-from runtime import stopwatch
-from runtime.data.client_data import Batch
-from runtime.scheduler import Turn, TurnKind
-from runtime.stopwatch import WAITING, NoStopwatch, RunningStopwatch
+from suture.runtime.data.client_data import Batch
+from suture.runtime.records import step_timer
+from suture.runtime.records.step_timer import WAITING, NoStopwatch, RunningStopwatch
+from suture.runtime.scheduler import Turn, TurnKind
 
 TURN = Turn(TurnKind.TRAIN, round=1, number=3, client="a")
 
@@ -21,7 +21,7 @@ def clock(monkeypatch):
             return self.now
 
     held = Clock()
-    monkeypatch.setattr(stopwatch, "time", held)
+    monkeypatch.setattr(step_timer, "time", held)
     return held
 
 

@@ -15,15 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-import runtime.session
-from launch import build
-from launch.ranks import play_locally
-from runtime.client import Client
-from runtime.exchange.fused import FusedStep
-from runtime.handoff import part_digest, weights_digest
-from runtime.randomness import Randomness
-from runtime.scheduler import Together, Turn, TurnKind
-from runtime.together import OneByOne, waves
+import suture.runtime.session
+from suture.launch import build
+from suture.launch.roles.one_process import play_locally
+from suture.runtime.client.client import Client
+from suture.runtime.exchange.fused import FusedStep
+from suture.runtime.scheduler import Together, Turn, TurnKind
+from suture.runtime.server.step_order import OneByOne, waves
+from suture.runtime.state.handoff import part_digest, weights_digest
+from suture.runtime.training.randomness import Randomness
 from tests.runtime.test_compressed_runs import TINY
 
 KEY = bytes(range(32))
@@ -213,7 +213,7 @@ def test_a_killed_run_resumes_with_the_same_weights(way, moment, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(owner, moment, dies)
         # Nobody is told that the others are gone: the server of a killed process hears nothing either.
-        patch.setattr(runtime.session, "_give_up", lambda exchange, error: None)
+        patch.setattr(suture.runtime.session, "_give_up", lambda exchange, error: None)
         with pytest.raises(Killed):
             play(tmp_path / "killed", options)
     resumed = play(tmp_path / "killed", options, resume=True)

@@ -19,8 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 
-from runtime.errors import CheckpointError, WireError
-from runtime.tracking import ClientPictures, Tracker, read_events, read_metrics
+from suture.runtime.errors import CheckpointError, WireError
+from suture.runtime.records.tracking import ClientPictures, Tracker, read_events, read_metrics
 
 
 def _points(folder: Path, tag: str) -> list[tuple[int, float]]:
@@ -133,7 +133,7 @@ def test_a_torn_last_line_is_ignored_and_closed_on_reopening(tmp_path: Path, tor
 def test_a_killed_process_loses_no_line(tmp_path: Path) -> None:
     """Oracle: the count of steps; the process is killed without closing anything."""
     code = (
-        "import os, sys; from pathlib import Path; from runtime.tracking import Tracker\n"
+        "import os, sys; from pathlib import Path; from suture.runtime.records.tracking import Tracker\n"
         "tracker = Tracker(Path(sys.argv[1]))\n"
         "for step in range(1, 51): tracker.train_step(step, 1, 1, 'client0', 0.5, 4)\n"
         "os._exit(9)"
@@ -303,9 +303,7 @@ class _Unclosable:
 
 def test_importing_the_module_does_not_import_tensorboard() -> None:
     """Oracle: sys.modules of a fresh process."""
-    code = (
-        "import runtime.tracking, sys; sys.exit(any(m.split('.')[0] == 'tensorboard' for m in sys.modules))"
-    )
+    code = "import suture.runtime.records.tracking, sys; sys.exit(any(m.split('.')[0] == 'tensorboard' for m in sys.modules))"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60, check=False).returncode == 0
 

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from runtime.checks import (
+from suture.runtime.errors import ERRORS, SutureError, WireError
+from suture.runtime.state.handoff import MAX_BYTES
+from suture.runtime.wire.checks import (
     TensorSpec,
     check_farewell,
     check_finite,
@@ -22,9 +24,7 @@ from runtime.checks import (
     check_scores,
     check_upload,
 )
-from runtime.errors import ERRORS, SutureError, WireError
-from runtime.handoff import MAX_BYTES
-from runtime.wire import Farewell, Hello, LossReply, Refusal, SealedHandoff, Upload
+from suture.runtime.wire.messages import Farewell, Hello, LossReply, Refusal, SealedHandoff, Upload
 
 SMASHED = TensorSpec((2, 3), torch.float32, max_batch=4)
 LABELS = TensorSpec((), torch.int64, max_batch=4, below=3)

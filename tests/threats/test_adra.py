@@ -10,16 +10,16 @@ import torch
 from test_fsha import glyphs, small_bottom
 from torch import Tensor, nn
 
-from models.registry import build
-from models.shapes import smashed_shape
-from models.split import BottomOutput
-from runtime.errors import ConfigError, DataError
-from runtime.hooks import SmashedBatch
-from threats.adra import AdraAttack, AdraConfig
-from threats.adra_nets import AdraDecoder
-from threats.adra_training import reconstruction_loss
-from threats.auxiliary import Auxiliary
-from threats.vantage import Vantage
+from suture.models.registry import build
+from suture.models.shapes import smashed_shape
+from suture.models.split import BottomOutput
+from suture.runtime.errors import ConfigError, DataError
+from suture.runtime.hooks import SmashedBatch
+from suture.threats.attacks.adra.attack import AdraAttack, AdraConfig
+from suture.threats.attacks.adra.nets import AdraDecoder
+from suture.threats.attacks.adra.training import reconstruction_loss
+from suture.threats.attacks.auxiliary import Auxiliary
+from suture.threats.attacks.server_view import Vantage
 
 IMAGE = (3, 16, 16)
 

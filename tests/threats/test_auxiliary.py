@@ -6,9 +6,9 @@ import pytest
 import torch
 from test_fsha import glyphs
 
-from runtime.data.fundus_phantom import FundusPhantom
-from runtime.errors import ConfigError, DataError
-from threats.auxiliary import Auxiliary, check_disjoint, read_auxiliary
+from suture.runtime.data.fundus_phantom import FundusPhantom
+from suture.runtime.errors import ConfigError, DataError
+from suture.threats.attacks.auxiliary import Auxiliary, check_disjoint, read_auxiliary
 
 
 def test_images_that_a_client_also_has_are_refused_with_their_number() -> None:

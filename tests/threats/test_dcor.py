@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from threats.defences.dcor import DcorConfig, DcorDefence, distance_correlation
+from suture.threats.defences.dcor import DcorConfig, DcorDefence, distance_correlation
 
 
 def _normal(*shape: int, seed: int = 0) -> Tensor:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from runtime.errors import ConfigError
-from runtime.hooks import Defence
-from threats.client_view import ClientView
-from threats.defences.noise import NoiseConfig, NoiseDefence
-from threats.defences.proxy import ProxyConfig, ProxyDecoder, ProxyDefence, relative_error
-from threats.defences.quantise import QuantiseConfig, QuantiseDefence
-from threats.registry import DEFENCES, build_defence
+from suture.runtime.errors import ConfigError
+from suture.runtime.hooks import Defence
+from suture.threats.client_view import ClientView
+from suture.threats.defences.noise import NoiseConfig, NoiseDefence
+from suture.threats.defences.proxy import ProxyConfig, ProxyDecoder, ProxyDefence, relative_error
+from suture.threats.defences.quantise import QuantiseConfig, QuantiseDefence
+from suture.threats.registry import DEFENCES, build_defence
 
 VIEW = ClientView(
     images=(1, 16, 16),

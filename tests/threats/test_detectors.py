@@ -8,17 +8,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from runtime.errors import ConfigError
-from runtime.hooks import Detector
-from threats.client_view import ClientView
-from threats.detectors.gradient_scrutinizer import GradientScrutinizer, ScrutinizerConfig, class_cosines
-from threats.detectors.splitguard import (
+from suture.runtime.errors import ConfigError
+from suture.runtime.hooks import Detector
+from suture.threats.client_view import ClientView
+from suture.threats.detectors.gradient_scrutinizer import (
+    GradientScrutinizer,
+    ScrutinizerConfig,
+    class_cosines,
+)
+from suture.threats.detectors.splitguard import (
     SplitguardConfig,
     SplitguardDetector,
     guard_score,
     last_layer_gradient,
 )
-from threats.registry import DETECTORS, build_detector
+from suture.threats.registry import DETECTORS, build_detector
 
 VIEW = ClientView(
     images=(1, 8, 8),

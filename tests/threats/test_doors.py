@@ -13,16 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from launch import build, lab
-from launch.config import RunOptions
-from launch.ranks import play_locally
-from runtime.client import Client
-from runtime.data.client_data import ClientData
-from runtime.data.source import Source
-from runtime.hooks import Attack, SmashedBatch
-from runtime.randomness import Randomness
-from runtime.server import Server
-from threats.registry import ATTACKS
+from suture.launch import build
+from suture.launch.lab import lab
+from suture.launch.options.options import RunOptions
+from suture.launch.roles.one_process import play_locally
+from suture.runtime.client.client import Client
+from suture.runtime.data.client_data import ClientData
+from suture.runtime.data.source import Source
+from suture.runtime.hooks import Attack, SmashedBatch
+from suture.runtime.server.model import Server
+from suture.runtime.training.randomness import Randomness
+from suture.threats.registry import ATTACKS
 
 KEY = b"k" * 32
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from runtime.hooks import SmashedBatch
-from threats.auxiliary import Auxiliary
-from threats.fsha import FshaAttack, gradient_penalty
-from threats.fsha_config import FshaConfig
-from threats.fsha_nets import Critic, Decoder, Pilot
-from threats.vantage import Vantage
+from suture.runtime.hooks import SmashedBatch
+from suture.threats.attacks.auxiliary import Auxiliary
+from suture.threats.attacks.fsha.attack import FshaAttack, gradient_penalty
+from suture.threats.attacks.fsha.config import FshaConfig
+from suture.threats.attacks.fsha.nets import Critic, Decoder, Pilot
+from suture.threats.attacks.server_view import Vantage
 
 IMAGE = (3, 16, 16)
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from launch.bench.attacks import variants
-from launch.bench.rig import Rig
-from launch.config import RunOptions
-from launch.ranks import play_locally, run_in_one_process
-from runtime.errors import AlarmError, ConfigError
-from runtime.hooks import Detector
-from threats.registry import DEFENCES
+from suture.launch.options.options import RunOptions
+from suture.launch.roles.one_process import play_locally, run_in_one_process
+from suture.runtime.errors import AlarmError, ConfigError
+from suture.runtime.hooks import Detector
+from suture.studies.bench.attacks import variants
+from suture.studies.bench.rigs.rig import Rig
+from suture.threats.registry import DEFENCES
 
 KEY = bytes(32)
 # A proxy that has not learnt anything yet is worse than the mean image: without a threshold it acts at once.

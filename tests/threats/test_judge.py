@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from runtime.data.client_data import ClientData
-from runtime.data.fundus_phantom import FundusPhantom
-from runtime.data.partition import PartitionConfig, Share, partition
-from runtime.errors import DataError
-from runtime.randomness import Randomness
-from threats import judge as judging
-from threats import reader
-from threats.auxiliary import Auxiliary, read_auxiliary
-from threats.judge import Verdict, check_four_sets, judge
-from threats.live import reconstruction_path
-from threats.witness import Witness
+from suture.runtime.data.client_data import ClientData
+from suture.runtime.data.fundus_phantom import FundusPhantom
+from suture.runtime.data.partition import PartitionConfig, Share, partition
+from suture.runtime.errors import DataError
+from suture.runtime.training.randomness import Randomness
+from suture.threats.attacks.auxiliary import Auxiliary, read_auxiliary
+from suture.threats.attacks.live import reconstruction_path
+from suture.threats.judging import judge as judging
+from suture.threats.judging import reader
+from suture.threats.judging.judge import Verdict, check_four_sets, judge
+from suture.threats.judging.replayed_client import Witness
 
 SIZE = 16
 
@@ -53,7 +53,7 @@ def leave(folder: Path, round: int, phase: str, number: int, images: Tensor) -> 
 
 def perfect(folder: Path, witness: Witness, round: int) -> None:
     """What an attack would leave that sees everything."""
-    from runtime.data.normalise import denormalise
+    from suture.runtime.data.normalise import denormalise
 
     for number, batch in enumerate(witness.train_batches(round)):
         leave(folder, round, "train", number, denormalise(batch.inputs, "imagenet"))

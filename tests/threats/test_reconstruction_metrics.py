@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from threats import metrics
+from suture.threats.judging import metrics
 
 
 def _images(count: int = 8, size: int = 16, channels: int = 1, seed: int = 0) -> Tensor:

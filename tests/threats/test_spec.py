@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import pytest
 
-from runtime.errors import ConfigError
-from threats.registry import ATTACKS, DEFENCES, DETECTORS
-from threats.spec import Entry, Registry
+from suture.runtime.errors import ConfigError
+from suture.threats.plugin import Entry, Registry
+from suture.threats.registry import ATTACKS, DEFENCES, DETECTORS
 
 ENTRIES = [
     pytest.param(registry, entry, id=f"{registry.kind}-{entry.name}")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime.errors import DataError
-from runtime.hooks import Attack, SmashedBatch
-from threats.tape import RecordedAttack, Tape
+from suture.runtime.errors import DataError
+from suture.runtime.hooks import Attack, SmashedBatch
+from suture.threats.attacks.recording import RecordedAttack, Tape
 
 ORIGIN = {"run": "a1", "model": "resnet18", "cut": "4", "smashed_shape": [2, 3, 3]}
 

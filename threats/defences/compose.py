@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from runtime.hooks import Defence
+from suture.runtime.hooks import Defence
 
 
 class ComposedDefence(Defence):

@@ -15,9 +15,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from runtime.hooks import Defence
-from threats.client_view import ClientView, check_bounds
-from threats.strength import Strength
+from suture.runtime.hooks import Defence
+from suture.threats.client_view import ClientView, check_bounds
+from suture.threats.strength import Strength
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from runtime.errors import ConfigError
-from runtime.hooks import Defence
-from threats.client_view import ClientView, check_bounds
-from threats.strength import Strength
+from suture.runtime.errors import ConfigError
+from suture.runtime.hooks import Defence
+from suture.threats.client_view import ClientView, check_bounds
+from suture.threats.strength import Strength
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import interpolate
 
-from runtime.data.normalise import denormalise
-from runtime.hooks import Defence
-from runtime.optim import moments, moments_like, take_moments
-from threats.client_view import ClientView, check_bounds
-from threats.strength import Strength
+from suture.runtime.data.normalise import denormalise
+from suture.runtime.hooks import Defence
+from suture.runtime.training.optim import moments, moments_like, take_moments
+from suture.threats.client_view import ClientView, check_bounds
+from suture.threats.strength import Strength
 
 
 @dataclass(frozen=True, kw_only=True)

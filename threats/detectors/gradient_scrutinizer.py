@@ -15,10 +15,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from runtime.errors import ConfigError
-from runtime.hooks import Detector
-from threats.client_view import ClientView, check_bounds
-from threats.strength import Strength
+from suture.runtime.errors import ConfigError
+from suture.runtime.hooks import Detector
+from suture.threats.client_view import ClientView, check_bounds
+from suture.threats.strength import Strength
 
 _FLOOR = 0.02  # cosines below this are noise of small batches
 

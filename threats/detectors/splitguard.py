@@ -17,10 +17,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from runtime.errors import ConfigError
-from runtime.hooks import Detector
-from threats.client_view import ClientView, check_bounds
-from threats.strength import Strength
+from suture.runtime.errors import ConfigError
+from suture.runtime.hooks import Detector
+from suture.threats.client_view import ClientView, check_bounds
+from suture.threats.strength import Strength
 
 _STEEPNESS, _POWER = 5.0, 2.0  # the paper's sigmoid(5 S)**2
 

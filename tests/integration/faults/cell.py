@@ -17,10 +17,10 @@ from plant import NUM_ROUNDS, Events, Fault
 from site_own import ANY_SIZE
 from warm import Stage
 
-from launch.authority import Authority
-from launch.provision import Project, provision
-from launch.revoke import of_name, revoke
-from runtime.errors import CheckpointError, EvictedError
+from suture.launch.kits.authority import Authority
+from suture.launch.kits.provision import Project, provision
+from suture.launch.kits.revoke import of_name, revoke
+from suture.runtime.errors import CheckpointError, EvictedError
 
 SITES = ("ward_a", "ward_b")
 REVOKED = "ward_c"

@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import launch.ranks
-import runtime.checkpoint
-from runtime.coordinator import Coordinator
-from runtime.course import Course
-from runtime.exchange.grpc import GrpcExchange
-from runtime.grpc import chunks
-from runtime.grpc.client import GrpcClient
-from runtime.journal import Journal
-from runtime.ledger import Ledger
-from runtime.server import Server
-from runtime.step import ClientStep
+import suture.launch.roles.server
+import suture.runtime.state.checkpoint
+from suture.runtime.client.step import ClientStep
+from suture.runtime.exchange.grpc import GrpcExchange
+from suture.runtime.grpc import chunks
+from suture.runtime.grpc.client import GrpcClient
+from suture.runtime.server.coordinator import Coordinator
+from suture.runtime.server.dispatcher import Course
+from suture.runtime.server.model import Server
+from suture.runtime.server.run_state import Journal
+from suture.runtime.server.turn_log import Ledger
 
 NUM_ROUNDS = 3
 ROUND = 1  # in which faults strike: one round is left to go on in, and one to be back in
@@ -284,7 +284,7 @@ def _at_the_server(fault: Fault, strike: Callable[[], None]) -> None:
         case "goodbye":
             _wrap(Coordinator, "leave", call)
         case "summary":
-            _wrap(launch.ranks, "conclude", conclude)
+            _wrap(suture.launch.roles.server, "conclude", conclude)
         case "resuming":
             _wrap(Journal, "begin", begin)
         case "checkpoint write":
@@ -385,4 +385,4 @@ def _while_writing(is_it: Callable[[Path], bool], strike: Callable[[], None]) ->
                 strike()
             os.fsync(descriptor)
 
-    runtime.checkpoint.os = Os()
+    suture.runtime.state.checkpoint.os = Os()

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from site_own import initial_secret, own_of
 
-from launch import build
-from launch.config import RunOptions
-from runtime.exchange import LocalExchange
-from runtime.members import Members
-from runtime.observers import NoRecorder
-from runtime.session import Member, NoKeepsakes, run_local
+from suture.launch import build
+from suture.launch.options.options import RunOptions
+from suture.runtime.exchange import LocalExchange
+from suture.runtime.records.observers import NoRecorder
+from suture.runtime.server.membership import Members
+from suture.runtime.session import Member, NoKeepsakes, run_local
 
 
 def replay(options: str, kits: str, run: str, *names: str) -> str:

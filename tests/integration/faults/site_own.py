@@ -5,9 +5,9 @@ codes after which a site is not started again.
 import json
 from pathlib import Path
 
-from launch.build import SiteOwn
-from launch.site_secret import run_secret
-from runtime.tracking import METRICS_FILE, read_events
+from suture.launch.build import SiteOwn
+from suture.launch.site.secret import run_secret
+from suture.runtime.records.tracking import METRICS_FILE, read_events
 
 ANY_SIZE = (
     "least_patients = 0\nleast_images = 0\nrepeats = 50\nbatch_size = [2, 512]\nimage_size = [8, 512]\n"

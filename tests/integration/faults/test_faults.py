@@ -13,8 +13,8 @@ from hosts import Hosts, why_not
 from plant import Fault
 from warm import open_stage
 
-from runtime.checkpoint import read_checkpoint
-from runtime.errors import CheckpointError
+from suture.runtime.errors import CheckpointError
+from suture.runtime.state.checkpoint import read_checkpoint
 
 KINDS = ("kill", "stop", "cut")
 WHO = ("client", "server")

@@ -25,7 +25,7 @@ import replayed
 from forks import DEFECT, begin_session, command_line, ended, fork, leave_code, obey
 from site_own import FINAL
 
-import launch.cli  # noqa: F401  (before the first fork)
+import suture.cli  # noqa: F401  (before the first fork)
 
 _CLONE_NEWNET = 0x40000000
 _PAUSE = 0.25

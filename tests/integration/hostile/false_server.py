@@ -19,21 +19,21 @@ if __name__ == "__main__":
 
 from traitor import _instead, tell
 
-from launch.kit import Kit
-from runtime.consortium.board import ServerBoard
-from runtime.consortium.identity import Identity
-from runtime.consortium.statements import digest
-from runtime.coordinator import Coordinator
-from runtime.course import Course
-from runtime.errors import TurnUndoneError
-from runtime.grpc import server as grpc_server
-from runtime.grpc.credentials import Role
-from runtime.grpc.server import GrpcServer
-from runtime.journal import Journal
-from runtime.members import Seat
-from runtime.scheduler import Turn, TurnKind
-from runtime.turns import Turns
-from runtime.wire import Board, Heads, SealedHandoff, Terms
+from suture.launch.kits.kit import Kit
+from suture.runtime.consortium.board import ServerBoard
+from suture.runtime.consortium.identity import Identity
+from suture.runtime.consortium.statements import digest
+from suture.runtime.errors import TurnUndoneError
+from suture.runtime.grpc import server as grpc_server
+from suture.runtime.grpc.credentials import Role
+from suture.runtime.grpc.server import GrpcServer
+from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.server.coordinator import Coordinator
+from suture.runtime.server.dispatcher import Course
+from suture.runtime.server.membership import Seat
+from suture.runtime.server.run_state import Journal
+from suture.runtime.server.transaction import Turns
+from suture.runtime.wire.messages import Board, Heads, SealedHandoff, Terms
 
 VICTIM = "ward_b"
 """Whom a server lies to that lies to one."""
@@ -390,6 +390,6 @@ def change(name: str) -> None:
 
 if __name__ == "__main__":
     change(sys.argv.pop(1))
-    from launch.cli import main
+    from suture.cli import main
 
     main()

@@ -46,11 +46,12 @@ from torch.distributed import autograd as dist_autograd
 from torch.distributed import rpc
 from torch.distributed.rpc import api
 
+from suture.runtime.errors import CheckpointError
+
 # All that is Suture's: the two walls, and the checkpoints that are written over.
-from runtime import sandbox
-from runtime.checkpoint import Checkpoints
-from runtime.errors import CheckpointError
-from runtime.rpc import lockdown
+from suture.runtime.host import sandbox
+from suture.runtime.rpc import lockdown
+from suture.runtime.state.checkpoint import Checkpoints
 
 SECONDS = 20.0  # for one call
 LIMIT = 90  # seconds for one attack or control

@@ -16,10 +16,10 @@ from typing import Any
 import grpc
 import torch
 
-from launch.kit import Certificates
-from runtime import frames
-from runtime.grpc.service import PREFIX, SESSION
-from runtime.wire import Refusal
+from suture.launch.kits.kit import Certificates
+from suture.runtime.grpc.service import PREFIX, SESSION
+from suture.runtime.wire import frames
+from suture.runtime.wire.messages import Refusal
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ import psutil
 from forker import Forker, Order
 from site_own import ANY_SIZE
 
-from launch import build
-from launch.authority import Authority
-from launch.config import SITES_OWN, RunOptions
-from launch.kit import Certificates
-from launch.provision import Project, provision
+from suture.launch import build
+from suture.launch.kits.authority import Authority
+from suture.launch.kits.kit import Certificates
+from suture.launch.kits.provision import Project, provision
+from suture.launch.options.options import SITES_OWN, RunOptions
 
 ROOT = Path(__file__).resolve().parents[3]
 OPTIONS = {
@@ -169,7 +169,7 @@ class Stage:
         assert not change
         with log.open("ab") as file:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "launch", *arguments],
+                [sys.executable, "-m", "suture", *arguments],
                 cwd=ROOT,
                 env=os.environ | environment,
                 stdout=file,

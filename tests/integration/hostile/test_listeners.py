@@ -30,16 +30,16 @@ from runs import Case, Played, finished_well
 from stage import SITES, TINY, Stage
 from torch import Tensor
 
-from launch import build
-from launch.config import RunOptions
-from launch.site_secret import run_secret
-from runtime import frames
-from runtime.errors import HandoffError, WireError
-from runtime.handoff import HandoffSeal
-from runtime.scheduler import Turn, TurnKind
-from runtime.step import ClientStep
-from runtime.turn_memory import TurnMemory
-from runtime.wire import SealedHandoff, Statement
+from suture.launch import build
+from suture.launch.options.options import RunOptions
+from suture.launch.site.secret import run_secret
+from suture.runtime.client.rollback_guard import TurnMemory
+from suture.runtime.client.step import ClientStep
+from suture.runtime.errors import HandoffError, WireError
+from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.state.handoff import HandoffSeal
+from suture.runtime.wire import frames
+from suture.runtime.wire.messages import SealedHandoff, Statement
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -20,15 +20,15 @@ from site_own import ANY_SIZE
 from stage import Stage
 from tls13 import shows
 
-from launch.kit import Kit
-from launch.revoke import revoke
-from runtime.checkpoint import Checkpoints
-from runtime.consortium.roster import Roster, fingerprint
-from runtime.errors import HandoffError
-from runtime.grpc.credentials import Role
-from runtime.handoff import HandoffSeal
-from runtime.journal import _sealed
-from runtime.turn_memory import TurnMemory
+from suture.launch.kits.kit import Kit
+from suture.launch.kits.revoke import revoke
+from suture.runtime.client.rollback_guard import TurnMemory
+from suture.runtime.consortium.roster import Roster, fingerprint
+from suture.runtime.errors import HandoffError
+from suture.runtime.grpc.credentials import Role
+from suture.runtime.server.run_state import _sealed
+from suture.runtime.state.checkpoint import Checkpoints
+from suture.runtime.state.handoff import HandoffSeal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -22,22 +22,22 @@ from peer import framed, raw_frame
 from rows import Row
 from stage import OPTIONS
 
-from launch import build
-from launch.authority import DAY, Authority
-from launch.config import RunOptions
-from launch.provision import Project, provision
-from runtime.consortium.board import ServerBoard
-from runtime.consortium.identity import Trust
-from runtime.errors import ConfigError, PeerLostError
-from runtime.grpc.chunks import Limits
-from runtime.grpc.client import GrpcClient, GrpcClientConfig
-from runtime.grpc.credentials import Credentials, Role
-from runtime.grpc.server import GrpcServer, GrpcServerConfig
-from runtime.grpc.service import endpoint_of, place_of
-from runtime.members import Members, OpenDoor
-from runtime.observers import NoRecorder
-from runtime.scheduler import Turn, TurnKind
-from runtime.wire import (
+from suture.launch import build
+from suture.launch.kits.authority import DAY, Authority
+from suture.launch.kits.provision import Project, provision
+from suture.launch.options.options import RunOptions
+from suture.runtime.consortium.board import ServerBoard
+from suture.runtime.consortium.identity import Trust
+from suture.runtime.errors import ConfigError, PeerLostError
+from suture.runtime.grpc.chunks import Limits
+from suture.runtime.grpc.client import GrpcClient, GrpcClientConfig
+from suture.runtime.grpc.credentials import Credentials, Role
+from suture.runtime.grpc.server import GrpcServer, GrpcServerConfig
+from suture.runtime.grpc.service import endpoint_of, place_of
+from suture.runtime.records.observers import NoRecorder
+from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.server.membership import Members, OpenDoor
+from suture.runtime.wire.messages import (
     Board,
     Heads,
     Hello,

@@ -18,16 +18,16 @@ from replayed import replay
 from rows import Row
 from stage import Stage
 
-from launch.authority import DAY, Authority
-from launch.kit import Certificates
-from runtime.consortium.identity import Identity
-from runtime.grpc.credentials import Role
-from runtime.grpc.server import CALLS_OF_A_SITE
-from runtime.grpc.service import PREFIX
-from runtime.handoff import HANDOFF, handoff_digest, named
-from runtime.scheduler import Turn, TurnKind
-from runtime.server_api import ENDPOINTS
-from runtime.wire import (
+from suture.launch.kits.authority import DAY, Authority
+from suture.launch.kits.kit import Certificates
+from suture.runtime.consortium.identity import Identity
+from suture.runtime.grpc.credentials import Role
+from suture.runtime.grpc.server import CALLS_OF_A_SITE
+from suture.runtime.grpc.service import PREFIX
+from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.server.api import ENDPOINTS
+from suture.runtime.state.handoff import HANDOFF, handoff_digest, named
+from suture.runtime.wire.messages import (
     Board,
     Farewell,
     Hello,

@@ -24,23 +24,23 @@ if __name__ == "__main__":
 
 import torch
 
-import runtime.client
-import runtime.handoff
-import runtime.session
-from runtime import frames
-from runtime.client import Client
-from runtime.consortium import errands, evidence, site
-from runtime.consortium.epochs import EPOCH, EpochChain
-from runtime.consortium.keys import REQUEST
-from runtime.consortium.site import HEAD, REFUSAL, SiteConsortium
-from runtime.consortium.statements import digest
-from runtime.errors import SutureError, TurnUndoneError
-from runtime.exchange.grpc import GrpcExchange
-from runtime.grpc.client import GrpcClient
-from runtime.handoff import HANDOFF, handoff_digest, named
-from runtime.scheduler import Turn
-from runtime.session import Member
-from runtime.wire import Refusal, SealedHandoff, Share, Statement
+import suture.runtime.client.client
+import suture.runtime.session
+import suture.runtime.state.handoff
+from suture.runtime.client.client import Client
+from suture.runtime.consortium import errands, evidence, site
+from suture.runtime.consortium.epochs import EPOCH, EpochChain
+from suture.runtime.consortium.keys import REQUEST
+from suture.runtime.consortium.site import HEAD, REFUSAL, SiteConsortium
+from suture.runtime.consortium.statements import digest
+from suture.runtime.errors import SutureError, TurnUndoneError
+from suture.runtime.exchange.grpc import GrpcExchange
+from suture.runtime.grpc.client import GrpcClient
+from suture.runtime.scheduler import Turn
+from suture.runtime.session import Member
+from suture.runtime.state.handoff import HANDOFF, handoff_digest, named
+from suture.runtime.wire import frames
+from suture.runtime.wire.messages import Refusal, SealedHandoff, Share, Statement
 
 State = dict[str, Any]
 _answers: list[str] = []
@@ -150,19 +150,19 @@ BAD: dict[str, Callable[[State], None]] = {
 @contextlib.contextmanager
 def _changed_state(client: Client, change: Callable[[State], None]) -> Iterator[None]:
     """Within, the client's own state is another, and it does not look at what it seals."""
-    state, check = client.state, runtime.client.check_weights
+    state, check = client.state, suture.runtime.client.client.check_weights
 
     def changed() -> State:
         taken = copy.deepcopy(state())
         change(taken)
         return taken
 
-    client.state, runtime.client.check_weights = changed, lambda *_: None  # type: ignore[method-assign]
+    client.state, suture.runtime.client.client.check_weights = changed, lambda *_: None  # type: ignore[method-assign]
     try:
         yield
     finally:
         del client.state  # type: ignore[method-assign]
-        runtime.client.check_weights = check
+        suture.runtime.client.client.check_weights = check
 
 
 def _seals(
@@ -202,11 +202,11 @@ def _truncated(real: Callable[..., Any], client: Client, turn: Turn) -> SealedHa
         whole = b"".join(frames.pack(value))
         return [memoryview(whole[: len(whole) // 2])]
 
-    runtime.handoff.frames = SimpleNamespace(pack=pack, unpack=frames.unpack)  # type: ignore[assignment]
+    suture.runtime.state.handoff.frames = SimpleNamespace(pack=pack, unpack=frames.unpack)  # type: ignore[assignment]
     try:
         sealed: SealedHandoff = real(client, turn)
     finally:
-        runtime.handoff.frames = frames
+        suture.runtime.state.handoff.frames = frames
     return sealed
 
 
@@ -520,7 +520,7 @@ def _never_says_goodbye() -> None:
         while True:
             time.sleep(1)
 
-    _instead(runtime.session, "end", end)
+    _instead(suture.runtime.session, "end", end)
 
 
 def _false_farewell() -> None:
@@ -705,6 +705,6 @@ def change(name: str) -> None:
 
 if __name__ == "__main__":
     change(sys.argv.pop(1))
-    from launch.cli import main
+    from suture.cli import main
 
     main()

@@ -16,25 +16,25 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[3])]
 
 import torch
 
-import models.registry as nets
-from launch import build
-from launch.config import RunOptions
-from launch.enclosure import enclose
-from launch.keepsakes import ClientFolder
-from launch.kit import Kit
-from launch.policy import Policy
-from launch.search import Search
-from launch.terms import ask_terms
-from runtime.consortium.identity import Identity, Trust
-from runtime.consortium.roster import Roster
-from runtime.consortium.site import SiteConsortium
-from runtime.errors import SutureError
-from runtime.exchange.grpc import GrpcExchange
-from runtime.grpc.chunks import SMALL, Limits
-from runtime.grpc.client import GrpcClient, GrpcClientConfig
-from runtime.grpc.credentials import Credentials, Role
-from runtime.sandbox import Ports
-from runtime.session import Member, take_part
+import suture.models.registry as nets
+from suture.launch import build
+from suture.launch.host.sandbox_setup import enclose
+from suture.launch.kits.kit import Kit
+from suture.launch.options.options import RunOptions
+from suture.launch.output.client_folder import ClientFolder
+from suture.launch.policy.policy import Policy
+from suture.launch.site.search import Search
+from suture.launch.site.terms import ask_terms
+from suture.runtime.consortium.identity import Identity, Trust
+from suture.runtime.consortium.roster import Roster
+from suture.runtime.consortium.site import SiteConsortium
+from suture.runtime.errors import SutureError
+from suture.runtime.exchange.grpc import GrpcExchange
+from suture.runtime.grpc.chunks import SMALL, Limits
+from suture.runtime.grpc.client import GrpcClient, GrpcClientConfig
+from suture.runtime.grpc.credentials import Credentials, Role
+from suture.runtime.host.sandbox import Ports
+from suture.runtime.session import Member, take_part
 
 KEY = bytes(range(32))
 

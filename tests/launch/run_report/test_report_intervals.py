@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from launch.run_report.intervals import auroc_interval, hanley_mcneil_error, wilson
-from launch.run_report.tables import area_interval, share_interval
+from suture.launch.output.report.intervals import auroc_interval, hanley_mcneil_error, wilson
+from suture.launch.output.report.tables import area_interval, share_interval
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import json
 import math
 import random
 
-from launch.run_report.lines import MetricsReader
-from runtime.tracking import read_metrics
+from suture.launch.output.report.lines import MetricsReader
+from suture.runtime.records.tracking import read_metrics
 
 
 def _lines(seed: int) -> list[str]:

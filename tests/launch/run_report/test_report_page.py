@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from launch.run_report import RunState, pages_of, write_report
-from launch.run_report.intervals import auroc_interval, wilson
-from launch.run_report.lines import MetricsReader
-from launch.run_report.numbers import gather
-from launch.run_report.page import to_html
-from runtime.metrics import MAIN_METRICS
+from suture.launch.output.report import RunState, pages_of, write_report
+from suture.launch.output.report.intervals import auroc_interval, wilson
+from suture.launch.output.report.lines import MetricsReader
+from suture.launch.output.report.numbers import gather
+from suture.launch.output.report.page import to_html
+from suture.runtime.training.metrics import MAIN_METRICS
 
 HOSTILE = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'><svg/onload=alert(3)>"
 VOID = {"meta", "br", "img"}

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from launch.run_report.svg import Chart, Series, line_chart, look
-from launch.run_report.ticks import nice_ticks, spread, whole_ticks
+from suture.launch.output.report.svg import Chart, Series, line_chart, look
+from suture.launch.output.report.ticks import nice_ticks, spread, whole_ticks
 
 
 def _chart(*series: Series, **more: object) -> str:

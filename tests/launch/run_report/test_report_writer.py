@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from launch.cli import suture
-from launch.config import RunOptions
-from launch.lock import lock_folder
-from launch.ranks import run_in_one_process
-from launch.run_report import REPORT_FILE, ReportWriter, RunState
-from runtime.errors import CheckpointError, ConfigError
+from suture.cli import suture
+from suture.launch.options.options import RunOptions
+from suture.launch.output.lock import lock_folder
+from suture.launch.output.report import REPORT_FILE, ReportWriter, RunState
+from suture.launch.roles.one_process import run_in_one_process
+from suture.runtime.errors import CheckpointError, ConfigError
 
 
 def _line(step: int, loss: float = 0.5) -> str:

@@ -10,21 +10,21 @@ from typing import Any
 from cryptography import x509
 from tiny import SGD, build_client, build_coordinator, build_server
 
-from launch.authority import Authority
-from runtime.client import Client
-from runtime.consortium.board import ServerBoard
-from runtime.consortium.identity import Identity, Trust
-from runtime.consortium.roster import Roster, fingerprint
-from runtime.consortium.site import SiteConsortium
-from runtime.coordinator import Coordinator
-from runtime.errors import SutureError
-from runtime.exchange import LocalExchange
-from runtime.exchange.baton import side_by_side
-from runtime.grpc.credentials import Role
-from runtime.members import OpenDoor
-from runtime.scheduler import Turn, TurnKind
-from runtime.session import Member, NoKeepsakes, end, join, take_turn
-from runtime.wire import unwrap
+from suture.launch.kits.authority import Authority
+from suture.runtime.client.client import Client
+from suture.runtime.consortium.board import ServerBoard
+from suture.runtime.consortium.identity import Identity, Trust
+from suture.runtime.consortium.roster import Roster, fingerprint
+from suture.runtime.consortium.site import SiteConsortium
+from suture.runtime.errors import SutureError
+from suture.runtime.exchange import LocalExchange
+from suture.runtime.exchange.turnstile import side_by_side
+from suture.runtime.grpc.credentials import Role
+from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.server.coordinator import Coordinator
+from suture.runtime.server.membership import OpenDoor
+from suture.runtime.session import Member, NoKeepsakes, end, join, take_turn
+from suture.runtime.wire.messages import unwrap
 
 
 class Revoked:

@@ -13,10 +13,10 @@ import torch
 from signing_sites import Play, Wards
 from tiny import KEY
 
-from runtime.client import Client
-from runtime.errors import EvictedError, StoppedError
-from runtime.scheduler import AtOnce, Together, Turn, TurnKind
-from runtime.wire import SealedHandoff, Share
+from suture.runtime.client.client import Client
+from suture.runtime.errors import EvictedError, StoppedError
+from suture.runtime.scheduler import AtOnce, Together, Turn, TurnKind
+from suture.runtime.wire.messages import SealedHandoff, Share
 
 NAMES = ("ward_a", "ward_b", "ward_c")
 

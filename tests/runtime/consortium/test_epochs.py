@@ -13,20 +13,27 @@ import pytest
 from signing_sites import Play, Wards
 from tiny import KEY
 
-from runtime.client import Client
-from runtime.consortium import errands, evidence
-from runtime.consortium.epochs import EpochChain
-from runtime.consortium.identity import Identity
-from runtime.consortium.keys import KeyRequest
-from runtime.consortium.roster import Roster
-from runtime.errors import ConfigError, EvictedError, HandoffError, SeatLostError, UntrustedError, WireError
-from runtime.exchange import LocalExchange
-from runtime.grpc.credentials import Role
-from runtime.handoff import HandoffSeal
-from runtime.members import OpenDoor
-from runtime.scheduler import AtOnce, Together, Turn, TurnKind
-from runtime.session import Member, NoKeepsakes, join
-from runtime.wire import Board, Heads, SealedHandoff, Statement
+from suture.runtime.client.client import Client
+from suture.runtime.consortium import errands, evidence
+from suture.runtime.consortium.epochs import EpochChain
+from suture.runtime.consortium.identity import Identity
+from suture.runtime.consortium.keys import KeyRequest
+from suture.runtime.consortium.roster import Roster
+from suture.runtime.errors import (
+    ConfigError,
+    EvictedError,
+    HandoffError,
+    SeatLostError,
+    UntrustedError,
+    WireError,
+)
+from suture.runtime.exchange import LocalExchange
+from suture.runtime.grpc.credentials import Role
+from suture.runtime.scheduler import AtOnce, Together, Turn, TurnKind
+from suture.runtime.server.membership import OpenDoor
+from suture.runtime.session import Member, NoKeepsakes, join
+from suture.runtime.state.handoff import HandoffSeal
+from suture.runtime.wire.messages import Board, Heads, SealedHandoff, Statement
 
 NAMES = ("ward_a", "ward_b", "ward_c")
 
@@ -184,7 +191,7 @@ def test_a_late_comer_is_given_the_key_and_trains_from_the_next_round_on(wards, 
     late = Member(wards.client("ward_c"), LocalExchange(coordinator), NoKeepsakes())
     join(late, {})
     play.members.append(late)
-    from runtime.session import take_turn
+    from suture.runtime.session import take_turn
 
     take_turn(play.members[1], play.turns[-1])
     play.until()
@@ -329,7 +336,7 @@ def without_removed(board: Board, wards: Wards) -> Board:
     """A board with an epoch that puts ward_b out for nothing, signed by a site."""
     identity, last = wards.identity("ward_c"), board.epochs[-1]
     content = json.loads(last.content)
-    from runtime.consortium.statements import digest
+    from suture.runtime.consortium.statements import digest
 
     made = content | {"number": 2, "before": digest(last), "removed": {"ward_b": "I do not like it"}}
     return dataclasses.replace(board, epochs=[*board.epochs, identity.state("epoch", **made)])
@@ -361,14 +368,14 @@ def test_a_grant_that_answers_another_question_or_holds_another_key_is_not_taken
     play.until(trains("ward_b"))
     board = play.coordinator.journal.board.shown()
     newcomer = wards.consortium("ward_c")
-    from runtime.turn_memory import TurnMemory
+    from suture.runtime.client.rollback_guard import TurnMemory
 
     newcomer.join("run", TurnMemory(None, "ward_c", "run"))
     newcomer.take(board)  # grants answer requests of another process of its
     assert newcomer.epoch == 1 and newcomer.epoch_of_key == 0
     with pytest.raises(HandoffError, match="no hand-off key of epoch 1"):
         newcomer.key(1)
-    from runtime.consortium.keys import grant
+    from suture.runtime.consortium.keys import grant
 
     wrong = grant(
         wards.identity("ward_b"), wards.trust("ward_b"), newcomer.request(), "run", board.epochs[0], bytes(32)
@@ -441,7 +448,7 @@ def test_who_holds_no_turn_accuses_nobody(wards, tmp_path):
     play = play_of(wards, tmp_path)
     play.until(trains("ward_b"))
     newest = play.coordinator.journal.handoff
-    from runtime.wire import Share
+    from suture.runtime.wire.messages import Share
 
     accusation = play.members[2].client.consortium.accuse(Share("ward_a", newest), "it is bad")
     with pytest.raises(WireError, match="it holds no turn"):
@@ -582,7 +589,7 @@ def test_what_was_signed_with_a_certificate_that_has_ended_since_still_counts(wa
     assert author.client.consortium.takes_renewal() and not author.client.consortium.takes_renewal()
     chain = EpochChain(wards.trust("ward_c"), "run")
     ended = old.not_valid_after_utc + timedelta(days=1)
-    monkeypatch.setattr("runtime.consortium.identity.datetime", Later(ended))
+    monkeypatch.setattr("suture.runtime.consortium.identity.datetime", Later(ended))
     chain.take(play.coordinator.journal.board.shown())
     assert len(chain) == 1
     with pytest.raises(UntrustedError, match="is not valid now; it must be renewed"):

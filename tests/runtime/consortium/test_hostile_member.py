@@ -14,14 +14,14 @@ import pytest
 from signing_sites import Play, Wards
 from test_consortium import BAD, NAMES, replay, sealing
 
-from runtime.client import Client
-from runtime.consortium import errands, evidence
-from runtime.consortium.site import REFUSAL
-from runtime.consortium.statements import digest
-from runtime.errors import BadHandoffError, EvictedError, SeatLostError, WireError
-from runtime.handoff import handoff_digest
-from runtime.scheduler import AtOnce, Together, Turn, TurnKind
-from runtime.wire import Heads, Share, unwrap
+from suture.runtime.client.client import Client
+from suture.runtime.consortium import errands, evidence
+from suture.runtime.consortium.site import REFUSAL
+from suture.runtime.consortium.statements import digest
+from suture.runtime.errors import BadHandoffError, EvictedError, SeatLostError, WireError
+from suture.runtime.scheduler import AtOnce, Together, Turn, TurnKind
+from suture.runtime.state.handoff import handoff_digest
+from suture.runtime.wire.messages import Heads, Share, unwrap
 
 
 @pytest.fixture
@@ -190,8 +190,8 @@ def test_a_share_that_counts_more_images_than_there_are_is_bad(wards, tmp_path):
 
 
 def test_what_a_site_says_forges_no_line_of_the_log(wards, tmp_path, capsys):
-    """Oracle: the log as launch.logs writes it: one line an event, nothing that a terminal obeys."""
-    from launch.logs import set_up
+    """Oracle: the log as suture.launch.host.logs writes it: one line an event, nothing that a terminal obeys."""
+    from suture.launch.host.logs import set_up
 
     before = logging.getLogger().handlers[:]
     set_up("server")

@@ -14,12 +14,12 @@ from signing_sites import Play, Wards
 from test_epochs import NAMES, trains
 from tiny import build_client
 
-from runtime import session
-from runtime.errors import ConfigError, EvictedError, WireError
-from runtime.exchange import LocalExchange
-from runtime.scheduler import AtOnce, Together, Turn, TurnKind
-from runtime.session import Member, NoKeepsakes, join, part, take_turn, take_turns
-from runtime.wishes import NoWishes, Parting, Wish
+from suture.runtime import session
+from suture.runtime.client.wishes import NoWishes, Parting, Wish
+from suture.runtime.errors import ConfigError, EvictedError, WireError
+from suture.runtime.exchange import LocalExchange
+from suture.runtime.scheduler import AtOnce, Together, Turn, TurnKind
+from suture.runtime.session import Member, NoKeepsakes, join, part, take_turn, take_turns
 
 
 @pytest.fixture

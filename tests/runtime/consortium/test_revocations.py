@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from launch.authority import Authority
-from launch.revoke import revoke
-from runtime.consortium.revocations import Revocations, read_list
-from runtime.errors import ConfigError, UntrustedError
+from suture.launch.kits.authority import Authority
+from suture.launch.kits.revoke import revoke
+from suture.runtime.consortium.revocations import Revocations, read_list
+from suture.runtime.errors import ConfigError, UntrustedError
 
 NAMES = ("ward_a", "ward_b", "ward_c")
 

@@ -10,10 +10,10 @@ import subprocess
 import pytest
 from cryptography import x509
 
-from launch.authority import DAY, Authority
-from runtime.consortium.roster import CODE_BITS, Roster, fingerprint
-from runtime.errors import ConfigError
-from runtime.grpc.credentials import Role
+from suture.launch.kits.authority import DAY, Authority
+from suture.runtime.consortium.roster import CODE_BITS, Roster, fingerprint
+from suture.runtime.errors import ConfigError
+from suture.runtime.grpc.credentials import Role
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 

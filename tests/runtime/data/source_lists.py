@@ -4,7 +4,7 @@ from collections import Counter
 
 import torch
 
-from runtime.data.source import Example, Source, Task
+from suture.runtime.data.source import Example, Source, Task
 
 
 class ListSource(Source):

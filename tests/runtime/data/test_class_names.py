@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from source_lists import ListSource
 
-from runtime.data.class_names import (
+from suture.runtime.data.class_names import (
     mapped,
     matched,
     parse_map,
@@ -14,8 +14,8 @@ from runtime.data.class_names import (
     with_images,
     without_images,
 )
-from runtime.data.source import Example, Task
-from runtime.errors import ConfigError, DataError
+from suture.runtime.data.source import Example, Task
+from suture.runtime.errors import ConfigError, DataError
 
 
 def ward(*names: str, only: tuple[str, ...] | None = None) -> ListSource:

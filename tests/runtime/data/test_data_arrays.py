@@ -6,9 +6,9 @@ import struct
 import numpy as np
 import pytest
 
-from runtime.data.idx import open_fashion_mnist, open_mnist
-from runtime.data.medmnist import open_medmnist
-from runtime.errors import DataError
+from suture.runtime.data.idx import open_fashion_mnist, open_mnist
+from suture.runtime.data.medmnist import open_medmnist
+from suture.runtime.errors import DataError
 
 
 def npz(path, colour=False, **changes):

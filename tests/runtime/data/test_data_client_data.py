@@ -5,13 +5,13 @@ import pickle
 import pytest
 import torch
 
-from runtime.data.augment import augment
-from runtime.data.chest_phantom import ChestPhantom
-from runtime.data.client_data import ClientData
-from runtime.data.fundus_phantom import FundusPhantom
-from runtime.data.normalise import denormalise, normalise
-from runtime.data.partition import Share
-from runtime.errors import ConfigError
+from suture.runtime.data.augment import augment
+from suture.runtime.data.chest_phantom import ChestPhantom
+from suture.runtime.data.client_data import ClientData
+from suture.runtime.data.fundus_phantom import FundusPhantom
+from suture.runtime.data.normalise import denormalise, normalise
+from suture.runtime.data.partition import Share
+from suture.runtime.errors import ConfigError
 
 
 def fundus(num_train=10, augment=True, channels=3, normalisation="imagenet"):

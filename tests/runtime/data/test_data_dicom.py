@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from small_files import write_dicom
 
-from runtime.data.dicom import open_dicom, read_dicom
-from runtime.errors import ConfigError, DataError
+from suture.runtime.data.dicom import open_dicom, read_dicom
+from suture.runtime.errors import ConfigError, DataError
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -140,7 +140,7 @@ def test_a_file_name_that_is_there_twice_is_refused(tmp_path):
 
 def test_what_pydicom_warns_of_is_counted_and_not_shown(tmp_path, capfd, caplog):
     """Oracle: both streams and the log hold nothing of pydicom's; without the counting it warns and quotes the value."""
-    from runtime.data.registry import open_source
+    from suture.runtime.data.registry import open_source
 
     folder_of(tmp_path, [f"{'anna' * 15}{number:04}" for number in range(4)])
     for file in tmp_path.glob("*.dcm"):  # longer than a value of this kind may be

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from runtime.data.image_folder import open_image_folder
-from runtime.errors import DataError
+from suture.runtime.data.image_folder import open_image_folder
+from suture.runtime.errors import DataError
 
 GREY = np.full((10, 10), 90, dtype=np.uint8)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.data.kaggle_cxr import open_kaggle_cxr
-from runtime.errors import DataError
+from suture.runtime.data.kaggle_cxr import open_kaggle_cxr
+from suture.runtime.errors import DataError
 
 XRAY = np.tile(np.linspace(40, 200, 24).astype(np.uint8), (24, 1))
 MASK = np.zeros((24, 24), dtype=np.uint8)

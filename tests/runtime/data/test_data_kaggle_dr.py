@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.data.kaggle_dr import open_kaggle_dr
-from runtime.errors import DataError
+from suture.runtime.data.kaggle_dr import open_kaggle_dr
+from suture.runtime.errors import DataError
 
 RED = np.dstack([np.full((30, 40), v, dtype=np.uint8) for v in (200, 80, 20)])
 

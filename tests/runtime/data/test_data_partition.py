@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from source_lists import ListSource, check_exclusive, labels, sets_of, simple
 
-from runtime.data.fundus_phantom import FundusPhantom
-from runtime.data.kaggle_cxr import open_kaggle_cxr
-from runtime.data.kaggle_dr import open_kaggle_dr
-from runtime.data.partition import PartitionConfig, partition
-from runtime.data.source import Example, Task
-from runtime.errors import ConfigError, DataError
+from suture.runtime.data.fundus_phantom import FundusPhantom
+from suture.runtime.data.kaggle_cxr import open_kaggle_cxr
+from suture.runtime.data.kaggle_dr import open_kaggle_dr
+from suture.runtime.data.partition import PartitionConfig, partition
+from suture.runtime.data.source import Example, Task
+from suture.runtime.errors import ConfigError, DataError
 
 
 @st.composite

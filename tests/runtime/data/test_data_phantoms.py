@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.data.chest_phantom import ChestPhantom
-from runtime.data.fundus_phantom import FundusPhantom
+from suture.runtime.data.chest_phantom import ChestPhantom
+from suture.runtime.data.fundus_phantom import FundusPhantom
 
 
 def auroc(scores: torch.Tensor, labels: torch.Tensor) -> float:

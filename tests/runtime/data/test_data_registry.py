@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.data.client_data import ClientData
-from runtime.data.partition import PartitionConfig, partition
-from runtime.data.registry import SOURCES, DataConfig, open_source
-from runtime.data.source import Example, Source, Task
-from runtime.errors import ConfigError, DataError
+from suture.runtime.data.client_data import ClientData
+from suture.runtime.data.partition import PartitionConfig, partition
+from suture.runtime.data.registry import SOURCES, DataConfig, open_source
+from suture.runtime.data.source import Example, Source, Task
+from suture.runtime.errors import ConfigError, DataError
 
 
 def grey(seed, height=20, width=20):
@@ -206,6 +206,6 @@ def test_no_data_is_read_when_a_source_is_imported():
     import subprocess
     import sys
 
-    program = "import sys; import runtime.data.registry; sys.exit('pydicom' in sys.modules)"
+    program = "import sys; import suture.runtime.data.registry; sys.exit('pydicom' in sys.modules)"
     root = Path(__file__).resolve().parents[3]
     assert subprocess.run([sys.executable, "-c", program], cwd=root, timeout=60).returncode == 0

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.data.library_warnings import counted_warnings
-from runtime.data.pictures import read_picture
-from runtime.errors import DataError
+from suture.runtime.data.library_warnings import counted_warnings
+from suture.runtime.data.pictures import read_picture
+from suture.runtime.errors import DataError
 
 
 def test_warnings_of_both_kinds_are_counted_and_not_shown(capfd, caplog):

@@ -8,11 +8,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from source_lists import ListSource, check_exclusive, labels, simple
 
-from runtime.data.kaggle_dr import open_kaggle_dr
-from runtime.data.partition import PartitionConfig, Share, partition
-from runtime.data.site_shares import SharesConfig, counted_share, evaluation_share, site_share
-from runtime.data.source import Example, Source, Task
-from runtime.errors import ConfigError, DataError
+from suture.runtime.data.kaggle_dr import open_kaggle_dr
+from suture.runtime.data.partition import PartitionConfig, Share, partition
+from suture.runtime.data.site_shares import SharesConfig, counted_share, evaluation_share, site_share
+from suture.runtime.data.source import Example, Source, Task
+from suture.runtime.errors import ConfigError, DataError
 
 
 def of_all(share: Share) -> list[int]:

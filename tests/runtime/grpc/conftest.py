@@ -9,12 +9,12 @@ import torch
 from house import LONG, Events, House, credentials, free_port
 from tiny import BATCH, build_coordinator, build_server
 
-from launch.authority import Authority
-from runtime.consortium.board import ServerBoard
-from runtime.grpc.credentials import Role
-from runtime.grpc.loop import LoopThread
-from runtime.grpc.server import GrpcServer, GrpcServerConfig
-from runtime.members import OpenDoor
+from suture.launch.kits.authority import Authority
+from suture.runtime.consortium.board import ServerBoard
+from suture.runtime.grpc.credentials import Role
+from suture.runtime.grpc.loop import LoopThread
+from suture.runtime.grpc.server import GrpcServer, GrpcServerConfig
+from suture.runtime.server.membership import OpenDoor
 
 
 @pytest.fixture(scope="session")

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field, replace
 
 from tiny import build_client
 
-from launch.authority import Authority
-from runtime.coordinator import Coordinator
-from runtime.errors import StoppedError, SutureError
-from runtime.exchange.grpc import GrpcExchange
-from runtime.grpc.chunks import Limits
-from runtime.grpc.client import GrpcClient, GrpcClientConfig
-from runtime.grpc.credentials import Credentials, Role
-from runtime.grpc.loop import LoopThread
-from runtime.grpc.server import GrpcServer
-from runtime.observers import NoRecorder
-from runtime.session import Member, NoKeepsakes
+from suture.launch.kits.authority import Authority
+from suture.runtime.errors import StoppedError, SutureError
+from suture.runtime.exchange.grpc import GrpcExchange
+from suture.runtime.grpc.chunks import Limits
+from suture.runtime.grpc.client import GrpcClient, GrpcClientConfig
+from suture.runtime.grpc.credentials import Credentials, Role
+from suture.runtime.grpc.loop import LoopThread
+from suture.runtime.grpc.server import GrpcServer
+from suture.runtime.records.observers import NoRecorder
+from suture.runtime.server.coordinator import Coordinator
+from suture.runtime.session import Member, NoKeepsakes
 
 LONG = 60.0  # seconds that no test waits
 LIMITS = Limits(batch=2**20, handoff=2**20, release=2**20)

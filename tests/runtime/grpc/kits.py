@@ -7,19 +7,19 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from house import LIMITS, LONG, House
 from tiny import build_client
 
-from launch.authority import DAY, Authority
-from launch.kit import Kit
-from launch.provision import fill_site
-from launch.revoke import revoke
-from launch.standing import SiteStanding
-from runtime.consortium.board import ServerBoard
-from runtime.consortium.identity import Identity, Trust
-from runtime.consortium.revocations import Revocations
-from runtime.consortium.roster import Roster
-from runtime.consortium.site import SiteConsortium
-from runtime.grpc.client import GrpcClientConfig
-from runtime.grpc.credentials import Role
-from runtime.private_files import replace_private
+from suture.launch.kits.authority import DAY, Authority
+from suture.launch.kits.kit import Kit
+from suture.launch.kits.provision import fill_site
+from suture.launch.kits.revoke import revoke
+from suture.launch.kits.standing import SiteStanding
+from suture.runtime.consortium.board import ServerBoard
+from suture.runtime.consortium.identity import Identity, Trust
+from suture.runtime.consortium.revocations import Revocations
+from suture.runtime.consortium.roster import Roster
+from suture.runtime.consortium.site import SiteConsortium
+from suture.runtime.grpc.client import GrpcClientConfig
+from suture.runtime.grpc.credentials import Role
+from suture.runtime.host.private_files import replace_private
 
 
 class Consortium:

@@ -15,11 +15,11 @@ from typing import Any
 import grpc
 import torch
 
-from launch.authority import Authority
-from runtime import frames
-from runtime.grpc.credentials import Role
-from runtime.grpc.service import PLACE, PREFIX, SESSION, endpoint_of
-from runtime.grpc.tags import TAG_BYTES
+from suture.launch.kits.authority import Authority
+from suture.runtime.grpc.credentials import Role
+from suture.runtime.grpc.service import PLACE, PREFIX, SESSION, endpoint_of
+from suture.runtime.grpc.tags import TAG_BYTES
+from suture.runtime.wire import frames
 
 Chunks = Iterator[bytes]
 

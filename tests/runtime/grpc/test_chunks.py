@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.errors import WireError
-from runtime.grpc import chunks
-from runtime.grpc.chunks import CHUNK_BYTES, MESSAGE_LIMIT, SMALL, Limits
-from runtime.server_api import ENDPOINTS
+from suture.runtime.errors import WireError
+from suture.runtime.grpc import chunks
+from suture.runtime.grpc.chunks import CHUNK_BYTES, MESSAGE_LIMIT, SMALL, Limits
+from suture.runtime.server.api import ENDPOINTS
 
 EDGES = (0, 1, 7, 8, 9, CHUNK_BYTES - 9, CHUNK_BYTES - 8, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1)
 

@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from launch.authority import Authority
-from runtime.errors import ConfigError
-from runtime.grpc.credentials import Credentials, Role, common_name
+from suture.launch.kits.authority import Authority
+from suture.runtime.errors import ConfigError
+from suture.runtime.grpc.credentials import Credentials, Role, common_name
 
 DAY = datetime.timedelta(days=1)
 

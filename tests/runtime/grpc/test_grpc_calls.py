@@ -16,20 +16,27 @@ import pytest
 import torch
 from house import LONG, House, credentials, free_port
 
-from launch.authority import Authority
-from runtime import frames
-from runtime.errors import ConfigError, NameTakenError, PeerLostError, SeatLostError, StoppedError, WireError
-from runtime.exchange.grpc import GrpcExchange
-from runtime.grpc import client as client_module
-from runtime.grpc.chunks import SMALL, Limits
-from runtime.grpc.client import GrpcClient
-from runtime.grpc.credentials import Role
-from runtime.grpc.loop import LoopThread
-from runtime.grpc.server import CALLS_OF_A_SITE, GrpcServer, GrpcServerConfig
-from runtime.grpc.service import ALIVE, PING, PREFIX, endpoint_of, within
-from runtime.scheduler import TurnKind
-from runtime.server_api import ENDPOINTS, ServerApi
-from runtime.wire import Hello, Refusal, Upload, Welcome
+from suture.launch.kits.authority import Authority
+from suture.runtime.errors import (
+    ConfigError,
+    NameTakenError,
+    PeerLostError,
+    SeatLostError,
+    StoppedError,
+    WireError,
+)
+from suture.runtime.exchange.grpc import GrpcExchange
+from suture.runtime.grpc import client as client_module
+from suture.runtime.grpc.chunks import SMALL, Limits
+from suture.runtime.grpc.client import GrpcClient
+from suture.runtime.grpc.credentials import Role
+from suture.runtime.grpc.loop import LoopThread
+from suture.runtime.grpc.server import CALLS_OF_A_SITE, GrpcServer, GrpcServerConfig
+from suture.runtime.grpc.service import ALIVE, PING, PREFIX, endpoint_of, within
+from suture.runtime.scheduler import TurnKind
+from suture.runtime.server.api import ENDPOINTS, ServerApi
+from suture.runtime.wire import frames
+from suture.runtime.wire.messages import Hello, Refusal, Upload, Welcome
 
 HELLO = Hello("client0", {}, 6, 3)
 

@@ -15,13 +15,13 @@ from house import LONG
 from test_grpc_runs import joins
 from tiny import NUM_BATCHES, build_client
 
-from launch import joining
-from launch.bench.breakable import BreakableLine
-from runtime.errors import CheckpointError
-from runtime.grpc import chunks
-from runtime.grpc import server as server_module
-from runtime.outbox import Outbox
-from runtime.session import NoKeepsakes, take_part
+from suture.launch.site import join
+from suture.runtime.errors import CheckpointError
+from suture.runtime.grpc import chunks
+from suture.runtime.grpc import server as server_module
+from suture.runtime.records.outbox import Outbox
+from suture.runtime.session import NoKeepsakes, take_part
+from suture.studies.bench.rigs.breakable import BreakableLine
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_what_is_sent_again_after_a_broken_line_is_marked(house, received, box, 
         made.events.at_step = break_once
         port = int(line.address.rpartition(":")[2])
         config = joins("client0", line.address, LONG)
-        joining.take_part(client, NoKeepsakes(), made.config(port=port, outbox=box), {}, config)
+        join.take_part(client, NoKeepsakes(), made.config(port=port, outbox=box), {}, config)
     assert made.ended.wait(LONG) and made.error is None and broken
     written = lines(tmp_path)
     assert not Counter(received) - Counter(line["sha256"] for line in written)

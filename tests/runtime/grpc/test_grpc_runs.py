@@ -11,16 +11,16 @@ import pytest
 from house import LONG, running
 from tiny import BATCH, NUM_BATCHES, build_client, build_coordinator, build_server
 
-from launch import joining
-from launch.bench.breakable import BreakableLine
-from launch.joining import JoinConfig
-from launch.kit import Kit
-from runtime.errors import UnreachableError
-from runtime.exchange import LocalExchange
-from runtime.exchange.grpc import GrpcExchange
-from runtime.grpc.credentials import Role
-from runtime.scheduler import Replay, Scheduler
-from runtime.session import Member, NoKeepsakes, run_local, take_part
+from suture.launch.kits.kit import Kit
+from suture.launch.site import join
+from suture.launch.site.join import JoinConfig
+from suture.runtime.errors import UnreachableError
+from suture.runtime.exchange import LocalExchange
+from suture.runtime.exchange.grpc import GrpcExchange
+from suture.runtime.grpc.credentials import Role
+from suture.runtime.scheduler import Replay, Scheduler
+from suture.runtime.session import Member, NoKeepsakes, run_local, take_part
+from suture.studies.bench.rigs.breakable import BreakableLine
 
 
 def local(
@@ -104,7 +104,7 @@ def test_a_site_whose_line_breaks_in_a_turn_comes_back_and_the_weights_are_the_r
         made.events.at_step = break_once
         port = int(line.address.rpartition(":")[2])
         config = joins("client0", line.address, LONG)
-        joining.take_part(client, NoKeepsakes(), made.config(port=port), {}, config)
+        join.take_part(client, NoKeepsakes(), made.config(port=port), {}, config)
         assert broken == [2, 5] and line.num_lines >= 3
     assert made.ended.wait(LONG) and made.error is None
     assert len(made.events.named("lost")) == 2 and made.coordinator.journal.totals.rolled_back == 2
@@ -127,7 +127,7 @@ def test_the_others_go_on_while_a_site_is_gone_and_the_weights_are_the_replays(h
         made.events.at_step = break_once
         dialled = made.config("client1", port=int(line.address.rpartition(":")[2]))
         config = joins("client1", line.address, LONG)
-        with running(lambda: joining.take_part(second.client, NoKeepsakes(), dialled, {}, config)):
+        with running(lambda: join.take_part(second.client, NoKeepsakes(), dialled, {}, config)):
             take_part(first, {})
     assert made.ended.wait(LONG) and made.error is None and broken
     assert [fields["client"] for fields in made.events.named("lost")] == ["client1"]
@@ -142,4 +142,4 @@ def test_a_site_that_comes_while_the_server_is_ending_looks_for_it_again(house):
     config = joins("client0", f"127.0.0.1:{made.port}", 0.6)
     ending = r"no server at .* for 0.6 s \(the server is ending; see its log\)"
     with pytest.raises(UnreachableError, match=ending):
-        joining.take_part(build_client(0), NoKeepsakes(), made.config(), {}, config)
+        join.take_part(build_client(0), NoKeepsakes(), made.config(), {}, config)

@@ -9,12 +9,12 @@ import time
 from house import LONG, running
 from test_grpc_runs import joins, local
 
-from launch import joining
-from launch.wishes import SiteWishes, Wanted
-from runtime.exchange.grpc import GrpcExchange
-from runtime.scheduler import Replay
-from runtime.session import Member, NoKeepsakes, part, take_part, take_turns
-from runtime.wishes import NoWishes, Parting, Wish
+from suture.launch.site import join
+from suture.launch.site.wishes import SiteWishes, Wanted
+from suture.runtime.client.wishes import NoWishes, Parting, Wish
+from suture.runtime.exchange.grpc import GrpcExchange
+from suture.runtime.scheduler import Replay
+from suture.runtime.session import Member, NoKeepsakes, part, take_part, take_turns
 
 
 class Wanting(NoWishes):
@@ -32,7 +32,7 @@ def test_a_waiting_call_is_dropped_and_the_seat_is_free(house):
     """Oracle: it waits for a site that is not there; a second after the wish it is gone, and may come back."""
     made, wishes = house(2), Wanting()
     member = Member(made.member(0).client, GrpcExchange(made.line()), NoKeepsakes(), wishes)
-    joining.join(member, {})
+    join.join(member, {})
     threading.Timer(0.5, wishes.wanted.set).start()
     began = time.monotonic()
     try:
@@ -42,7 +42,7 @@ def test_a_waiting_call_is_dropped_and_the_seat_is_free(house):
         part(member, parting)
     assert made.coordinator.members.lost == ["client0"]
     member.exchange.close()
-    joining.join(Member(member.client, GrpcExchange(made.line()), NoKeepsakes()), {})
+    join.join(Member(member.client, GrpcExchange(made.line()), NoKeepsakes()), {})
     assert made.coordinator.members.present() == ["client0"]
 
 
@@ -68,7 +68,7 @@ def test_a_site_pauses_and_goes_on_in_the_same_process_and_the_weights_are_the_r
     config = joins("client1", f"127.0.0.1:{made.port}", LONG)
     wishes.watch()
     with running(
-        lambda: joining.take_part(
+        lambda: join.take_part(
             second.client, NoKeepsakes(), made.config("client1"), {}, config, wishes=wishes
         )
     ):

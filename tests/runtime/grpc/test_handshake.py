@@ -15,11 +15,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from house import credentials
 
-from launch.authority import DAY, Authority
-from runtime.errors import ConfigError, WireError
-from runtime.grpc import handshake
-from runtime.grpc.credentials import Credentials, Role
-from runtime.grpc.handshake import MOST_BYTES, Identity, SiteHandshake, answered
+from suture.launch.kits.authority import DAY, Authority
+from suture.runtime.errors import ConfigError, WireError
+from suture.runtime.grpc import handshake
+from suture.runtime.grpc.credentials import Credentials, Role
+from suture.runtime.grpc.handshake import MOST_BYTES, Identity, SiteHandshake, answered
 
 NOW = datetime.datetime.now(datetime.UTC)
 

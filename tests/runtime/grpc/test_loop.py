@@ -2,7 +2,7 @@
 
 import asyncio
 
-from runtime.grpc.loop import LoopThread
+from suture.runtime.grpc.loop import LoopThread
 
 
 def test_what_has_not_ended_is_ended_with_the_thread():

@@ -26,24 +26,25 @@ from test_grpc_calls import HELLO, joined, noting, told
 from test_grpc_runs import local
 from tiny import build_client
 
-from launch import joining, sites
-from launch.authority import Authority
-from launch.bench.breakable import BreakableLine
-from launch.joining import JoinConfig
-from launch.kit import Kit
-from runtime.errors import ConfigError, PeerLostError, SeatLostError, WireError
-from runtime.exchange.grpc import GrpcExchange
-from runtime.grpc import authenticated
-from runtime.grpc.chunks import CHUNK_BYTES, Limits
-from runtime.grpc.client import GrpcClient
-from runtime.grpc.credentials import Role
-from runtime.grpc.handshake import Identity, SiteHandshake
-from runtime.grpc.server import CALLS_OF_A_SITE
-from runtime.grpc.service import HANDSHAKE, MUTUAL, PROXY
-from runtime.scheduler import Replay
-from runtime.server_api import ServerApi
-from runtime.session import Member, NoKeepsakes, take_part
-from runtime.wire import Refusal, Upload, Welcome
+from suture.launch.kits.authority import Authority
+from suture.launch.kits.kit import Kit
+from suture.launch.roles import sites
+from suture.launch.site import join
+from suture.launch.site.join import JoinConfig
+from suture.runtime.errors import ConfigError, PeerLostError, SeatLostError, WireError
+from suture.runtime.exchange.grpc import GrpcExchange
+from suture.runtime.grpc import authenticated
+from suture.runtime.grpc.chunks import CHUNK_BYTES, Limits
+from suture.runtime.grpc.client import GrpcClient
+from suture.runtime.grpc.credentials import Role
+from suture.runtime.grpc.handshake import Identity, SiteHandshake
+from suture.runtime.grpc.server import CALLS_OF_A_SITE
+from suture.runtime.grpc.service import HANDSHAKE, MUTUAL, PROXY
+from suture.runtime.scheduler import Replay
+from suture.runtime.server.api import ServerApi
+from suture.runtime.session import Member, NoKeepsakes, take_part
+from suture.runtime.wire.messages import Refusal, Upload, Welcome
+from suture.studies.bench.rigs.breakable import BreakableLine
 
 FORGED = "was changed on its way, or is not the other end's own"
 
@@ -132,7 +133,7 @@ def test_a_site_behind_a_proxy_whose_line_breaks_in_a_turn_comes_back(behind, tm
             tls=PROXY,
         )
         dialled = made.config(port=port, tls=PROXY, proxy_ca=relay.ca)
-        joining.take_part(build_client(0), NoKeepsakes(), dialled, {}, config)
+        join.take_part(build_client(0), NoKeepsakes(), dialled, {}, config)
     assert made.ended.wait(LONG) and made.error is None and broken == [2, 5]
     assert len(relay.named(HANDSHAKE)) == len({call.session for call in relay.named("hello")}) == 3
     assert made.coordinator.weights_sha256() == local(

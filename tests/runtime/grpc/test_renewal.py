@@ -13,15 +13,15 @@ from kits import Consortium
 from test_grpc_runs import joins
 from tiny import NUM_BATCHES
 
-from launch import joining
-from launch.authority import Authority
-from launch.bench.breakable import BreakableLine
-from launch.expiry import now
-from runtime.errors import ConfigError, PeerLostError
-from runtime.exchange.grpc import GrpcExchange
-from runtime.grpc.client import GrpcClient
-from runtime.session import NoKeepsakes
-from runtime.wire import Hello
+from suture.launch.kits.authority import Authority
+from suture.launch.kits.expiry import now
+from suture.launch.site import join
+from suture.runtime.errors import ConfigError, PeerLostError
+from suture.runtime.exchange.grpc import GrpcExchange
+from suture.runtime.grpc.client import GrpcClient
+from suture.runtime.session import NoKeepsakes
+from suture.runtime.wire.messages import Hello
+from suture.studies.bench.rigs.breakable import BreakableLine
 
 
 class Shown:
@@ -57,7 +57,7 @@ def test_a_certificate_that_is_renewed_in_a_turn_costs_nothing(house, tmp_path):
         name = f"client{index}"
         config = joins(name, f"127.0.0.1:{made.port}", LONG)
         line = own.config(made, name)
-        joining.take_part(clients[index], NoKeepsakes(), line, {}, config, standings[index])
+        join.take_part(clients[index], NoKeepsakes(), line, {}, config, standings[index])
 
     with running(lambda: take_part(1)):
         take_part(0)
@@ -140,9 +140,7 @@ def test_a_certificate_that_ends_unrenewed_is_told_in_words_when_the_site_must_c
             match=r"this site's certificate .*cert.pem expired on .*; suture request .*, then suture sign at the "
             r"authority, then suture install .* CERT.pem, and start suture join again",
         ):
-            joining.take_part(
-                client, NoKeepsakes(), config, {}, joins("client0", line.address, LONG), standing
-            )
+            join.take_part(client, NoKeepsakes(), config, {}, joins("client0", line.address, LONG), standing)
     assert broken.is_set()
     own.renew("client0", days=400)
     assert standing.dial(config).credentials.certificate == own.pem("client0")

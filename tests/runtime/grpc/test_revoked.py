@@ -8,13 +8,13 @@ from house import LONG, running
 from kits import Consortium
 from test_grpc_runs import joins
 
-from launch import joining
-from launch.revoke import revoke
-from runtime.errors import ConfigError, EvictedError, PeerLostError, SutureError
-from runtime.exchange.grpc import GrpcExchange
-from runtime.grpc.client import GrpcClient
-from runtime.session import NoKeepsakes
-from runtime.wire import Hello
+from suture.launch.kits.revoke import revoke
+from suture.launch.site import join
+from suture.runtime.errors import ConfigError, EvictedError, PeerLostError, SutureError
+from suture.runtime.exchange.grpc import GrpcExchange
+from suture.runtime.grpc.client import GrpcClient
+from suture.runtime.session import NoKeepsakes
+from suture.runtime.wire.messages import Hello
 
 
 def joined(made, own: Consortium, name: str) -> tuple[GrpcClient, GrpcExchange]:
@@ -92,7 +92,7 @@ def test_a_site_that_is_revoked_in_its_turn_is_put_out_for_good_and_the_others_f
         name = f"client{index}"
         config = joins(name, f"127.0.0.1:{made.port}", LONG)
         try:
-            joining.take_part(
+            join.take_part(
                 clients[index], NoKeepsakes(), own.config(made, name), {}, config, standings[index]
             )
         except SutureError as error:
@@ -135,7 +135,7 @@ def test_a_site_does_not_dial_a_server_that_was_revoked(house, tmp_path, monkeyp
 
 def test_a_site_looks_at_its_server_through_the_proxy(house, tmp_path, monkeypatch):
     """Oracle: the certificate; what the proxy was asked for; one that refuses is left to gRPC, too."""
-    from launch.peek import server_certificate
+    from suture.launch.kits.shown_certificate import server_certificate
 
     own = Consortium(tmp_path, 1)
     made, asked = house(1, credentials=own.hub), []

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.errors import SeatLostError, WireError
-from runtime.grpc import chunks, pings
-from runtime.grpc.chunks import CHUNK_BYTES, MESSAGE_LIMIT
-from runtime.grpc.credentials import Role
-from runtime.grpc.handshake import Keys
-from runtime.grpc.pings import PlainPings, TaggedPings
-from runtime.grpc.site_session import SiteSession
-from runtime.grpc.tags import NO_TAGS, TAG_BYTES, CallTags, Counted, ForgedError
-from runtime.wire import Refusal, Welcome
+from suture.runtime.errors import SeatLostError, WireError
+from suture.runtime.grpc import chunks, pings
+from suture.runtime.grpc.chunks import CHUNK_BYTES, MESSAGE_LIMIT
+from suture.runtime.grpc.credentials import Role
+from suture.runtime.grpc.handshake import Keys
+from suture.runtime.grpc.pings import PlainPings, TaggedPings
+from suture.runtime.grpc.site_session import SiteSession
+from suture.runtime.grpc.tags import NO_TAGS, TAG_BYTES, CallTags, Counted, ForgedError
+from suture.runtime.wire.messages import Refusal, Welcome
 
 KEYS = Keys("ab" * 16, b"s" * 32, b"r" * 32)
 FORGED = "was changed on its way, or is not the other end's own; ask whoever runs the proxy"

@@ -5,9 +5,9 @@ Oracle: the terms that the main thread settled; who was heard first.
 
 import pytest
 
-from runtime.errors import WireError
-from runtime.grpc.service import MODES, TERMS
-from runtime.wire import Hello, Refusal, Terms
+from suture.runtime.errors import WireError
+from suture.runtime.grpc.service import MODES, TERMS
+from suture.runtime.wire.messages import Hello, Refusal, Terms
 
 OPEN, SETTLED = Terms("run", {"lr": "0.1"}), Terms("run", {"lr": "0.1", "classes": '["a", "b"]'})
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.futures import Future
 
-from runtime.rpc import functions
-from runtime.server_api import ServerApi
-from runtime.wire import Hello, OutputGradient, Refusal, StepDone, Upload
+from suture.runtime.rpc import functions
+from suture.runtime.server.api import ServerApi
+from suture.runtime.wire.messages import Hello, OutputGradient, Refusal, StepDone, Upload
 
 H = torch.zeros(1, 2, 3)
 UPLOAD, GRADIENT, DONE = Upload(1, 0, "train", H), OutputGradient(1, 0, 0.5, H), StepDone(1, 0, 0.5)
@@ -101,4 +101,4 @@ def test_a_context_that_is_none_is_refused(api):
 def test_the_answer_comes_later_and_holds_no_thread():
     """Oracle: torch's mark for functions whose future comes back at once; the name by which peers call it."""
     assert functions.ask._wrapped_async_rpc_function is functions._ask
-    assert (functions.ask.__module__, functions.ask.__qualname__) == ("runtime.rpc.functions", "ask")
+    assert (functions.ask.__module__, functions.ask.__qualname__) == ("suture.runtime.rpc.functions", "ask")

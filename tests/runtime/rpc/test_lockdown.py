@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 from torch.distributed import rpc
 from torch.distributed.rpc import WorkerInfo, _utils, api, backend_registry, internal
 
-from runtime import codec
-from runtime.codec import MESSAGES
-from runtime.errors import ConfigError, WireError
-from runtime.rpc import functions, lockdown
-from runtime.rpc.lockdown import KINDS, Call, Failure, Group, Lockdown, full_name
-from runtime.scheduler import Turn, TurnKind
-from runtime.server_api import ENDPOINTS, ServerApi
-from runtime.wire import StepDone
+from suture.runtime.errors import ConfigError, WireError
+from suture.runtime.rpc import functions, lockdown
+from suture.runtime.rpc.lockdown import KINDS, Call, Failure, Group, Lockdown, full_name
+from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.server.api import ENDPOINTS, ServerApi
+from suture.runtime.wire import codec
+from suture.runtime.wire.codec import MESSAGES
+from suture.runtime.wire.messages import StepDone
 
 ROOT = Path(__file__).resolve().parents[3]
 ran: list[int] = []
@@ -93,7 +93,7 @@ def test_a_listed_function_runs_and_answers(wall):
         calls(full_name(forbidden), 1),
         calls("builtins.eval", "1"),
         calls("os.system", "true"),
-        calls("runtime.rpc.lockdown.close"),
+        calls("suture.runtime.rpc.lockdown.close"),
         calls(full_name(allowed) + ".__globals__", 1),
         calls(full_name(allowed), 1),
         calls(full_name(allowed), "1", StepDone(1, 0, 0.5)),
@@ -145,7 +145,7 @@ def test_a_failure_reaches_the_caller_as_a_plain_error(wall):
 
 def test_a_refusal_is_logged_once_a_kind(wall, caplog):
     """Oracle: a hundred calls and a hundred broken messages, two lines; what was called is named."""
-    with caplog.at_level(logging.WARNING, logger="runtime.rpc.lockdown"):
+    with caplog.at_level(logging.WARNING, logger="suture.runtime.rpc.lockdown"):
         for number in range(100):
             answers(wall, calls(f"os.system{number}"))
             answers(wall, b"broken")
@@ -185,7 +185,9 @@ def test_a_peer_can_announce_itself_and_nothing_else():
 def test_the_servers_table_is_four_functions_and_the_endpoints_behind_one_of_them():
     """Oracle: the protocol of session.py, by hand; a new function or endpoint is a decision."""
     table = functions.RpcServer(SimpleNamespace()).table()
-    assert set(table) == {f"runtime.rpc.functions.{name}" for name in ("connect", "ask", "forward", "step")}
+    assert set(table) == {
+        f"suture.runtime.rpc.functions.{name}" for name in ("connect", "ask", "forward", "step")
+    }
     names = "hello next_turn fetch share train backward predict commit report abort finish leave"
     names += " board post begin_epoch exhibit heads"
     assert ENDPOINTS == {name: getattr(ServerApi, name) for name in names.split()}
@@ -241,7 +243,7 @@ def test_rpc_that_runs_already_is_refused():
     script = """
 import os
 from torch.distributed import rpc
-from runtime.rpc import lockdown
+from suture.runtime.rpc import lockdown
 os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", TP_SOCKET_IFNAME="lo")
 rpc.init_rpc("alone", rank=0, world_size=1)
 try:

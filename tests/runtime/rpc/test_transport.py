@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from runtime.errors import ConfigError, PeerLostError, WireError
-from runtime.rpc.transport import Transport, TransportConfig, loopback_store
-from runtime.wire import Refusal, unwrap
+from suture.runtime.errors import ConfigError, PeerLostError, WireError
+from suture.runtime.rpc.transport import Transport, TransportConfig, loopback_store
+from suture.runtime.wire.messages import Refusal, unwrap
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -26,17 +26,18 @@ _SERVER = """
 import sys, time
 from pathlib import Path
 import torch
-from runtime.checkpoint import Checkpoints
-from runtime.checks import TensorSpec
-from runtime.coordinator import Coordinator, RunConfig
-from runtime.journal import Journal
-from runtime.ledger import Ledger
-from runtime.members import Members
-from runtime.observers import NoRecorder
-from runtime.rpc import calls, transport
-from runtime.rpc.functions import RpcServer
-from runtime.scheduler import RoundRobin
-from runtime.server import Server
+from suture.runtime.state.checkpoint import Checkpoints
+from suture.runtime.wire.checks import TensorSpec
+from suture.runtime.server.coordinator import Coordinator, RunConfig
+from suture.runtime.server.run_state import Journal
+from suture.runtime.server.turn_log import Ledger
+from suture.runtime.server.membership import Members
+from suture.runtime.records.observers import NoRecorder
+from suture.runtime.rpc import calls
+from suture.runtime.rpc import transport
+from suture.runtime.rpc.functions import RpcServer
+from suture.runtime.scheduler import RoundRobin
+from suture.runtime.server.model import Server
 torch.set_num_threads(1)
 port, folder = int(sys.argv[1]), Path(sys.argv[2])
 top = torch.nn.Linear(2, 2)
@@ -58,9 +59,12 @@ _CLIENT = """
 import json, sys
 import torch
 from torch.distributed import rpc
-from runtime.exchange import AutogradExchange
-from runtime.rpc import calls, functions, lockdown, transport
-from runtime.wire import Hello
+from suture.runtime.exchange import AutogradExchange
+from suture.runtime.rpc import calls
+from suture.runtime.rpc import functions
+from suture.runtime.rpc import lockdown
+from suture.runtime.rpc import transport
+from suture.runtime.wire.messages import Hello
 torch.set_num_threads(1)
 port, timeout = int(sys.argv[1]), float(sys.argv[2])
 line = transport.Transport(transport.TransportConfig(host="127.0.0.1", port=port, rank=1, timeout=timeout))
@@ -236,7 +240,7 @@ def test_a_rendezvous_that_goes_away_is_said():
 
 def test_a_server_that_never_joins_is_said(monkeypatch):
     """Oracle: the store is there and the server is not; so is a rank that never publishes (an hour, cut short)."""
-    monkeypatch.setattr("runtime.rpc.transport.START_SECONDS", 1)
+    monkeypatch.setattr("suture.runtime.rpc.transport.START_SECONDS", 1)
     config = {"host": "127.0.0.1", "port": free_port()}
     keeps_the_store = Transport(TransportConfig(**config, rank=0, timeout=5))
     line = Transport(TransportConfig(**config, rank=1, timeout=1))

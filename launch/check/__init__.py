@@ -1,0 +1,1 @@
+"""``suture check``: what a site has, before it joins."""

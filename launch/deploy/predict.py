@@ -1,0 +1,219 @@
+"""``suture predict``: classify or segment a folder of images with a trained model.
+
+Images go through the same reading, padding, resizing and normalisation as in training (``suture.runtime.data``).
+Nothing appears in the output folder before everything is ready.
+
+Shape legend: N batch; C, H, W image.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from suture.launch.deploy.trained import TrainedModel
+from suture.runtime.data.dicom import read_dicom
+from suture.runtime.data.pictures import fit_square, is_picture, picture_size, read_picture
+from suture.runtime.data.source import Task
+from suture.runtime.errors import ConfigError, DataError
+
+TABLE, MASKS = "predictions.csv", "masks"
+SOME_UNREADABLE = DataError.exit_code
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a folder.
+
+    Attributes:
+        predicted: images by predicted class name (segmentation: all under "masks").
+        problems: one line an image that was left out.
+    """
+
+    predicted: Counter[str]
+    problems: tuple[str, ...]
+
+
+@torch.no_grad()
+def predict_folder(
+    model: TrainedModel, folder: Path, out: Path, *, batch_size: int = 16, overwrite: bool = False
+) -> Outcome:
+    """Writes OUT/predictions.csv and, for segmentation, OUT/masks.
+
+    An image that cannot be read is left out and named in the outcome; the others go on.
+
+    Args:
+        model: classifies or segments.
+        folder: searched for images at any depth.
+        out: made where missing.
+        batch_size: images at a time.
+        overwrite: replace the table and the masks in ``out``; other files there are left alone.
+
+    Raises:
+        ConfigError: ``out`` is not empty or cannot be written, or the batch size is below 1.
+        DataError: ``folder`` is missing or empty, or none of its images can be read.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch size must be at least 1, got {batch_size}")
+    paths = find_images(folder, out)
+    names = _mask_names(folder, paths)
+    problems: list[str] = []
+    predicted: Counter[str] = Counter()
+    rows: list[list[str]] = []
+    with _draft_of(out, overwrite) as draft:
+        for read in _batches(model, paths, batch_size, problems):
+            probabilities = model.net(torch.stack([pixels for _, pixels, _ in read]).float().div_(255.0))
+            for (path, _, size), p in zip(read, probabilities, strict=True):
+                image = path.relative_to(folder).as_posix()
+                if model.task is Task.CLASSIFICATION:
+                    name = model.classes[int(p.argmax())]
+                    rows.append([image, name, *(f"{value:.8g}" for value in p.tolist())])
+                    predicted[name] += 1
+                else:
+                    mask = original_mask(p[0], size)
+                    _save_mask(mask, draft / MASKS / names[path])
+                    share = float(mask.float().mean())
+                    rows.append([image, f"{MASKS}/{names[path].as_posix()}", f"{share:.6f}"])
+                    predicted[MASKS] += 1
+        if not rows:
+            raise DataError(
+                f"none of the {len(paths)} images in {folder} can be read; the first: {problems[0]}"
+            )
+        (draft / TABLE).write_text(_table(model, rows))
+    return Outcome(predicted, tuple(problems))
+
+
+def find_images(folder: Path, out: Path | None = None) -> list[Path]:
+    """Every picture and DICOM file below ``folder``, in order; what lies below ``out`` is our own.
+
+    Raises:
+        DataError: no such folder, or nothing in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; give a folder of images")
+    own = None if out is None else out.resolve()
+    found = [
+        path for path in sorted(folder.rglob("*")) if (is_picture(path) or _is_dicom(path)) and path.is_file()
+    ]
+    found = [path for path in found if own is None or own not in path.resolve().parents]
+    if not found:
+        raise DataError(f"{folder} holds no images (png, jpg, tif, bmp, webp, dcm); give a folder that does")
+    return found
+
+
+def read_image(path: Path, size: int, channels: int) -> tuple[Tensor, tuple[int, int]]:
+    """An image as in training, and its own width and height.
+
+    Returns:
+        uint8 (channels, size, size), and (width, height) of the file.
+
+    Raises:
+        DataError: it cannot be read, or it is DICOM and pydicom is missing.
+    """
+    if not _is_dicom(path):
+        return read_picture(path, size, channels), picture_size(path)
+    if importlib.util.find_spec("pydicom") is None:
+        raise DataError(f"cannot read image {path}: DICOM needs pydicom: pip install suture[dicom]")
+    image = Image.fromarray(read_dicom(path))
+    return fit_square(image, size, channels), image.size
+
+
+def original_mask(p_HW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Probabilities of a padded square as a mask of the image that was padded: bool (height, width).
+
+    Undoes ``fit_square``; the probabilities are resized, not the mask, so that its border is smooth.
+    """
+    width, height = size
+    edge = max(size)
+    if edge != p_HW.shape[-1]:
+        p_HW = functional.interpolate(p_HW[None, None], (edge, edge), mode="bilinear", align_corners=False)[
+            0, 0
+        ]
+    top, left = (edge - height) // 2, (edge - width) // 2
+    return p_HW[top : top + height, left : left + width] > 0.5
+
+
+def _is_dicom(path: Path) -> bool:
+    return path.suffix.lower() == ".dcm" and not path.name.startswith(".")
+
+
+def _batches(
+    model: TrainedModel, paths: Sequence[Path], batch_size: int, problems: list[str]
+) -> Iterator[list[tuple[Path, Tensor, tuple[int, int]]]]:
+    batch = []
+    for path in paths:
+        try:
+            batch.append((path, *read_image(path, model.image_size, model.channels)))
+        except DataError as error:
+            problems.append(str(error))
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _mask_names(folder: Path, paths: Sequence[Path]) -> dict[Path, Path]:
+    """STEM_mask.png by image; where two images share a stem, their suffixes stay in the names."""
+    stems = Counter(path.with_suffix("") for path in paths)
+    names = {}
+    for path in paths:
+        stem = path.stem if stems[path.with_suffix("")] == 1 else path.name
+        names[path] = path.relative_to(folder).with_name(f"{stem}_mask.png")
+    return names
+
+
+def _save_mask(mask_HW: Tensor, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask_HW.to(torch.uint8).mul(255).numpy()).save(path)
+
+
+def _table(model: TrainedModel, rows: list[list[str]]) -> str:
+    if model.task is Task.CLASSIFICATION:
+        heading = ["image", "predicted", *(f"probability_{name}" for name in model.classes)]
+    else:
+        heading = ["image", "mask", "mask_fraction"]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([heading, *rows])
+    return text.getvalue()
+
+
+@contextmanager
+def _draft_of(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder beside what is in ``out``, whose contents take their place there if nothing was raised."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not overwrite and any(out.iterdir()):
+            raise ConfigError(
+                f"{out} is not empty; give another --out, or replace what is in it with --overwrite"
+            )
+        draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=out))
+    except OSError as error:
+        raise ConfigError(f"cannot write to {out}: {error.strerror}; give another --out") from None
+    try:
+        yield draft
+        # The masks first: a table that is there has its masks.
+        (out / TABLE).unlink(missing_ok=True)
+        shutil.rmtree(out / MASKS, ignore_errors=True)
+        for name in (MASKS, TABLE):
+            if (draft / name).exists():
+                (draft / name).replace(out / name)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to {out}: {error.strerror}; make room or give another --out"
+        ) from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Kits: certificates, requests, revocation, and a machine's standing in its consortium."""

@@ -1,0 +1,1 @@
+"""The lab: attacked runs on one machine, and their judge."""

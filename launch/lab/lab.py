@@ -1,0 +1,170 @@
+"""The lab: what a run with ``--attack`` does beyond an ordinary one, on one machine.
+
+The server rank gets its attack and the attacker's own images; a client rank checks that none of them are its
+own and, where the threat model says so, passes images through its bottom or leaks some. A real client knows
+nothing of this.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+
+import suture.models.registry as nets
+from suture.launch import build
+from suture.launch.options.options import RunOptions, parse_cut, required
+from suture.models.split import SplitModel
+from suture.runtime.data.client_data import ClientData, Split
+from suture.runtime.data.registry import open_source
+from suture.runtime.errors import ConfigError
+from suture.runtime.hooks import Attack
+from suture.runtime.server.model import Server
+from suture.runtime.training.randomness import PUBLIC
+from suture.threats.attacks.adra.attack import LEAKED_FILE, AdraConfig
+from suture.threats.attacks.auxiliary import SAME_SOURCE, Auxiliary, check_disjoint, read_auxiliary
+from suture.threats.attacks.recording import RecordedAttack, Tape
+from suture.threats.attacks.server_view import Vantage
+
+log = logging.getLogger(__name__)
+ATTACK, TAPE = "attack", "tape"
+
+
+def arm(server: Server, options: RunOptions, run: str, run_dir: Path, num_classes: int) -> None:
+    """Gives the server its attack and its tape; without either it stays the honest server that it is."""
+    attack = build_attack(options, server.top, num_classes, run_dir / ATTACK)
+    if attack is not None:
+        log.info("attacked run: %r", attack)
+        server.attack = attack
+    if options.tape != "off":
+        tape = Tape(run_dir / TAPE, tape_origin(options, run, server.smashed.shape))
+        server.attack = RecordedAttack(server.attack, tape, options.tape)
+
+
+def tape_origin(options: RunOptions, run: str, smashed_shape: tuple[int, ...]) -> dict[str, object]:
+    """What a tape is bound to."""
+    return {
+        "run": run,
+        "model": options.model,
+        "cut": options.cut,
+        "image_size": options.image_size,
+        "smashed_shape": list(smashed_shape),
+    }
+
+
+def build_attack(
+    options: RunOptions, top: torch.nn.Module, num_classes: int, folder: Path | None
+) -> Attack | None:
+    """The attack of ``--attack`` with its images and its vantage; None without one.
+
+    Raises:
+        ConfigError: it does not fit the run.
+        DataError: its images cannot be had.
+    """
+    spec = options.attack_spec()
+    if spec is None:
+        return None
+    attack: Attack = spec.entry.plugin(
+        spec.config, build_vantage(options, top, num_classes, folder), build_auxiliary(options)
+    )
+    return attack
+
+
+def build_vantage(
+    options: RunOptions, top: torch.nn.Module, num_classes: int, folder: Path | None
+) -> Vantage:
+    """What the server rank of this run knows by itself."""
+    split = build.build_split(options, num_classes, PUBLIC)
+    entry, size = nets.model_entry(required(options.model)), required(options.image_size)
+    return Vantage(
+        spec=str(options.attack or ""),
+        smashed_shape=build.smashed_spec(options, split).shape,
+        image_shape=(entry.in_channels, size, size),
+        normalisation=entry.normalisation,
+        num_classes=num_classes,
+        labels_shared=options.labels == "shared",
+        nonnegative=ends_in_relu(split, (entry.in_channels, size, size)),
+        num_rounds=required(options.epochs),
+        folder=folder,
+        seed=options.seed,
+        device=build.device_of(options, 0),
+        top=top,
+        fresh_bottom=lambda: (
+            nets.build(
+                entry.name,
+                cut=parse_cut(required(options.cut)),
+                num_outputs=num_classes,
+                labels=options.labels,
+                width=options.width,
+            ).bottom
+        ),
+    )
+
+
+def ends_in_relu(split: SplitModel, image_shape: tuple[int, int, int]) -> bool:
+    """Whether a bottom of this architecture, with any weights, gives no negative value."""
+    noise = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
+    modes = split.bottom.training
+    with torch.no_grad():
+        smashed = split.bottom.eval()(noise)[0]
+    split.bottom.train(modes)
+    return bool((smashed >= 0).all())
+
+
+def build_auxiliary(options: RunOptions) -> Auxiliary | None:
+    """The attacker's images; None where its threat model hands it private ones during the run."""
+    spec = options.attack_spec()
+    if spec is None or (isinstance(spec.config, AdraConfig) and spec.config.origin == "leaked"):
+        return None
+    where, count = str(spec.config.aux), int(spec.config.aux_images)
+    entry = nets.model_entry(required(options.model))
+    if where in (SAME_SOURCE, options.data):
+        images = build.build_images(options, required(options.clients))
+        source, origin = images.source, "the run's source, images that no client was dealt"
+        taken = [i for s in images.shares for i in (*s.train, *s.validation, *s.test, *s.held_out)]
+    else:
+        source, taken = (
+            open_source(where, grades=options.data_config().classes, need=count, seed=options.seed + 1),
+            [],
+        )
+        origin = where.partition(":")[0]
+        if source.task != entry.task:
+            raise ConfigError(
+                f"aux {where} is for {source.task}, the run is for {entry.task}; use other aux images"
+            )
+    return read_auxiliary(
+        source,
+        count,
+        image_size=required(options.image_size),
+        channels=entry.in_channels,
+        seed=options.seed,
+        taken=taken,
+        origin=origin,
+    )
+
+
+def prepare_client(options: RunOptions, data: ClientData, index: int, run_dir: Path) -> None:
+    """A client's part in a lab's run: refuses shared images, then offers or leaks what the threat model says.
+
+    Raises:
+        DataError: auxiliary images are also this client's own; the overlap is counted.
+    """
+    spec = options.attack_spec()
+    if spec is None:
+        return
+    auxiliary = build_auxiliary(options)
+    if auxiliary is not None:
+        for split in get_args(Split):
+            check_disjoint(auxiliary.images, data.pixels(split), build.client_name(index))
+    if isinstance(spec.config, AdraConfig) and index == 0:
+        if spec.config.origin == "query" and auxiliary is not None:
+            data.offer(auxiliary.images)
+        elif spec.config.origin == "leaked":
+            leaked = data.pixels("train")[: spec.config.aux_images]
+            data.offer(leaked)
+            folder = run_dir / ATTACK
+            folder.mkdir(parents=True, exist_ok=True)
+            np.save(folder / LEAKED_FILE, leaked.numpy())

@@ -1,0 +1,92 @@
+"""Options written down and read back: the TOML file of ``--config`` and the arguments of a command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from suture.launch.options.options import RunOptions
+from suture.runtime.errors import ConfigError
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Options from a file.
+
+    Raises:
+        ConfigError: the file is missing, is not TOML, or sets an option that does not exist.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read options from {path}: {error}") from None
+    return check_names(values, str(path))
+
+
+def check_names(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """``values`` with their types checked against `RunOptions`.
+
+    Raises:
+        ConfigError: an unknown option (the known ones are listed) or a value of another type.
+    """
+    known = {option.name: option for option in fields(RunOptions)}
+    checked: dict[str, Any] = {}
+    for name, value in values.items():
+        name = name.replace("-", "_")
+        if name not in known:
+            raise ConfigError(f"{origin}: unknown option {name!r}; known: {', '.join(known)}")
+        kind = option_type(known[name])
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if kind is str and name == "cut":
+            value = str(value)
+        if type(value) is not kind:
+            raise ConfigError(f"{origin}: {name} must be a {kind.__name__}, got {value!r}")
+        checked[name] = value
+    return checked
+
+
+def option_type(option: dataclasses.Field[Any]) -> type:
+    """str, int, float or bool."""
+    return {"str": str, "int": int, "float": float, "bool": bool}[str(option.type).split(" |")[0]]
+
+
+def flag(option: dataclasses.Field[Any]) -> str:
+    """An option's name on the command line, without the dashes."""
+    return str(option.metadata.get("flag", option.name.replace("_", "-")))
+
+
+def to_toml(options: RunOptions, note: str, others: Collection[str] = ()) -> str:
+    """A file that ``--config`` takes; options that are None, the run's own place, and ``others`` are left out."""
+    lines = [f"# {line}" for line in note.splitlines()]
+    for option in fields(options):
+        value = getattr(options, option.name)
+        if value is None or option.name in ("run_dir", "resume", "accept_rollback", *others):
+            continue
+        if isinstance(value, bool):
+            text = "true" if value else "false"
+        elif isinstance(value, str):
+            # JSON's escapes are a subset of TOML's basic strings; one control character JSON leaves as it is.
+            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        else:
+            text = repr(value)
+        lines.append(f"{option.name} = {text}")
+    return "\n".join(lines) + "\n"
+
+
+def to_arguments(options: RunOptions) -> list[str]:
+    """The command line that gives ``options``. A run that is resumed has saved others: there a default is said, too."""
+    arguments = []
+    for option in fields(options):
+        value, name = getattr(options, option.name), flag(option)
+        if value is None or (value == option.default and (not options.resume or option.name == "resume")):
+            continue
+        if option_type(option) is bool:
+            arguments.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            arguments += [f"--{name}", str(value)]
+    return arguments

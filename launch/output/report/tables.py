@@ -1,0 +1,260 @@
+"""The page's tables: sites with their scores and intervals, and what a step or the turns cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from suture.launch.output.report.intervals import auroc_interval, wilson
+from suture.launch.output.report.lines import Cost
+from suture.launch.output.report.numbers import RunNumbers, Site
+from suture.launch.output.report.svg import swatch
+from suture.launch.output.report.text import DASH, duration, score, size, text
+from suture.launch.output.report.values import number, whole
+from suture.launch.output.step_times import PARTS
+from suture.runtime.server.membership import natural
+
+NAMES = {
+    "auroc": "AUROC",
+    "balanced_accuracy": "balanced accuracy",
+    "accuracy": "accuracy",
+    "majority_accuracy": "majority class",
+    "jaccard": "Jaccard",
+    "dice": "Dice",
+    "pixel_accuracy": "pixel accuracy",
+    "loss": "loss",
+}
+VALIDATED = {
+    "classification": ("loss", "auroc", "balanced_accuracy"),
+    "segmentation": ("loss", "jaccard", "dice"),
+}
+TESTED = {
+    "classification": ("auroc", "accuracy", "majority_accuracy", "balanced_accuracy"),
+    "segmentation": ("jaccard", "dice", "pixel_accuracy"),
+}
+_KINDS = {"train": "training", "evaluate": "evaluating", "average": "averaging", "handoff": "hand-off"}
+_INTERVALS = {
+    "classification": (
+        "Intervals are 95 %: of accuracy by Wilson's score method; of AUROC, for two classes, by Newcombe's "
+        "method 5 from Hanley and McNeil's variance. They say how much another n images of the same kind could differ, "
+        "with the images taken as independent: several images of one patient, another seed or another hospital "
+        "make it more. Balanced accuracy has none: it would need the counts of each class. The majority class is "
+        "what naming the site's commonest class every time would reach."
+    ),
+    "segmentation": (
+        "The scores are means over images. They have no intervals: those would need the spread over images, which "
+        "sites do not send."
+    ),
+}
+
+Interval = tuple[float, float]
+
+
+def sites_table(numbers: RunNumbers, looks: Mapping[str, int]) -> str:
+    """A row a site: images, last losses and scores, test scores with n and intervals."""
+    if not numbers.sites:
+        return '<p class="empty">no site has joined yet</p>'
+    validated, tested = VALIDATED[numbers.task], TESTED[numbers.task] if _tests(numbers) else ()
+    labels = ["train images", "val. images", "train loss", *(f"val. {NAMES[name]}" for name in validated)]
+    if tested:
+        labels += ["test images", *(f"test {NAMES[name]}" for name in tested)]
+    rows = [_site_row(numbers, site, looks[site.name], validated, tested, labels) for site in numbers.sites]
+    if tested and len(numbers.sites) > 1:
+        rows.append(_all_row(numbers, validated, tested, labels))
+    note = _INTERVALS[numbers.task] if tested else "Test images are scored at the end of the run."
+    table = _box(_sites_head(validated, tested), rows, "Sites and their scores", cards=True)
+    return f'{table}<p class="note">{note}</p>'
+
+
+def _sites_head(validated: Sequence[str], tested: Sequence[str]) -> str:
+    groups = (
+        '<th rowspan="2" scope="col">site</th><th colspan="2" scope="colgroup">images</th>'
+        '<th rowspan="2" scope="col">train loss, last turn</th>'
+        f'<th colspan="{len(validated)}" scope="colgroup">validation images</th>'
+    )
+    below = ["train", "validation", *(NAMES[name] for name in validated)]
+    if tested:
+        groups += f'<th colspan="{len(tested) + 1}" scope="colgroup">test images</th>'
+        below += ["n", *(NAMES[name] for name in tested)]
+    return f"<tr>{groups}</tr><tr>{_column_heads(below)}</tr>"
+
+
+def _column_heads(names: Sequence[str]) -> str:
+    return "".join(f'<th scope="col">{text(name)}</th>' for name in names)
+
+
+def _box(head: str, rows: Sequence[str], caption: str, *, cards: bool = False) -> str:
+    """A table in a box that scrolls sideways by itself, by keyboard as well; on a phone ``cards``, one a row."""
+    kind = "box cards" if cards else "box"
+    return (
+        f'<div class="{kind}" tabindex="0" role="region" aria-label="{text(caption)}"><table role="table">'
+        f'<caption class="unseen">{text(caption)}</caption><thead>{head}</thead>'
+        f'<tbody role="rowgroup">{"".join(rows)}</tbody></table></div>'
+    )
+
+
+def _row(head: str, cells: Sequence[str], labels: Sequence[str], *, last: bool = False) -> str:
+    """A row whose cells say their column's name, which a card shows, and their role, which a card would lose."""
+    filled = "".join(
+        f'<td role="cell" data-label="{text(label)}">{cell}</td>'
+        for cell, label in zip(cells, labels, strict=True)
+    )
+    kind = ' class="all"' if last else ""
+    return f'<tr role="row"{kind}><th role="rowheader" scope="row">{head}</th>{filled}</tr>'
+
+
+def _site_row(
+    numbers: RunNumbers,
+    site: Site,
+    index: int,
+    validated: Sequence[str],
+    tested: Sequence[str],
+    labels: Sequence[str],
+) -> str:
+    state = f' <span class="badge">{text(site.state)}</span>' if site.state else ""
+    validation, test = site.scores.get("validation", {}), site.scores.get("test", {})
+    cells = [_count(site.images.get(phase)) for phase in ("train", "validation")]
+    cells += [score(site.train_loss), *(score(number(validation.get(name))) for name in validated)]
+    if tested:
+        cells.append(_count(site.images.get("test")))
+        cells += [_score_cell(name, test, num_classes(numbers)) for name in tested]
+    newest = max((other.scored or 0 for other in numbers.sites), default=0)
+    if site.scored is not None and site.scored < newest:
+        state += f"<small>scores of round {site.scored}</small>"
+    return _row(f'{swatch(index)}<span class="name">{text(site.name)}</span>{state}', cells, labels)
+
+
+def _all_row(
+    numbers: RunNumbers, validated: Sequence[str], tested: Sequence[str], labels: Sequence[str]
+) -> str:
+    """All sites together: accuracy over all their test images, means of what cannot be pooled."""
+    cells = []
+    for phase in ("train", "validation"):
+        known = [site.images[phase] for site in numbers.sites if phase in site.images]
+        cells.append(_count(sum(known) if len(known) == len(numbers.sites) else None))
+    total = sum(whole(test.get("num_images")) or 0 for test in _tests(numbers))
+    cells += [""] * (1 + len(validated)) + [_count(total)]
+    for name in tested:
+        value, n = over_sites(numbers, name)
+        if value is None or name == "majority_accuracy":
+            cells.append(score(value))
+        elif name == "accuracy":
+            cells.append(_with_interval(value, share_interval(value, n), None))
+        else:
+            cells.append(f"{score(value)}<br><small>mean of sites</small>")
+    return _row("all sites", cells, labels, last=True)
+
+
+def over_sites(numbers: RunNumbers, name: str) -> tuple[float | None, int]:
+    """A test score of all sites and their images: shares over all images, of other scores the mean of the sites'."""
+    known = [
+        (value, whole(test.get("num_images")) or 0)
+        for test in _tests(numbers)
+        if (value := number(test.get(name))) is not None
+    ]
+    total = sum(n for _, n in known)
+    if not known:
+        return None, 0
+    if name in ("accuracy", "majority_accuracy"):
+        return sum(value * n for value, n in known) / total, total
+    return sum(value for value, _ in known) / len(known), total
+
+
+def _tests(numbers: RunNumbers) -> list[Mapping[str, Any]]:
+    scored = [site.scores.get("test", {}) for site in numbers.sites]
+    return [test for test in scored if whole(test.get("num_images"))]
+
+
+def num_classes(numbers: RunNumbers) -> int | None:
+    """How many classes the run has, None where nothing says so."""
+    classes = numbers.options.get("classes")
+    return (
+        len(classes)
+        if isinstance(classes, list | tuple) and classes
+        else whole(numbers.options.get("num_classes"))
+    )
+
+
+def share_interval(share: float, n: int) -> Interval | None:
+    """Of an accuracy on ``n`` images; None for what is none."""
+    return wilson(round(share * n), n) if n and 0 <= share <= 1 else None
+
+
+def area_interval(area: float, n: int | None, majority: float | None, classes: int | None) -> Interval | None:
+    """Of an AUROC: only for two classes, whose counts follow from n and the share of the commoner one."""
+    if classes != 2 or not n or majority is None or not 0 <= area <= 1:
+        return None
+    one = round(majority * n)
+    return auroc_interval(area, one, n - one) if 0 < one < n else None
+
+
+def _score_cell(name: str, test: Mapping[str, Any], classes: int | None) -> str:
+    value, n, majority = (
+        number(test.get(name)),
+        whole(test.get("num_images")),
+        number(test.get("majority_accuracy")),
+    )
+    if value is None:
+        return DASH
+    if name == "accuracy":
+        return _with_interval(value, share_interval(value, n or 0), majority)
+    if name == "auroc":
+        return _with_interval(value, area_interval(value, n, majority, classes), 0.5)
+    return score(value)
+
+
+def _with_interval(value: float, interval: Interval | None, guess: float | None) -> str:
+    """A score, its interval in digits and drawn on a scale from 0 to 1, and what guessing reaches, dotted."""
+    if interval is None:
+        return score(value)
+    low, high = interval
+    mark = "" if guess is None else f'<path class="guess" d="M{round(100 * guess)} 0V12"/>'
+    whisker = (
+        '<svg class="whisker" viewBox="0 0 100 12" preserveAspectRatio="none" aria-hidden="true">'
+        f'<path class="scale" d="M0 6H100"/>{mark}<path class="span" d="M{round(100 * low)} 6H{round(100 * high)}"/>'
+        f'<path class="point" d="M{round(100 * value)} 6h0"/></svg>'
+    )
+    unsure = guess is not None and low <= guess <= high
+    told = '<small class="unsure">may be guessing</small>' if unsure else ""
+    return f"{score(value)} <small>{low:.2f} to {high:.2f}</small>{whisker}{told}"
+
+
+def _count(value: int | None) -> str:
+    return DASH if value is None else f"{value:,}"
+
+
+def profile_table(profile: Mapping[str, Mapping[str, float]]) -> str:
+    """Median milliseconds of each part of a step, a column a site; the bar is the part's share of the longest one."""
+    sites = list(profile)
+    parts = [part for part in PARTS if any(profile[site].get(part, 0.0) > 0 for site in sites)]
+    longest = max((profile[site].get(part, 0.0) for site in sites for part in parts), default=0.0)
+    labels = [f"{site}, ms" for site in sites]
+    rows = [
+        _row(part, [_bar(profile[site].get(part, 0.0), longest) for site in sites], labels) for part in parts
+    ]
+    rows.append(
+        _row("together", [f"{1e3 * sum(profile[site].values()):.1f}" for site in sites], labels, last=True)
+    )
+    return _box(
+        f"<tr>{_column_heads(['part of a step', *labels])}</tr>", rows, "Median time of a step by part"
+    )
+
+
+def _bar(seconds: float, longest: float) -> str:
+    width = 100 * seconds / longest if longest else 0
+    return f'{1e3 * seconds:.1f}<span class="bar"><i style="width:{width:.1f}%"></i></span>'
+
+
+def costs_table(costs: Mapping[str, Cost]) -> str:
+    """Seconds by kind of turn, waiting, images a second and bytes, a row a site."""
+    kinds = [*_KINDS, *sorted({kind for cost in costs.values() for kind in cost.seconds} - set(_KINDS))]
+    kinds = [kind for kind in kinds if any(cost.seconds.get(kind) for cost in costs.values())]
+    names = [*(_KINDS.get(kind, kind) for kind in kinds), "waiting for turns", "images/s", "sent", "received"]
+    rows = []
+    for name, cost in sorted(costs.items(), key=lambda item: natural(item[0])):
+        trained = cost.seconds.get("train", 0.0)
+        speed = f"{cost.images / trained:.1f}" if trained > 0 and cost.images else DASH
+        cells = [duration(cost.seconds.get(kind, 0.0)) for kind in kinds]
+        cells += [duration(cost.waited), speed, size(cost.up), size(cost.down)]
+        rows.append(_row(f'<span class="name">{text(name)}</span>', cells, names))
+    return _box(f"<tr>{_column_heads(['site', *names])}</tr>", rows, "What the turns cost", cards=True)

@@ -1,0 +1,299 @@
+"""A site: what it needs for a run, in the order in which it is needed, and its way through it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from rich.console import Console
+
+import suture.models.registry as nets
+from suture.launch import build, keys
+from suture.launch.host.address import parse_address
+from suture.launch.host.cores import ready_torch
+from suture.launch.host.logs import set_up
+from suture.launch.host.sandbox_setup import enclose
+from suture.launch.kits.kit import Kit
+from suture.launch.kits.standing import SiteStanding
+from suture.launch.options.options import RunOptions, required
+from suture.launch.output.client_folder import AllOf, ClientFolder, client_folder
+from suture.launch.output.client_record import ClientRecord, images_by_set
+from suture.launch.output.report.numbers import RunState
+from suture.launch.output.report.writer import SITE, ReportWriter
+from suture.launch.output.site_progress import SiteProgress, print_end
+from suture.launch.output.stopped import StoppedInRound
+from suture.launch.policy.policy import Policy, evaluated_set, training_set
+from suture.launch.roles.site_server import check_line_timeout
+from suture.launch.site import own_images
+from suture.launch.site.own_images import SiteDataConfig
+from suture.launch.site.search import Search
+from suture.launch.site.secret import run_secret
+from suture.launch.site.terms import agreed_classes, ask_terms, merged
+from suture.launch.site.wishes import SiteWishes, Unasked
+from suture.runtime.client.client import Client
+from suture.runtime.client.wishes import Parting, Wish
+from suture.runtime.consortium.identity import Identity, Trust
+from suture.runtime.consortium.roster import Roster
+from suture.runtime.consortium.site import SiteConsortium
+from suture.runtime.data.class_names import matched
+from suture.runtime.data.client_data import ClientData
+from suture.runtime.errors import ConfigError, EvictedError, PeerLostError, PolicyError, UnreachableError
+from suture.runtime.exchange.grpc import GrpcExchange
+from suture.runtime.grpc.chunks import SMALL, Limits
+from suture.runtime.grpc.client import GrpcClient, GrpcClientConfig
+from suture.runtime.grpc.credentials import read_authorities
+from suture.runtime.grpc.loop import LoopThread
+from suture.runtime.grpc.service import MUTUAL, PROXY, check_mode
+from suture.runtime.host.sandbox import Ports
+from suture.runtime.records.outbox import LEFT_FILE, Outbox
+from suture.runtime.session import Keepsakes, Member, join, part, take_turns
+
+log = logging.getLogger(__name__)
+
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+"""The variables in which gRPC looks for an HTTP proxy, in this order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinConfig:
+    """One site.
+
+    Attributes:
+        kit: the site's.
+        server: HOST:PORT where the server listens.
+        patience: seconds to look for a server that does not answer, at the start and after it went away.
+        line_timeout: seconds within which a cut cable is noticed.
+        tls: as the server runs, "mutual" or "proxy".
+        proxy_ca: with "proxy", who signs the certificate that the proxy shows; None for the certificates' authority.
+        revoked: the authority's list of revoked certificates; None for the kit's.
+        data: what the site says of its images.
+    """
+
+    kit: Kit
+    server: str
+    patience: float = 600.0
+    line_timeout: float = 15.0
+    tls: str = MUTUAL
+    proxy_ca: Path | None = None
+    revoked: Path | None = None
+    data: SiteDataConfig = field(default_factory=SiteDataConfig)
+
+    def __post_init__(self) -> None:
+        check_mode(self.tls)
+        if self.proxy_ca is not None and self.tls != PROXY:
+            raise ConfigError(
+                "proxy_ca is for a proxy that opens TLS: give --tls proxy, too, or leave it out"
+            )
+        if not self.patience > 0:
+            raise ConfigError(f"patience must be above 0 seconds, got {self.patience}")
+        parse_address(self.server)
+        check_line_timeout(self.line_timeout)
+
+
+def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
+    """A site, until the run is over; looks for the server again whenever it has lost it.
+
+    Args:
+        asked: options by name, as this site's people gave them; the server's run says the rest.
+        config: the site.
+
+    Raises:
+        UnreachableError: there was no server for as long as ``patience`` says.
+        PolicyError: the site's policy forbids the run.
+        SutureError: the site was refused, or could not go on.
+    """
+    kit, credentials = config.kit, config.kit.credentials()
+    standing = SiteStanding(kit, config.revoked)
+    name = credentials.name
+    console = Console(stderr=True)
+    set_up(name, console)
+    torch.set_num_threads(1)  # threads that are older than the sandbox stay outside it
+    policy, identity = Policy.read(kit.policy), Identity.of(credentials)
+    if config.tls == PROXY and not policy.tls_proxy:
+        raise PolicyError(
+            f"policy tls_proxy: a proxy that opens TLS may not be used, got --tls proxy; see {kit.policy}"
+        )
+    host, port = parse_address(config.server)
+    lease = RunOptions(**asked).lease
+    line = GrpcClientConfig(
+        host=host,
+        port=port,
+        credentials=credentials,
+        limits=Limits(batch=SMALL, handoff=SMALL, release=SMALL),
+        lease=lease,
+        line_timeout=config.line_timeout,
+        tls=config.tls,
+        proxy_ca=None if config.proxy_ca is None else read_authorities(config.proxy_ca),
+    )
+    search = Search(config.server, config.patience)
+    terms = ask_terms(standing.dial(line), search)
+    policy.screen(terms.agreement)
+    values = merged(asked, terms)
+    own_images.check_task(values)
+    options = policy.filled(RunOptions(**values | {"clients": 1}).resolved())
+    state = kit.make_state()
+    wishes = SiteWishes(state, name, terms.run)
+    key = keys.given_key(options, one_host=True)
+    only = config.data.evaluate_only
+    if only:  # it asks for scores, and nothing is chosen by them
+        options = replace(options, test_every_round=True)
+    images = own_images.take(options, asked, name, config.data)
+    counted, (patients, num_images) = (
+        ("test", evaluated_set(images)) if only else ("training", training_set(images))
+    )
+    policy.check(
+        options, patients=patients, images=num_images, tls_proxy=config.tls == PROXY, counted=counted
+    )
+    classes = agreed_classes(terms, images.source.classes, name, standing.dial(line), search)
+    images = replace(images, source=matched(images.source, classes))
+    own_images.log_classes(images.source)
+    data = build.build_data(options, images, 0)
+    own_images.offer_weights(options, data)
+    device = build.device_of(options, 0)
+    secret = run_secret(state, name, terms.run)
+    trust = Trust(credentials.authority, Roster(kit.roster), standing.revocations)
+    client = build.build_client(
+        options,
+        data,
+        name,
+        key or secret,
+        device,
+        state,
+        own=build.SiteOwn(secret, SiteConsortium(identity, trust, key), policy.repeats),
+    )
+    # The secret is for this run: a server that says another id when the site joins is refused.
+    client.join(terms.run)
+    own = client_folder(Path(required(options.run_dir)), name)
+    normalisation = nets.model_entry(required(options.model)).normalisation
+    kept_folder = ClientFolder(options, normalisation, data.task, own)
+    kept_folder.lock()
+    agreement = options.site_agreement(data.classes)  # reads --weights, which the sandbox will not let us do
+    outbox = Outbox(own / LEFT_FILE, required(options.cut))
+    line = replace(line, limits=build.wire_limits(options, len(data.classes)), outbox=outbox)
+    kept = f"{data.num_images()} images are in memory ({data.num_bytes() / 1e6:.2g} MB)"
+    # The kit stays readable, since the roster may change while the run goes on, and its state writable.
+    enclose(
+        options,
+        own,
+        read=standing.folders,
+        write=[state],
+        ports=Ports(connect=(port, *proxy_ports())),
+        kept=kept,
+    )
+    ready_torch(options)
+
+    def traffic() -> tuple[int, int]:
+        return line.traffic.up, line.traffic.down
+
+    task = str(data.task)
+    progress = SiteProgress(task, required(options.epochs), traffic, own, console)
+    record = ClientRecord(options, own, curves=True, traffic=traffic, warn=progress.warned)
+    with closing(outbox), closing(wishes), standing:
+        wishes.watch()
+        page = ReportWriter(
+            own, view=SITE, facts=_facts(options, data, name), seconds_left=progress.seconds_left
+        )
+        page.update(RunState(started=time.time()))
+        with page, closing(progress):
+            take_part(client, AllOf(progress, record, kept_folder), line, agreement, config, standing, wishes)
+    if record.is_finished:
+        print_end(task, record.scores, record.best_round, own)
+
+
+def _facts(options: RunOptions, data: ClientData, name: str) -> dict[str, Any]:
+    """What the page of the run says beside the site's numbers."""
+    told = {option: value for option, value in vars(options).items() if value is not None}
+    return told | {"name": name, "classes": list(data.classes), "clients_data": {name: images_by_set(data)}}
+
+
+def proxy_ports() -> tuple[int, ...]:
+    """The port of the HTTP proxy that gRPC will use, if the environment names one."""
+    named = next((os.environ[name] for name in _PROXIES if os.environ.get(name)), "")
+    try:
+        found = urlsplit(named if "//" in named else f"//{named}").port
+    except ValueError:
+        raise ConfigError(
+            f"the proxy {named!r:.80} has no proper port; set https_proxy=http://HOST:PORT"
+        ) from None
+    return () if not named else (found or 80,)
+
+
+def take_part(
+    client: Client,
+    keepsakes: Keepsakes,
+    line: GrpcClientConfig,
+    agreement: dict[str, str],
+    config: JoinConfig,
+    standing: SiteStanding | None = None,
+    wishes: SiteWishes | Unasked | None = None,
+) -> None:
+    """A client's whole run, over as many connections as it takes.
+
+    Raises:
+        UnreachableError: there was no server for as long as ``patience`` says.
+        SutureError: it was refused, or could not go on.
+    """
+    search, wishes = Search(config.server, config.patience), wishes or Unasked()
+    with closing(LoopThread()) as thread:
+        while True:
+            if wishes.sit_out():
+                search = Search(config.server, config.patience)
+            connection = GrpcClient(line if standing is None else standing.dial(line), thread)
+            if standing is not None:
+                standing.carries(connection, client.consortium)
+            member = Member(client, GrpcExchange(connection), keepsakes, wishes)
+            try:
+                if _play(member, agreement, config.patience, search, wishes):
+                    return
+            except PeerLostError as lost:
+                client.undo()
+                if wishes.wants_to_leave_now:
+                    raise UnreachableError(
+                        f"{client.name} is to leave at once, and the server at {config.server} was not told: {lost}; "
+                        "start it again when the server is back, so that it can say so"
+                    ) from None
+                if not search.goes_on(lost):
+                    return
+            except KeyboardInterrupt:
+                raise StoppedInRound(client.round) from None
+            finally:
+                member.exchange.close()
+
+
+def _play(
+    member: Member[GrpcExchange],
+    agreement: dict[str, str],
+    patience: float,
+    search: Search,
+    wishes: SiteWishes | Unasked,
+) -> bool:
+    """A client's part of the run over one connection; whether it has no more to do in it.
+
+    Raises:
+        PeerLostError: the server is gone, or has given the client up.
+        SutureError: as `take_part`.
+    """
+    try:
+        join(member, agreement, patience)
+        search.found()
+        take_turns(member)
+        search.is_for_the_goodbye = True
+        member.exchange.leave()
+        return True
+    except Parting as parting:
+        part(member, parting)
+        if parting.wish is Wish.PAUSE:
+            return False
+    except EvictedError:
+        if not wishes.wants_to_leave:  # it may have been told before, and not have heard the answer
+            raise
+    wishes.left()
+    return True

@@ -1,0 +1,206 @@
+"""How clients that train in one turn share the server: lanes, by which their batches reach the top.
+
+- ``parallel`` (SplitFed v2): one top takes the batches one by one, in waves of one a client, each in the order that is
+  drawn from the seed for the round; or, with ``--async``, in that of arrival.
+- ``splitfed`` (SplitFed v1): each client's batches train a copy of the top; the copies are averaged at the end.
+- ``concat``: the clients' batches of one number make one batch and one step of the top.
+
+Reference: Thapa et al., AAAI 2022 (arXiv 2004.12088).
+
+The clients' own parts are averaged by a client, sealed; see `TurnKind.AVERAGE`. One client alone in its turn has a
+`Lane` to itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+from torch import Tensor
+
+from suture.runtime.errors import SutureError
+from suture.runtime.server.model import Pending
+from suture.runtime.server.step import Steps, Work, class_weights, in_order
+from suture.runtime.wire.compression import Payload
+from suture.runtime.wire.messages import LossReply, Refusal, StepReply
+
+
+class Lane:
+    """Every batch goes through at once: its client is alone, or has a top of its own (splitfed)."""
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+
+    @property
+    def order(self) -> str:
+        """Whose batch was taken when, names with a blank between them, where nothing else settles it."""
+        return ""
+
+    def train(self, work: Work) -> None:
+        """Takes a client's batch; answers now or later."""
+        work.attempt(self.steps.train)
+
+    def backward(self, work: Work) -> None:
+        """Takes the gradient of what the server answered, where labels stay at home; answers now or later."""
+        work.attempt(self.steps.backward)
+
+    def ended(self, client: str) -> None:
+        """The client has no more batches."""
+
+
+class OneByOne(Lane):
+    """Parallel clients, one top: it takes one batch at a time, and no other before its step is done.
+
+    Args:
+        steps: compute.
+        order: whose batch comes next, and so on; None for the order of arrival.
+        ended: gets the names of those who have no more batches.
+    """
+
+    def __init__(self, steps: Steps, order: Iterable[str] | None, ended: set[str] | None = None) -> None:
+        super().__init__(steps)
+        self._order = None if order is None else iter(order)
+        self._next = ""
+        self._waiting: dict[str, Work] = {}
+        self._ended: set[str] = set() if ended is None else ended
+        self._open = ""
+        self._taken: list[str] = []
+
+    @property
+    def order(self) -> str:
+        return " ".join(self._taken)
+
+    def train(self, work: Work) -> None:
+        self._waiting[work.seat.name] = work
+        self._go_on()
+
+    def backward(self, work: Work) -> None:
+        super().backward(work)
+        self._open = ""
+        self._go_on()
+
+    def ended(self, client: str) -> None:
+        self._ended.add(client)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        while not self._open and (work := self._take()) is not None:
+            super().train(work)
+            if work.running.parts.pending:
+                self._open = work.seat.name  # its output is out, and the top must not change before its step
+
+    def _take(self) -> Work | None:
+        if self._order is None:
+            first = next(iter(self._waiting), "")
+            if first:
+                self._taken.append(first)
+            return self._waiting.pop(first, None)
+        while not self._next or self._next in self._ended:
+            self._next = next(self._order, "")
+            if not self._next:
+                return None
+        work = self._waiting.pop(self._next, None)
+        if work is not None:
+            self._next = ""
+        return work
+
+
+class Joined(Lane):
+    """Concatenated batches: a step waits for the batch of every client that has one of that number.
+
+    Args:
+        steps: compute.
+        num_batches: of each client, in the order in which their batches are joined.
+    """
+
+    def __init__(self, steps: Steps, num_batches: Mapping[str, int]) -> None:
+        super().__init__(steps)
+        self._num_batches = dict(num_batches)
+        self._names = list(num_batches)
+        self._number = 0
+        self._arrived: dict[str, Work] = {}
+        self._pending: Pending | None = None
+        self._answered: list[str] = []
+
+    def train(self, work: Work) -> None:
+        self._arrived[work.seat.name] = work
+        self._go_on()
+
+    def backward(self, work: Work) -> None:
+        self._arrived[work.seat.name] = work
+        self._go_on()
+
+    def ended(self, client: str) -> None:
+        self._num_batches[client] = 0
+        self._go_on()
+
+    def _go_on(self) -> None:
+        left = [name for name in self._names if self._num_batches[name] > self._number]
+        expected = self._answered or left
+        if not expected or any(name not in self._arrived for name in expected):
+            return
+        works, self._arrived = in_order(self._arrived, expected), {}
+        try:
+            answers = self._backward(works) if self._answered else self._train(works)
+        except SutureError as error:
+            answers = [Refusal.of(error)] * len(works)
+        for work, answer in zip(works, answers, strict=True):
+            work.settle(answer)
+
+    def _train(self, works: list[Work]) -> list[object]:
+        server = self.steps.journal.server
+        batches = [work.batch for work in works if work.batch is not None]
+        found, self._pending = server.forward_joined(batches, [class_weights(work.seat) for work in works])
+        losses = [answer for answer in found if isinstance(answer, LossReply)]
+        if losses:
+            for work, loss in zip(works, losses, strict=True):
+                work.done = self.steps.done_with(work, loss)
+            at_cuts = self._step(works, [len(batch.smashed) for batch in batches], None)
+            pairs = zip(losses, at_cuts, strict=True)
+            return [StepReply(loss.loss, loss.task_loss, at_cut) for loss, at_cut in pairs]
+        self._answered = [work.seat.name for work in works]
+        outputs = [answer for answer in found if isinstance(answer, Tensor)]
+        for work, batch, output in zip(works, batches, outputs, strict=True):
+            work.running.parts.pending.append(Pending(batch.smashed, output))
+        return [self.steps.output(*each) for each in zip(works, outputs, strict=True)]
+
+    def _backward(self, works: list[Work]) -> list[object]:
+        self._answered = []
+        for work in works:
+            work.running.parts.pending.clear()
+        of_outputs = [work.gradient for work in works if work.gradient is not None]
+        return list(self._step(works, [len(grad) for grad in of_outputs], of_outputs))
+
+    def _step(self, works: list[Work], sizes: list[int], of_outputs: list[Tensor] | None) -> list[Payload]:
+        server = self.steps.journal.server
+        pending, self._pending = self._pending, None
+        assert pending is not None
+        at_cuts, gradients = server.backward_joined(pending, sizes, of_outputs)
+        server.step(gradients)
+        self._number += 1
+        return [self.steps.at_cut(*each) for each in zip(works, at_cuts, strict=True)]
+
+
+def waves(
+    seed: int, round: int, num_batches: Mapping[str, int], ended: Collection[str] = ()
+) -> Iterator[str]:
+    """Whose batch comes when: wave by wave one of every client that has one left, in an order drawn once a round.
+
+    Not once a wave: whoever came last in one could then be the first of the next, and the server would wait for its
+    backward and forward while the others' batches lie there.
+
+    Args:
+        seed: the run's public seed.
+        round: see `Turn`.
+        num_batches: as each client has announced them; it may send fewer.
+        ended: those that send no more, as it is when the next one is asked for.
+    """
+    names = list(num_batches)
+    # The order of the server's steps is its own choice, so the public seed may decide it.
+    random.Random(f"suture/steps/{seed}/{round}").shuffle(names)
+    for number in itertools.count():
+        wave = [name for name in names if num_batches[name] > number and name not in ended]
+        if not wave:
+            return
+        yield from wave

@@ -1,0 +1,1 @@
+"""Model state that outlives a turn: hand-offs, checkpoints, averages."""

@@ -1,0 +1,1 @@
+"""What crosses the wire: messages, their checks, their bytes."""

@@ -1,0 +1,1 @@
+"""Many runs and the page that they come to: experiments, benchmarks, audits."""

@@ -1,0 +1,250 @@
+"""``suture bench line``: a step over shaped lines, in each exchange, carrier, wire format and overlap.
+
+A server and a client in network namespaces of their own, joined by `shaped.ShapedLine`. All ways are alive at once and
+take turns of some steps. Beside the times, the test metric that short training runs reach in the same wire formats.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from suture.launch.host.cores import ready_torch
+from suture.launch.options.options import RunOptions
+from suture.launch.roles.one_process import play_locally
+from suture.runtime.errors import ConfigError
+from suture.runtime.rpc.transport import SERVER
+from suture.studies.bench.page import line, page
+from suture.studies.bench.page.line import PLAIN
+from suture.studies.bench.plan import LEASE, say
+from suture.studies.bench.rigs import shaped
+from suture.studies.bench.rigs.machine import machine
+from suture.studies.bench.rigs.stage import Stage, seconds_by_line
+
+_KEY = bytes(range(32))  # a benchmark's images are nobody's secret from itself
+DATA_VARIABLE = "SUTURE_DATA"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way over the line: options of a run.
+
+    Attributes:
+        name: what the table calls it.
+        options: names and values; an option that this version does not have leaves the way out.
+        carrier: "rpc", or "grpc": over mutual TLS, as between sites.
+        on_slow: timed on the slowest line, too.
+        trained: runs are trained with it, for the metric.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    carrier: str = "rpc"
+    on_slow: bool = False
+    trained: bool = False
+
+
+def _way(
+    name: str, on_slow: bool = False, trained: bool = False, carrier: str = "rpc", **options: Any
+) -> Way:
+    options = {"exchange": "fused"} | options
+    return Way(name=name, options=options, carrier=carrier, on_slow=on_slow, trained=trained)
+
+
+WAYS = (
+    _way(PLAIN, on_slow=True, trained=True, exchange="autograd"),
+    _way("autograd bf16", exchange="autograd", wire="bf16"),
+    _way("fused fp32", on_slow=True),
+    _way("gRPC fp32", on_slow=True, carrier="grpc"),
+    _way("fused fp32, overlap", overlap=True),
+    _way("fused fp32, 4 micro-batches", microbatches=4),
+    _way("fused bf16", wire="bf16"),
+    _way("fused int8", on_slow=True, trained=True, wire="int8"),
+    _way("fused int8, overlap", on_slow=True, trained=True, wire="int8", overlap=True),
+    _way("gRPC int8, overlap", on_slow=True, carrier="grpc", wire="int8", overlap=True),
+    _way("fused int8, 4 micro-batches", wire="int8", microbatches=4),
+    _way("fused topk:0.05", on_slow=True, trained=True, wire="topk:0.05"),
+    _way("fused topk:0.05, overlap", on_slow=True, trained=True, wire="topk:0.05", overlap=True),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinePlan:
+    """What is measured.
+
+    Attributes:
+        lines: Mbit/s each way and milliseconds one way, the fastest first.
+        turn_steps: steps that a way takes before it is the next one's turn.
+        turns: turns of each way at each rate.
+        ways: what is compared with the first.
+        seeds: training runs of each wire format, for the metric.
+        epochs: rounds of each of these.
+        image_size: pixels a side, of both.
+        batch_size: images a step, of both.
+    """
+
+    lines: tuple[tuple[float, float], ...] = ((1000, 0.0), (100, 5.0), (20, 20.0))
+    turn_steps: int = 6
+    turns: int = 2
+    ways: tuple[Way, ...] = WAYS
+    seeds: int = 3
+    epochs: int = 4
+    image_size: int = 96
+    batch_size: int = 8
+
+    def options(self) -> RunOptions:
+        """The run whose steps are timed, before a way's own options."""
+        return RunOptions(
+            data="fundus-phantom",  # names the task; no image is drawn
+            model="resnet18",
+            cut="2",
+            image_size=self.image_size,
+            batch_size=self.batch_size,
+            clients=1,
+            epochs=1,
+            augment=False,
+            checkpoints="off",  # all ways are alive at once, and none is timed while it writes
+            lease=LEASE,
+        )
+
+    def rates(self, way: Way) -> tuple[float, ...]:
+        """The rates at which a way is timed."""
+        rates = tuple(megabits for megabits, _ in self.lines)
+        return rates if way.on_slow or len(rates) == 1 else rates[:-1]
+
+    def training(self, data: str) -> RunOptions:
+        """A run for the metric."""
+        return replace(
+            self.options(),
+            data=data,
+            clients=2,
+            train_images=120,
+            validation_images=0,
+            test_images=32,
+            epochs=self.epochs,
+            augment=True,
+        )
+
+
+STANDARD = LinePlan()
+QUICK = LinePlan(
+    lines=((100, 5.0),),
+    turn_steps=3,
+    turns=1,
+    ways=tuple(way for way in WAYS if way.name in (PLAIN, "gRPC fp32", "fused int8")),
+    seeds=1,
+    epochs=1,
+    image_size=32,
+)
+
+
+def run_command(*, quick: bool, data: str | None, out: Path | None) -> None:
+    """``suture bench line``.
+
+    Raises:
+        SutureError: a process failed.
+    """
+    plan = QUICK if quick else STANDARD
+    where = machine()
+    measured: dict[str, Any]
+    if reason := shaped.why_not():
+        say(f"line: not measured: {reason}")
+        measured = {"skipped": reason}
+    else:
+        measured = measure(plan, data or default_data(quick), say)
+    page.publish("line", where, measured, quick=quick, out=out)
+
+
+def default_data(quick: bool) -> str:
+    """Photographs where there are any, else drawn ones."""
+    folder = Path(os.environ.get(DATA_VARIABLE, "")) / "idrid"
+    return f"kaggle-dr:{folder}" if folder.is_dir() and not quick else "fundus-phantom"
+
+
+def possible(plan: LinePlan) -> tuple[list[tuple[Way, RunOptions]], list[str]]:
+    """The ways that this version has, with their options, and the names of the others."""
+    there, missing = [], []
+    known = {option.name for option in fields(RunOptions)}
+    for way in plan.ways:
+        try:
+            if not way.options.keys() <= known:
+                raise ConfigError("an option of a later version")
+            rounds = 1 + plan.turns * len(plan.rates(way))
+            there.append((way, replace(plan.options(), epochs=rounds, **way.options).resolved()))
+        except ConfigError:
+            missing.append(way.name)
+    return there, missing
+
+
+def measure(plan: LinePlan, data: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """Step times by way and rate, and the metric by wire format.
+
+    Raises:
+        SutureError: a process failed.
+    """
+    ways, missing = possible(plan)
+    with ExitStack() as stack:
+        line = stack.enter_context(shaped.ShapedLine())
+        line.shape(*plan.lines[0])
+        stages: dict[str, Stage] = {}
+        for way, options in ways:
+            stages[way.name] = stack.enter_context(
+                Stage(options, unsplit=False, round_steps=plan.turn_steps, line=line, carrier=way.carrier)
+            )
+            stages[way.name].round()
+        for megabits, latency in plan.lines:
+            line.shape(megabits, latency)
+            order = [way.name for way, _ in ways if megabits in plan.rates(way)]
+            taken = dict.fromkeys(order, 0.0)
+            for _ in range(plan.turns):
+                for name in order:
+                    taken[name] = stages[name].round()
+                order.reverse()  # a drift of the machine's speed then favours none
+            say(
+                f"{megabits:g} Mbit/s and {latency:g} ms, a turn of {plan.turn_steps} steps: "
+                + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in taken.items())
+            )
+        reports = {name: stage.finish()[SERVER] for name, stage in stages.items()}
+    rows = [
+        {
+            "way": name,
+            "bytes_up": report["bytes_up"],
+            "bytes_down": report["bytes_down"],
+            "seconds": {
+                f"{megabits:g}": seconds
+                for megabits, seconds in zip(
+                    plan.rates(way), seconds_by_line(report["steps"], plan.turns), strict=True
+                )
+            },
+        }
+        for (name, report), (way, _) in zip(reports.items(), ways, strict=True)
+    ]
+    metric = train(plan, data, [way for way, _ in ways if way.trained], say)
+    shown = {name: value for name, value in asdict(plan).items() if name != "ways"}
+    return {"plan": shown, "rows": rows, "missing_ways": missing, "metric": metric}
+
+
+def train(plan: LinePlan, data: str, ways: list[Way], say: Callable[[str], None]) -> dict[str, Any]:
+    """Test AUROC of short runs in one process, by what of a way changes the weights: all but the exchange."""
+    kinds = {line.kind(way.name): {k: v for k, v in way.options.items() if k != "exchange"} for way in ways}
+    found: dict[str, list[float]] = {}
+    for seed in range(plan.seeds):
+        for name, changing in kinds.items():
+            try:
+                options = replace(plan.training(data), **changing, exchange="local", seed=seed).resolved()
+            except ConfigError as error:
+                say(f"{name}: no metric: {error}")
+                continue
+            ready_torch(options)
+            with tempfile.TemporaryDirectory(prefix="suture-bench-") as folder:
+                scores = play_locally(options, _KEY, Path(folder)).journal.scores
+            auroc = statistics.mean(client["test"]["auroc"] for client in scores.values())
+            found.setdefault(name, []).append(auroc)
+            say(f"{name}, seed {seed}: test AUROC {auroc:.3f}")
+    return {"name": "auroc", "data": data.partition(":")[0], "images": 120, "values": found}

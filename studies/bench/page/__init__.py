@@ -1,0 +1,1 @@
+"""The page of benchmarks, a section a file."""

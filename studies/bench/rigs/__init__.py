@@ -1,0 +1,1 @@
+"""What benchmarks measure on: processes, networks, sites made for the purpose."""

@@ -1,0 +1,1 @@
+"""What runs an experiment's settings: plan, pool of processes, results."""

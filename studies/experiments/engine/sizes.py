@@ -1,0 +1,135 @@
+"""How large an experiment is: its scales, and the largest that fits a budget.
+
+The plan is a function of the budget and not of the machine: it rests on the cost of a run as measured once, below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from suture.launch.options.options import RunOptions, required
+from suture.runtime.errors import ConfigError
+from suture.studies.experiments.engine.job import Job
+
+Scale = Literal["smoke", "laptop", "full"]
+SCALES: dict[str, str] = {
+    "laptop": "fits --budget on two cores; the default",
+    "full": "the study's own sizes, for a GPU",
+    "smoke": "seconds a run on drawn images: shows that all works and measures nothing",
+}
+MOST_EFFORT = 24
+DEFAULT_BUDGET = 90.0
+
+# CPU seconds of one thread, measured once on a 2-core x86-64 virtual machine (torch 2.14) and rounded.
+_START = 4.5
+_PROCESSES = 25.0
+_IMAGE = {"resnet18": 0.007, "resnet34": 0.0125, "unet": 0.013}  # trained at 64 px; the U-Net at width 16
+_STEP = {"resnet18": 0.035, "resnet34": 0.066, "unet": 0.02}  # the optimizer's, whatever the batch
+_EVALUATED = 0.3  # of what training on an image costs
+_TURN, _CHECKPOINT = 0.2, 1.0
+_PROXY = 0.01  # an image, at 64 px
+_FSHA_STEP, _FSHA_JUDGE = 0.085, 15.0
+_PAIR, _ADRA_JUDGE = {False: 0.0012, True: 0.0022}, 4.0  # a decoder's pass over a pair at 64 px: small, large
+_CORES = 0.8  # what the budget counts on: other things run on a laptop, too
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The sizes of the runs on one data set.
+
+    Attributes:
+        model: as ``--model``.
+        image_size: pixels a side.
+        train_images: a client.
+        test_images: a client, or of all clients together where an experiment says so.
+        rounds: as ``--epochs``.
+        batch_size: images a step.
+        width: the U-Net's; 0 for nets that have none.
+        held_out_images: a client, for judging attacks.
+        aux_images: that an attacker owns.
+        decoder_epochs: of a passive attacker's decoder.
+    """
+
+    model: str
+    image_size: int
+    train_images: int
+    test_images: int
+    rounds: int
+    batch_size: int
+    width: int = 0
+    held_out_images: int = 0
+    aux_images: int = 0
+    decoder_epochs: int = 0
+
+
+def classifier_sizes(scale: Scale, effort: int, laptop_model: str = "resnet34") -> Sizes:
+    """Of runs in which two clients train a classifier on photographs: the study's at scale full."""
+    if scale == "full":
+        return Sizes(
+            model="resnet34", image_size=224, train_images=1000, test_images=200, rounds=20, batch_size=32
+        )
+    if scale == "laptop":
+        return Sizes(
+            model=laptop_model,
+            image_size=64,
+            train_images=120,
+            test_images=32,
+            rounds=2 * effort,
+            batch_size=10,
+        )
+    return Sizes(model="resnet18", image_size=32, train_images=16, test_images=8, rounds=2, batch_size=8)
+
+
+def cpu_seconds(job: Job) -> float:
+    """What a run costs on one thread, roughly; for planning only."""
+    options: RunOptions = job.options
+    model, pixels = str(options.model), (int(required(options.image_size)) / 64) ** 2
+    clients, rounds = int(required(options.clients)), int(required(options.epochs))
+    turns = rounds * (1 if job.only_client else clients)
+    an_image = _IMAGE[model] * pixels * (options.width or 16) / 16
+    images = turns * int(required(options.train_images))
+    steps = turns * -(-int(required(options.train_images)) // int(required(options.batch_size)))
+    tests = clients * rounds * (int(required(options.test_images)) + options.held_out_images)
+    total = _START + steps * _STEP[model] + (images + _EVALUATED * tests) * an_image + turns * _TURN
+    total += 0 if options.exchange == "local" or options.unsplit else _PROCESSES
+    total += turns * _CHECKPOINT if options.checkpoints == "turn" and not options.unsplit else 0
+    total += images * _PROXY * pixels if "proxy" in (options.defence or "") else 0
+    spec = options.attack_spec()
+    if spec is None:
+        return total
+    if spec.entry.name == "fsha":
+        return total + _FSHA_JUDGE + steps * _FSHA_STEP
+    attacks: list[Any] = [spec.config, *(_config(options, text) for text in job.afterwards.values())]
+    for config in attacks:
+        total += _ADRA_JUDGE + config.epochs * config.aux_images * _PAIR[config.width > 1] * pixels
+    return total
+
+
+def _config(options: RunOptions, text: str) -> Any:
+    spec = replace(options, attack=text).attack_spec()
+    assert spec is not None
+    return spec.config
+
+
+def minutes(jobs: Sequence[Job]) -> float:
+    """What ``jobs`` take on two cores that other things share."""
+    return sum(map(cpu_seconds, jobs)) / 60 / _CORES
+
+
+def largest_effort(what: str, jobs: Callable[[int], Sequence[Job]], budget: float, share: float = 1.0) -> int:
+    """The largest effort, in 1..MOST_EFFORT, whose jobs fit into ``share`` of ``budget`` minutes.
+
+    Raises:
+        ConfigError: not even the smallest does; the message names the smallest budget that works.
+    """
+    least = math.ceil(minutes(jobs(1)) / share)
+    if least > budget:
+        raise ConfigError(
+            f"budget {budget:g} minutes is too small for {what} at scale laptop; the smallest that works is {least}"
+        )
+    budget *= share
+    fitting = [effort for effort in range(1, MOST_EFFORT + 1) if minutes(jobs(effort)) <= budget]
+    return fitting[-1]

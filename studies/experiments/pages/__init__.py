@@ -1,0 +1,1 @@
+"""From results to pages, charts and the report."""

@@ -1,0 +1,185 @@
+"""``clients``: what do more clients do, and what do only more images and more updates do?
+
+Three ways of growing from one client to the most:
+
+- as published: each client brings its images and trains all rounds, so images and updates grow with the clients;
+- same updates: each client brings its images, and the rounds are as many as make the updates those of the most;
+- same images: the images of the most are shared out among fewer clients: images and updates are the same.
+
+Only in the last does nothing but the number of clients differ.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from suture.studies.experiments.engine.job import Job
+from suture.studies.experiments.engine.setting import Setting
+from suture.studies.experiments.engine.sizes import Scale, Sizes
+from suture.studies.experiments.experiment import (
+    METRICS,
+    Experiment,
+    Picture,
+    Results,
+    check_sentence,
+    headings,
+    options,
+    repeated_with_processes,
+    scale_of,
+)
+from suture.studies.experiments.pages.charts import Series, lines_with_intervals
+from suture.studies.experiments.pages.study import differences, in_percent, published
+from suture.studies.statistics import changed
+from suture.studies.table import Table
+
+COUNTS = (1, 2, 3, 4, 6)
+MOST = COUNTS[-1]
+LAPTOPS = (1, 3)  # at scale laptop the controls are of these numbers alone
+WAYS = {
+    "published": "as published: images and updates grow with the clients",
+    "updates": "same updates: images grow, rounds shrink",
+    "images": "same images and updates: only the number of clients differs",
+}
+_ROLE = "photographs"
+_SHOWN = METRICS["classification"]
+
+
+class Clients(Experiment):
+    """See the module."""
+
+    name = "clients"
+    question = "What do more clients do when the total is held fixed?"
+    roles = (_ROLE,)
+
+    def sizes(self, scale: Scale, effort: int) -> dict[str, Sizes]:
+        """Test images count for all clients together: each number of clients shares them out."""
+        if scale == "full":
+            sizes = Sizes(
+                model="resnet34",
+                image_size=224,
+                train_images=1000,
+                test_images=1200,
+                rounds=20,
+                batch_size=40,
+            )
+        elif scale == "laptop":
+            sizes = Sizes(
+                model="resnet34",
+                image_size=64,
+                train_images=40,
+                test_images=66,
+                rounds=2 * effort,
+                batch_size=20,
+            )
+        else:
+            sizes = Sizes(
+                model="resnet18", image_size=32, train_images=8, test_images=24, rounds=2, batch_size=4
+            )
+        return {_ROLE: sizes}
+
+    def jobs(self, setting: Setting) -> list[Job]:
+        jobs = []
+        for seed in setting.seeds:
+            for count in reversed(COUNTS):
+                # With the most clients all three ways are one run.
+                controlled = count != MOST and (setting.scale != "laptop" or count in LAPTOPS)
+                ways = tuple(WAYS) if controlled else ("published",)
+                jobs += [self._job(setting, way, count, seed) for way in ways]
+        two = next(job for job in jobs if job.arm == "published-2")
+        return [*jobs, repeated_with_processes(two)]
+
+    def _job(self, setting: Setting, way: str, count: int, seed: int) -> Job:
+        sizes = setting.sizes[_ROLE]
+        images, rounds = sizes.train_images, sizes.rounds
+        if way == "updates":
+            rounds = sizes.rounds * MOST // count
+        elif way == "images":
+            images = sizes.train_images * MOST // count
+        return Job(
+            arm=f"{way}-{count}",
+            seed=seed,
+            options=options(
+                setting,
+                _ROLE,
+                clients=count,
+                seed=seed,
+                cut="3",
+                train_images=images,
+                epochs=rounds,
+                test_images=sizes.test_images // count // 2 * 2,
+            ),
+            facts={
+                "way": way,
+                "clients": count,
+                "images": images * count,
+                "updates": -(-images // sizes.batch_size) * count * rounds,
+            },
+        )
+
+    def tables(self, setting: Setting, results: Results) -> list[Table]:
+        rows = []
+        facts = {job.arm: job.facts for job in results.jobs}
+        for way in WAYS:
+            for count in COUNTS:
+                arm = self._arm(way, count)
+                if arm not in results.arms():
+                    continue
+                told = facts[arm]
+                study = in_percent(published(self.name, str(count))) if way == "published" else ""
+                rows.append(
+                    [
+                        WAYS[way].partition(":")[0],
+                        str(count),
+                        str(told["images"]),
+                        str(told["updates"]),
+                        *results.cells(arm, _SHOWN),
+                        ", ".join(f"{value:.2f}" for value in results.by_client(arm, "accuracy")),
+                        study,
+                    ]
+                )
+        heads = ["way", "clients", "images", "updates", *headings(_SHOWN), "accuracy by client"]
+        heads.append("study, by client (on training images)")
+        notes = [
+            "Cut 3. All test images are shared out among the clients, so every row is scored on nearly the same "
+            "images; mean over clients; ± is the 95 % interval over seeds. The row of six is one run in all three "
+            "ways.",
+            *(self._growth(results, way) for way in WAYS),
+            check_sentence(results),
+            *differences(self.name),
+        ]
+        title = f"Clients, with and without the total held fixed, {scale_of(setting, _ROLE)}"
+        return [Table(title, heads, rows, [note for note in notes if note])]
+
+    @staticmethod
+    def _arm(way: str, count: int) -> str:
+        return f"published-{MOST}" if count == MOST else f"{way}-{count}"
+
+    def _growth(self, results: Results, way: str) -> str:
+        few, many = self._arm(way, 1), self._arm(way, MOST)
+        if not {few, many} <= set(results.arms()):
+            return ""
+        told = changed(results.values(few, "auroc"), results.values(many, "auroc"))
+        return f"{WAYS[way]}: from one client to {MOST} AUROC changes by {told}."
+
+    def pictures(self, setting: Setting, results: Results, folder: Path) -> list[Picture]:
+        series = []
+        for way, label in WAYS.items():
+            points = [
+                (count, results.values(self._arm(way, count), "auroc"))
+                for count in COUNTS
+                if self._arm(way, count) in results.arms()
+            ]
+            series.append(Series(label, points))
+        path = lines_with_intervals(
+            series,
+            folder / "auroc_by_clients.png",
+            x="clients",
+            y="AUROC on test images",
+            title="More clients, or more images and updates?",
+            guess=0.5,
+        )
+        return [
+            Picture(
+                path, "AUROC by the number of clients, mean and 95 % interval over seeds; dashed: chance."
+            )
+        ]

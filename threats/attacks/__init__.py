@@ -1,0 +1,1 @@
+"""The attacks, one paper one folder, and what they work with."""

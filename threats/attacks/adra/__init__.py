@@ -1,0 +1,1 @@
+"""ADRA: a decoder from smashed data to images."""

@@ -1,0 +1,1 @@
+"""FSHA: a hostile server trains the clients' bottom into a feature space that it can decode."""

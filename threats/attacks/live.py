@@ -1,0 +1,234 @@
+"""What every attack on a live run shares: it writes under RUN/attack, counts its cost, and stops on NaN.
+
+Shape legend: N batch; C, H, W image; D dimensions at the cut (h_ND).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from suture.runtime.errors import ConfigError, DataError
+from suture.runtime.hooks import Attack, SmashedBatch
+from suture.runtime.host.disk import writing
+from suture.runtime.state.checkpoint import write_atomically
+from suture.threats.attacks.auxiliary import Auxiliary
+from suture.threats.attacks.server_view import Vantage
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+LOSSES_FILE, REPORT_FILE, STATE_FILE = "losses.jsonl", "report.json", "attack.pt"
+KEPT_TRAIN_BATCHES = 4  # reconstructed training batches a turn: enough to judge in-training leakage
+
+
+class NotFiniteError(Exception):
+    """A net of the attack left the finite numbers; never leaves this package."""
+
+
+class LiveAttack(Attack):
+    """Base of the attacks that turn smashed data into images (or a property) while training goes on.
+
+    A subclass overrides the doors with a leading underscore. It never relies on ``.grad`` from the protocol's
+    backward, and draws from generators of its own, so that training's draws are those of an honest run.
+
+    Args:
+        vantage: where it stands.
+        auxiliary: the images it owns; None where it comes to own them only during the run.
+    """
+
+    def __init__(self, vantage: Vantage, auxiliary: Auxiliary | None) -> None:
+        if auxiliary is not None:
+            auxiliary.check_shape(vantage.image_shape)
+        self.vantage = vantage
+        self._auxiliary = auxiliary
+        self.stopped = ""  # why it stopped, empty while it runs
+        self.steps = 0
+        self.cpu_seconds = 0.0
+        digest = hashlib.sha256(f"{type(self).__name__}/{vantage.seed}".encode()).digest()
+        self.generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        self.evidence: dict[int, dict[str, float]] = {}
+        self._net_seed = int.from_bytes(digest[8:16], "big") >> 1
+        if vantage.folder is not None:
+            vantage.folder.mkdir(parents=True, exist_ok=True)
+
+    # Doors ---------------------------------------------------------------------------------------
+
+    def observe(self, batch: SmashedBatch) -> None:
+        self._guarded(lambda: self._observe(batch), None)
+
+    def loss(self, batch: SmashedBatch, task_loss: Tensor) -> Tensor:
+        return self._guarded(lambda: self._loss(batch, task_loss), task_loss)
+
+    def gradient(self, batch: SmashedBatch, grad: Tensor) -> Tensor:
+        return self._guarded(lambda: self._gradient(batch, grad), grad)
+
+    def finish(self) -> None:
+        """After the last turn: what a passive attack trains now; then nets and report are written."""
+        self._guarded(self._finish, None)
+        self.write()
+
+    def _observe(self, batch: SmashedBatch) -> None:
+        """See `Attack.observe`."""
+
+    def _loss(self, batch: SmashedBatch, task_loss: Tensor) -> Tensor:
+        """See `Attack.loss`."""
+        return task_loss
+
+    def _gradient(self, batch: SmashedBatch, grad: Tensor) -> Tensor:
+        """See `Attack.gradient`."""
+        return grad
+
+    def _finish(self) -> None:
+        """See `finish`."""
+
+    @abstractmethod
+    def reconstruct(self, smashed: Tensor) -> Tensor:
+        """The attack's guess: h_ND to x_NCHW in [0, 1]; no gradients."""
+
+    # State ---------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "stopped": self.stopped,
+            "steps": self.steps,
+            "cpu_seconds": self.cpu_seconds,
+            "generator": self.generator.get_state(),
+            "evidence": {round: dict(values) for round, values in self.evidence.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.stopped, self.steps = state["stopped"], state["steps"]
+        # What a rolled-back turn cost was spent all the same.
+        self.cpu_seconds = max(self.cpu_seconds, state["cpu_seconds"])
+        self.generator.set_state(state["generator"])
+        self.evidence = {round: dict(values) for round, values in state["evidence"].items()}
+
+    @property
+    def auxiliary(self) -> Auxiliary:
+        """The images it owns.
+
+        Raises:
+            DataError: it has none yet.
+        """
+        if self._auxiliary is None:
+            raise DataError(f"{type(self).__name__} has no auxiliary images yet")
+        return self._auxiliary
+
+    def chosen_round(self) -> int:
+        """The round that the attacker holds for its best, by evidence of its own; 0 without evidence."""
+        means = {round: sum(v.values()) / len(v) for round, v in self.evidence.items() if v}
+        return min(means, key=lambda round: means[round]) if means else 0
+
+    def report(self) -> dict[str, Any]:
+        """What the attacker itself knows of its attack, as plain values."""
+        owned = self._auxiliary
+        return {
+            "spec": self.vantage.spec,
+            "threat_model": self.threat_model,
+            "knows": sorted(self.knows),
+            "auxiliary": {} if owned is None else {"images": len(owned), "origin": owned.origin},
+            "stopped": self.stopped,
+            "steps": self.steps,
+            "cpu_seconds": round(self.cpu_seconds, 3),
+            "chosen_round": self.chosen_round(),
+        }
+
+    def write(self) -> None:
+        """Leaves nets and report under RUN/attack, where the judge finds them."""
+        folder = self.vantage.folder
+        if folder is not None:
+            state = io.BytesIO()
+            torch.save(self.state_dict(), state)
+            with writing():
+                write_atomically(folder / STATE_FILE, state.getbuffer())
+                write_atomically(folder / REPORT_FILE, (json.dumps(self.report(), indent=2) + "\n").encode())
+
+    # For subclasses ------------------------------------------------------------------------------
+
+    def build_nets(self, build: Callable[[], T]) -> T:
+        """Runs ``build`` with the attack's own seed; torch's default generator stays as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self._net_seed)
+            return build()
+
+    def auxiliary_batch(self, size: int) -> tuple[Tensor, Tensor | None]:
+        """``size`` auxiliary images in [-1, 1] and their labels, drawn with the attack's generator."""
+        rows = torch.randint(len(self.auxiliary), (size,), generator=self.generator)
+        labels = self.auxiliary.labels
+        images = self.auxiliary.unit(rows).mul_(2).sub_(1).to(self.vantage.device)
+        return images, None if labels is None else labels[rows].to(self.vantage.device)
+
+    def keep_reconstruction(self, batch: SmashedBatch) -> None:
+        """Writes the guess for ``batch``, named by its place: a repeated turn writes over what it left."""
+        if self.vantage.folder is not None and (batch.phase != "train" or batch.batch < KEPT_TRAIN_BATCHES):
+            self.keep(batch, self.reconstruct(batch.smashed).mul(255).round().clamp(0, 255).to(torch.uint8))
+
+    def keep(self, batch: SmashedBatch, guesses: Tensor) -> None:
+        """Writes guesses (N, ...) for ``batch`` under RUN/attack."""
+        if self.vantage.folder is None or (batch.phase == "train" and batch.batch >= KEPT_TRAIN_BATCHES):
+            return
+        path = reconstruction_path(self.vantage.folder, batch.round, batch.client, batch.phase, batch.batch)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, guesses.cpu().numpy())
+
+    def record(self, **losses: float) -> None:
+        """One line of RUN/attack/losses.jsonl.
+
+        Raises:
+            NotFiniteError: a loss is NaN or infinite.
+        """
+        bad = [name for name, value in losses.items() if value != value or abs(value) == float("inf")]
+        if bad:
+            raise NotFiniteError(f"{', '.join(bad)} is not finite at its step {self.steps}")
+        if self.vantage.folder is not None:
+            with (self.vantage.folder / LOSSES_FILE).open("a") as lines:
+                lines.write(json.dumps({"step": self.steps} | losses) + "\n")
+
+    def _guarded(self, act: Callable[[], T], honest: T) -> T:
+        if self.stopped:
+            return honest
+        started = time.process_time()
+        try:
+            with writing():
+                return act()
+        except NotFiniteError as error:
+            self.stopped = str(error)
+            log.error("%s stopped: %s; training goes on with an honest server", type(self).__name__, error)
+            return honest
+        finally:
+            self.cpu_seconds += time.process_time() - started
+
+
+def reconstruction_path(folder: Path, round: int, client: str, phase: str, batch: int) -> Path:
+    """Where the guess for one batch lies: uint8 (N, C, H, W), numpy's format."""
+    return folder / f"round_{round:04d}" / f"{client}-{phase}-{batch:05d}.npy"
+
+
+def check_labels_fit(attack: str, vantage: Vantage, *, needs_labels: bool) -> None:
+    """Refuses an attack that learns from labels in a run where they stay at home.
+
+    Raises:
+        ConfigError: names the attack and the remedy.
+    """
+    if needs_labels and not vantage.labels_shared:
+        raise ConfigError(
+            f"attack {attack} with these parameters reads labels, which stay at home in this run; "
+            "use --labels shared or other parameters"
+        )
+
+
+def finite_state(modules: Mapping[str, torch.nn.Module]) -> bool:
+    """Whether every parameter of every net is finite."""
+    return all(torch.isfinite(p).all() for module in modules.values() for p in module.parameters())

@@ -1,0 +1,1 @@
+"""Judging an attack: metrics, a classifier that reads reconstructions, a replayed client."""
