@@ -66,7 +66,7 @@ INEXACT = [
     | {"cut": "3", "clients": 1, "batch_size": 8, "train_images": 21, "microbatches": 4, "overlap": True}
     | {"defence": "dcor+noise:scale=0.1", "wire": "topk:0.2:ef"},
 ]
-# What clients come to who train at once, tests/runtime/test_together.py compares with training written down plainly.
+# What clients come to who train at once, tests/runtime/server/test_step_order.py compares with training written down plainly.
 AT_ONCE = [
     UNET | FUSED | {"cut": "2", "clients": 2, "epochs": 2, "schedule": schedule} for schedule in Together
 ]

@@ -119,7 +119,7 @@ def test_a_folder_to_write_that_is_missing_is_refused_and_nothing_is_closed(tmp_
 
 def test_the_working_folder_and_the_folder_of_our_packages_are_not_pythons_files():
     files = {path.resolve() for path in sandbox.python_files()}
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     assert root / "runtime" in files
     assert not files & {root, *root.parents, Path.cwd(), Path.home()}
 

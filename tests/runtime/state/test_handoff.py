@@ -292,7 +292,7 @@ def test_processes_that_race_for_a_key_get_one_and_the_same(tmp_path):
     path = tmp_path / "keys" / "key"
     raced = subprocess.run(
         [sys.executable, "-c", _RACER, str(path), str(tmp_path / "go")],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60,
+        cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert raced.returncode == 0, raced.stderr
     assert len(raced.stdout.split()) == 4 and set(raced.stdout.split()) == {read_key(path).hex()}

@@ -18,7 +18,7 @@ from suture.launch.start import agent
 from suture.runtime.errors import ConfigError
 from suture.runtime.state.handoff import write_key
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SHOW = (
     "import os, socket; from suture.launch.host import network_namespace; network_namespace.isolate(); "
     "print(os.readlink('/proc/self/ns/net'), repr(network_namespace.why_not_isolated()), os.geteuid()); "

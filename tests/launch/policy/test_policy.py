@@ -50,7 +50,7 @@ def check(rules: Policy, run: RunOptions, **beside) -> None:
 def test_the_file_that_a_site_begins_with_says_what_the_defaults_are(tmp_path):
     """Oracle: the dataclass; each rule is in the file and on its page, by its name."""
     assert policy(tmp_path) == Policy()
-    page = (Path(__file__).parents[2] / "docs" / "policy.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "policy.md").read_text()
     assert all(f"`{name}`" in page or f"`[{name}]`" in page for name in READERS)
     assert list(READERS) == [rule.name for rule in fields(Policy)]
     assert all(

@@ -9,7 +9,7 @@ import pytest
 
 from suture.runtime.host import allocator
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 COUNTS = """
 import resource, sys, threading
 import torch

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(sandbox.missing() is not None, reason=str(sandbox.missing())),
     pytest.mark.skipif(sandbox.version() < 4, reason="this kernel's Landlock knows no ports"),
 ]
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CHILD = """
 import json, socket, sys, threading
 from pathlib import Path

@@ -138,7 +138,7 @@ def test_a_killed_process_loses_no_line(tmp_path: Path) -> None:
         "for step in range(1, 51): tracker.train_step(step, 1, 1, 'client0', 0.5, 4)\n"
         "os._exit(9)"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root, timeout=60, check=False)
     assert done.returncode == 9
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 50
@@ -304,7 +304,7 @@ class _Unclosable:
 def test_importing_the_module_does_not_import_tensorboard() -> None:
     """Oracle: sys.modules of a fresh process."""
     code = "import suture.runtime.records.tracking, sys; sys.exit(any(m.split('.')[0] == 'tensorboard' for m in sys.modules))"
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60, check=False).returncode == 0
 
 

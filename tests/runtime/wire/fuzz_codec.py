@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of what reads the wire, with atheris (PyPI, not a dependency; libFuzzer's options).
 
-    python tests/runtime/fuzz_codec.py -max_total_time=300
+    python tests/runtime/wire/fuzz_codec.py -max_total_time=300
 
 Reads the same bytes as the codec's text and as a whole frame. Starts from good messages. It ends with an error, and the
 bytes in a file, where they raise anything but a WireError, become something else than the few types that may come out,
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import atheris
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).parent)]
+sys.path[:0] = [str(Path(__file__).resolve().parents[3]), str(Path(__file__).parent)]
 
 import torch
 

@@ -268,5 +268,5 @@ def test_a_figure_replaces_the_old_one_whole_or_not_at_all(
 def test_importing_the_figures_does_not_import_matplotlib() -> None:
     """Oracle: sys.modules of a fresh process."""
     code = "import suture.launch.output.figures, sys; sys.exit('matplotlib' in sys.modules)"
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60, check=False).returncode == 0
