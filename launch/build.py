@@ -30,10 +30,10 @@ from suture.runtime.grpc.chunks import SMALL, Limits
 from suture.runtime.records.observers import Watcher
 from suture.runtime.scheduler import parse_schedule
 from suture.runtime.server.coordinator import Coordinator, RunConfig
-from suture.runtime.server.membership import Members
-from suture.runtime.server.model import Server
-from suture.runtime.server.run_state import Journal
-from suture.runtime.server.turn_log import Ledger
+from suture.runtime.server.membership import Membership
+from suture.runtime.server.model import ServerModel
+from suture.runtime.server.run_state import RunState
+from suture.runtime.server.turn_log import TurnLog
 from suture.runtime.state.checkpoint import Checkpoints, NoCheckpoints
 from suture.runtime.training.metrics import MAIN_METRICS
 from suture.runtime.training.randomness import PUBLIC, Randomness
@@ -165,12 +165,12 @@ def _state_bytes(part: torch.nn.Module) -> int:
     return sum(tensor.nbytes for tensor in part.state_dict().values())
 
 
-def build_server(options: RunOptions, num_classes: int, device: torch.device) -> Server:
+def build_server(options: RunOptions, num_classes: int, device: torch.device) -> ServerModel:
     """The server's half, with nothing of a bottom or a head left in it."""
     split = build_split(options, num_classes, PUBLIC)
     shared = options.labels == "shared"
     top = split.top.to(device)
-    return Server(
+    return ServerModel(
         top,
         options.optimizer_config().build(top.parameters()),
         smashed=smashed_spec(options, split),
@@ -186,25 +186,25 @@ def build_server(options: RunOptions, num_classes: int, device: torch.device) ->
 
 def build_coordinator(
     options: RunOptions,
-    server: Server,
+    server: ServerModel,
     *,
     run: str,
     run_dir: Path,
     num_classes: int,
     watcher: Watcher | None = None,
-    members: Members | None = None,
+    membership: Membership | None = None,
     board: ServerBoard | None = None,
 ) -> Coordinator:
-    """The run at the server, not yet begun; ``members`` where they are others than the ranks of one start, ``board``
+    """The run at the server, not yet begun; ``membership`` where they are others than the ranks of one start, ``board``
     where they sign.
     """
     task = nets.model_entry(required(options.model)).task
-    ledger = Ledger(parse_schedule(options.schedule, options.seed), required(options.epochs))
+    turn_log = TurnLog(parse_schedule(options.schedule, options.seed), required(options.epochs))
     kept = NoCheckpoints if options.checkpoints == "off" else Checkpoints
     checkpoints = kept(run_dir / "checkpoints")
-    journal = Journal(run, run_dir, server, ledger, checkpoints, MAIN_METRICS[task], board)
-    if members is None:
-        members = Members(required(options.clients), options.agreement(num_classes))
+    run_state = RunState(run, run_dir, server, turn_log, checkpoints, MAIN_METRICS[task], board)
+    if membership is None:
+        membership = Membership(required(options.clients), options.agreement(num_classes))
     config = RunConfig(
         run=run,
         run_dir=run_dir,
@@ -214,7 +214,7 @@ def build_coordinator(
         race=options.race,
         in_flight=min(options.microbatches, MOST_UNDER_WAY) * (2 if options.overlap else 1),
     )
-    return Coordinator(journal, members, config, watcher)
+    return Coordinator(run_state, membership, config, watcher)
 
 
 def build_data(options: RunOptions, images: Images, index: int) -> ClientData:

@@ -129,13 +129,13 @@ def _traced_table(net: TracedNet, image_size: int, batch_size: int, has_head: bo
     for number, point in enumerate(net.points, start=1):
         if has_head and not sum(params[number:-1]):
             break  # no weights are left for the server between here and the head
-        crossing = PartShapes(shapes[number - 1], shapes[-2 if has_head else -1], shapes[-1])
-        bytes_up, bytes_down = step_bytes(crossing, batch_size, has_head)
+        batch = PartShapes(shapes[number - 1], shapes[-2 if has_head else -1], shapes[-1])
+        bytes_up, bytes_down = step_bytes(batch, batch_size, has_head)
         rows.append(
             CutRow(
                 index=point.index,
                 name=point.name,
-                smashed_shape=crossing.smashed,
+                smashed_shape=batch.smashed,
                 bytes_up=bytes_up,
                 bytes_down=bytes_down,
                 client_params=sum(params[:number]) + params[-1] * has_head,

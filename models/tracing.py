@@ -83,10 +83,10 @@ class Trace:
         if not inner:
             return f"model {self._net_name} has weights in one place only: there is nothing to cut"
         narrowest = min(inner, key=lambda node: len(self._live[node]))
-        crossing = ", ".join(sorted(map(self._name, self._live[narrowest])))
+        batch = ", ".join(sorted(map(self._name, self._live[narrowest])))
         return (
             f"model {self._net_name} has no place where a single tensor crosses and no weight is used on both sides: "
-            f"after {self._name(narrowest)}, the narrowest, there cross {crossing}; put what lies between the forks "
+            f"after {self._name(narrowest)}, the narrowest, there cross {batch}; put what lies between the forks "
             "into a function under torch.fx.wrap"
         )
 

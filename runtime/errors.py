@@ -61,7 +61,7 @@ class PeerLostError(SutureError):
     exit_code = 8
 
 
-class SeatLostError(PeerLostError):
+class MemberLostError(PeerLostError):
     """The server took this client for lost, silent for longer than the lease. It must join again, as a new member."""
 
     exit_code = 13
@@ -132,7 +132,7 @@ ERRORS: dict[str, type[SutureError]] = {
         CheckpointError,
         DivergedError,
         PeerLostError,
-        SeatLostError,
+        MemberLostError,
         TurnUndoneError,
         UnreachableError,
         NameTakenError,

@@ -34,8 +34,8 @@ from suture.runtime.errors import (
     AlarmError,
     BadHandoffError,
     CheckpointError,
+    MemberLostError,
     NameTakenError,
-    SeatLostError,
     StoppedError,
     SutureError,
     TurnUndoneError,
@@ -50,7 +50,7 @@ from suture.runtime.wire.messages import Farewell, Release, Welcome, printable, 
 log = logging.getLogger(__name__)
 
 
-class Keepsakes(Protocol):
+class ClientObserver(Protocol):
     """What a client shows and keeps for its own people: how its training goes, pictures, the model at the end."""
 
     def joined(self, client: Client, welcome: Welcome) -> None: ...
@@ -65,7 +65,7 @@ class Keepsakes(Protocol):
     def finished(self, client: Client, release: Release) -> None: ...
 
 
-class NoKeepsakes:
+class NoClientObserver:
     """Shows and keeps nothing."""
 
     def joined(self, client: Client, welcome: Welcome) -> None: ...
@@ -84,34 +84,36 @@ E = TypeVar("E", bound=Exchange, covariant=True)
 
 
 @dataclass(frozen=True)
-class Member(Generic[E]):
+class Participant(Generic[E]):
     """A client, its way to the server, what it keeps, and what its own people may want meanwhile."""
 
     client: Client
     exchange: E
-    keepsakes: Keepsakes
+    observer: ClientObserver
     wishes: Wishes = field(default_factory=NoWishes)
 
 
-def take_part(member: Member[Exchange], agreement: Mapping[str, str], patience: float = 0.0) -> None:
+def take_part(
+    participant: Participant[Exchange], agreement: Mapping[str, str], patience: float = 0.0
+) -> None:
     """One client's whole run, in its own process.
 
     Args:
-        member: who takes part.
+        participant: who takes part.
         agreement: the options that all must share.
         patience: seconds to wait for the seat while the server still believes this client's last process alive.
 
     Raises:
         SutureError: the run stopped, here or elsewhere; the turn was given up and rolled back.
     """
-    join(member, agreement, patience)
+    join(participant, agreement, patience)
     try:
-        take_turns(member)
+        take_turns(participant)
     finally:
-        _quietly(member.exchange.leave)
+        _quietly(participant.exchange.leave)
 
 
-def take_turns(member: Member[Exchange]) -> None:
+def take_turns(participant: Participant[Exchange]) -> None:
     """All turns of a client that has joined, until the run is over and the client has the model.
 
     Raises:
@@ -120,40 +122,40 @@ def take_turns(member: Member[Exchange]) -> None:
     """
     awaits_mean = False
     while True:
-        look = partial(member.wishes.between_turns, awaits_mean)
+        look = partial(participant.wishes.between_turns, awaits_mean)
         look()
-        turn = member.exchange.next_turn(look)()
+        turn = participant.exchange.next_turn(look)()
         if turn.kind is TurnKind.END:
             break
-        take_turn(member, turn)
+        take_turn(participant, turn)
         awaits_mean = turn.together or (awaits_mean and turn.kind is TurnKind.WAIT)
-    end(member, turn)
+    end(participant, turn)
 
 
-def part(member: Member[Exchange], parting: Parting) -> None:
+def part(participant: Participant[Exchange], parting: Parting) -> None:
     """Goes, for good or until it joins again; the turn that the client is in, if it is in one, is rolled back.
 
     Raises:
         SutureError: the server did not hear it. A client that leaves for good must tell it, and try again.
     """
-    member.client.undo()
+    participant.client.undo()
     if parting.wish is Wish.LEAVE:
-        errands.withdraw(member)
+        errands.withdraw(participant)
     else:
-        _quietly(member.exchange.leave)
+        _quietly(participant.exchange.leave)
 
 
-def run_local(members: list[Member[LocalExchange]], agreement: Mapping[str, str]) -> None:
+def run_local(members: list[Participant[LocalExchange]], agreement: Mapping[str, str]) -> None:
     """All clients' whole runs in one process: whoever's turn it is takes it.
 
     Raises:
         SutureError: as `take_part`.
     """
     waiting = {}
-    for member in members:
-        join(member, agreement)
-    for member in members:
-        waiting[member.client.name] = (member, member.exchange.ask_turn())
+    for participant in members:
+        join(participant, agreement)
+    for participant in members:
+        waiting[participant.client.name] = (participant, participant.exchange.ask_turn())
     try:
         while waiting:
             granted = [
@@ -161,24 +163,24 @@ def run_local(members: list[Member[LocalExchange]], agreement: Mapping[str, str]
                 for name, (_, future) in list(waiting.items())
                 if future.done()
             ]
-            for member, turn in granted:
+            for participant, turn in granted:
                 if turn.kind is TurnKind.END:
-                    end(member, turn)
-            playing = [(member, turn) for member, turn in granted if turn.kind is not TurnKind.END]
-            side_by_side([partial(take_turn, member, turn) for member, turn in playing])
-            for member, _ in playing:
-                waiting[member.client.name] = (member, member.exchange.ask_turn())
+                    end(participant, turn)
+            playing = [(participant, turn) for participant, turn in granted if turn.kind is not TurnKind.END]
+            side_by_side([partial(take_turn, participant, turn) for participant, turn in playing])
+            for participant, _ in playing:
+                waiting[participant.client.name] = (participant, participant.exchange.ask_turn())
     finally:
-        for member in members:
-            _quietly(member.exchange.leave)
+        for participant in members:
+            _quietly(participant.exchange.leave)
 
 
-def join(member: Member[Exchange], agreement: Mapping[str, str], patience: float = 0.0) -> None:
+def join(participant: Participant[Exchange], agreement: Mapping[str, str], patience: float = 0.0) -> None:
     """Joins the run; the server names the run and its folder."""
     deadline, said = time.monotonic() + patience, False
     while True:
         try:
-            welcome = member.exchange.join(member.client.hello(agreement))
+            welcome = participant.exchange.join(participant.client.hello(agreement))
             break
         except NameTakenError as taken:
             if time.monotonic() >= deadline:
@@ -187,34 +189,34 @@ def join(member: Member[Exchange], agreement: Mapping[str, str], patience: float
                 log.info("%s; waiting for the server to notice that it is gone", taken)
             said = True
             time.sleep(0.25)
-    member.client.join(welcome.run)
-    errands.ask_for_key(member)
-    member.keepsakes.joined(member.client, welcome)
+    participant.client.join(welcome.run)
+    errands.ask_for_key(participant)
+    participant.observer.joined(participant.client, welcome)
 
 
-def take_turn(member: Member[Exchange], turn: Turn) -> None:
+def take_turn(participant: Participant[Exchange], turn: Turn) -> None:
     """One turn, whole or not at all.
 
     Raises:
         SutureError: the turn failed and was given up.
         Parting: the client's own people want it to go at once; the turn is not over.
     """
-    client, exchange, keepsakes = member.client, member.exchange, member.keepsakes
+    client, exchange, observer = participant.client, participant.exchange, participant.observer
     if turn.kind is TurnKind.WAIT:
-        keepsakes.waits(turn)
+        observer.waits(turn)
         return
     try:
-        keepsakes.began(turn)
-        if errands.run(member, turn):
+        observer.began(turn)
+        if errands.run(participant, turn):
             return
-        _take_up(member, turn)
+        _take_up(participant, turn)
         if turn.kind is TurnKind.TRAIN:
             client.begin(turn)
             with closing(exchange.train(client, turn, client.batches(turn))) as trained:
-                for step in client.stopwatch.steps(turn, trained):
-                    keepsakes.trained(turn, step.batch, step.loss)
-                    _watch(member, turn, step.batch)
-                    member.wishes.in_turn()
+                for step in client.step_timer.steps(turn, trained):
+                    observer.trained(turn, step.batch, step.loss)
+                    _watch(participant, turn, step.batch)
+                    participant.wishes.in_turn()
             handoff = client.seal(turn)
             exchange.commit(handoff)
             client.committed(handoff, turn.together)
@@ -224,28 +226,28 @@ def take_turn(member: Member[Exchange], turn: Turn) -> None:
             client.committed(handoff)
         else:
             client.begin_evaluation(turn)
-            seen = partial(_evaluated, member, turn)
+            seen = partial(_evaluated, participant, turn)
             scores = client.evaluate(exchange.predict(client, turn), turn.round, seen)
-            keepsakes.scored(turn, scores)
+            observer.scored(turn, scores)
             exchange.report(turn, scores)
-        keepsakes.counted(turn)
+        observer.counted(turn)
     except Parting as parting:
-        keepsakes.undone(turn, parting.wish)
+        observer.undone(turn, parting.wish)
         raise
     except TurnUndoneError as undone:
         log.info("%s", undone)
-        keepsakes.undone(turn, str(undone))
+        observer.undone(turn, str(undone))
         client.undo()
     except BadHandoffError as bad:
-        keepsakes.undone(turn, str(bad))
-        if not errands.accuse(member, bad):
+        observer.undone(turn, str(bad))
+        if not errands.accuse(participant, bad):
             raise
         client.undo()
     except CheckpointError:  # the server's disk: it has stopped the run, and tells everyone in the same words
         raise
     except SutureError as error:
         reason = str(error)
-        keepsakes.undone(turn, reason)
+        observer.undone(turn, reason)
         if client.name not in reason:
             reason = f"{client.name}: round {turn.round}, turn {turn.number}: {reason}"
         named = type(error)(reason)
@@ -265,61 +267,61 @@ def _give_up(exchange: Exchange, error: SutureError) -> None:
     """Tells the server why the turn cannot be finished.
 
     Raises:
-        SeatLostError: the server had given this client up before, frozen or cut off for too long. Then whatever
+        MemberLostError: the server had given this client up before, frozen or cut off for too long. Then whatever
             else failed only followed from that, and joining again mends it.
     """
     try:
         exchange.abort(error)
-    except SeatLostError as lost:
+    except MemberLostError as lost:
         raise lost from None
     except SutureError as deaf:
         log.debug("the server did not hear that the turn was given up: %s", deaf)
 
 
 def _evaluated(
-    member: Member[Exchange], turn: Turn, phase: str, batch: Batch, smashed: Tensor, logits: Tensor
+    participant: Participant[Exchange], turn: Turn, phase: str, batch: Batch, smashed: Tensor, logits: Tensor
 ) -> None:
-    member.keepsakes.evaluated(turn, phase, batch, smashed, logits)
-    member.wishes.in_turn()
+    participant.observer.evaluated(turn, phase, batch, smashed, logits)
+    participant.wishes.in_turn()
 
 
-def _watch(member: Member[Exchange], turn: Turn, batch: Batch) -> None:
+def _watch(participant: Participant[Exchange], turn: Turn, batch: Batch) -> None:
     """Writes down what the client's detector makes of the step.
 
     Raises:
         AlarmError: it gives alarm and this client does not go on then.
     """
-    client = member.client
+    client = participant.client
     if not client.is_watching:
         return
     alarm = client.detector.alarm()
-    member.keepsakes.watched(turn, batch, client.detector.score(), alarm)
+    participant.observer.watched(turn, batch, client.detector.score(), alarm)
     if alarm and client.config.on_alarm == "stop":
         raise AlarmError(alarm)
 
 
-def _take_up(member: Member[Exchange], turn: Turn) -> None:
+def _take_up(participant: Participant[Exchange], turn: Turn) -> None:
     """Opens the hand-off that the turn starts from, where this client's parts are others.
 
     Raises:
         HandoffError: it does not open.
         WireError: the server offers another one than it promised.
     """
-    client = member.client
-    errands.catch_up(member, turn)
+    client = participant.client
+    errands.catch_up(participant, turn)
     if turn.kind is TurnKind.AVERAGE and client.knows(turn.handoff):
         return  # it takes up others' parts, and needs but to know what they started from
     if client.knows(turn.handoff) and not client.holds(turn.handoff):
         client.undo()  # it had done its part of a turn in which another one failed
     if not client.holds(turn.handoff):
-        client.open(member.exchange.fetch())
+        client.open(participant.exchange.fetch())
     if not client.holds(turn.handoff):
         raise WireError(
             f"{client.name}: the server offered another hand-off than that of turn {turn.handoff}"
         )
 
 
-def end(member: Member[Exchange], turn: Turn) -> None:
+def end(participant: Participant[Exchange], turn: Turn) -> None:
     """The run is over: say goodbye and keep the model.
 
     Raises:
@@ -328,13 +330,13 @@ def end(member: Member[Exchange], turn: Turn) -> None:
     """
     if turn.reason:
         raise ERRORS.get(turn.error, StoppedError)(printable(turn.reason))
-    client, exchange = member.client, member.exchange
-    _take_up(member, turn)
+    client, exchange = participant.client, participant.exchange
+    _take_up(participant, turn)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    head = errands.head(member)
+    head = errands.head(participant)
     release = client.check_release(exchange.finish(Farewell(client.digests(), peak, head)))
-    errands.compare_heads(member)
-    member.keepsakes.finished(client, release)
+    errands.compare_heads(participant)
+    participant.observer.finished(client, release)
 
 
 def _quietly(say: Callable[[], None]) -> None:

@@ -25,7 +25,7 @@ from suture.runtime.data.class_names import parse_map, parse_names
 from suture.runtime.errors import ConfigError
 from suture.runtime.grpc.credentials import Role
 from suture.runtime.grpc.service import MODES, MUTUAL
-from suture.runtime.server.membership import OpenDoor
+from suture.runtime.server.membership import OpenMembership
 
 _KIT = click.argument("kit", type=click.Path(path_type=Path))
 _LINE_TIMEOUT = click.option(
@@ -87,7 +87,9 @@ def serve(asked: dict[str, Any], kit: Path, named: str | None, **serving: Any) -
     classes = () if named is None else parse_names(named)
     check_classes(options.resolved(), classes)
     min_clients = given.get("min_clients")
-    OpenDoor(least=1 if min_clients is None else min_clients, grace=given.get("grace", ServeConfig.grace))
+    OpenMembership(
+        least=1 if min_clients is None else min_clients, grace=given.get("grace", ServeConfig.grace)
+    )
     if min_clients is not None and min_clients > required(options.clients):
         raise ConfigError(f"min_clients must lie in 1..{options.clients} (--clients), got {min_clients}")
     own = Kit.read(kit, Role.SERVER)

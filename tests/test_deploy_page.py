@@ -30,9 +30,9 @@ from suture.runtime.errors import (
     CheckpointError,
     ConfigError,
     EvictedError,
+    MemberLostError,
     PeerLostError,
     PolicyError,
-    SeatLostError,
     StoppedError,
     UnreachableError,
     UntrustedError,
@@ -153,7 +153,7 @@ def test_systemd_starts_nobody_again_who_cannot_come_back():
         error.exit_code for error in (ConfigError, PolicyError, UntrustedError, BadHandoffError, EvictedError)
     }
     passing = {
-        e.exit_code for e in (CheckpointError, PeerLostError, SeatLostError, StoppedError, UnreachableError)
+        e.exit_code for e in (CheckpointError, PeerLostError, MemberLostError, StoppedError, UnreachableError)
     }
     assert (
         mend <= final("join")

@@ -18,10 +18,10 @@ from suture.runtime.data.source import Example, Source, Task
 from suture.runtime.records.observers import NoRecorder, Recorder
 from suture.runtime.scheduler import RoundRobin, Scheduler
 from suture.runtime.server.coordinator import Coordinator, RunConfig
-from suture.runtime.server.membership import Members, OpenDoor
-from suture.runtime.server.model import Server
-from suture.runtime.server.run_state import Journal
-from suture.runtime.server.turn_log import Ledger
+from suture.runtime.server.membership import Membership, OpenMembership
+from suture.runtime.server.model import ServerModel
+from suture.runtime.server.run_state import RunState
+from suture.runtime.server.turn_log import TurnLog
 from suture.runtime.state.checkpoint import Checkpoints
 from suture.runtime.training.optim import OptimizerConfig
 from suture.runtime.training.randomness import Randomness
@@ -104,11 +104,11 @@ def build_client(
     )
 
 
-def build_server(home=False, attack=None, *, batch_size=BATCH, microbatches=1) -> Server:
+def build_server(home=False, attack=None, *, batch_size=BATCH, microbatches=1) -> ServerModel:
     labels = None if home else TensorSpec((), torch.int64, batch_size, below=2)
     smashed = TensorSpec((2, 4, 4), torch.float32, batch_size)
     top = build_parts(home).top
-    return Server(
+    return ServerModel(
         top,
         SGD.build(top.parameters()),
         smashed=smashed,
@@ -120,13 +120,13 @@ def build_server(home=False, attack=None, *, batch_size=BATCH, microbatches=1) -
 
 def build_coordinator(
     run_dir: Path,
-    server: Server,
+    server: ServerModel,
     num_clients: int,
     *,
     rounds: int = 1,
     recorder: Recorder | None = None,
     scheduler: Scheduler | None = None,
-    door: OpenDoor | None = None,
+    door: OpenMembership | None = None,
     lease: float = 60.0,
     resume: bool = False,
     in_flight: int = 1,
@@ -134,10 +134,10 @@ def build_coordinator(
 ) -> Coordinator:
     """A run that has begun and waits for its clients."""
     run_dir.mkdir(exist_ok=True)
-    ledger = Ledger(scheduler or RoundRobin(), rounds)
+    turn_log = TurnLog(scheduler or RoundRobin(), rounds)
     kept = Checkpoints(run_dir / "checkpoints")
-    journal = Journal("run", run_dir, server, ledger, kept, ("auroc",), board)
+    run_state = RunState("run", run_dir, server, turn_log, kept, ("auroc",), board)
     config = RunConfig(run="run", run_dir=run_dir, lease=lease, in_flight=in_flight)
-    coordinator = Coordinator(journal, Members(num_clients, {}, door), config)
+    coordinator = Coordinator(run_state, Membership(num_clients, {}, door), config)
     coordinator.begin(resume, lambda step: recorder or NoRecorder())
     return coordinator

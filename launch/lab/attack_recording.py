@@ -93,8 +93,8 @@ def _query(options: RunOptions, attack: Attack, run_dir: Path, key: bytes, num_c
     name, round = build.client_name(0), required(options.epochs)
     if spec.config.origin == "leaked":
         data.offer(data.pixels("train")[: spec.config.aux_images])
-        assert attack.vantage.folder is not None
-        np.save(attack.vantage.folder / LEAKED_FILE, data.pixels("offered").numpy())
+        assert attack.server_view.folder is not None
+        np.save(attack.server_view.folder / LEAKED_FILE, data.pixels("offered").numpy())
     else:
         data.offer(attack.auxiliary.images)
     client = build.build_client(options, data, name, key, torch.device("cpu"), None)

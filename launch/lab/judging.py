@@ -37,7 +37,7 @@ from suture.threats.attacks.adra.attack import LEAKED_FILE
 from suture.threats.attacks.auxiliary import Auxiliary
 from suture.threats.attacks.live import LOSSES_FILE, REPORT_FILE, STATE_FILE, LiveAttack
 from suture.threats.judging.judge import Verdict, judge, judge_labels
-from suture.threats.judging.replayed_client import Witness
+from suture.threats.judging.replayed_client import ReplayedClient
 
 log = logging.getLogger(__name__)
 VERDICT = "verdict.json"
@@ -136,11 +136,11 @@ def judge_run(
     return found
 
 
-def build_witnesses(options: RunOptions, key: bytes) -> list[Witness]:
+def build_witnesses(options: RunOptions, key: bytes) -> list[ReplayedClient]:
     """Every client of the run, rebuilt from data and key."""
     images = build.build_images(options, required(options.clients))
     return [
-        Witness(
+        ReplayedClient(
             build.client_name(index),
             build.build_data(options, images, index),
             Randomness(key, options.seed),
@@ -169,12 +169,12 @@ def _rebuilt(
     return attack, split.bottom
 
 
-def _utility(run_dir: Path, witnesses: list[Witness]) -> dict[str, float]:
+def _utility(run_dir: Path, witnesses: list[ReplayedClient]) -> dict[str, float]:
     """The clients' task metric at the end, beside what always naming the commonest class gives (rule 6)."""
     summary = _read_summary(run_dir)
     name = "accuracy" if witnesses[0].data.task is Task.CLASSIFICATION else "dice"
     values = [c["test"][name] for c in summary.get("clients", {}).values() if name in c.get("test", {})]
-    majority = [witness.data.majority_share("test") for witness in witnesses]
+    majority = [replayed.data.majority_share("test") for replayed in witnesses]
     if not values:
         return {}
     return {f"test_{name}": sum(values) / len(values), "majority": sum(majority) / len(majority)}
@@ -198,7 +198,7 @@ def _keep(run_dir: Path, folder: Path, found: Mapping[str, Any]) -> None:
 
 
 def _draw(
-    run_dir: Path, folder: Path, verdict: Verdict, witnesses: list[Witness], report: Mapping[str, Any]
+    run_dir: Path, folder: Path, verdict: Verdict, witnesses: list[ReplayedClient], report: Mapping[str, Any]
 ) -> None:
     """Pictures stay with their owner, under RUN/clients/NAME; figures of one machine are linked together."""
     figures = run_dir / "figures"
@@ -208,11 +208,11 @@ def _draw(
         attack_losses(read_losses(folder / LOSSES_FILE), figures / f"{name}_losses.png", title=report["spec"])
     records = read_metrics(run_dir / METRICS_FILE)
     steps = {int(record["round"]): int(record["step"]) for record in records}
-    for witness in witnesses:
-        by_round = verdict.pairs.get(witness.name, {})
+    for replayed in witnesses:
+        by_round = verdict.pairs.get(replayed.name, {})
         if not by_round:
             continue
-        own = run_dir / "clients" / witness.name
+        own = run_dir / "clients" / replayed.name
         pictures = ClientPictures(own / "tensorboard")
         for number, pairs in sorted(by_round.items()):
             pictures.reconstructions(steps.get(number, number), pairs.truth, pairs.rebuilt, name)
@@ -225,9 +225,9 @@ def _draw(
             shown.rebuilt,
             verdict.mean,
             path,
-            title=f"{witness.name}: held-out images",
+            title=f"{replayed.name}: held-out images",
             caption=caption,
         )
-        link = figures / f"{witness.name}-{path.name}"
+        link = figures / f"{replayed.name}-{path.name}"
         link.unlink(missing_ok=True)
         link.symlink_to(os.path.relpath(path, figures))

@@ -22,18 +22,18 @@ from suture.runtime.data.client_data import ClientData, Split
 from suture.runtime.data.registry import open_source
 from suture.runtime.errors import ConfigError
 from suture.runtime.hooks import Attack
-from suture.runtime.server.model import Server
+from suture.runtime.server.model import ServerModel
 from suture.runtime.training.randomness import PUBLIC
 from suture.threats.attacks.adra.attack import LEAKED_FILE, AdraConfig
 from suture.threats.attacks.auxiliary import SAME_SOURCE, Auxiliary, check_disjoint, read_auxiliary
 from suture.threats.attacks.recording import RecordedAttack, Tape
-from suture.threats.attacks.server_view import Vantage
+from suture.threats.attacks.server_view import ServerView
 
 log = logging.getLogger(__name__)
 ATTACK, TAPE = "attack", "tape"
 
 
-def arm(server: Server, options: RunOptions, run: str, run_dir: Path, num_classes: int) -> None:
+def arm(server: ServerModel, options: RunOptions, run: str, run_dir: Path, num_classes: int) -> None:
     """Gives the server its attack and its tape; without either it stays the honest server that it is."""
     attack = build_attack(options, server.top, num_classes, run_dir / ATTACK)
     if attack is not None:
@@ -75,11 +75,11 @@ def build_attack(
 
 def build_vantage(
     options: RunOptions, top: torch.nn.Module, num_classes: int, folder: Path | None
-) -> Vantage:
+) -> ServerView:
     """What the server rank of this run knows by itself."""
     split = build.build_split(options, num_classes, PUBLIC)
     entry, size = nets.model_entry(required(options.model)), required(options.image_size)
-    return Vantage(
+    return ServerView(
         spec=str(options.attack or ""),
         smashed_shape=build.smashed_spec(options, split).shape,
         image_shape=(entry.in_channels, size, size),

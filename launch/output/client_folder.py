@@ -27,10 +27,10 @@ from suture.runtime.data.client_data import Batch, Split
 from suture.runtime.data.normalise import denormalise
 from suture.runtime.data.source import Task
 from suture.runtime.errors import CheckpointError, ConfigError, DataError
-from suture.runtime.records.step_timer import Lap, RunningStopwatch
+from suture.runtime.records.step_timer import Lap, RunningStepTimer
 from suture.runtime.records.tracking import ClientPictures
 from suture.runtime.scheduler import Turn
-from suture.runtime.session import Keepsakes, NoKeepsakes
+from suture.runtime.session import ClientObserver, NoClientObserver
 from suture.runtime.state.checkpoint import write_atomically
 from suture.runtime.state.handoff import model_digest
 from suture.runtime.wire.messages import Release, Welcome
@@ -40,8 +40,8 @@ MODEL_FORMAT = 1
 DETECTOR_FILE = "detector.jsonl"
 
 
-class ClientFolder(NoKeepsakes):
-    """A client's keepsakes; see `session.Keepsakes`.
+class ClientFolder(NoClientObserver):
+    """A client's keepsakes; see `session.ClientObserver`.
 
     Args:
         options: the run's, resolved.
@@ -83,7 +83,7 @@ class ClientFolder(NoKeepsakes):
     def joined(self, client: Client, welcome: Welcome) -> None:
         """The server has named the run's folder."""
         if self._options.profile:
-            client.stopwatch = RunningStopwatch(self.profiled)
+            client.step_timer = RunningStepTimer(self.profiled)
         if self._folder is None:
             self._folder = client_folder(Path(welcome.run_dir), client.name)
         self._make()
@@ -218,9 +218,9 @@ class ClientFolder(NoKeepsakes):
 
 
 class AllOf:
-    """Several, each of which is told everything, in their order; see `session.Keepsakes`."""
+    """Several, each of which is told everything, in their order; see `session.ClientObserver`."""
 
-    def __init__(self, *told: Keepsakes) -> None:
+    def __init__(self, *told: ClientObserver) -> None:
         self._told = told
 
     def joined(self, client: Client, welcome: Welcome) -> None:

@@ -26,7 +26,7 @@ from suture.runtime.data.source import Task
 from suture.runtime.errors import CheckpointError
 from suture.runtime.records.tracking import METRICS_FILE, Tracker, read_events, read_metrics
 from suture.runtime.scheduler import Turn, TurnKind
-from suture.runtime.session import NoKeepsakes
+from suture.runtime.session import NoClientObserver
 from suture.runtime.state.checkpoint import write_atomically
 from suture.runtime.state.handoff import model_digest
 from suture.runtime.training.metrics import main_score
@@ -85,8 +85,8 @@ class Earlier:
         return float(sum(turn["waited"] for turn in self.turns))
 
 
-class ClientRecord(NoKeepsakes):
-    """One client's numbers, for its own people; see `session.Keepsakes`.
+class ClientRecord(NoClientObserver):
+    """One client's numbers, for its own people; see `session.ClientObserver`.
 
     A disk that takes no more costs the numbers, not the training; a person is told once.
 

@@ -21,7 +21,7 @@ from suture.launch.output.round_warnings import Warned
 from suture.runtime.client.client import Client
 from suture.runtime.data.client_data import Batch
 from suture.runtime.scheduler import Turn, TurnKind
-from suture.runtime.session import NoKeepsakes
+from suture.runtime.session import NoClientObserver
 from suture.runtime.training.metrics import MAIN_METRICS
 from suture.runtime.wire.messages import Release, Welcome, printable
 
@@ -39,8 +39,8 @@ class _Round:
     validation: Mapping[str, float] = field(default_factory=dict)
 
 
-class SiteProgress(LivePicture, NoKeepsakes):
-    """Shows how the run goes at this site; see `session.Keepsakes`.
+class SiteProgress(LivePicture, NoClientObserver):
+    """Shows how the run goes at this site; see `session.ClientObserver`.
 
     Without a picture it logs a line for each of the site's own turns instead.
 

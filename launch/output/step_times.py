@@ -15,7 +15,7 @@ from typing import Any
 
 from suture.launch.output.figures.step_times import stacked_steps
 from suture.runtime.records.observers import Recorder
-from suture.runtime.records.step_timer import SENDING, SERVER, WAITING, RunningStopwatch
+from suture.runtime.records.step_timer import SENDING, SERVER, WAITING, RunningStepTimer
 from suture.runtime.records.tracking import METRICS_FILE, read_events
 
 PROFILE_FILE = "profile.jsonl"
@@ -40,11 +40,11 @@ class ProfilingRecorder:
 
     Args:
         recorder: who is told everything else.
-        stopwatch: the server's.
+        step_timer: the server's.
     """
 
-    def __init__(self, recorder: Recorder, stopwatch: RunningStopwatch) -> None:
-        self._recorder, self._stopwatch = recorder, stopwatch
+    def __init__(self, recorder: Recorder, step_timer: RunningStepTimer) -> None:
+        self._recorder, self._stopwatch = recorder, step_timer
         self.scores, self.event, self.flush = recorder.scores, recorder.event, recorder.flush
 
     def train_step(self, step: int, round: int, turn: int, client: str, loss: float, num_images: int) -> None:

@@ -23,12 +23,12 @@ def summarise(
 
     Where the clients report different weights ``weights_sha256`` is None and ``disagreement`` says so.
     """
-    journal, totals = coordinator.journal, coordinator.journal.totals
+    run_state, totals = coordinator.run_state, coordinator.run_state.totals
     clients: dict[str, dict[str, dict[str, float]]] = {}
     for name in coordinator.trained_clients():
-        clients[name] = dict(journal.scores.get(name, {}))
-        if name in journal.train_loss:
-            clients[name]["train"] = {"loss": journal.train_loss[name]} | _num_images(coordinator, name)
+        clients[name] = dict(run_state.scores.get(name, {}))
+        if name in run_state.train_loss:
+            clients[name]["train"] = {"loss": run_state.train_loss[name]} | _num_images(coordinator, name)
     try:
         digest, disagreement = coordinator.weights_sha256(), None
     except WireError as error:  # hours of training must not lose their summary to one client's word
@@ -36,33 +36,33 @@ def summarise(
     memory = {name: farewell.peak_memory for name, farewell in coordinator.farewells().items()}
     memory |= {"server": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
     trained_on = header(options)
-    if coordinator.members.door is not None:
+    if coordinator.membership.door is not None:
         del trained_on["data"]  # each site has its own, and the server none
     return {
         **trained_on,
         "clients": clients,
-        "wall_seconds": journal.wall_seconds(),
+        "wall_seconds": run_state.wall_seconds(),
         "seconds": _seconds(coordinator),
         "images_per_second": totals.train_images / max(totals.train_seconds, 1e-9),
         "wire_bytes_per_step": {"up": totals.bytes_up, "down": totals.bytes_down},
         "peak_memory_bytes": memory,
-        "turns": len(journal.ledger.entries),
+        "turns": len(run_state.turn_log.entries),
         "rolled_back_turns": sum(event["event"] == "rolled_back" for event in events),
-        "lost_clients": list(coordinator.members.lost),
-        "best_round": journal.best_round,
+        "lost_clients": list(coordinator.membership.lost),
+        "best_round": run_state.best_round,
         "attack": {},
         "weights_sha256": digest,
     } | ({} if disagreement is None else {"disagreement": disagreement})
 
 
 def _num_images(coordinator: Coordinator, client: str) -> dict[str, float]:
-    seat = coordinator.members.get(client)
-    return {} if seat is None or seat.hello is None else {"num_images": seat.hello.num_images}
+    member = coordinator.membership.get(client)
+    return {} if member is None or member.hello is None else {"num_images": member.hello.num_images}
 
 
 def _seconds(coordinator: Coordinator) -> dict[str, float]:
     """Where the time went: turns that counted, and all the rest, which is waiting, hand-offs and what was undone."""
-    totals, wall = coordinator.journal.totals, coordinator.journal.wall_seconds()
+    totals, wall = coordinator.run_state.totals, coordinator.run_state.wall_seconds()
     counted = {"training": totals.train_seconds, "evaluating": totals.evaluate_seconds}
     return counted | {"waiting and handing over": max(0.0, wall - sum(counted.values()))}
 

@@ -17,7 +17,7 @@ from suture.launch.output.client_folder import AllOf, ClientFolder, client_folde
 from suture.launch.output.client_record import ClientRecord
 from suture.runtime.exchange import OVER_RPC
 from suture.runtime.rpc.transport import Transport
-from suture.runtime.session import Member, take_part
+from suture.runtime.session import Participant, take_part
 from suture.runtime.state.handoff import shared_key
 
 log = logging.getLogger(__name__)
@@ -47,11 +47,11 @@ def join(options: RunOptions, line: Transport, sharing: int) -> None:
     own = client_folder(Path(options.run_dir or "") if elsewhere else run_dir, name)
     normalisation = nets.model_entry(required(options.model)).normalisation
     folder_of_own = ClientFolder(options, normalisation, data.task, own)
-    keepsakes = AllOf(ClientRecord(options, own), folder_of_own)
+    observer = AllOf(ClientRecord(options, own), folder_of_own)
     agreement = options.agreement(len(data.classes)) | {"run": line.hear("run")}
     folder_of_own.lock()
     kept = f"{data.num_images()} images are in memory ({data.num_bytes() / 1e6:.2g} MB)"
     enclose(options, own, write=[memory] if memory is not None else [], kept=kept)
     ready_torch(options, sharing)
     line.join(name)
-    take_part(Member(client, OVER_RPC[options.exchange](), keepsakes), agreement)
+    take_part(Participant(client, OVER_RPC[options.exchange](), observer), agreement)

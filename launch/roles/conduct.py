@@ -21,22 +21,22 @@ from suture.runtime.consortium.board import ServerBoard
 from suture.runtime.errors import WireError
 from suture.runtime.host.disk import can_do_without, writing
 from suture.runtime.records.observers import Recorder
-from suture.runtime.records.step_timer import RunningStopwatch
+from suture.runtime.records.step_timer import RunningStepTimer
 from suture.runtime.records.tracking import METRICS_FILE, Tracker, read_events, read_metrics
 from suture.runtime.server.coordinator import Coordinator
-from suture.runtime.server.membership import Members
-from suture.runtime.server.model import Server
+from suture.runtime.server.membership import Membership
+from suture.runtime.server.model import ServerModel
 
 
 def conduct(
     options: RunOptions,
-    server: Server,
+    server: ServerModel,
     place: run_folder.RunFolder,
     num_classes: int,
     progress: Progress,
     play: Callable[[Coordinator], None],
     close: Callable[[], None] = lambda: None,
-    members: Members | None = None,
+    membership: Membership | None = None,
     board: ServerBoard | None = None,
 ) -> None:
     """A whole run at the server; ``play`` returns when its last turn has been played.
@@ -54,7 +54,7 @@ def conduct(
         run_dir=place.path,
         num_classes=num_classes,
         watcher=progress,
-        members=members,
+        membership=membership,
         board=board,
     )
     close()
@@ -69,8 +69,8 @@ def conduct(
             tracker = stack.enter_context(Tracker(place.path, resume_step=step))
             recorder: Recorder = tracker
             if options.profile:
-                server.stopwatch = stopwatch = RunningStopwatch()
-                recorder = ProfilingRecorder(recorder, stopwatch)
+                server.step_timer = step_timer = RunningStepTimer()
+                recorder = ProfilingRecorder(recorder, step_timer)
             warnings = RoundWarnings(num_classes)
             for line in read_metrics(place.path / METRICS_FILE) if place.resumed else ():
                 warnings.take(line)
@@ -78,7 +78,7 @@ def conduct(
 
         coordinator.begin(place.resumed, open_recorder)
         stack.callback(progress.finished)
-        started = members is None or members.door is None
+        started = membership is None or membership.door is None
         named = [build.client_name(index) for index in range(required(options.clients))] if started else []
         progress.start(required(options.epochs), named)
         play(coordinator)

@@ -24,8 +24,8 @@ from suture.runtime.data.client_data import ClientData
 from suture.runtime.exchange import LocalExchange
 from suture.runtime.records.observers import NoRecorder, Recorder
 from suture.runtime.server.coordinator import Coordinator
-from suture.runtime.server.model import Server
-from suture.runtime.session import Keepsakes, Member, NoKeepsakes, run_local
+from suture.runtime.server.model import ServerModel
+from suture.runtime.session import ClientObserver, NoClientObserver, Participant, run_local
 from suture.runtime.state.handoff import shared_key
 
 log = logging.getLogger(__name__)
@@ -55,8 +55,8 @@ def run_in_one_process(options: RunOptions) -> None:
     def play(coordinator: Coordinator) -> None:
         normalisation = nets.model_entry(required(options.model)).normalisation
         task = images.source.task
-        keepsakes = [AllOf(ClientRecord(options), ClientFolder(options, normalisation, task)) for _ in data]
-        _play(options, coordinator, data, key, device, keepsakes)
+        observer = [AllOf(ClientRecord(options), ClientFolder(options, normalisation, task)) for _ in data]
+        _play(options, coordinator, data, key, device, observer)
 
     conduct(options, server, place, num_classes, progress, play)
 
@@ -67,7 +67,7 @@ def play_locally(
     run_dir: Path,
     *,
     resume: bool = False,
-    arm: Callable[[Server, int], None] | None = None,
+    arm: Callable[[ServerModel, int], None] | None = None,
     images: build.Images | None = None,
     recorder: Recorder | None = None,
 ) -> Coordinator:
@@ -98,7 +98,7 @@ def play_locally(
         options, server, run=build.new_run_id(), run_dir=run_dir, num_classes=num_classes
     )
     coordinator.begin(resume, lambda step: recorder or NoRecorder())
-    _play(options, coordinator, data, key, device, [NoKeepsakes() for _ in data])
+    _play(options, coordinator, data, key, device, [NoClientObserver() for _ in data])
     server.attack.finish()
     return coordinator
 
@@ -109,10 +109,10 @@ def _play(
     data: Sequence[ClientData],
     key: bytes,
     device: torch.device,
-    keepsakes: Sequence[Keepsakes],
+    observer: Sequence[ClientObserver],
 ) -> None:
     members = []
-    for index, (images, keeps) in enumerate(zip(data, keepsakes, strict=True)):
+    for index, (images, keeps) in enumerate(zip(data, observer, strict=True)):
         client = build.build_client(options, images, build.client_name(index), key, device, None)
-        members.append(Member(client, LocalExchange(coordinator), keeps))
+        members.append(Participant(client, LocalExchange(coordinator), keeps))
     run_local(members, options.agreement(len(data[0].classes)))

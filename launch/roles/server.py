@@ -32,7 +32,7 @@ from suture.runtime.rpc import calls, transport
 from suture.runtime.rpc.functions import RpcServer
 from suture.runtime.rpc.transport import Transport
 from suture.runtime.server.coordinator import Coordinator
-from suture.runtime.server.membership import Members, OpenDoor
+from suture.runtime.server.membership import Membership, OpenMembership
 from suture.runtime.wire.messages import Terms
 
 log = logging.getLogger(__name__)
@@ -65,9 +65,9 @@ def serve(options: RunOptions, line: Transport, sharing: int) -> None:
     def play(coordinator: Coordinator) -> None:
         served = RpcServer(coordinator)
         line.join(transport.SERVER, served.table())
-        served.serve(calls.knock)
+        served.serve(calls.ping)
 
-    members = Members(required(options.clients), options.agreement(num_classes) | {"run": place.run})
+    membership = Membership(required(options.clients), options.agreement(num_classes) | {"run": place.run})
     with ExitStack() as stack:
         if transport.LOOPBACK_STORE not in os.environ:  # else `suture train` says it
             again = stopped.torchrun_command(str(place.path))
@@ -75,7 +75,7 @@ def serve(options: RunOptions, line: Transport, sharing: int) -> None:
                 stopped.saying(lambda _: stopped.run_sentence(options, str(place.path), again, given))
             )
             stack.enter_context(stopped.sigterm_as_interrupt())
-        conduct(options, server, place, num_classes, progress, play, close, members)
+        conduct(options, server, place, num_classes, progress, play, close, membership)
 
 
 def _restarted(options: RunOptions, line: Transport) -> RunOptions:
@@ -100,7 +100,9 @@ def serve_site(options: RunOptions, config: ServeConfig) -> None:
     run_dir, num_clients = Path(required(options.run_dir)), required(options.clients)
     options = replace(options, resume=run_folder.holds_run(run_dir))
     keys.forget_key(options)
-    opening = OpenDoor(least=1 if options.resume else config.min_clients or num_clients, grace=config.grace)
+    opening = OpenMembership(
+        least=1 if options.resume else config.min_clients or num_clients, grace=config.grace
+    )
     credentials, standing = config.kit.credentials(), ServerStanding(config.kit, config.revoked)
     torch.set_num_threads(1)  # threads that are older than the sandbox stay outside it
     place = run_folder.open_folder(options, build.new_run_id(), config.saved())
@@ -142,9 +144,9 @@ def serve_site(options: RunOptions, config: ServeConfig) -> None:
         def play(coordinator: Coordinator) -> None:
             line.play(coordinator, limits)
 
-        members = Members(num_clients, options.site_agreement(place.classes), opening)
+        membership = Membership(num_clients, options.site_agreement(place.classes), opening)
         board = ServerBoard(Trust(credentials.authority, revocations=standing.revocations), place.run)
-        conduct(options, server, place, num_classes, progress, play, members=members, board=board)
+        conduct(options, server, place, num_classes, progress, play, membership=membership, board=board)
     finally:
         line.close()
         standing.close()

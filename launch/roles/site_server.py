@@ -28,7 +28,7 @@ class ServeConfig:
         kit: the server's.
         listen: HOST:PORT; the server listens there and nowhere else.
         min_clients: with so many sites the run begins when ``grace`` is over; None for all of ``--clients``.
-        grace: seconds; see `OpenDoor`.
+        grace: seconds; see `OpenMembership`.
         line_timeout: seconds within which a cut cable is noticed.
         tls: "mutual", or "proxy" where one opens TLS on the way from any of the sites.
         revoked: the authority's list of revoked certificates; None for the kit's.

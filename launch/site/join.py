@@ -54,7 +54,7 @@ from suture.runtime.grpc.loop import LoopThread
 from suture.runtime.grpc.service import MUTUAL, PROXY, check_mode
 from suture.runtime.host.sandbox import Ports
 from suture.runtime.records.outbox import LEFT_FILE, Outbox
-from suture.runtime.session import Keepsakes, Member, join, part, take_turns
+from suture.runtime.session import ClientObserver, Participant, join, part, take_turns
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +228,7 @@ def proxy_ports() -> tuple[int, ...]:
 
 def take_part(
     client: Client,
-    keepsakes: Keepsakes,
+    observer: ClientObserver,
     line: GrpcClientConfig,
     agreement: dict[str, str],
     config: JoinConfig,
@@ -249,7 +249,7 @@ def take_part(
             connection = GrpcClient(line if standing is None else standing.dial(line), thread)
             if standing is not None:
                 standing.carries(connection, client.consortium)
-            member = Member(client, GrpcExchange(connection), keepsakes, wishes)
+            member = Participant(client, GrpcExchange(connection), observer, wishes)
             try:
                 if _play(member, agreement, config.patience, search, wishes):
                     return
@@ -269,7 +269,7 @@ def take_part(
 
 
 def _play(
-    member: Member[GrpcExchange],
+    member: Participant[GrpcExchange],
     agreement: dict[str, str],
     patience: float,
     search: Search,

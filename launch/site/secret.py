@@ -12,7 +12,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from suture.runtime.client.rollback_guard import TurnMemory
+from suture.runtime.client.rollback_guard import RollbackGuard
 from suture.runtime.state.handoff import shared_key
 
 _SECRET = "secret.key"
@@ -30,7 +30,7 @@ def run_secret(state: Path, name: str, run: str) -> bytes:
         ConfigError: the secret cannot be read or made, or others may read it.
     """
     own = shared_key(state / _SECRET)
-    memory = TurnMemory(state, name, run)
+    memory = RollbackGuard(state, name, run)
     nonce = memory.recall_extra("nonce", None)
     if nonce is None:
         nonce = secrets.token_hex(16)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from suture.launch.output.lock import lock_folder
-from suture.runtime.client.rollback_guard import TurnMemory
+from suture.runtime.client.rollback_guard import RollbackGuard
 from suture.runtime.client.wishes import NoWishes, Parting, Wish
 from suture.runtime.errors import ConfigError, EvictedError
 from suture.runtime.host.private_files import replace_private
@@ -126,7 +126,7 @@ class SiteWishes:
         self._complained = False
         self._wanted: Wanted | None = None
         self._changed, self._closed = threading.Event(), threading.Event()
-        if TurnMemory(state, name, run).recall_extra(_LEFT, False):
+        if RollbackGuard(state, name, run).recall_extra(_LEFT, False):
             raise EvictedError(
                 f"{name} has left this run ({run}) for good, by 'suture leave', and cannot come back into it; it may "
                 "join the next one"
@@ -190,7 +190,7 @@ class SiteWishes:
 
     def left(self) -> None:
         """The site has left for good, and the server knows."""
-        TurnMemory(self._state, self._name, self._run).keep_extra(_LEFT, True)
+        RollbackGuard(self._state, self._name, self._run).keep_extra(_LEFT, True)
         self._stands(LEFT)
         Wanted.forget(self._state)
         log.info(

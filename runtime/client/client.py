@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from suture.models.split import SplitModel
 from suture.runtime.client.evaluation import Predict, Seen, evaluate, unseen
-from suture.runtime.client.rollback_guard import TurnMemory
+from suture.runtime.client.rollback_guard import RollbackGuard
 from suture.runtime.client.step import ClientStep, TopCall
 from suture.runtime.consortium.site import SiteConsortium
 from suture.runtime.data.client_data import Batch, ClientData
 from suture.runtime.errors import ConfigError, HandoffError, PolicyError, WireError
 from suture.runtime.hooks import Defence, Detector
-from suture.runtime.records.step_timer import NoStopwatch, Stopwatch
+from suture.runtime.records.step_timer import NoStepTimer, StepTimer
 from suture.runtime.scheduler import Turn
 from suture.runtime.state.averaging import Mean
 from suture.runtime.state.handoff import SHARE, HandoffSeal, part_digest
@@ -119,7 +119,7 @@ class Client:
         self.randomness = randomness
         self.consortium = consortium
         self.packer = Packer(config.wire, randomness)
-        self.stopwatch: Stopwatch = NoStopwatch()
+        self.step_timer: StepTimer = NoStepTimer()
         self.feedback = Feedback(self.packer)
         self.output = output
         state = split.top.state_dict()
@@ -168,7 +168,7 @@ class Client:
                 f"{self.name}: the server has begun another run in the meantime; start this client again to join it"
             )
         self._run = run
-        self._memory = TurnMemory(self.config.memory, self.name, run)
+        self._memory = RollbackGuard(self.config.memory, self.name, run)
         if self.consortium is not None:
             self.consortium.join(run, self._memory)
         newest, digest = self._memory.recall()
@@ -400,7 +400,7 @@ class Client:
             generator("order", *place),
             lambda batch: generator("augment", *place, batch),
         )
-        return self.stopwatch.loading(batches)
+        return self.step_timer.loading(batches)
 
     def forward(self, turn: Turn, batch: Batch, top: TopCall) -> tuple[Tensor, float]:
         """One training batch in one graph with the top; see `ClientStep.whole`."""
@@ -446,7 +446,7 @@ class Client:
         """
         if not self.learns:
             return
-        with self.stopwatch.part("optimizer"):
+        with self.step_timer.part("optimizer"):
             step_with(self.optimizer, gradients)
             self.defence.step()
 

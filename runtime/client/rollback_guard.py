@@ -11,7 +11,7 @@ from suture.runtime.errors import HandoffError
 from suture.runtime.state.checkpoint import write_atomically
 
 
-class TurnMemory:
+class RollbackGuard:
     """One client's memory of one run; without a folder it lasts as long as the process.
 
     Args:

@@ -84,7 +84,7 @@ class ClientStep:
         client = self.client
         part = self._pass_bottom()
         sent = self._watched(part.sent)
-        with client.stopwatch.part(WAITING):
+        with client.step_timer.part(WAITING):
             reply = top(sent.cpu(), self.labels)
         if client.config.labels_shared:
             answer = check_loss(reply, "server")
@@ -157,7 +157,7 @@ class ClientStep:
         self.check_loss(loss)
         wanted = [skip for each in skips for skip in each if skip.requires_grad]
         ours = list(client.head.parameters())
-        with client.stopwatch.part("head"):
+        with client.step_timer.part("head"):
             found = torch.autograd.grad(loss, [*leaves, *wanted, *ours], allow_unused=True)
         at_skips = iter(found[len(leaves) : len(leaves) + len(wanted)])
         self._at_skips = [tuple(next(at_skips) if s.requires_grad else None for s in each) for each in skips]
@@ -184,7 +184,7 @@ class ClientStep:
         weights = dict(client.bottom.named_parameters())
         taken = weights if self._stash is None else self._stash
         # autograd.grad leaves the parameters of a defence's own nets alone, as a distributed context does.
-        with client.stopwatch.part("backward"):
+        with client.step_timer.part("backward"):
             found = torch.autograd.grad(
                 [root for root, _ in graph],
                 list(taken.values()),
@@ -223,7 +223,7 @@ class ClientStep:
         client.train_mode()
         inputs = self._inputs[number].to(client.device)
         client.randomness.reseed("bottom", *part_place(self.place, number))
-        with client.stopwatch.part("bottom"):
+        with client.step_timer.part("bottom"):
             if self._stash is None:
                 smashed, skips = client.bottom(inputs)
             else:
@@ -236,7 +236,7 @@ class ClientStep:
         client = self.client
         assert client.head is not None
         client.randomness.reseed("head", *self.place)
-        with client.stopwatch.part("head"):
+        with client.step_timer.part("head"):
             logits = client.head(output.to(client.device), skips)
             loss: Tensor = client.criterion(logits, self.targets.to(client.device))
         return loss

@@ -37,7 +37,7 @@ class Way(Protocol):
     def heads(self) -> Heads: ...
 
 
-class Member(Protocol):
+class Participant(Protocol):
     """See `session.Member`."""
 
     @property
@@ -46,18 +46,18 @@ class Member(Protocol):
     def exchange(self) -> Way: ...
 
 
-def ask_for_key(member: Member) -> None:
+def ask_for_key(participant: Participant) -> None:
     """Tells the others that this site has come, and wants the hand-off keys that it will lack."""
-    consortium = member.client.consortium
+    consortium = participant.client.consortium
     if consortium is None:
         return
     # What does not hold is said with the next turn, if it still does not: an epoch may have to end first.
     with suppress(UntrustedError):
-        consortium.take(member.exchange.board())
-    member.exchange.post(consortium.request())
+        consortium.take(participant.exchange.board())
+    participant.exchange.post(consortium.request())
 
 
-def catch_up(member: Member, turn: Turn) -> None:
+def catch_up(participant: Participant, turn: Turn) -> None:
     """Takes up epochs that began since this site last looked.
 
     Raises:
@@ -65,13 +65,13 @@ def catch_up(member: Member, turn: Turn) -> None:
         TurnUndoneError: this site does not know the one that made the first key, and has said so.
         ConfigError: this site's --handoff-key is another than the others'.
     """
-    consortium = member.client.consortium
+    consortium = participant.client.consortium
     if consortium is not None and consortium.takes_renewal():
         # The server looks by the certificate of the last one whether a site was revoked.
-        member.exchange.post(consortium.request())
+        participant.exchange.post(consortium.request())
     if consortium is None or turn.epoch == consortium.epoch == consortium.epoch_of_key:
         return
-    board = member.exchange.board()
+    board = participant.exchange.board()
     try:
         consortium.take(board)
     except UntrustedError as error:
@@ -79,11 +79,11 @@ def catch_up(member: Member, turn: Turn) -> None:
         if refusal is None:
             raise
         log.warning("%s; this site waits for another one to make the hand-off key", error)
-        member.exchange.post(refusal)
+        participant.exchange.post(refusal)
         raise TurnUndoneError(str(error)) from None
 
 
-def run(member: Member, turn: Turn) -> bool:
+def run(participant: Participant, turn: Turn) -> bool:
     """Does what the server asks, if it asks for an errand.
 
     Raises:
@@ -92,22 +92,22 @@ def run(member: Member, turn: Turn) -> bool:
     """
     if turn.kind not in ERRANDS:
         return False
-    if member.client.consortium is None:
+    if participant.client.consortium is None:
         raise WireError(f"server: it asks for a {turn.kind}, and no site signs in this run; refused")
-    catch_up(member, turn)
+    catch_up(participant, turn)
     if turn.kind is TurnKind.KEY:
-        _make_key(member)
+        _make_key(participant)
     elif turn.kind is TurnKind.TAKE:
-        ask_for_key(member)  # says which it has
+        ask_for_key(participant)  # says which it has
     elif turn.kind is TurnKind.ADMIT:
-        _admit(member)
+        _admit(participant)
     else:
-        _witness(member)
+        _witness(participant)
     return True
 
 
-def _make_key(member: Member) -> None:
-    client, exchange = member.client, member.exchange
+def _make_key(participant: Participant) -> None:
+    client, exchange = participant.client, participant.exchange
     consortium = client.consortium
     assert consortium is not None
     handoff = exchange.fetch()
@@ -119,24 +119,24 @@ def _make_key(member: Member) -> None:
     finally:
         consortium.end_new_epoch()
     log.info("made the hand-off key of epoch %d", sealed.epoch)
-    _admit(member)
+    _admit(participant)
     client.began_epoch(sealed)
 
 
-def _admit(member: Member) -> None:
-    consortium = member.client.consortium
+def _admit(participant: Participant) -> None:
+    consortium = participant.client.consortium
     assert consortium is not None
-    for statement in consortium.answer_requests(member.exchange.board()):
+    for statement in consortium.answer_requests(participant.exchange.board()):
         if statement.kind == "key refusal":
             log.warning("the hand-off key was asked for, and not released: %s", statement.content)
         try:
-            member.exchange.post(statement)
+            participant.exchange.post(statement)
         except WireError as gone:  # who asked has left meanwhile, or asks anew
             log.info("%s", gone)
 
 
-def _witness(member: Member) -> None:
-    client, exchange = member.client, member.exchange
+def _witness(participant: Participant) -> None:
+    client, exchange = participant.client, participant.exchange
     consortium = client.consortium
     assert consortium is not None
     board = exchange.board()
@@ -153,7 +153,7 @@ def _witness(member: Member) -> None:
     exchange.post(consortium.give_verdict(accusation, why))
 
 
-def withdraw(member: Member) -> None:
+def withdraw(participant: Participant) -> None:
     """Says that this site leaves for good, which ends its seat. Whoever still lacks the newest hand-off key is given it
     first: this site may be the only one that has it.
 
@@ -161,49 +161,49 @@ def withdraw(member: Member) -> None:
         ConfigError: nobody signs here.
         SutureError: the server did not take it.
     """
-    consortium = member.client.consortium
+    consortium = participant.client.consortium
     if consortium is None:
         raise ConfigError("to leave for good a site must sign it, and nobody signs in this run")
     with suppress(UntrustedError, WireError):  # what does not hold on the board keeps nobody here
-        _admit(member)
-    member.exchange.post(consortium.withdraw())
+        _admit(participant)
+    participant.exchange.post(consortium.withdraw())
 
 
-def accuse(member: Member, bad: BadHandoffError) -> bool:
+def accuse(participant: Participant, bad: BadHandoffError) -> bool:
     """Accuses the author of the hand-off that ``bad`` was raised for; False where nobody signs.
 
     Raises:
         SutureError: the server did not take it.
     """
-    consortium, exhibit = member.client.consortium, bad.exhibit
+    consortium, exhibit = participant.client.consortium, bad.exhibit
     if consortium is None or exhibit is None:
         return False
     log.warning("%s; its author is accused, and a second site will look at it", bad)
     try:
-        member.exchange.post(consortium.accuse(exhibit, str(bad)))
+        participant.exchange.post(consortium.accuse(exhibit, str(bad)))
     except TurnUndoneError as undone:  # another site has accused it already
         log.info("%s", undone)
     return True
 
 
-def head(member: Member) -> Statement | None:
+def head(participant: Participant) -> Statement | None:
     """Signs the hand-off with which the run ends for this site; None where nobody signs."""
-    client = member.client
+    client = participant.client
     if client.consortium is None or client.newest is None:
         return None
     return client.consortium.head(client.newest)
 
 
-def compare_heads(member: Member) -> None:
+def compare_heads(participant: Participant) -> None:
     """Compares what every site ends with.
 
     Raises:
         HandoffError: the server has shown most others another history, or keeps this site's own word back.
     """
-    client = member.client
+    client = participant.client
     if client.consortium is None or client.newest is None:
         return
-    heads = member.exchange.heads()
+    heads = participant.exchange.heads()
     same = client.consortium.compare(heads, client.newest)
     if client.name not in same:
         raise HandoffError(

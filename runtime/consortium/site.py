@@ -15,7 +15,7 @@ import secrets
 from contextlib import suppress
 from typing import Any
 
-from suture.runtime.client.rollback_guard import TurnMemory
+from suture.runtime.client.rollback_guard import RollbackGuard
 from suture.runtime.consortium import evidence
 from suture.runtime.consortium.epochs import EpochChain
 from suture.runtime.consortium.identity import Identity, Trust
@@ -70,7 +70,7 @@ class SiteConsortium:
         was, self._was_renewed = self._was_renewed, False
         return was
 
-    def join(self, run: str, memory: TurnMemory) -> None:
+    def join(self, run: str, memory: RollbackGuard) -> None:
         """Begins with a run, or goes on with it: keys that were kept are taken up."""
         self._memory = memory
         if self._run == run:

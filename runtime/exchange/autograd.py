@@ -37,9 +37,9 @@ class AutogradExchange(RpcExchange):
     def train_step(self, client: Client, turn: Turn, batch: Batch) -> float:
         with dist_autograd.context() as context:
             total, loss = client.forward(turn, batch, self.top(client, turn, batch.number))
-            with client.stopwatch.part("backward"):  # the server's half of it and the wire's included
+            with client.step_timer.part("backward"):  # the server's half of it and the wire's included
                 calls.backward(context, [total])
-            with client.stopwatch.part(WAITING):
+            with client.step_timer.part(WAITING):
                 done = StepDone(turn.number, batch.number, loss)
                 self.answered(ServerApi.step, calls.begin(functions.step, self.server, done, context))()
             client.step(dist_autograd.get_gradients(context))

@@ -31,7 +31,7 @@ MOST_UNDER_WAY = 4
 Begin = Callable[..., Callable[[], Any]]  # `Exchange.begin`
 
 
-class Crossing:
+class BatchInFlight:
     """See the module.
 
     Args:
@@ -113,11 +113,11 @@ class Crossing:
         return loss
 
     def _call(self, endpoint: Endpoint, message: Any) -> None:
-        with self._client.stopwatch.part(SENDING):
+        with self._client.step_timer.part(SENDING):
             self._calls.go(endpoint, message)
 
     def _answer(self) -> Any:
-        with self._client.stopwatch.part(WAITING):
+        with self._client.step_timer.part(WAITING):
             return self._calls.come()
 
     def _at_cut(self, part: int, payload: Any) -> Tensor:
@@ -146,7 +146,7 @@ class _Calls:
         return self._answers.popleft() if self._answers else self._under_way.popleft()()
 
     def abandon(self) -> None:
-        """See `Crossing.abandon`."""
+        """See `BatchInFlight.abandon`."""
         while self._under_way:
             try:
                 self._under_way.popleft()()

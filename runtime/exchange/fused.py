@@ -22,7 +22,7 @@ from functools import partial
 
 from suture.runtime.client.client import Client
 from suture.runtime.data.client_data import Batch
-from suture.runtime.exchange.batch_in_flight import Crossing
+from suture.runtime.exchange.batch_in_flight import BatchInFlight
 from suture.runtime.exchange.exchange import Exchange, Trained
 from suture.runtime.exchange.rpc import RpcExchange
 from suture.runtime.scheduler import Turn
@@ -32,28 +32,28 @@ class FusedStep(Exchange):
     """The explicit step over any carrier."""
 
     def train_step(self, client: Client, turn: Turn, batch: Batch) -> float:
-        crossing = self._crossing(client, turn, batch)
-        crossing.depart()
-        return crossing.arrive()
+        in_flight = self._in_flight(client, turn, batch)
+        in_flight.depart()
+        return in_flight.arrive()
 
-    def _crossing(self, client: Client, turn: Turn, batch: Batch, stashed: bool = False) -> Crossing:
+    def _in_flight(self, client: Client, turn: Turn, batch: Batch, stashed: bool = False) -> BatchInFlight:
         # Where others train in the same turn, the server may wait for them before it answers.
-        return Crossing(partial(self.begin, patient=turn.together), client, turn, batch, stashed)
+        return BatchInFlight(partial(self.begin, patient=turn.together), client, turn, batch, stashed)
 
     def train(self, client: Client, turn: Turn, batches: Iterable[Batch]) -> Generator[Trained]:
         overlap, at_home = client.config.overlap, not client.config.labels_shared
         client.feedback.start()
-        coming, under_way = iter(batches), deque[Crossing]()
+        coming, under_way = iter(batches), deque[BatchInFlight]()
         batch = next(coming, None)
         try:
             while batch is not None or under_way:
                 if not under_way:
                     assert batch is not None
-                    under_way.append(self._crossing(client, turn, batch))
+                    under_way.append(self._in_flight(client, turn, batch))
                     under_way[0].depart()
                     batch = next(coming, None)
                 if overlap and batch is not None:
-                    under_way.append(self._crossing(client, turn, batch, stashed=True))
+                    under_way.append(self._in_flight(client, turn, batch, stashed=True))
                     # A server that has the loss steps before it answers, and may have the next batch at once. Else
                     # it must have this one's gradient first.
                     under_way[1].depart(hold=at_home)
@@ -61,8 +61,8 @@ class FusedStep(Exchange):
                 loss = under_way[0].arrive(then=under_way[-1].send)
                 yield Trained(under_way.popleft().batch, loss)
         finally:
-            for crossing in under_way:
-                crossing.abandon()
+            for in_flight in under_way:
+                in_flight.abandon()
 
 
 class FusedExchange(FusedStep, RpcExchange):

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, Protocol, TypeAlias
 import grpc
 import grpc.aio
 
-from suture.runtime.errors import ConfigError, PeerLostError, SeatLostError, SutureError, WireError
+from suture.runtime.errors import ConfigError, MemberLostError, PeerLostError, SutureError, WireError
 from suture.runtime.grpc import chunks, handshake
 from suture.runtime.grpc.credentials import Credentials, Role
 from suture.runtime.grpc.handshake import Identity, Keys
@@ -177,7 +177,7 @@ class Authenticator:
                 raise ConfigError(other_mode(PROXY))
             session, place = self._sessions.get(name), place_of(context)
             if session is None or session.is_over:
-                raise SeatLostError("no such session here, or an older one; join again")
+                raise MemberLostError("no such session here, or an older one; join again")
         except SutureError as error:
             await self._hear_out(context)
             await refuse(context, error)

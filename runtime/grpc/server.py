@@ -28,7 +28,7 @@ import grpc
 import grpc.aio
 from torch.futures import Future
 
-from suture.runtime.errors import ConfigError, EvictedError, SeatLostError, SutureError, WireError
+from suture.runtime.errors import ConfigError, EvictedError, MemberLostError, SutureError, WireError
 from suture.runtime.grpc import chunks
 from suture.runtime.grpc.authenticated import Authenticator, Caller, TlsCaller, refuse
 from suture.runtime.grpc.chunks import Limits
@@ -372,7 +372,7 @@ class GrpcServer:
         if session is None or not hmac.compare_digest(
             session.token.encode(), given(context, SESSION).encode()
         ):
-            raise SeatLostError(f"{site} has no session here, or an older one; join again")
+            raise MemberLostError(f"{site} has no session here, or an older one; join again")
         return session
 
     async def _terms(

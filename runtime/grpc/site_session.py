@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc.aio
 
-from suture.runtime.errors import ConfigError, SeatLostError, WireError
+from suture.runtime.errors import ConfigError, MemberLostError, WireError
 from suture.runtime.grpc import chunks
 from suture.runtime.grpc.credentials import Role
 from suture.runtime.grpc.handshake import MOST_BYTES, Identity, Keys, SiteHandshake
@@ -58,12 +58,12 @@ class SiteSession:
         """Another call: its place among the session's, and its tags.
 
         Raises:
-            SeatLostError: the site is not in, and it is neither a hello nor the request for the terms, which may come
+            MemberLostError: the site is not in, and it is neither a hello nor the request for the terms, which may come
                 late and change nothing. What else was signed then could be sent again later.
         """
         is_hello = endpoint == HELLO
         if not (is_hello or self._has_joined or endpoint == TERMS):
-            raise SeatLostError(f"{endpoint}: this site has not joined; join again")
+            raise MemberLostError(f"{endpoint}: this site has not joined; join again")
         place = self._num_calls[is_hello]
         self._num_calls[is_hello] += 1
         return place, CallTags(self._keys, Role.CLIENT, endpoint, place)

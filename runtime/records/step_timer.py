@@ -39,7 +39,7 @@ class Lap:
     window: tuple[float, float] = (0.0, 0.0)
 
 
-class Stopwatch(Protocol):
+class StepTimer(Protocol):
     """What takes a step's times."""
 
     def part(self, name: str) -> AbstractContextManager[None]:
@@ -52,7 +52,7 @@ class Stopwatch(Protocol):
         """What a turn's steps lead to, one after the other, as it comes."""
 
 
-class NoStopwatch:
+class NoStepTimer:
     """Takes no time."""
 
     _NOTHING = nullcontext()
@@ -67,7 +67,7 @@ class NoStopwatch:
         return done
 
 
-class RunningStopwatch:
+class RunningStepTimer:
     """Takes times of one thread at a time.
 
     Args:

@@ -90,7 +90,7 @@ def peer_errors() -> Iterator[None]:
         raise
 
 
-def knock(member: str, timeout: float) -> Future[torch.Tensor]:
+def ping(member: str, timeout: float) -> Future[torch.Tensor]:
     """Asks a member's process whether it lives: a sum, which torch computes there without running any Python.
 
     Returns:

@@ -20,7 +20,7 @@ from suture.runtime.rpc.lockdown import full_name
 from suture.runtime.server import api as server_api
 from suture.runtime.server.api import ServerApi
 from suture.runtime.server.coordinator import Coordinator
-from suture.runtime.server.liveness import Knock
+from suture.runtime.server.liveness import Ping
 from suture.runtime.wire.messages import LossReply, OutputGradient, Refusal, StepDone, Upload
 
 if TYPE_CHECKING:
@@ -50,17 +50,17 @@ class RpcServer:
         functions = (ask, forward, step)
         return {full_name(function): function for function in functions} | {full_name(connect): self.connect}
 
-    def serve(self, knock: Knock) -> None:
+    def serve(self, ping: Ping) -> None:
         """Plays the run until it is over; the server computes in this thread, which must be the main one.
 
         Args:
-            knock: see `Coordinator.wait`.
+            ping: see `Coordinator.wait`.
 
         Raises:
             SutureError: the run stopped early; the message says why.
         """
         try:
-            self._run.wait(knock, self._executor.work)
+            self._run.wait(ping, self._executor.work)
         finally:
             self._executor.close()
 

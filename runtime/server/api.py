@@ -23,7 +23,7 @@ from suture.runtime.errors import StoppedError, SutureError, WireError
 from suture.runtime.host.executor import Executor, SameThread
 from suture.runtime.scheduler import Turn
 from suture.runtime.server.coordinator import Coordinator
-from suture.runtime.server.membership import Seat
+from suture.runtime.server.membership import Member
 from suture.runtime.wire.codec import fits
 from suture.runtime.wire.messages import (
     Board,
@@ -59,13 +59,13 @@ class ServerApi:
     def __init__(self, run: Coordinator, executor: Executor | None = None) -> None:
         self._run = run
         self._executor = SameThread() if executor is None else executor
-        self._seat = Seat()
+        self._member = Member()
         self._logged: set[str] = set()
 
     @property
     def client(self) -> str:
         """The member's name, empty before it has joined."""
-        return self._seat.name
+        return self._member.name
 
     # Endpoints -----------------------------------------------------------------------------------
 
@@ -155,28 +155,28 @@ class ServerApi:
 
     def await_order(self, message: Upload | OutputGradient) -> None:
         """Waits until what this client sent before ``message`` has been computed; see `Coordinator.await_order`."""
-        self._run.await_order(self._seat, message)
+        self._run.await_order(self._member, message)
 
     def heard(self) -> None:
         """The carrier had a sign of life from this client."""
-        self._executor.submit(lambda: self._run.heard(self._seat))
+        self._executor.submit(lambda: self._run.heard(self._member))
 
     def transfers(self, seconds: float) -> None:
         """The carrier is in the middle of a message from or to this client, which may take so many seconds."""
-        self._executor.submit(lambda: self._run.transfers(self._seat, seconds))
+        self._executor.submit(lambda: self._run.transfers(self._member, seconds))
 
     def disconnected(self, reason: str) -> None:
         """The carrier noticed that this client's connection has ended."""
-        self._executor.submit(lambda: self._run.disconnected(self._seat, reason))
+        self._executor.submit(lambda: self._run.disconnected(self._member, reason))
 
     # ---------------------------------------------------------------------------------------------
 
     def _computed(self, method: Callable[..., Any], *messages: Any) -> Future[Any]:
         """What ``method`` returns, computed by the executor."""
 
-        def compute(seat: Seat, *rest: Any) -> None:
+        def compute(member: Member, *rest: Any) -> None:
             *taken, answer = rest
-            answer.set_result(method(seat, *taken))
+            answer.set_result(method(member, *taken))
 
         return self._eventually(compute, *messages, name=method.__name__)
 
@@ -195,13 +195,13 @@ class ServerApi:
             if not answer.done():
                 answer.set_result(self.refusal(name, error))
 
-        task = self._executor.submit(functools.partial(method, self._seat, *messages, answer))
+        task = self._executor.submit(functools.partial(method, self._member, *messages, answer))
         task.add_done_callback(settle)
         return answer
 
     def _here(self, method: Callable[..., Any], *messages: Any) -> Any:
         try:
-            return method(self._seat, *messages)
+            return method(self._member, *messages)
         except SutureError as error:
             return self.refusal(method.__name__, error)
 

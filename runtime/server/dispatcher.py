@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from suture.runtime.consortium.evidence import Conviction
-from suture.runtime.errors import CheckpointError, ConfigError, SeatLostError, StoppedError, SutureError
+from suture.runtime.errors import CheckpointError, ConfigError, MemberLostError, StoppedError, SutureError
 from suture.runtime.records.observers import NoRecorder, Recorder, Watcher
 from suture.runtime.scheduler import Turn, TurnKind
-from suture.runtime.server.liveness import Knock, why_lost
-from suture.runtime.server.membership import Members, Seat
-from suture.runtime.server.run_state import Journal
+from suture.runtime.server.liveness import Ping, why_lost
+from suture.runtime.server.membership import Member, Membership
+from suture.runtime.server.run_state import RunState
 from suture.runtime.server.transaction import Turns
 from suture.runtime.state.handoff import handoff_digest
 from suture.runtime.wire.messages import Heads
@@ -29,12 +29,12 @@ _TRIES = 3
 """How often a site may be asked for the same and not do it."""
 
 
-class Course:
+class Dispatcher:
     """See the module.
 
     Args:
-        journal: what counted and the weights it led to.
-        members: who is in.
+        run_state: what counted and the weights it led to.
+        membership: who is in.
         lease: seconds after which a silent member is lost.
         watcher: is told the progress.
         seed: the run's public seed.
@@ -43,17 +43,17 @@ class Course:
 
     def __init__(
         self,
-        journal: Journal,
-        members: Members,
+        run_state: RunState,
+        membership: Membership,
         lease: float,
         watcher: Watcher,
         seed: int = 0,
         race: bool = False,
     ) -> None:
-        self.journal = journal
-        self.members = members
-        self.board = journal.board
-        self.turns = Turns(journal, watcher, seed, race)
+        self.run_state = run_state
+        self.membership = membership
+        self.board = run_state.board
+        self.turns = Turns(run_state, watcher, seed, race)
         self.recorder: Recorder = NoRecorder()
         self.error: SutureError | None = None
         self.ended = threading.Event()
@@ -70,34 +70,34 @@ class Course:
         Raises:
             CheckpointError: the end of a round cannot be written; the run has stopped.
         """
-        ledger = self.journal.ledger
+        turn_log = self.run_state.turn_log
         if self.error is not None:
             name = type(self.error).__name__
             self._answer_all(Turn(TurnKind.END, reason=str(self.error), error=name))
-        elif not self.turns.running and self._may_begin() and self.members.present():
+        elif not self.turns.running and self._may_begin() and self.membership.present():
             # Where nobody is present the round waits as it is: else its turns would all fall out of it.
             if self._has_errand() or self._waits_for_one_that_trains():
                 return
-            turns = ledger.next_turns(self.members.present(), self.members.training())
+            turns = turn_log.next_turns(self.membership.present(), self.membership.training())
             while not turns:
                 # Evaluation changes no weights, so a round's evaluations are checkpointed together, at its end.
                 self._close_round()
-                if ledger.finished or not self.members.present():
+                if turn_log.finished or not self.membership.present():
                     break
                 if self._waits_for_one_that_trains():
                     return
                 try:
-                    ledger.start_round(self.members.training(), self.members.present())
+                    turn_log.start_round(self.membership.training(), self.membership.present())
                 except ConfigError as error:
                     self.stop(error)
                     return
-                turns = ledger.next_turns(self.members.present(), self.members.training())
-            seats = [seat for turn in turns if (seat := self.members.get(turn.client)) is not None]
-            if turns and len(seats) == len(turns) and all(seat.waiting is not None for seat in seats):
-                self.turns.grant(seats, [replace(turn, epoch=self._epoch) for turn in turns])
+                turns = turn_log.next_turns(self.membership.present(), self.membership.training())
+            members = [member for turn in turns if (member := self.membership.get(turn.client)) is not None]
+            if turns and len(members) == len(turns) and all(member.waiting is not None for member in members):
+                self.turns.grant(members, [replace(turn, epoch=self._epoch) for turn in turns])
                 self._tell_the_others()
-            elif not turns and ledger.finished:
-                last = Turn(TurnKind.END, round=ledger.round, handoff=ledger.handoff, epoch=self._epoch)
+            elif not turns and turn_log.finished:
+                last = Turn(TurnKind.END, round=turn_log.round, handoff=turn_log.handoff, epoch=self._epoch)
                 self._answer_all(last)
 
     @property
@@ -106,13 +106,13 @@ class Course:
 
     def _waits_for_one_that_trains(self) -> bool:
         """Whether those who are present only evaluate, and a training turn comes next: the round waits as it is."""
-        waits = self.journal.ledger.needs_training() and not self.members.training()
+        waits = self.run_state.turn_log.needs_training() and not self.membership.training()
         if waits and not self._said_nobody_trains:
-            here = ", ".join(self.members.present())
+            here = ", ".join(self.membership.present())
             log.warning(
                 "nobody who trains is here (%s: evaluation only): the run waits for one who does", here
             )
-            self.recorder.event("waits", clients=self.members.present())
+            self.recorder.event("waits", clients=self.membership.present())
         self._said_nobody_trains = waits
         return waits
 
@@ -122,7 +122,7 @@ class Course:
         if board is None:
             return False
         self._put_out_revoked()
-        present = self.members.present()
+        present = self.membership.present()
         if board.errand is not None:
             return True
         for name, by in board.unknown_to_all(present).items():
@@ -138,23 +138,25 @@ class Course:
                 )
             )
             return True
-        waiting = [seat.name for seat in self.members if seat.waiting is not None and not seat.left]
+        waiting = [
+            member.name for member in self.membership if member.waiting is not None and not member.left
+        ]
         found = board.next_errand(waiting, present)
         if found is None:
             return False
         kind, willing = found
-        seat = self.members.get(willing[0]) if willing else None
-        if seat is None:
+        member = self.membership.get(willing[0]) if willing else None
+        if member is None:
             return True
-        if board.tries(kind, seat.name) >= _TRIES:
-            self.lose(seat, f"it was asked {_TRIES} times ({kind}) and did not do it")
+        if board.tries(kind, member.name) >= _TRIES:
+            self.lose(member, f"it was asked {_TRIES} times ({kind}) and did not do it")
             return True
-        if kind is TurnKind.KEY and self.journal.shares:
+        if kind is TurnKind.KEY and self.run_state.shares:
             self._drop_shares()
-        board.sent(kind, seat.name)
-        seat.last_seen = time.monotonic()
-        ledger = self.journal.ledger
-        seat.answer(Turn(kind, seat.name, ledger.round, handoff=ledger.handoff, epoch=board.epoch))
+        board.sent(kind, member.name)
+        member.last_seen = time.monotonic()
+        turn_log = self.run_state.turn_log
+        member.answer(Turn(kind, member.name, turn_log.round, handoff=turn_log.handoff, epoch=board.epoch))
         return True
 
     def _drop_shares(self) -> None:
@@ -165,19 +167,19 @@ class Course:
             CheckpointError: there is nothing to go back to; the run has stopped.
         """
         with self._stopping():
-            turn = self.journal.go_back(handoff_digest(next(iter(self.journal.shares.values()))).hex())
-        self.recorder.event("went_back", after_turn=turn, step=self.journal.ledger.step)
+            turn = self.run_state.go_back(handoff_digest(next(iter(self.run_state.shares.values()))).hex())
+        self.recorder.event("went_back", after_turn=turn, step=self.run_state.turn_log.step)
         log.warning("went back to what held after turn %d: one was put out before the mean was made", turn)
 
     def _is_keyless_for_too_long(self) -> bool:
         """Whether nobody has trained yet, and whoever has the first key has been away for the grace."""
-        board, door, now = self.board, self.members.door, time.monotonic()
-        present = self.members.present()
+        board, door, now = self.board, self.membership.door, time.monotonic()
+        present = self.membership.present()
         if (
             board is None
             or door is None
             or not board.epochs
-            or self.journal.ledger.handoff
+            or self.run_state.turn_log.handoff
             or not present
             or self.turns.running
             or any(name in board.holders for name in present)
@@ -190,12 +192,12 @@ class Course:
 
     def _may_begin(self) -> bool:
         """Whether the run has begun; it begins once, and then goes on with whoever is present."""
-        if not self._begun and self.members.complete:
+        if not self._begun and self.membership.complete:
             self._begun = True
-            for name in self.journal.ledger.planned():
-                if self.members.get(name) is None:  # it was in when the run was interrupted
+            for name in self.run_state.turn_log.planned():
+                if self.membership.get(name) is None:  # it was in when the run was interrupted
                     self._miss(name, "it did not come back")
-            self.recorder.event("begun", clients=self.members.present())
+            self.recorder.event("begun", clients=self.membership.present())
         return self._begun
 
     def _wait(self) -> Turn:
@@ -210,52 +212,52 @@ class Course:
 
     def _tell_the_others(self) -> None:
         """Tells sites that wait whose turn has begun; ranks of one start have the server's own display beside them."""
-        if self.members.door is not None:
-            for seat in self.members:
-                seat.answer(self._wait())
+        if self.membership.door is not None:
+            for member in self.membership:
+                member.answer(self._wait())
 
     def _answer_all(self, turn: Turn) -> None:
-        for seat in self.members:
-            seat.answer(turn)
+        for member in self.membership:
+            member.answer(turn)
 
-    def watch(self, knock: Knock | None = None) -> None:
+    def watch(self, ping: Ping | None = None) -> None:
         """Loses members that are gone or silent beyond the lease, and lets waiting ones ask again.
 
         Raises:
             CheckpointError: as `go_on`.
         """
         now = time.monotonic()
-        for seat in self.members:
-            if seat.left:
+        for member in self.membership:
+            if member.left:
                 continue
-            if reason := why_lost(seat, self.turns.of(seat), self._lease, knock):
-                self.lose(seat, reason)
-            elif seat.told_end and seat.farewell is None and now - seat.end_heard > self._lease:
+            if reason := why_lost(member, self.turns.of(member), self._lease, ping):
+                self.lose(member, reason)
+            elif member.told_end and member.farewell is None and now - member.end_heard > self._lease:
                 # The others wait for its word on what it ends with.
-                self.lose(seat, f"the run is over, and it has not said goodbye for {self._lease:g} s")
-            elif self.board is not None and self.board.is_late(seat.name, self._lease):
-                self.lose(seat, f"it was asked for something and did not do it for {self._lease:g} s")
-            elif seat.waiting is not None and now - seat.waiting_since > self._lease / 4:
-                seat.answer(self._wait())
+                self.lose(member, f"the run is over, and it has not said goodbye for {self._lease:g} s")
+            elif self.board is not None and self.board.is_late(member.name, self._lease):
+                self.lose(member, f"it was asked for something and did not do it for {self._lease:g} s")
+            elif member.waiting is not None and now - member.waiting_since > self._lease / 4:
+                member.answer(self._wait())
         self._put_out_revoked()
         if self._is_keyless_for_too_long():
             self.begin_anew()
-        if self.members.door is not None:  # the grace may be over
+        if self.membership.door is not None:  # the grace may be over
             self.go_on()
             self.end_if_over()
 
-    def lose(self, seat: Seat, reason: str, error: SutureError | None = None) -> None:
+    def lose(self, member: Member, reason: str, error: SutureError | None = None) -> None:
         """Rolls a member's turn back and goes on without it; it is told ``error``, or to join again."""
-        seat.left = True
-        seat.refuse(error or SeatLostError(f"{seat.name} was lost: {reason}; join again"))
+        member.left = True
+        member.refuse(error or MemberLostError(f"{member.name} was lost: {reason}; join again"))
         if self.board is not None:
-            self.board.ended(seat.name)
-        if self.turns.of(seat) is not None:
+            self.board.ended(member.name)
+        if self.turns.of(member) is not None:
             self.turns.roll_back(reason)
-        self._miss(seat.name, reason)
-        if self.members.all_left and self.error is None and not self._has_been_taken_home():
-            if self.members.door is None:
-                self.error = StoppedError(f"no client is left; the last was {seat.name}: {reason}")
+        self._miss(member.name, reason)
+        if self.membership.all_left and self.error is None and not self._has_been_taken_home():
+            if self.membership.door is None:
+                self.error = StoppedError(f"no client is left; the last was {member.name}: {reason}")
             else:
                 log.warning("no client is left: waiting for one to come back")
         self.go_on()
@@ -283,17 +285,17 @@ class Course:
             ):  # also where it has done its part of a turn in which others still train
                 self.turns.roll_back(why)
             with self._stopping():
-                self.journal.keep_board()
+                self.run_state.keep_board()
             self.shut_out(name, why)
 
     def shut_out(self, name: str, why: str) -> None:
         """Ends a site's seat, and gives it none again."""
-        error = self.members.shut_out(name, why)
+        error = self.membership.shut_out(name, why)
         self.recorder.event("put_out", client=name, reason=why)
         log.warning("%s", error)
-        seat = self.members.get(name)
-        if seat is not None and not seat.left:
-            self.lose(seat, why, error)
+        member = self.membership.get(name)
+        if member is not None and not member.left:
+            self.lose(member, why, error)
 
     def begin_anew(self, why: str = "") -> None:
         """Nobody has trained yet, and the first key is of no use: another site makes one. With ``why`` whoever made it
@@ -302,9 +304,9 @@ class Course:
         assert self.board is not None
         founder = self.board.founder
         self.board.start_over()
-        self.journal.handoff = None
+        self.run_state.handoff = None
         with self._stopping():
-            self.journal.save()
+            self.run_state.save()
         if why:
             self.shut_out(founder, why)
         else:
@@ -325,33 +327,35 @@ class Course:
         self.board.put_out(conviction.guilty, conviction.why)
         with self._stopping():
             if conviction.handoff:
-                turn = self.journal.go_back(conviction.handoff)
-                self.recorder.event("went_back", after_turn=turn, step=self.journal.ledger.step)
+                turn = self.run_state.go_back(conviction.handoff)
+                self.recorder.event("went_back", after_turn=turn, step=self.run_state.turn_log.step)
                 log.warning("went back to what held after turn %d", turn)
             else:
-                self.journal.keep_board()
+                self.run_state.keep_board()
         self.shut_out(conviction.guilty, conviction.why)
 
     def answer_heads(self) -> None:
         """Tells those that have said goodbye what the others signed, once all that are there have said it."""
-        here = [seat for seat in self.members if not seat.left]
-        if any(seat.farewell is None for seat in here):
+        here = [member for member in self.membership if not member.left]
+        if any(member.farewell is None for member in here):
             return
-        said = {name: farewell.head for name, farewell in self.journal.farewells.items()}
-        said |= {seat.name: seat.farewell.head for seat in self.members if seat.farewell is not None}
-        for seat in here:
-            if seat.heads is not None:
-                heads, seat.heads = seat.heads, None
+        said = {name: farewell.head for name, farewell in self.run_state.farewells.items()}
+        said |= {
+            member.name: member.farewell.head for member in self.membership if member.farewell is not None
+        }
+        for member in here:
+            if member.heads is not None:
+                heads, member.heads = member.heads, None
                 heads.set_result(Heads([head for head in said.values() if head is not None]))
 
     def _miss(self, name: str, reason: str) -> None:
         """Goes on without a client, until it comes back."""
-        self.members.lost.append(name)
+        self.membership.lost.append(name)
         self.recorder.event("lost", client=name, reason=reason)
         log.warning("%s is lost: %s", name, reason)
         self._watcher.client_state(name, "lost")
-        if self.journal.ledger.expects_evaluation(name):
-            self.recorder.event("missing", client=name, round=self.journal.ledger.round)
+        if self.run_state.turn_log.expects_evaluation(name):
+            self.recorder.event("missing", client=name, round=self.run_state.turn_log.round)
 
     def stop(self, error: SutureError) -> None:
         """Ends the run early: every member is told why."""
@@ -362,23 +366,23 @@ class Course:
     def end_if_over(self) -> None:
         """Lets the server's process go once nobody is left who could call, or is to come back."""
         if self.error is not None:
-            over = self.members.all_left or not len(self.members)
-        elif self.members.door is None:
-            over = self.members.all_left
+            over = self.membership.all_left or not len(self.membership)
+        elif self.membership.door is None:
+            over = self.membership.all_left
         else:
-            over = all(seat.left for seat in self.members) and self._has_been_taken_home()
-            trained = self.journal.ledger.trained() - self.members.gone_for_good
-            if over and (trained - self.journal.farewells.keys() or trained & set(self.members.lost)):
+            over = all(member.left for member in self.membership) and self._has_been_taken_home()
+            trained = self.run_state.turn_log.trained() - self.membership.gone_for_good
+            if over and (trained - self.run_state.farewells.keys() or trained & set(self.membership.lost)):
                 # They trained it, too; one that is starting again gets it yet.
                 self._finished_at = self._finished_at or time.monotonic()
-                over = time.monotonic() - self._finished_at >= self.members.door.grace
+                over = time.monotonic() - self._finished_at >= self.membership.door.grace
         if over:
             self.ended.set()
 
     def _has_been_taken_home(self) -> bool:
         """Whether the run is finished and somebody has the model: whoever is lost now takes nothing with it."""
-        said = any(seat.farewell for seat in self.members) or bool(self.journal.farewells)
-        return self.journal.ledger.finished and said
+        said = any(member.farewell for member in self.membership) or bool(self.run_state.farewells)
+        return self.run_state.turn_log.finished and said
 
     def save(self) -> None:
         """Checkpoints what now holds.
@@ -388,16 +392,18 @@ class Course:
         """
         with self._stopping():
             self.recorder.flush()
-            self.journal.save()
+            self.run_state.save()
 
     def _close_round(self) -> None:
         """Keeps the round that has just ended, where one has, and its evaluations."""
         with self._stopping():
-            if self.journal.closes_round():
+            if self.run_state.closes_round():
                 self.save()
-                journal = self.journal
-                self.recorder.event("round_done", round=journal.ledger.round, best_round=journal.best_round)
-                self._watcher.round_done(journal.ledger.round, journal.best_round)
+                run_state = self.run_state
+                self.recorder.event(
+                    "round_done", round=run_state.turn_log.round, best_round=run_state.best_round
+                )
+                self._watcher.round_done(run_state.turn_log.round, run_state.best_round)
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:

@@ -12,8 +12,8 @@ from torch.futures import Future
 from suture.runtime.errors import (
     ConfigError,
     EvictedError,
+    MemberLostError,
     NameTakenError,
-    SeatLostError,
     SutureError,
     WireError,
 )
@@ -22,7 +22,7 @@ from suture.runtime.wire.messages import Farewell, Heads, Hello, Refusal
 
 
 @dataclass(eq=False)
-class Seat:
+class Member:
     """One member's place at the server. Clients never see inside.
 
     ``undone`` says why its turn was rolled back, until it has been told and asks for another. ``told_end`` is when it
@@ -42,7 +42,7 @@ class Seat:
     end_heard: float = 0.0
     farewell: Farewell | None = None
     left: bool = False
-    knock: Future[Tensor] | None = None
+    ping: Future[Tensor] | None = None
     heads: Future[Heads | Refusal] | None = None
 
     def refuse(self, error: SutureError) -> None:
@@ -63,7 +63,7 @@ class Seat:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenDoor:
+class OpenMembership:
     """Members come and go by themselves: one that is refused, fails or is lost costs the others nothing.
 
     Attributes:
@@ -82,7 +82,7 @@ class OpenDoor:
             raise ConfigError(f"grace must be at least 0 seconds, got {self.grace}")
 
 
-class Members:
+class Membership:
     """The members of one run.
 
     Args:
@@ -92,30 +92,32 @@ class Members:
         door: how members come and go; None where they were started as a whole and are not replaced.
     """
 
-    def __init__(self, expected: int, agreement: Mapping[str, str], door: OpenDoor | None = None) -> None:
+    def __init__(
+        self, expected: int, agreement: Mapping[str, str], door: OpenMembership | None = None
+    ) -> None:
         self._expected = expected
         self._agreement = dict(agreement)
         self.door = door
         self._enough_since: float | None = None
-        self._seats: dict[str, Seat] = {}
+        self._members: dict[str, Member] = {}
         self.lost: list[str] = []
         self._shut_out: dict[str, EvictedError] = {}
 
-    def __iter__(self) -> Iterator[Seat]:
-        return iter(list(self._seats.values()))
+    def __iter__(self) -> Iterator[Member]:
+        return iter(list(self._members.values()))
 
     def __len__(self) -> int:
-        return len(self._seats)
+        return len(self._members)
 
-    def get(self, name: str) -> Seat | None:
+    def get(self, name: str) -> Member | None:
         """The seat of a member, None where there is none of that name."""
-        return self._seats.get(name)
+        return self._members.get(name)
 
     @property
     def complete(self) -> bool:
         """Whether those have joined that the run waits for."""
         if self.door is None:
-            return len(self._seats) >= self._expected
+            return len(self._members) >= self._expected
         num_present, now = len(self.present()), time.monotonic()
         if num_present < self.door.least:
             self._enough_since = None
@@ -127,13 +129,13 @@ class Members:
     @property
     def all_left(self) -> bool:
         """Whether there were members and none is left."""
-        return bool(self._seats) and all(seat.left for seat in self._seats.values())
+        return bool(self._members) and all(member.left for member in self._members.values())
 
     def present(self) -> list[str]:
         """Those who are not lost, in the order in which people count: joining is a race, turns must not be."""
-        return sorted((name for name in self._seats if name not in self.lost), key=natural)
+        return sorted((name for name in self._members if name not in self.lost), key=natural)
 
-    def admit(self, seat: Seat, hello: Hello) -> None:
+    def admit(self, member: Member, hello: Hello) -> None:
         """Takes a member in, whose ``hello`` has been checked for its form.
 
         Raises:
@@ -156,17 +158,17 @@ class Members:
                 raise ConfigError(
                     f"{name} has {option} = {theirs!s:.80}, the server has {ours}; start both with the same"
                 )
-        present = self._seats.get(name)
+        present = self._members.get(name)
         if present is not None and not present.left:
             raise NameTakenError(f"{name} is in the run already; give every client a name of its own")
-        seat.name, seat.hello, seat.last_seen = name, hello, time.monotonic()
-        self._seats[name] = seat
+        member.name, member.hello, member.last_seen = name, hello, time.monotonic()
+        self._members[name] = member
         if name in self.lost:
             self.lost.remove(name)
 
     def training(self) -> list[str]:
         """Those of `present` that train; others only evaluate."""
-        hellos = {name: self._seats[name].hello for name in self.present()}
+        hellos = {name: self._members[name].hello for name in self.present()}
         return [name for name, hello in hellos.items() if hello is None or hello.num_batches > 0]
 
     def shut_out(self, name: str, why: str) -> EvictedError:
@@ -178,21 +180,21 @@ class Members:
         """Those who were put out, or left for good: nobody waits for them."""
         return set(self._shut_out)
 
-    def heard(self, seat: Seat) -> None:
+    def heard(self, member: Member) -> None:
         """A member called.
 
         Raises:
             WireError: it has not joined.
-            SeatLostError: it was given up in the meantime.
+            MemberLostError: it was given up in the meantime.
             EvictedError: it was put out.
         """
-        if self._seats.get(seat.name) is not seat:
-            raise WireError(f"{seat.name or 'a stranger'} has no seat in this run; it must join first")
-        if seat.name in self._shut_out:
-            raise self._shut_out[seat.name]
-        if seat.left and seat.name in self.lost:
-            raise SeatLostError(f"{seat.name} was lost: the server did not hear from it; join again")
-        seat.last_seen = time.monotonic()
+        if self._members.get(member.name) is not member:
+            raise WireError(f"{member.name or 'a stranger'} has no seat in this run; it must join first")
+        if member.name in self._shut_out:
+            raise self._shut_out[member.name]
+        if member.left and member.name in self.lost:
+            raise MemberLostError(f"{member.name} was lost: the server did not hear from it; join again")
+        member.last_seen = time.monotonic()
 
 
 def natural(name: str) -> tuple[str, int, str]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from suture.runtime.hooks import Attack, SmashedBatch
-from suture.runtime.records.step_timer import SERVER, NoStopwatch, Stopwatch
+from suture.runtime.records.step_timer import SERVER, NoStepTimer, StepTimer
 from suture.runtime.state.averaging import Mean
 from suture.runtime.state.handoff import part_digest
 from suture.runtime.training.optim import step_with
@@ -36,7 +36,7 @@ class Pending:
     root: Tensor
 
 
-class Server:
+class ServerModel:
     """Computes; who may ask for it is the coordinator's business, under whose lock every method runs.
 
     Args:
@@ -72,7 +72,7 @@ class Server:
         self.attack = Attack() if attack is None else attack
         self._randomness = Randomness(PUBLIC, seed)
         self.packer = Packer(wire, self._randomness)
-        self.stopwatch: Stopwatch = NoStopwatch()
+        self.step_timer: StepTimer = NoStepTimer()
         self._device = torch.device(device)
         self._copies: dict[str, tuple[nn.Module, torch.optim.Optimizer]] = {}
         self.microbatches = microbatches
@@ -119,7 +119,7 @@ class Server:
         Returns:
             Labels shared: the loss; labels at home: the top's output, on the CPU.
         """
-        with self.stopwatch.part(SERVER):
+        with self.step_timer.part(SERVER):
             return self._forward(batch, class_weights, whole)
 
     def _forward(
@@ -181,7 +181,7 @@ class Server:
         ours: list[Tensor] = list(self._half(client)[0].parameters())
         # autograd.grad leaves the parameters of an attack's own nets alone, as a distributed context does.
         leaves = [pending.smashed, *ours]
-        with self.stopwatch.part(SERVER):
+        with self.step_timer.part(SERVER):
             at_cut, *found = torch.autograd.grad(pending.root, leaves, of_answer, allow_unused=True)
         gradients = {p: grad for p, grad in zip(ours, found, strict=True) if grad is not None}
         return at_cut, gradients
@@ -207,7 +207,7 @@ class Server:
         joint = SmashedBatch(smashed, torch.cat(labels) if labels else None, name, first.round, first.batch)
         alias = smashed.view_as(smashed)
         seen = self._seen(joint, alias)
-        with self.stopwatch.part(SERVER):
+        with self.step_timer.part(SERVER):
             output = self._through_top(seen)
         rows = output.split(sizes)
         if not labels:
@@ -273,7 +273,7 @@ class Server:
 
     def step(self, gradients: Mapping[Tensor, Tensor], client: str = "") -> None:
         """Steps the optimizer of the client's top with the gradients of one backward, then the attack's own."""
-        with self.stopwatch.part(SERVER):
+        with self.step_timer.part(SERVER):
             step_with(self._half(client)[1], gradients)
             self.attack.step()
 

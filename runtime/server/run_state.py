@@ -16,8 +16,8 @@ from suture.runtime.consortium.board import ServerBoard
 from suture.runtime.errors import CheckpointError
 from suture.runtime.host.disk import writing
 from suture.runtime.scheduler import TurnKind
-from suture.runtime.server.model import Server
-from suture.runtime.server.turn_log import Ledger
+from suture.runtime.server.model import ServerModel
+from suture.runtime.server.turn_log import TurnLog
 from suture.runtime.state.checkpoint import Checkpoints, read_checkpoint, write_atomically
 from suture.runtime.state.handoff import handoff_digest
 from suture.runtime.wire.messages import Farewell, Release, SealedHandoff, Statement
@@ -38,14 +38,14 @@ class Totals:
     bytes_down: int = 0
 
 
-class Journal:
+class RunState:
     """The state of a run.
 
     Args:
         run: the run's id.
         run_dir: RUN; turns.jsonl goes there.
         server: whose weights are kept.
-        ledger: which turns counted.
+        turn_log: which turns counted.
         checkpoints: where the state goes.
         best_by: names of the metrics that select the best round, in order of preference.
         board: what sites that sign have stated to each other; None where nobody signs.
@@ -55,14 +55,14 @@ class Journal:
         self,
         run: str,
         run_dir: Path,
-        server: Server,
-        ledger: Ledger,
+        server: ServerModel,
+        turn_log: TurnLog,
         checkpoints: Checkpoints,
         best_by: tuple[str, ...],
         board: ServerBoard | None = None,
     ) -> None:
         self.server = server
-        self.ledger = ledger
+        self.turn_log = turn_log
         self.board = board
         self._author, self._other_author_at, self._saved_at = "", -1, -1
         self.handoff: SealedHandoff | None = None
@@ -110,11 +110,11 @@ class Journal:
             )
         self._restore(state)
         self._saved_at = turn
-        if self.ledger.finished:
+        if self.turn_log.finished:
             said = self._checkpoints.load_farewells()
             self.farewells = {client: _farewell(farewell) for client, farewell in said.items()}
         self._write_turns()
-        log.info("resumed after turn %d: round %d, step %d", turn, self.ledger.round, self.ledger.step)
+        log.info("resumed after turn %d: round %d, step %d", turn, self.turn_log.round, self.turn_log.step)
         return turn
 
     def save(self) -> None:
@@ -128,7 +128,7 @@ class Journal:
         if author != self._author:
             # What holds now may be undone with its author: what was before it is kept until another one follows.
             self._author, self._other_author_at = author, self._saved_at
-        self._snapshot, self._saved_at = self._state(), len(self.ledger.entries)
+        self._snapshot, self._saved_at = self._state(), len(self.turn_log.entries)
         self._checkpoints.save(self._saved_at, self._snapshot, self._other_author_at)
         self._write_turns()
 
@@ -187,9 +187,9 @@ class Journal:
 
     def closes_round(self) -> bool:
         """Whether a round has just ended; if so it is kept as the best where it is."""
-        if not self.ledger.round_done or self.ledger.round == self._closed_round:
+        if not self.turn_log.round_done or self.turn_log.round == self._closed_round:
             return False
-        self._closed_round = self.ledger.round
+        self._closed_round = self.turn_log.round
         self._keep_best()
         return True
 
@@ -200,8 +200,8 @@ class Journal:
         """
         evaluated = {
             entry.client
-            for entry in self.ledger.entries
-            if entry.round == self.ledger.round and entry.kind == TurnKind.EVALUATE
+            for entry in self.turn_log.entries
+            if entry.round == self.turn_log.round and entry.kind == TurnKind.EVALUATE
         }
         values = []
         for client in sorted(evaluated):
@@ -209,7 +209,7 @@ class Journal:
             values += [validation[name] for name in self._best_by if name in validation][:1]
         if not values or sum(values) / len(values) <= self._best_value:
             return
-        self.best_round, self._best_value = self.ledger.round, sum(values) / len(values)
+        self.best_round, self._best_value = self.turn_log.round, sum(values) / len(values)
         top = self.server.state_dict()["top"]
         kept = {"round": self.best_round, "top": top, "handoff": _plain(self.handoff)}
         self._checkpoints.save_best(kept)
@@ -217,7 +217,7 @@ class Journal:
     def release(self) -> Release:
         """The trained top, of the last round and of the best one where that is another."""
         top = {name: tensor.detach().cpu() for name, tensor in self.server.top.state_dict().items()}
-        if self.best_round in (0, self.ledger.round):
+        if self.best_round in (0, self.turn_log.round):
             return Release(top, self.best_round)
         try:
             best = read_checkpoint(self._checkpoints.best)
@@ -237,7 +237,7 @@ class Journal:
         return {
             "format": FORMAT,
             "run": self._run,
-            "ledger": self.ledger.state_dict(),
+            "ledger": self.turn_log.state_dict(),
             "server": self.server.state_dict(),
             "handoff": _plain(self.handoff),
             "shares": {client: _plain(share) for client, share in self.shares.items()},
@@ -252,7 +252,7 @@ class Journal:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._snapshot = state
-        self.ledger.load_state_dict(state["ledger"])
+        self.turn_log.load_state_dict(state["ledger"])
         self.server.load_state_dict(state["server"])
         self.handoff = _handoff(state["handoff"])
         self.shares = {client: _sealed(share) for client, share in state["shares"].items()}
@@ -267,7 +267,7 @@ class Journal:
     def _write_turns(self) -> None:
         path = self._run_dir / "turns.jsonl"
         with writing(path):
-            write_atomically(path, self.ledger.lines())
+            write_atomically(path, self.turn_log.lines())
 
 
 def _plain(handoff: SealedHandoff | None) -> dict[str, Any] | None:

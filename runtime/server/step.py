@@ -19,9 +19,9 @@ from suture.runtime.errors import DivergedError, SutureError, WireError
 from suture.runtime.hooks import SmashedBatch
 from suture.runtime.records.observers import NoRecorder, Recorder, Watcher
 from suture.runtime.scheduler import Turn, TurnKind
-from suture.runtime.server.membership import Seat
+from suture.runtime.server.membership import Member
 from suture.runtime.server.parts import Parts
-from suture.runtime.server.run_state import Journal
+from suture.runtime.server.run_state import RunState
 from suture.runtime.training.randomness import part_place
 from suture.runtime.wire.checks import TensorSpec, check_gradient, check_upload
 from suture.runtime.wire.compression import Payload
@@ -84,7 +84,7 @@ class Work:
     """What a client asked to be computed, checked, and the future of its answer.
 
     Attributes:
-        seat: the client's.
+        member: the client's.
         running: its part in the turn.
         answer: takes what the client is to be told, a `Refusal` included.
         batch: on its way up, or a part of it.
@@ -93,7 +93,7 @@ class Work:
         done: the step that it belongs to.
     """
 
-    seat: Seat
+    member: Member
     running: Running
     answer: Future[Any]
     batch: SmashedBatch | None = None
@@ -104,7 +104,7 @@ class Work:
     def settle(self, value: Any) -> None:
         """Answers the client."""
         self.running.owed = None
-        self.running.heard = self.seat.last_seen = time.monotonic()
+        self.running.heard = self.member.last_seen = time.monotonic()
         self.answer.set_result(value)
 
     def attempt(self, compute: Callable[[Work], Any]) -> None:
@@ -120,12 +120,12 @@ class Steps:
     """See the module.
 
     Args:
-        journal: whose server computes.
+        run_state: whose server computes.
         watcher: is told the progress.
     """
 
-    def __init__(self, journal: Journal, watcher: Watcher) -> None:
-        self.journal = journal
+    def __init__(self, run_state: RunState, watcher: Watcher) -> None:
+        self.run_state = run_state
         self.recorder: Recorder = NoRecorder()
         self.num_done = 0
         self._watcher = watcher
@@ -139,8 +139,8 @@ class Steps:
             DivergedError: the loss is not finite.
         """
         assert work.batch is not None
-        server = self.journal.server
-        answer, pending = server.forward_apart(work.batch, class_weights(work.seat), work.whole)
+        server = self.run_state.server
+        answer, pending = server.forward_apart(work.batch, class_weights(work.member), work.whole)
         work.running.parts.pending.append(pending)
         if not isinstance(answer, LossReply):
             return self.output(work, answer)
@@ -152,7 +152,7 @@ class Steps:
         part of a batch.
         """
         assert work.done is not None
-        server, parts, client = self.journal.server, work.running.parts, work.seat.name
+        server, parts, client = self.run_state.server, work.running.parts, work.member.name
         at_cut, gradients = server.backward(parts.pending.popleft(), work.gradient, client)
         part = parts.done
         is_last = parts.add(gradients)
@@ -164,19 +164,21 @@ class Steps:
 
     # Its parts -----------------------------------------------------------------------------------
 
-    def arrived(self, seat: Seat, running: Running, upload: Upload, answer: Future[Any]) -> Work:
+    def arrived(self, member: Member, running: Running, upload: Upload, answer: Future[Any]) -> Work:
         """Checks a training batch, or a part of one.
 
         Raises:
             WireError: it is not what comes next.
         """
-        server, parts = self.journal.server, running.parts
-        batch = self.checked(seat, running.turn, upload)
-        if upload.batch != seat.num_stepped or running.owed is not None:
-            raise WireError(f"{seat.name}: batch: expected {seat.num_stepped}, got {upload.batch}; refused")
+        server, parts = self.run_state.server, running.parts
+        batch = self.checked(member, running.turn, upload)
+        if upload.batch != member.num_stepped or running.owed is not None:
+            raise WireError(
+                f"{member.name}: batch: expected {member.num_stepped}, got {upload.batch}; refused"
+            )
         most, images = server.microbatches, len(batch.smashed)
-        labels = parts.take(upload, images, most, server.smashed.max_batch, seat.name)
-        seat.uploaded = (running.turn.number, upload.batch)
+        labels = parts.take(upload, images, most, server.smashed.max_batch, member.name)
+        member.uploaded = (running.turn.number, upload.batch)
         if upload.part == 0:
             running.bytes_up = running.bytes_down = 0
         parts.uploaded.append(upload.smashed if isinstance(upload.smashed, Packed) else None)
@@ -184,10 +186,10 @@ class Steps:
         if upload.labels is not None:
             self.crossed(running, up=upload.labels)
         whole = parts.labels if parts.number > 1 else None
-        return Work(seat, running, answer, replace(batch, labels=labels), whole)
+        return Work(member, running, answer, replace(batch, labels=labels), whole)
 
     def gradient_arrived(
-        self, seat: Seat, running: Running, message: OutputGradient, answer: Future[Any]
+        self, member: Member, running: Running, message: OutputGradient, answer: Future[Any]
     ) -> Work:
         """Checks the gradient of an output that the server had answered with.
 
@@ -196,33 +198,33 @@ class Steps:
             DivergedError: the loss beside it is not finite.
         """
         done, parts = StepDone(message.turn, message.batch, message.loss), running.parts
-        self.may_step(seat, running, done)
+        self.may_step(member, running, done)
         if not parts.pending or running.owed is not None:
-            raise WireError(f"{seat.name}: backward: no forward waits for it; refused")
+            raise WireError(f"{member.name}: backward: no forward waits for it; refused")
         if not parts.complete or message.part != parts.done:
             raise WireError(
-                f"{seat.name}: backward: part: expected {parts.done} when all {parts.number} have come, got "
+                f"{member.name}: backward: part: expected {parts.done} when all {parts.number} have come, got "
                 f"{message.part!r:.40} when {parts.came} have; refused"
             )
         output, answered = parts.pending[0].root, parts.answered[message.part]
-        spec, packer = TensorSpec.like(output), self.journal.server.packer
-        gradient = packer.unpack(message.gradient, spec, seat.name, "gradient", of=answered)
-        check_gradient(gradient, output, seat.name)
+        spec, packer = TensorSpec.like(output), self.run_state.server.packer
+        gradient = packer.unpack(message.gradient, spec, member.name, "gradient", of=answered)
+        check_gradient(gradient, output, member.name)
         self.crossed(running, up=message.gradient)
         parts.loss = message.loss
-        return Work(seat, running, answer, gradient=gradient, done=done)
+        return Work(member, running, answer, gradient=gradient, done=done)
 
-    def checked(self, seat: Seat, turn: Turn, upload: Upload) -> SmashedBatch:
+    def checked(self, member: Member, turn: Turn, upload: Upload) -> SmashedBatch:
         """Decodes a batch and checks its form.
 
         Raises:
             WireError: names the client and the field.
         """
-        server = self.journal.server
+        server = self.run_state.server
         training = turn.kind is TurnKind.TRAIN
-        smashed = server.packer.unpack(upload.smashed, server.smashed, seat.name, "smashed")
+        smashed = server.packer.unpack(upload.smashed, server.smashed, member.name, "smashed")
         decoded = replace(upload, smashed=smashed)
-        check_upload(decoded, seat.name, server.smashed, server.labels if training else None, training)
+        check_upload(decoded, member.name, server.smashed, server.labels if training else None, training)
         return SmashedBatch(
             smashed, upload.labels, turn.client, turn.round, upload.batch, upload.phase, upload.part
         )
@@ -231,7 +233,7 @@ class Steps:
         """What the top made of a batch, as it goes down."""
         running, batch = work.running, work.batch
         assert batch is not None
-        packed = self.journal.server.packer.pack(output, "output", *running.place(batch.batch, batch.part))
+        packed = self.run_state.server.packer.pack(output, "output", *running.place(batch.batch, batch.part))
         running.parts.answered.append(packed if isinstance(packed, Packed) else None)
         self.crossed(running, down=packed)
         return packed
@@ -244,22 +246,22 @@ class Steps:
         """
         assert work.batch is not None
         done = StepDone(work.running.turn.number, work.batch.batch, answer.task_loss)
-        self.may_step(work.seat, work.running, done)
+        self.may_step(work.member, work.running, done)
         work.running.parts.loss += answer.task_loss
         return done
 
-    def may_step(self, seat: Seat, running: Running, done: StepDone) -> None:
+    def may_step(self, member: Member, running: Running, done: StepDone) -> None:
         """Raises unless the client's uploaded batch may end with this loss.
 
         Raises:
             WireError: it was not uploaded.
             DivergedError: the loss is not finite.
         """
-        if seat.uploaded != (done.turn, done.batch):
-            raise WireError(f"{seat.name}: step: batch {done.batch!r:.40} was not uploaded; refused")
+        if member.uploaded != (done.turn, done.batch):
+            raise WireError(f"{member.name}: step: batch {done.batch!r:.40} was not uploaded; refused")
         if not isinstance(done.loss, float) or not math.isfinite(done.loss):
             raise DivergedError(
-                f"{seat.name}: round {running.turn.round}, batch {done.batch}: the loss is {done.loss}; "
+                f"{member.name}: round {running.turn.round}, batch {done.batch}: the loss is {done.loss}; "
                 "start a new run with a lower --lr; the last good checkpoint is kept"
             )
 
@@ -269,13 +271,13 @@ class Steps:
         assert work.done is not None
         place, of = running.place(work.done.batch, part), running.parts.uploaded[part]
         if is_last:
-            self.record(work.seat, running, running.parts.loss)
-        payload = self.journal.server.packer.pack(gradient, "gradient", *place, of=of)
+            self.record(work.member, running, running.parts.loss)
+        payload = self.run_state.server.packer.pack(gradient, "gradient", *place, of=of)
         self.crossed(running, down=payload)
         return payload
 
     def stepped(
-        self, seat: Seat, running: Running, done: StepDone, gradients: Mapping[Tensor, Tensor]
+        self, member: Member, running: Running, done: StepDone, gradients: Mapping[Tensor, Tensor]
     ) -> None:
         """Steps the top after a backward of distributed autograd's.
 
@@ -283,16 +285,18 @@ class Steps:
             WireError: its batch is not whole.
             DivergedError: the loss is not finite.
         """
-        self.may_step(seat, running, done)
+        self.may_step(member, running, done)
         if running.parts.pending or not running.parts.complete:
-            raise WireError(f"{seat.name}: step: its batch is not whole, or came in explicit halves; refused")
-        self.journal.server.step(gradients, seat.name)
-        self.record(seat, running, done.loss)
+            raise WireError(
+                f"{member.name}: step: its batch is not whole, or came in explicit halves; refused"
+            )
+        self.run_state.server.step(gradients, member.name)
+        self.record(member, running, done.loss)
 
-    def record(self, seat: Seat, running: Running, loss: float) -> None:
+    def record(self, member: Member, running: Running, loss: float) -> None:
         """Writes a step down, now that it is done."""
         turn, images = running.turn, running.parts.num_images
-        seat.uploaded, seat.num_stepped = (0, -1), seat.num_stepped + 1
+        member.uploaded, member.num_stepped = (0, -1), member.num_stepped + 1
         running.parts = Parts()
         running.losses.append(loss)
         running.num_images += images
@@ -303,16 +307,16 @@ class Steps:
 
     def crossed(self, running: Running, *, up: Payload | None = None, down: Payload | None = None) -> None:
         """Counts what crosses in a client's step; kept is the largest step."""
-        totals = self.journal.totals
+        totals = self.run_state.totals
         running.bytes_up += 0 if up is None else up.nbytes
         running.bytes_down += 0 if down is None else down.nbytes
         totals.bytes_up = max(totals.bytes_up, running.bytes_up)
         totals.bytes_down = max(totals.bytes_down, running.bytes_down)
 
 
-def class_weights(seat: Seat) -> Tensor | None:
+def class_weights(member: Member) -> Tensor | None:
     """weights_K of a client's loss where it is the server's."""
-    return None if seat.hello is None else seat.hello.class_weights
+    return None if member.hello is None else member.hello.class_weights
 
 
 def in_order(works: Mapping[str, Work], names: Sequence[str]) -> list[Work]:

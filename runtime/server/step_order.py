@@ -72,7 +72,7 @@ class OneByOne(Lane):
         return " ".join(self._taken)
 
     def train(self, work: Work) -> None:
-        self._waiting[work.seat.name] = work
+        self._waiting[work.member.name] = work
         self._go_on()
 
     def backward(self, work: Work) -> None:
@@ -88,7 +88,9 @@ class OneByOne(Lane):
         while not self._open and (work := self._take()) is not None:
             super().train(work)
             if work.running.parts.pending:
-                self._open = work.seat.name  # its output is out, and the top must not change before its step
+                self._open = (
+                    work.member.name
+                )  # its output is out, and the top must not change before its step
 
     def _take(self) -> Work | None:
         if self._order is None:
@@ -124,11 +126,11 @@ class Joined(Lane):
         self._answered: list[str] = []
 
     def train(self, work: Work) -> None:
-        self._arrived[work.seat.name] = work
+        self._arrived[work.member.name] = work
         self._go_on()
 
     def backward(self, work: Work) -> None:
-        self._arrived[work.seat.name] = work
+        self._arrived[work.member.name] = work
         self._go_on()
 
     def ended(self, client: str) -> None:
@@ -149,9 +151,9 @@ class Joined(Lane):
             work.settle(answer)
 
     def _train(self, works: list[Work]) -> list[object]:
-        server = self.steps.journal.server
+        server = self.steps.run_state.server
         batches = [work.batch for work in works if work.batch is not None]
-        found, self._pending = server.forward_joined(batches, [class_weights(work.seat) for work in works])
+        found, self._pending = server.forward_joined(batches, [class_weights(work.member) for work in works])
         losses = [answer for answer in found if isinstance(answer, LossReply)]
         if losses:
             for work, loss in zip(works, losses, strict=True):
@@ -159,7 +161,7 @@ class Joined(Lane):
             at_cuts = self._step(works, [len(batch.smashed) for batch in batches], None)
             pairs = zip(losses, at_cuts, strict=True)
             return [StepReply(loss.loss, loss.task_loss, at_cut) for loss, at_cut in pairs]
-        self._answered = [work.seat.name for work in works]
+        self._answered = [work.member.name for work in works]
         outputs = [answer for answer in found if isinstance(answer, Tensor)]
         for work, batch, output in zip(works, batches, outputs, strict=True):
             work.running.parts.pending.append(Pending(batch.smashed, output))
@@ -173,7 +175,7 @@ class Joined(Lane):
         return list(self._step(works, [len(grad) for grad in of_outputs], of_outputs))
 
     def _step(self, works: list[Work], sizes: list[int], of_outputs: list[Tensor] | None) -> list[Payload]:
-        server = self.steps.journal.server
+        server = self.steps.run_state.server
         pending, self._pending = self._pending, None
         assert pending is not None
         at_cuts, gradients = server.backward_joined(pending, sizes, of_outputs)

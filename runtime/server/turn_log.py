@@ -39,7 +39,7 @@ class Entry:
         return tuple(self.client.split("+"))
 
 
-class Ledger:
+class TurnLog:
     """The plan of the current round and what of it has been done.
 
     Args:

@@ -21,7 +21,7 @@ from suture.launch.roles.one_process import play_locally
 from suture.runtime.data.source import Task
 from suture.runtime.errors import ConfigError
 from suture.runtime.hooks import Attack, SmashedBatch
-from suture.runtime.server.model import Server
+from suture.runtime.server.model import ServerModel
 from suture.runtime.state.handoff import parse_key
 from suture.studies.audit.pictures import keep_samples
 from suture.studies.audit.plan import Point
@@ -126,7 +126,7 @@ def run_point(point: Point, base: RunOptions, means: Means, key_text: str, sampl
     with TemporaryDirectory(prefix="suture-audit-") as folder:
         run_dir = Path(folder)
 
-        def arm(server: Server, num_classes: int) -> None:
+        def arm(server: ServerModel, num_classes: int) -> None:
             for name, own in every.items():
                 attack = lab.build_attack(own, server.top, num_classes, run_dir / name)
                 assert isinstance(attack, LiveAttack)
@@ -152,12 +152,12 @@ def run_point(point: Point, base: RunOptions, means: Means, key_text: str, sampl
             for name, attack in attackers.items()
         }
         keep_samples(samples, verdicts)
-        scores = coordinator.journal.scores
+        scores = coordinator.run_state.scores
     name = "accuracy" if witnesses[0].data.task is Task.CLASSIFICATION else "dice"
     metric = _mean([float(client["test"][name]) for client in scores.values()])
     majority = None
     if witnesses[0].data.task is Task.CLASSIFICATION:
-        majority = _mean([witness.data.majority_share("test") for witness in witnesses])
+        majority = _mean([replayed.data.majority_share("test") for replayed in witnesses])
     return {
         "cut": point.cut,
         "family": point.family,

@@ -243,7 +243,7 @@ def train(plan: LinePlan, data: str, ways: list[Way], say: Callable[[str], None]
                 continue
             ready_torch(options)
             with tempfile.TemporaryDirectory(prefix="suture-bench-") as folder:
-                scores = play_locally(options, _KEY, Path(folder)).journal.scores
+                scores = play_locally(options, _KEY, Path(folder)).run_state.scores
             auroc = statistics.mean(client["test"]["auroc"] for client in scores.values())
             found.setdefault(name, []).append(auroc)
             say(f"{name}, seed {seed}: test AUROC {auroc:.3f}")

@@ -13,7 +13,7 @@ from typing import Any
 from suture.launch.host.program import SUTURE
 from suture.launch.output.step_times import PARTS, median_parts, read_steps
 from suture.runtime.errors import SutureError
-from suture.runtime.records.step_timer import RunningStopwatch
+from suture.runtime.records.step_timer import RunningStepTimer
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.studies.bench.page import page
 from suture.studies.bench.plan import say
@@ -68,7 +68,7 @@ def measure(size: str) -> dict[str, Any]:
 
 def stopwatch_seconds(num_steps: int = 1000) -> float:
     """Median seconds that a client's stopwatch takes of a step: as many parts as in training, and nothing in them."""
-    watch, times = RunningStopwatch(), []
+    watch, times = RunningStepTimer(), []
     turn = Turn(TurnKind.TRAIN, round=1, number=1, client="client0")
     begun = time.perf_counter()
     for _ in watch.steps(turn, watch.loading(iter(repeat(_Nothing(), num_steps)))):  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from suture.launch.rank import run_rank_command
 from suture.runtime.client.step import ClientStep
-from suture.runtime.server.model import Server
+from suture.runtime.server.model import ServerModel
 
 TARGET = os.environ["TRY_TO_OPEN"]
 
@@ -34,7 +34,7 @@ def trying(role, forward):
 
 
 ClientStep.down = trying("client", ClientStep.down)
-Server.forward = trying("server", Server.forward)
+ServerModel.forward = trying("server", ServerModel.forward)
 
 if __name__ == "__main__":
     run_rank_command()

@@ -22,8 +22,8 @@ from suture.launch.options.options import RunOptions
 from suture.runtime.exchange import LocalExchange
 from suture.runtime.records.observers import NoRecorder
 from suture.runtime.records.tracking import read_events, read_metrics
-from suture.runtime.server.membership import Members
-from suture.runtime.session import Member, NoKeepsakes, run_local
+from suture.runtime.server.membership import Membership
+from suture.runtime.session import NoClientObserver, Participant, run_local
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {
@@ -175,7 +175,7 @@ class Sites:
             run="compared",
             run_dir=folder,
             num_classes=num_classes,
-            members=Members(len(names), agreement),
+            membership=Membership(len(names), agreement),
         )
         coordinator.begin(False, lambda step: NoRecorder())
         initial = initial_secret(self.folder / "kits", self.run)
@@ -186,6 +186,7 @@ class Sites:
             for own, name in zip(data, names, strict=True)
         ]
         run_local(
-            [Member(client, LocalExchange(coordinator), NoKeepsakes()) for client in clients], agreement
+            [Participant(client, LocalExchange(coordinator), NoClientObserver()) for client in clients],
+            agreement,
         )
         return coordinator.weights_sha256()

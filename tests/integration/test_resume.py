@@ -19,7 +19,7 @@ from suture.launch import build
 from suture.launch.options.options import RunOptions
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.records.tracking import read_events, read_metrics
-from suture.runtime.server.run_state import Journal
+from suture.runtime.server.run_state import RunState
 
 KEY = bytes(range(32))
 CASES = {
@@ -76,21 +76,21 @@ def test_killed_at_any_checkpoint_and_resumed(whole, num_saved, when, tmp_path, 
     """Oracle: the uninterrupted run; killed right before or right after a checkpoint is on the disk."""
     options, expected = whole
     torch.set_num_threads(1)
-    save, saved = Journal.save, []
+    save, saved = RunState.save, []
 
-    def dying(journal):
+    def dying(run_state):
         if when == "before" and len(saved) == num_saved:
             raise Killed
-        save(journal)
+        save(run_state)
         saved.append(1)
         if when == "after" and len(saved) == num_saved:
             raise Killed
 
-    monkeypatch.setattr(Journal, "save", dying)
+    monkeypatch.setattr(RunState, "save", dying)
     monkeypatch.setattr(build, "new_run_id", lambda: "run")
     with pytest.raises(Killed):
         play_locally(options, KEY, tmp_path)
-    monkeypatch.setattr(Journal, "save", save)
+    monkeypatch.setattr(RunState, "save", save)
     assert play_locally(options, KEY, tmp_path, resume=True).weights_sha256() == expected
 
 

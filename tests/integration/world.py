@@ -34,7 +34,7 @@ from suture.runtime.rpc import calls, transport
 from suture.runtime.rpc.functions import RpcServer
 from suture.runtime.rpc.lockdown import Lockdown
 from suture.runtime.rpc.transport import Transport, TransportConfig
-from suture.runtime.session import Member, NoKeepsakes, take_part
+from suture.runtime.session import NoClientObserver, Participant, take_part
 
 KEY = bytes(range(32))
 python_calls: list[str] = []
@@ -107,14 +107,14 @@ def serve(options: RunOptions, line: Transport, number: int, out: Path, carrier:
         served = RpcServer(coordinator)
         line.offer(served.table())
         line.publish(f"open{number}", "1")
-        served.serve(calls.knock)
+        served.serve(calls.ping)
     line.publish(f"closed{number}", "1")
     return {
         "owned_while_training": sorted(steps.owned),
         "owned_after_leaving": owned_once_all_have_left(),
         "weights_sha256": coordinator.weights_sha256(),
-        "train_loss": coordinator.journal.train_loss,
-        "scores": coordinator.journal.scores,
+        "train_loss": coordinator.run_state.train_loss,
+        "scores": coordinator.run_state.scores,
     }
 
 
@@ -148,7 +148,7 @@ def take(options: RunOptions, line: Transport, number: int, index: int, out: Pat
     client = build.build_client(options, data, name, KEY, torch.device("cpu"), None)
     opened = int(line.hear(f"open{number}"))
     exchange = OVER_RPC[options.exchange]() if carrier == "rpc" else dialled(options, data, name, opened, out)
-    take_part(Member(client, exchange, NoKeepsakes()), options.agreement(len(data.classes)))
+    take_part(Participant(client, exchange, NoClientObserver()), options.agreement(len(data.classes)))
     if carrier == "grpc":
         exchange.close()
     line.hear(f"closed{number}")

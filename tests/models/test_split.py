@@ -51,7 +51,7 @@ def test_the_joined_net_shares_its_parameters_with_the_parts() -> None:
 
 @given(cut=st.integers())
 def test_every_number_is_a_cut_or_refused_with_the_range(cut: int) -> None:
-    """Oracle: membership in the range."""
+    """Oracle: members in the range."""
     if cut in (0, 1):
         assert resolve_cut("toy", cut, POINTS).index == cut
         assert resolve_cut("toy", str(cut), POINTS).index == cut
@@ -65,7 +65,7 @@ def test_every_number_is_a_cut_or_refused_with_the_range(cut: int) -> None:
 
 @given(cut=st.text().filter(lambda text: not text.removeprefix("-").isdecimal()))
 def test_every_text_is_a_blocks_name_or_refused_with_the_known_ones(cut: str) -> None:
-    """Oracle: membership in the names; none of the random texts is one."""
+    """Oracle: members in the names; none of the random texts is one."""
     assert [resolve_cut("toy", point.name, POINTS) for point in POINTS] == POINTS
     with pytest.raises(ValueError, match=r"known: stem, layer\.0, layer$"):
         resolve_cut("toy", cut, POINTS)

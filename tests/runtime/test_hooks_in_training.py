@@ -18,8 +18,8 @@ from suture.runtime.exchange import LocalExchange
 from suture.runtime.hooks import Attack, Defence, Detector
 from suture.runtime.records.observers import NoRecorder
 from suture.runtime.scheduler import Turn, TurnKind
-from suture.runtime.server.model import Server
-from suture.runtime.session import Member, NoKeepsakes, run_local
+from suture.runtime.server.model import ServerModel
+from suture.runtime.session import NoClientObserver, Participant, run_local
 from suture.runtime.state.checkpoint import Checkpoints
 from suture.runtime.state.handoff import part_digest
 from suture.runtime.wire.messages import Upload
@@ -60,7 +60,10 @@ def play(run_dir: Path, *, attack=None, defences=(None,), detectors=None, home=F
         checkpoints=Checkpoints(run_dir / "checkpoints"), error=None,
     )  # fmt: skip
     try:
-        run_local([Member(client, Recorded(coordinator, uploads), NoKeepsakes()) for client in clients], {})
+        run_local(
+            [Participant(client, Recorded(coordinator, uploads), NoClientObserver()) for client in clients],
+            {},
+        )
     except DivergedError as error:
         played.error = error
     return played
@@ -272,7 +275,7 @@ def test_an_attacks_state_is_checkpointed_and_rolled_back_with_the_turn(tmp_path
     """Oracle: client1 fails in the middle of turn 2; everything is as the checkpoint of turn 1 has it."""
     attack = Learning()
     played = play(tmp_path / "two", attack=attack, defences=(None, Failing()))
-    assert str(played.error) == "client1: no further" and played.coordinator.journal.totals.rolled_back == 1
+    assert str(played.error) == "client1: no further" and played.coordinator.run_state.totals.rolled_back == 1
     assert len(played.losses) == NUM_BATCHES + 1, "one step of turn 2 was taken and undone"
     turn, state = played.checkpoints.load_newest()
     assert turn == 1 and attack.state["steps"] == state["server"]["attack"]["steps"] == NUM_BATCHES
@@ -281,7 +284,7 @@ def test_an_attacks_state_is_checkpointed_and_rolled_back_with_the_turn(tmp_path
     assert torch.equal(attack.state["sum"], sum(smashed.detach().sum(0) for smashed in seen))
     assert part_digest(state["server"]["top"]) == played.server.digest()
     later = Learning()
-    Server(
+    ServerModel(
         build_parts(False).top, played.server.optimizer, smashed=None, labels=None, attack=later
     ).load_state_dict(state["server"])
     assert later.state["steps"] == NUM_BATCHES

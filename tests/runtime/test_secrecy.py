@@ -160,7 +160,7 @@ def test_the_run_had_secrets_to_keep(spied):
 def test_the_server_holds_nothing_of_a_clients(spied):
     """Oracle: all tensors reachable from the coordinator, beside the top's, which the same search finds."""
     held = fingerprints(tensors_within(spied.coordinator))
-    tops = fingerprints(spied.coordinator.journal.server.top.state_dict().values())
+    tops = fingerprints(spied.coordinator.run_state.server.top.state_dict().values())
     assert len(tops) > 3 and tops <= held
     for what, values in secrets(spied).items():
         assert not values & held, f"the server holds {what}"
@@ -170,7 +170,7 @@ def test_the_servers_checkpoints_hold_nothing_of_a_clients(spied):
     """Oracle: every tensor in every checkpoint; the top's are found there."""
     kept = spied.folder / "checkpoints"
     assert len(list(kept.iterdir())) >= 2
-    tops = fingerprints(spied.coordinator.journal.server.top.state_dict().values())
+    tops = fingerprints(spied.coordinator.run_state.server.top.state_dict().values())
     for path in kept.iterdir():
         held = fingerprints(tensors_within(read_checkpoint(path)))
         assert len(held & tops) > 3, "the search finds nothing"
@@ -183,7 +183,7 @@ def test_no_byte_on_the_servers_disk_is_of_a_bottom(spied):
     files = [path for path in spied.folder.rglob("*") if path.is_file() and path.suffix != ".pt"]
     newest = max((spied.folder / "checkpoints").glob("turn_*.pt"))
     hidden = fingerprints(t for client in spied.clients for t in client.bottom.state_dict().values()) | {KEY}
-    tops = fingerprints(spied.coordinator.journal.server.top.state_dict().values())
+    tops = fingerprints(spied.coordinator.run_state.server.top.state_dict().values())
     data = newest.read_bytes()
     assert len(hidden) > 2 and all(top in data for top in tops)
     for path in [newest, *files]:

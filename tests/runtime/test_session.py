@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from suture.runtime.errors import DivergedError, PeerLostError, SeatLostError, StoppedError
-from suture.runtime.records.step_timer import NoStopwatch
+from suture.runtime.errors import DivergedError, MemberLostError, PeerLostError, StoppedError
+from suture.runtime.records.step_timer import NoStepTimer
 from suture.runtime.scheduler import Turn, TurnKind
-from suture.runtime.session import Member, NoKeepsakes, take_turn
+from suture.runtime.session import NoClientObserver, Participant, take_turn
 
 TURN = Turn(TurnKind.TRAIN, client="ward_a", round=1, number=1)
 
@@ -43,18 +43,20 @@ def _take(failure: Exception, answer: Exception | None) -> tuple[Line, Exception
         knows=lambda turn: True,
         begin=lambda turn: None,
         batches=batches,
-        stopwatch=NoStopwatch(),
+        step_timer=NoStepTimer(),
     )
     line = Line(answer)
-    with pytest.raises(type(failure) if not isinstance(answer, SeatLostError) else SeatLostError) as raised:
-        take_turn(Member(client, line, NoKeepsakes()), TURN)
+    with pytest.raises(
+        type(failure) if not isinstance(answer, MemberLostError) else MemberLostError
+    ) as raised:
+        take_turn(Participant(client, line, NoClientObserver()), TURN)
     return line, raised.value
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("modified by an inplace operation"), DivergedError("nan")])
 def test_whoever_was_given_up_learns_that_and_nothing_else(failure):
     """A frozen client that wakes up meets a top that others have stepped: any error may come of it."""
-    lost = SeatLostError("ward_a was lost")
+    lost = MemberLostError("ward_a was lost")
     assert _take(failure, lost)[1] is lost
 
 

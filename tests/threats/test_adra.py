@@ -19,7 +19,7 @@ from suture.threats.attacks.adra.attack import AdraAttack, AdraConfig
 from suture.threats.attacks.adra.nets import AdraDecoder
 from suture.threats.attacks.adra.training import reconstruction_loss
 from suture.threats.attacks.auxiliary import Auxiliary
-from suture.threats.attacks.server_view import Vantage
+from suture.threats.attacks.server_view import ServerView
 
 IMAGE = (3, 16, 16)
 
@@ -33,8 +33,8 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def vantage(**known: object) -> Vantage:
-    return Vantage(**({"smashed_shape": (8, 4, 4), "image_shape": IMAGE, "seed": 1} | known))  # type: ignore[arg-type]
+def server_view(**known: object) -> ServerView:
+    return ServerView(**({"smashed_shape": (8, 4, 4), "image_shape": IMAGE, "seed": 1} | known))  # type: ignore[arg-type]
 
 
 def send(attack: AdraAttack, smashed: Tensor, phase: str, round: int = 1, number: int = 0) -> None:
@@ -87,7 +87,9 @@ def test_queries_rebuild_images_it_never_saw_and_shuffled_pairs_do_not(loss: str
     errors = {}
     for name, order in (("attack", torch.arange(256)), ("control", torch.arange(256).roll(1))):
         attack = AdraAttack(
-            AdraConfig(loss=loss, epochs=15, aux_images=256, lr=5e-3, width=0.5), vantage(), Auxiliary(own)
+            AdraConfig(loss=loss, epochs=15, aux_images=256, lr=5e-3, width=0.5),
+            server_view(),
+            Auxiliary(own),
         )  # type: ignore[arg-type]
         send(attack, smash(bottom, own)[order], "query")
         attack.finish()
@@ -105,7 +107,7 @@ def test_averaging_rounds_helps_against_noise() -> None:
     errors = []
     for average in (1, 8):
         attack = AdraAttack(
-            AdraConfig(epochs=15, average=average, aux_images=256), vantage(num_rounds=8), Auxiliary(own)
+            AdraConfig(epochs=15, average=average, aux_images=256), server_view(num_rounds=8), Auxiliary(own)
         )
         for round in range(1, 9):
             for phase, clean in (("query", own_clean), ("test", private_clean)):
@@ -127,7 +129,7 @@ def test_a_shadow_needs_no_access_to_the_client() -> None:
 
     client, top = small_bottom(3), nn.Sequential(nn.Flatten(), nn.Linear(128, 2))
     labels = (own.float().mean((1, 2, 3)) > own.float().mean()).long()
-    known = vantage(top=top, fresh_bottom=lambda: Bottom(*small_bottom(7)))
+    known = server_view(top=top, fresh_bottom=lambda: Bottom(*small_bottom(7)))
     config = AdraConfig(origin="shadow", epochs=5, shadow_epochs=3, aux_images=256)
     attack = AdraAttack(config, known, Auxiliary(own, labels))
     before = [p.clone() for p in top.parameters()]
@@ -140,18 +142,18 @@ def test_a_shadow_needs_no_access_to_the_client() -> None:
 
 def test_a_shadow_is_refused_where_labels_stay_at_home() -> None:
     with pytest.raises(ConfigError, match="labels, which stay at home.*--labels shared"):
-        AdraAttack(AdraConfig(origin="shadow"), vantage(labels_shared=False), Auxiliary(glyphs(4, 1)))
+        AdraAttack(AdraConfig(origin="shadow"), server_view(labels_shared=False), Auxiliary(glyphs(4, 1)))
 
 
 def test_queries_that_nobody_answered_are_named() -> None:
-    attack = AdraAttack(AdraConfig(), vantage(), Auxiliary(glyphs(8, 1)))
+    attack = AdraAttack(AdraConfig(), server_view(), Auxiliary(glyphs(8, 1)))
     with pytest.raises(DataError, match="origin=query needs a client that passed the attacker's images"):
         attack.finish()
 
 
 def test_it_leaves_reconstructions_where_the_judge_looks_and_no_smashed_data(tmp_path: Path) -> None:
     bottom, own = small_bottom(), glyphs(64, 1)
-    attack = AdraAttack(AdraConfig(epochs=1, aux_images=64), vantage(folder=tmp_path), Auxiliary(own))
+    attack = AdraAttack(AdraConfig(epochs=1, aux_images=64), server_view(folder=tmp_path), Auxiliary(own))
     send(attack, smash(bottom, own), "query")
     send(attack, smash(bottom, glyphs(10, 2)), "test", number=3)
     attack.finish()

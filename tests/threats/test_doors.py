@@ -21,7 +21,7 @@ from suture.runtime.client.client import Client
 from suture.runtime.data.client_data import ClientData
 from suture.runtime.data.source import Source
 from suture.runtime.hooks import Attack, SmashedBatch
-from suture.runtime.server.model import Server
+from suture.runtime.server.model import ServerModel
 from suture.runtime.training.randomness import Randomness
 from suture.threats.registry import ATTACKS
 
@@ -67,7 +67,7 @@ def play(run_dir: Path, attack: Attack | None, monkeypatch: pytest.MonkeyPatch) 
     run_dir.mkdir()
     made = build.build_server
 
-    def with_attack(*args: Any, **kwargs: Any) -> Server:
+    def with_attack(*args: Any, **kwargs: Any) -> ServerModel:
         server = made(*args, **kwargs)
         if attack is not None:
             server.attack = attack

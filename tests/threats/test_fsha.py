@@ -14,7 +14,7 @@ from suture.threats.attacks.auxiliary import Auxiliary
 from suture.threats.attacks.fsha.attack import FshaAttack, gradient_penalty
 from suture.threats.attacks.fsha.config import FshaConfig
 from suture.threats.attacks.fsha.nets import Critic, Decoder, Pilot
-from suture.threats.attacks.server_view import Vantage
+from suture.threats.attacks.server_view import ServerView
 
 IMAGE = (3, 16, 16)
 
@@ -69,8 +69,8 @@ def small_bottom(seed: int = 0) -> nn.Module:
 
 def attack(**config: object) -> FshaAttack:
     chosen = FshaConfig(**({"pretrain": 60, "width": 0.5} | config))  # type: ignore[arg-type]
-    vantage = Vantage(smashed_shape=(8, 4, 4), image_shape=IMAGE, nonnegative=True, seed=1)
-    return FshaAttack(chosen, vantage, Auxiliary(glyphs(300, 1)))
+    server_view = ServerView(smashed_shape=(8, 4, 4), image_shape=IMAGE, nonnegative=True, seed=1)
+    return FshaAttack(chosen, server_view, Auxiliary(glyphs(300, 1)))
 
 
 def test_gradient_penalty_of_a_linear_critic_is_its_norm_less_one_squared() -> None:
@@ -209,11 +209,11 @@ def _saved(state: object) -> object:
 def test_property_inference_reads_labels_that_stayed_at_home() -> None:
     """Oracle: the share of the commonest class; the server gets no label of the client."""
     own, private, held_out = glyphs(300, 1), glyphs(300, 2), glyphs(100, 3)
-    vantage = Vantage(
+    server_view = ServerView(
         smashed_shape=(8, 4, 4), image_shape=IMAGE, nonnegative=True, seed=1, labels_shared=False
     )
     config = FshaConfig(target="label", pretrain=150, width=0.5, critic_steps=2)
-    hijacker, bottom = FshaAttack(config, vantage, Auxiliary(own, has_foot(own))), small_bottom()
+    hijacker, bottom = FshaAttack(config, server_view, Auxiliary(own, has_foot(own))), small_bottom()
     optimizer = torch.optim.Adam(bottom.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(0)
     for number in range(300):

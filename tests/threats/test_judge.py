@@ -20,7 +20,7 @@ from suture.threats.attacks.live import reconstruction_path
 from suture.threats.judging import judge as judging
 from suture.threats.judging import reader
 from suture.threats.judging.judge import Verdict, check_four_sets, judge
-from suture.threats.judging.replayed_client import Witness
+from suture.threats.judging.replayed_client import ReplayedClient
 
 SIZE = 16
 
@@ -35,14 +35,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def lab(num_aux: int = 24) -> tuple[Witness, Auxiliary]:
+def lab(num_aux: int = 24) -> tuple[ReplayedClient, Auxiliary]:
     source = FundusPhantom(80, 0)
     config = PartitionConfig(train_images=12, validation_images=0, test_images=6, held_out_images=6)
     (share,) = partition(source, config, 1, 0)
     data = ClientData(source, share, image_size=SIZE, channels=3, normalisation="imagenet", augment=True)
     taken = [*share.train, *share.test, *share.held_out]
     auxiliary = read_auxiliary(source, num_aux, image_size=SIZE, channels=3, seed=0, taken=taken)
-    return Witness("client0", data, Randomness(b"k" * 32, 0), 4), auxiliary
+    return ReplayedClient("client0", data, Randomness(b"k" * 32, 0), 4), auxiliary
 
 
 def leave(folder: Path, round: int, phase: str, number: int, images: Tensor) -> None:
@@ -51,26 +51,26 @@ def leave(folder: Path, round: int, phase: str, number: int, images: Tensor) -> 
     np.save(path, images.mul(255).round().clamp(0, 255).to(torch.uint8).numpy())
 
 
-def perfect(folder: Path, witness: Witness, round: int) -> None:
+def perfect(folder: Path, replayed: ReplayedClient, round: int) -> None:
     """What an attack would leave that sees everything."""
     from suture.runtime.data.normalise import denormalise
 
-    for number, batch in enumerate(witness.train_batches(round)):
+    for number, batch in enumerate(replayed.train_batches(round)):
         leave(folder, round, "train", number, denormalise(batch.inputs, "imagenet"))
     for kind in ("test", "held_out"):
-        for number, batch in witness.evaluated(kind):
+        for number, batch in replayed.evaluated(kind):
             leave(folder, round, "test", number, denormalise(batch.inputs, "imagenet"))
 
 
-def verdict_on(folder: Path, witness: Witness, auxiliary: Auxiliary) -> Verdict:
-    return judge(folder, [witness], auxiliary, normalisation="imagenet")
+def verdict_on(folder: Path, replayed: ReplayedClient, auxiliary: Auxiliary) -> Verdict:
+    return judge(folder, [replayed], auxiliary, normalisation="imagenet")
 
 
 def test_a_perfect_attack_is_paired_with_the_augmented_and_the_held_out_images(tmp_path: Path) -> None:
     """Oracle: copies of the truth, which only the right order and augmentation can match."""
-    witness, auxiliary = lab()
-    perfect(tmp_path, witness, 2)
-    verdict = verdict_on(tmp_path, witness, auxiliary)
+    replayed, auxiliary = lab()
+    perfect(tmp_path, replayed, 2)
+    verdict = verdict_on(tmp_path, replayed, auxiliary)
     assert set(verdict.scores) == {"held_out", "train", "test"}
     for rows in verdict.scores.values():
         assert rows["attack"]["mse"] < 1e-5 and rows["attack"]["reidentified"] == 1
@@ -82,26 +82,26 @@ def test_a_perfect_attack_is_paired_with_the_augmented_and_the_held_out_images(t
 
 def test_another_key_pairs_nothing_rightly(tmp_path: Path) -> None:
     """Oracle: with a wrong key the order of training is another one."""
-    witness, auxiliary = lab()
-    perfect(tmp_path, witness, 2)
-    stranger = Witness("client0", witness.data, Randomness(b"z" * 32, 0), 4)
+    replayed, auxiliary = lab()
+    perfect(tmp_path, replayed, 2)
+    stranger = ReplayedClient("client0", replayed.data, Randomness(b"z" * 32, 0), 4)
     verdict = verdict_on(tmp_path, stranger, auxiliary)
     assert verdict.scores["train"]["attack"]["reidentified"] < 0.7
     assert verdict.scores["held_out"]["attack"]["mse"] < 1e-5  # evaluation has no secret order
 
 
 def test_sets_that_share_an_image_are_refused_with_the_count() -> None:
-    witness, auxiliary = lab()
-    stolen = Auxiliary(torch.cat([auxiliary.images, witness.data.pixels("held_out")[:3]]))
+    replayed, auxiliary = lab()
+    stolen = Auxiliary(torch.cat([auxiliary.images, replayed.data.pixels("held_out")[:3]]))
     with pytest.raises(DataError, match="attacker-auxiliary and client-held-out share 3 images"):
-        check_four_sets([witness], stolen)
+        check_four_sets([replayed], stolen)
 
 
 def test_leaked_images_may_be_trained_on_but_are_not_judged(tmp_path: Path) -> None:
-    witness, _ = lab()
-    perfect(tmp_path, witness, 1)
-    leaked = Auxiliary(witness.data.pixels("train")[:5], origin="leaked")
-    verdict = judge(tmp_path, [witness], leaked, normalisation="imagenet", leaked=True)
+    replayed, _ = lab()
+    perfect(tmp_path, replayed, 1)
+    leaked = Auxiliary(replayed.data.pixels("train")[:5], origin="leaked")
+    verdict = judge(tmp_path, [replayed], leaked, normalisation="imagenet", leaked=True)
     assert verdict.scores["train"]["attack"]["num_images"] == 7
     assert verdict.overlaps["attacker-auxiliary and client-train"] == 5
 
@@ -125,6 +125,6 @@ def test_without_held_out_images_shares_are_dealt_as_before() -> None:
 
 
 def test_nothing_to_judge_is_named(tmp_path: Path) -> None:
-    witness, auxiliary = lab()
+    replayed, auxiliary = lab()
     with pytest.raises(DataError, match="holds no reconstructions"):
-        verdict_on(tmp_path, witness, auxiliary)
+        verdict_on(tmp_path, replayed, auxiliary)

@@ -24,7 +24,7 @@ from suture.runtime.hooks import Attack, SmashedBatch
 from suture.runtime.host.disk import writing
 from suture.runtime.state.checkpoint import write_atomically
 from suture.threats.attacks.auxiliary import Auxiliary
-from suture.threats.attacks.server_view import Vantage
+from suture.threats.attacks.server_view import ServerView
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -44,24 +44,24 @@ class LiveAttack(Attack):
     backward, and draws from generators of its own, so that training's draws are those of an honest run.
 
     Args:
-        vantage: where it stands.
+        server_view: where it stands.
         auxiliary: the images it owns; None where it comes to own them only during the run.
     """
 
-    def __init__(self, vantage: Vantage, auxiliary: Auxiliary | None) -> None:
+    def __init__(self, server_view: ServerView, auxiliary: Auxiliary | None) -> None:
         if auxiliary is not None:
-            auxiliary.check_shape(vantage.image_shape)
-        self.vantage = vantage
+            auxiliary.check_shape(server_view.image_shape)
+        self.server_view = server_view
         self._auxiliary = auxiliary
         self.stopped = ""  # why it stopped, empty while it runs
         self.steps = 0
         self.cpu_seconds = 0.0
-        digest = hashlib.sha256(f"{type(self).__name__}/{vantage.seed}".encode()).digest()
+        digest = hashlib.sha256(f"{type(self).__name__}/{server_view.seed}".encode()).digest()
         self.generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         self.evidence: dict[int, dict[str, float]] = {}
         self._net_seed = int.from_bytes(digest[8:16], "big") >> 1
-        if vantage.folder is not None:
-            vantage.folder.mkdir(parents=True, exist_ok=True)
+        if server_view.folder is not None:
+            server_view.folder.mkdir(parents=True, exist_ok=True)
 
     # Doors ---------------------------------------------------------------------------------------
 
@@ -135,7 +135,7 @@ class LiveAttack(Attack):
         """What the attacker itself knows of its attack, as plain values."""
         owned = self._auxiliary
         return {
-            "spec": self.vantage.spec,
+            "spec": self.server_view.spec,
             "threat_model": self.threat_model,
             "knows": sorted(self.knows),
             "auxiliary": {} if owned is None else {"images": len(owned), "origin": owned.origin},
@@ -147,7 +147,7 @@ class LiveAttack(Attack):
 
     def write(self) -> None:
         """Leaves nets and report under RUN/attack, where the judge finds them."""
-        folder = self.vantage.folder
+        folder = self.server_view.folder
         if folder is not None:
             state = io.BytesIO()
             torch.save(self.state_dict(), state)
@@ -167,19 +167,23 @@ class LiveAttack(Attack):
         """``size`` auxiliary images in [-1, 1] and their labels, drawn with the attack's generator."""
         rows = torch.randint(len(self.auxiliary), (size,), generator=self.generator)
         labels = self.auxiliary.labels
-        images = self.auxiliary.unit(rows).mul_(2).sub_(1).to(self.vantage.device)
-        return images, None if labels is None else labels[rows].to(self.vantage.device)
+        images = self.auxiliary.unit(rows).mul_(2).sub_(1).to(self.server_view.device)
+        return images, None if labels is None else labels[rows].to(self.server_view.device)
 
     def keep_reconstruction(self, batch: SmashedBatch) -> None:
         """Writes the guess for ``batch``, named by its place: a repeated turn writes over what it left."""
-        if self.vantage.folder is not None and (batch.phase != "train" or batch.batch < KEPT_TRAIN_BATCHES):
+        if self.server_view.folder is not None and (
+            batch.phase != "train" or batch.batch < KEPT_TRAIN_BATCHES
+        ):
             self.keep(batch, self.reconstruct(batch.smashed).mul(255).round().clamp(0, 255).to(torch.uint8))
 
     def keep(self, batch: SmashedBatch, guesses: Tensor) -> None:
         """Writes guesses (N, ...) for ``batch`` under RUN/attack."""
-        if self.vantage.folder is None or (batch.phase == "train" and batch.batch >= KEPT_TRAIN_BATCHES):
+        if self.server_view.folder is None or (batch.phase == "train" and batch.batch >= KEPT_TRAIN_BATCHES):
             return
-        path = reconstruction_path(self.vantage.folder, batch.round, batch.client, batch.phase, batch.batch)
+        path = reconstruction_path(
+            self.server_view.folder, batch.round, batch.client, batch.phase, batch.batch
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, guesses.cpu().numpy())
 
@@ -192,8 +196,8 @@ class LiveAttack(Attack):
         bad = [name for name, value in losses.items() if value != value or abs(value) == float("inf")]
         if bad:
             raise NotFiniteError(f"{', '.join(bad)} is not finite at its step {self.steps}")
-        if self.vantage.folder is not None:
-            with (self.vantage.folder / LOSSES_FILE).open("a") as lines:
+        if self.server_view.folder is not None:
+            with (self.server_view.folder / LOSSES_FILE).open("a") as lines:
                 lines.write(json.dumps({"step": self.steps} | losses) + "\n")
 
     def _guarded(self, act: Callable[[], T], honest: T) -> T:
@@ -216,13 +220,13 @@ def reconstruction_path(folder: Path, round: int, client: str, phase: str, batch
     return folder / f"round_{round:04d}" / f"{client}-{phase}-{batch:05d}.npy"
 
 
-def check_labels_fit(attack: str, vantage: Vantage, *, needs_labels: bool) -> None:
+def check_labels_fit(attack: str, server_view: ServerView, *, needs_labels: bool) -> None:
     """Refuses an attack that learns from labels in a run where they stay at home.
 
     Raises:
         ConfigError: names the attack and the remedy.
     """
-    if needs_labels and not vantage.labels_shared:
+    if needs_labels and not server_view.labels_shared:
         raise ConfigError(
             f"attack {attack} with these parameters reads labels, which stay at home in this run; "
             "use --labels shared or other parameters"

@@ -16,7 +16,7 @@ from suture.runtime.data.normalise import Normalisation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vantage:
+class ServerView:
     """The server's own knowledge of a run: it holds the top, the options and the wire's specification.
 
     Attributes:

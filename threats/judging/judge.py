@@ -29,7 +29,7 @@ from suture.threats.attacks.auxiliary import Auxiliary, content_hashes
 from suture.threats.attacks.live import LiveAttack, reconstruction_path
 from suture.threats.judging.metrics import class_means, mean_image, score
 from suture.threats.judging.reader import read_with, train_reader
-from suture.threats.judging.replayed_client import Witness
+from suture.threats.judging.replayed_client import ReplayedClient
 
 KINDS = ("held_out", "train", "test")
 
@@ -75,7 +75,7 @@ class Verdict:
 
 def judge(
     folder: Path,
-    witnesses: Sequence[Witness],
+    witnesses: Sequence[ReplayedClient],
     auxiliary: Auxiliary,
     *,
     normalisation: Normalisation,
@@ -139,7 +139,7 @@ def judge(
 
 
 def judge_labels(
-    folder: Path, witnesses: Sequence[Witness], auxiliary: Auxiliary, *, chosen_round: int
+    folder: Path, witnesses: Sequence[ReplayedClient], auxiliary: Auxiliary, *, chosen_round: int
 ) -> dict[str, Any]:
     """Scores property inference: the share of labels guessed rightly, beside the commonest class and a
     shuffle.
@@ -151,12 +151,12 @@ def judge_labels(
     scores: dict[str, dict[str, dict[str, float]]] = {}
     for kind in KINDS:
         guessed, true = [], []
-        for witness in witnesses:
+        for replayed in witnesses:
             trained = kind == "train"
-            every = enumerate(witness.train_batches(chosen_round)) if trained else witness.evaluated(kind)
+            every = enumerate(replayed.train_batches(chosen_round)) if trained else replayed.evaluated(kind)
             for number, batch in every:
                 phase = "train" if trained else "test"
-                path = reconstruction_path(folder, chosen_round, witness.name, phase, number)
+                path = reconstruction_path(folder, chosen_round, replayed.name, phase, number)
                 if path.exists():
                     guessed.append(torch.from_numpy(np.load(path)))
                     true.append(batch.targets)
@@ -173,7 +173,7 @@ def judge_labels(
 
 
 def check_four_sets(
-    witnesses: Sequence[Witness], auxiliary: Auxiliary, *, leaked: bool = False
+    witnesses: Sequence[ReplayedClient], auxiliary: Auxiliary, *, leaked: bool = False
 ) -> dict[str, int]:
     """Asserts by content that client-train, client-held-out, auxiliary and task-test are disjoint (rule 1).
 
@@ -186,8 +186,8 @@ def check_four_sets(
     sets: dict[str, set[bytes]] = {"attacker-auxiliary": set(content_hashes(auxiliary.images))}
     for name, split in (("client-train", "train"), ("client-held-out", "held_out"), ("task-test", "test")):
         hashes: set[bytes] = set()
-        for witness in witnesses:
-            hashes |= set(content_hashes(witness.data.pixels(split)))  # type: ignore[arg-type]
+        for replayed in witnesses:
+            hashes |= set(content_hashes(replayed.data.pixels(split)))  # type: ignore[arg-type]
         sets[name] = hashes
     names, overlaps = list(sets), {}
     for i, first in enumerate(names):
@@ -203,7 +203,12 @@ def check_four_sets(
 
 
 def collect(
-    folder: Path, witness: Witness, kind: str, round: int, normalisation: Normalisation, without: set[bytes]
+    folder: Path,
+    replayed: ReplayedClient,
+    kind: str,
+    round: int,
+    normalisation: Normalisation,
+    without: set[bytes],
 ) -> Pairs | None:
     """One client's pairs of one round, None where the attack left none.
 
@@ -211,13 +216,13 @@ def collect(
         DataError: a reconstruction has another shape than the images of its batch.
     """
     in_training = kind == "train"
-    batches = list(enumerate(witness.train_batches(round))) if in_training else witness.evaluated(kind)
+    batches = list(enumerate(replayed.train_batches(round))) if in_training else replayed.evaluated(kind)
     phase = "train" if kind == "train" else "test"
     truths, rebuilts, labels = [], [], []
-    pixels = witness.data.pixels("train")
-    rows = {key: row for row, key in enumerate(witness.data.share.train)}
+    pixels = replayed.data.pixels("train")
+    rows = {key: row for row, key in enumerate(replayed.data.share.train)}
     for number, batch in batches:
-        path = reconstruction_path(folder, round, witness.name, phase, number)
+        path = reconstruction_path(folder, round, replayed.name, phase, number)
         if not path.exists():
             continue
         rebuilt = torch.from_numpy(np.load(path)).float().div(255)
@@ -276,15 +281,15 @@ def _score_untrained(
     scores: dict[str, dict[str, dict[str, float]]],
     attack: LiveAttack,
     untrained: nn.Module,
-    witnesses: Sequence[Witness],
+    witnesses: Sequence[ReplayedClient],
     normalisation: Normalisation,
 ) -> None:
     """Adds the row "untrained client": the same attack, fed with a bottom as it was before training."""
     kind = "held_out" if "held_out" in scores else "test"
     untrained.eval()
     truths, rebuilts = [], []
-    for witness in witnesses:
-        for _, batch in witness.evaluated(kind):
+    for replayed in witnesses:
+        for _, batch in replayed.evaluated(kind):
             truths.append(denormalise(batch.inputs, normalisation))
             rebuilts.append(attack.reconstruct(untrained(batch.inputs)[0]).cpu())
     if truths:

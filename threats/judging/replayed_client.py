@@ -9,7 +9,7 @@ from suture.runtime.training.randomness import Randomness
 
 
 @dataclass(frozen=True)
-class Witness:
+class ReplayedClient:
     """One client as the judge rebuilds it.
 
     Attributes:

@@ -50,8 +50,8 @@ from suture.runtime.rpc import calls
 from suture.runtime.rpc.functions import RpcServer
 from suture.runtime.rpc.transport import SERVER, Transport, TransportConfig
 from suture.runtime.scheduler import Turn
-from suture.runtime.server.membership import Members, OpenDoor
-from suture.runtime.session import Member, NoKeepsakes, take_part
+from suture.runtime.server.membership import Membership, OpenMembership
+from suture.runtime.session import NoClientObserver, Participant, take_part
 from suture.runtime.wire.messages import SealedHandoff
 from suture.studies.bench.plan import LEASE
 from suture.studies.bench.rigs.shaped import Cable, enter
@@ -290,14 +290,14 @@ def _serve(part: Part, line: Connection) -> dict[str, Any]:
     num_classes = len(CLASSES)
     server = build.build_server(part.options, num_classes, torch.device("cpu"))
     expected = required(part.options.clients)
-    door = None if part.kit is None else OpenDoor(least=expected, grace=0.0)
+    door = None if part.kit is None else OpenMembership(least=expected, grace=0.0)
     coordinator = build.build_coordinator(
         part.options,
         server,
         run="bench",
         run_dir=part.run_dir,
         num_classes=num_classes,
-        members=Members(expected, part.options.agreement(num_classes), door),
+        membership=Membership(expected, part.options.agreement(num_classes), door),
     )
     steps = StepTimes()
     coordinator.begin(False, lambda step: steps)
@@ -306,7 +306,7 @@ def _serve(part: Part, line: Connection) -> dict[str, Any]:
         enclose(part.options, part.run_dir)
         served = RpcServer(coordinator)
         rpc.join(SERVER, served.table())
-        served.serve(calls.knock)
+        served.serve(calls.ping)
         rpc.leave()
     else:
         config = GrpcServerConfig(
@@ -323,7 +323,7 @@ def _serve(part: Part, line: Connection) -> dict[str, Any]:
         line.send(("listening", None))
         listening.play(coordinator, build.wire_limits(part.options, num_classes))
         listening.close()
-    totals = coordinator.journal.totals
+    totals = coordinator.run_state.totals
     return {"bytes_up": totals.bytes_up, "bytes_down": totals.bytes_down, "steps": steps.times}
 
 
@@ -342,7 +342,7 @@ def _take_part(part: Part, line: Connection) -> dict[str, Any]:
         enclose(part.options, part.run_dir / "clients" / part.role, ports=Ports(connect=(part.port,)))
         exchange = paced(GrpcExchange, line, in_blocks)(GrpcClient(config))
         goodbye = exchange.close
-    take_part(Member(client, exchange, NoKeepsakes()), part.options.agreement(len(CLASSES)))
+    take_part(Participant(client, exchange, NoClientObserver()), part.options.agreement(len(CLASSES)))
     goodbye()
     return {"handed": exchange.handed}
 

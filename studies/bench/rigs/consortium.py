@@ -193,8 +193,8 @@ def _reconnects(cuts: int) -> dict[str, list[float]]:
         started.serve(1)
         started.join("site0", line.address)
         for _ in range(cuts):
-            seat, step = _back_after_a_cut(started, line)
-            seated.append(seat)
+            member, step = _back_after_a_cut(started, line)
+            seated.append(member)
             stepped.append(step)
     return {"seated": seated, "stepped": stepped}
 
@@ -203,6 +203,6 @@ def _back_after_a_cut(started: _Started, line: BreakableLine) -> tuple[float, fl
     started.until(lambda: started.num_steps() > 0, "first steps")
     before = started.num_joined()
     line.break_lines()
-    seat = started.until(lambda: started.num_joined() > before, "the site is back")
+    member = started.until(lambda: started.num_joined() > before, "the site is back")
     steps = started.num_steps()
-    return seat, seat + started.until(lambda: started.num_steps() > steps, "it trains again")
+    return member, member + started.until(lambda: started.num_steps() > steps, "it trains again")

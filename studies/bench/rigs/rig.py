@@ -20,7 +20,7 @@ from suture.runtime.errors import ConfigError
 from suture.runtime.exchange import LocalExchange
 from suture.runtime.records.observers import NoRecorder
 from suture.runtime.scheduler import Turn
-from suture.runtime.session import Member, NoKeepsakes, join
+from suture.runtime.session import NoClientObserver, Participant, join
 from suture.runtime.wire.messages import unwrap
 
 LEAST_STEPS, WARM_UP = 10, 2
@@ -82,7 +82,7 @@ class Rig:
         self._coordinator.begin(False, lambda step: NoRecorder())
         self.client: Client = build.build_client(options, data, build.client_name(0), _KEY, device, None)
         self._exchange = LocalExchange(self._coordinator)
-        member = Member(self.client, self._exchange, NoKeepsakes())
+        member = Participant(self.client, self._exchange, NoClientObserver())
         join(member, options.agreement(num_classes))
         self.turn: Turn = unwrap(self._exchange.ask_turn().wait())
         self._batches = self._endless()
@@ -90,7 +90,7 @@ class Rig:
     @property
     def bytes_per_step(self) -> tuple[int, int]:
         """Bytes up and down of the largest step so far."""
-        totals = self._coordinator.journal.totals
+        totals = self._coordinator.run_state.totals
         return totals.bytes_up, totals.bytes_down
 
     def _endless(self) -> Iterator[Batch]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from suture.launch.kits.authority import Authority
 from suture.runtime.client.client import Client
-from suture.runtime.client.rollback_guard import TurnMemory
+from suture.runtime.client.rollback_guard import RollbackGuard
 from suture.runtime.consortium.board import ServerBoard
 from suture.runtime.consortium.identity import Identity, Trust
 from suture.runtime.consortium.roster import Roster
@@ -37,7 +37,7 @@ class SignedHandoff:
         first, second = (SiteConsortium(Identity.of(kits[name]), trust, key) for name in _SITES)
         self._board = ServerBoard(Trust(authority.ca.read_bytes()), _RUN)
         for name, site in zip(_SITES, (first, second), strict=True):
-            site.join(_RUN, TurnMemory(None, name, _RUN))
+            site.join(_RUN, RollbackGuard(None, name, _RUN))
         self._author = HandoffSeal(b"", _RUN, signer=first)
         self._opener = HandoffSeal(b"", _RUN, signer=second)
         self._board.sent(TurnKind.KEY, _SITES[0])

@@ -157,8 +157,8 @@ def _keep_samples(job: Job, options: RunOptions, run_dir: Path, key: bytes) -> N
         auxiliary = lab.build_auxiliary(own)
         assert auxiliary is not None
         normalisation = nets.model_entry(required(own.model)).normalisation
-        witness = build_witnesses(own, key)[0]
-        pairs = collect(place, witness, "held_out", int(verdict["chosen_round"]), normalisation, set())
+        replayed = build_witnesses(own, key)[0]
+        pairs = collect(place, replayed, "held_out", int(verdict["chosen_round"]), normalisation, set())
         if pairs is None:
             continue
         kept = {

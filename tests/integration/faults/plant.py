@@ -22,10 +22,10 @@ from suture.runtime.exchange.grpc import GrpcExchange
 from suture.runtime.grpc import chunks
 from suture.runtime.grpc.client import GrpcClient
 from suture.runtime.server.coordinator import Coordinator
-from suture.runtime.server.dispatcher import Course
-from suture.runtime.server.model import Server
-from suture.runtime.server.run_state import Journal
-from suture.runtime.server.turn_log import Ledger
+from suture.runtime.server.dispatcher import Dispatcher
+from suture.runtime.server.model import ServerModel
+from suture.runtime.server.run_state import RunState
+from suture.runtime.server.turn_log import TurnLog
 
 NUM_ROUNDS = 3
 ROUND = 1  # in which faults strike: one round is left to go on in, and one to be back in
@@ -129,13 +129,13 @@ def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
 def _note_batches(events: Events) -> None:
     """Training goes on as soon as the server has computed somebody's next batch."""
 
-    def computed(real: Callable[..., Any], server: Server, batch: Any, *rest: Any) -> Any:
+    def computed(real: Callable[..., Any], server: ServerModel, batch: Any, *rest: Any) -> Any:
         answer = real(server, batch, *rest)
         events.say("batch", client=batch.client)
         return answer
 
-    _wrap(Server, "forward", computed)
-    _wrap(Server, "predict", computed)
+    _wrap(ServerModel, "forward", computed)
+    _wrap(ServerModel, "predict", computed)
 
 
 def _note_arrival(events: Events, who: str) -> None:
@@ -155,26 +155,26 @@ class _NotYet(Exception):
 
 def _gather_before_the_last_round(events: Events) -> None:
     """Holds the last round back until all are present: a tiny run would be over before anybody is back."""
-    courses: list[Course] = []
+    courses: list[Dispatcher] = []
 
     def all_are_in(clients: list[str]) -> bool:
         newest = {event["who"]: event["what"] for event in events.all() if event["what"] in ("started", "in")}
-        members = courses[-1].members
+        members = courses[-1].membership
         expected = members._expected - len(members._shut_out)
         return len(clients) == expected and all(newest[c] == "in" for c in clients)
 
-    def start_round(real: Callable[..., Any], ledger: Ledger, clients: list[str], *rest: Any) -> None:
-        if ledger.round == NUM_ROUNDS - 1 and not all_are_in(clients):
+    def start_round(real: Callable[..., Any], turn_log: TurnLog, clients: list[str], *rest: Any) -> None:
+        if turn_log.round == NUM_ROUNDS - 1 and not all_are_in(clients):
             raise _NotYet
-        real(ledger, clients, *rest)
+        real(turn_log, clients, *rest)
 
-    def go_on(real: Callable[..., Any], course: Course) -> None:
+    def go_on(real: Callable[..., Any], course: Dispatcher) -> None:
         courses[:] = [course]
         with suppress(_NotYet):  # the coordinator asks again, twice a second
             real(course)
 
-    _wrap(Ledger, "start_round", start_round)
-    _wrap(Course, "go_on", go_on)
+    _wrap(TurnLog, "start_round", start_round)
+    _wrap(Dispatcher, "go_on", go_on)
 
 
 def _at_the_server(fault: Fault, strike: Callable[[], None]) -> None:
@@ -185,7 +185,7 @@ def _at_the_server(fault: Fault, strike: Callable[[], None]) -> None:
             last.append(batch)
         return bool(batch.client == fault.turn_of and batch.round == ROUND)
 
-    def forward(real: Callable[..., Any], server: Server, batch: Any, *rest: Any) -> Any:
+    def forward(real: Callable[..., Any], server: ServerModel, batch: Any, *rest: Any) -> Any:
         due = is_its(batch) and batch.batch == BATCH
         if due and fault.moment == "backward":
             batch.smashed.register_hook(lambda grad: strike())
@@ -194,25 +194,25 @@ def _at_the_server(fault: Fault, strike: Callable[[], None]) -> None:
             strike()
         return answer
 
-    def step(real: Callable[..., Any], server: Server, *rest: Any) -> None:
+    def step(real: Callable[..., Any], server: ServerModel, *rest: Any) -> None:
         real(server, *rest)
         if last and last[-1].batch == BATCH:
             strike()
 
-    def predict(real: Callable[..., Any], server: Server, batch: Any) -> Any:
+    def predict(real: Callable[..., Any], server: ServerModel, batch: Any) -> Any:
         answer = real(server, batch)
         if is_its(batch) and batch.phase == "test":  # the validation images went before
             strike()
         return answer
 
-    def call(real: Callable[..., Any], coordinator: Coordinator, seat: Any, *rest: Any) -> Any:
-        if seat.name == fault.turn_of:
+    def call(real: Callable[..., Any], coordinator: Coordinator, member: Any, *rest: Any) -> Any:
+        if member.name == fault.turn_of:
             strike()
-        return real(coordinator, seat, *rest)
+        return real(coordinator, member, *rest)
 
-    def counted(real: Callable[..., Any], coordinator: Coordinator, seat: Any, message: Any) -> Any:
-        answer = real(coordinator, seat, message)
-        if seat.name == fault.turn_of:
+    def counted(real: Callable[..., Any], coordinator: Coordinator, member: Any, message: Any) -> Any:
+        answer = real(coordinator, member, message)
+        if member.name == fault.turn_of:
             strike()
         return answer
 
@@ -229,36 +229,36 @@ def _at_the_server(fault: Fault, strike: Callable[[], None]) -> None:
         strike()
         real(*rest)
 
-    def ready(real: Callable[..., Any], coordinator: Coordinator, seat: Any, answer: Any) -> None:
-        real(coordinator, seat, answer)
-        if seat.name == fault.turn_of and seat.name in coordinator.trained_clients():
+    def ready(real: Callable[..., Any], coordinator: Coordinator, member: Any, answer: Any) -> None:
+        real(coordinator, member, answer)
+        if member.name == fault.turn_of and member.name in coordinator.trained_clients():
             strike()
 
-    def admit(real: Callable[..., Any], coordinator: Coordinator, seat: Any, hello: Any) -> Any:
+    def admit(real: Callable[..., Any], coordinator: Coordinator, member: Any, hello: Any) -> Any:
         if hello.client == fault.turn_of:
             strike()
-        return real(coordinator, seat, hello)
+        return real(coordinator, member, hello)
 
-    def fetched(real: Callable[..., Any], coordinator: Coordinator, seat: Any) -> Any:
-        answer = real(coordinator, seat)
-        if seat.name == fault.turn_of:
+    def fetched(real: Callable[..., Any], coordinator: Coordinator, member: Any) -> Any:
+        answer = real(coordinator, member)
+        if member.name == fault.turn_of:
             _in_the_middle_of_the_next_handoff(strike)
         return answer
 
-    def begin(real: Callable[..., Any], journal: Journal, resume: bool) -> Any:
-        answer = real(journal, resume)
+    def begin(real: Callable[..., Any], run_state: RunState, resume: bool) -> Any:
+        answer = real(run_state, resume)
         if resume:
             strike()
         return answer
 
     match fault.moment:
         case "forward" | "backward":
-            _wrap(Server, "forward", forward)
+            _wrap(ServerModel, "forward", forward)
         case "server step":
-            _wrap(Server, "forward", forward)
-            _wrap(Server, "step", step)
+            _wrap(ServerModel, "forward", forward)
+            _wrap(ServerModel, "step", step)
         case "evaluation":
-            _wrap(Server, "predict", predict)
+            _wrap(ServerModel, "predict", predict)
         case "hand-off upload":
             _wrap(Coordinator, "commit", call)
         case "hand-off counted":
@@ -286,7 +286,7 @@ def _at_the_server(fault: Fault, strike: Callable[[], None]) -> None:
         case "summary":
             _wrap(suture.launch.roles.server, "conclude", conclude)
         case "resuming":
-            _wrap(Journal, "begin", begin)
+            _wrap(RunState, "begin", begin)
         case "checkpoint write":
             # Turn 0 and the turn of the client before it have theirs.
             _while_writing(lambda path: path.name == ".turn_000002.pt.draft", strike)

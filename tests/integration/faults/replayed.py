@@ -11,8 +11,8 @@ from suture.launch import build
 from suture.launch.options.options import RunOptions
 from suture.runtime.exchange import LocalExchange
 from suture.runtime.records.observers import NoRecorder
-from suture.runtime.server.membership import Members
-from suture.runtime.session import Member, NoKeepsakes, run_local
+from suture.runtime.server.membership import Membership
+from suture.runtime.session import NoClientObserver, Participant, run_local
 
 
 def replay(options: str, kits: str, run: str, *names: str) -> str:
@@ -42,14 +42,14 @@ def replay(options: str, kits: str, run: str, *names: str) -> str:
             run="replay",
             run_dir=Path(folder),
             num_classes=len(classes),
-            members=Members(len(names), agreement),
+            membership=Membership(len(names), agreement),
         )
         coordinator.begin(False, lambda step: NoRecorder())
-        members = []
+        membership = []
         for name, own in zip(names, images, strict=True):
             data = build.build_data(chosen, own, 0)
             drawn = own_of(Path(kits), Path(run), name)
             client = build.build_client(chosen, data, name, initial, device, None, drawn)
-            members.append(Member(client, LocalExchange(coordinator), NoKeepsakes()))
-        run_local(members, agreement)
+            membership.append(Participant(client, LocalExchange(coordinator), NoClientObserver()))
+        run_local(membership, agreement)
     return coordinator.weights_sha256()

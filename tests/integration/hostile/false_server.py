@@ -29,9 +29,9 @@ from suture.runtime.grpc.credentials import Role
 from suture.runtime.grpc.server import GrpcServer
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.server.coordinator import Coordinator
-from suture.runtime.server.dispatcher import Course
-from suture.runtime.server.membership import Seat
-from suture.runtime.server.run_state import Journal
+from suture.runtime.server.dispatcher import Dispatcher
+from suture.runtime.server.membership import Member
+from suture.runtime.server.run_state import RunState
 from suture.runtime.server.transaction import Turns
 from suture.runtime.wire.messages import Board, Heads, SealedHandoff, Terms
 
@@ -64,9 +64,9 @@ def _altered() -> None:
     """One bit of the ciphertext that the victim fetches."""
     say = _once("one bit of a ciphertext altered")
 
-    def newest(real: Callable[..., Any], run: Coordinator, seat: Seat) -> SealedHandoff | None:
-        handoff = real(run, seat)
-        if seat.name != VICTIM or handoff is None:
+    def newest(real: Callable[..., Any], run: Coordinator, member: Member) -> SealedHandoff | None:
+        handoff = real(run, member)
+        if member.name != VICTIM or handoff is None:
             return handoff
         ciphertext = handoff.ciphertext.clone()
         ciphertext[len(ciphertext) // 2] ^= 1
@@ -80,11 +80,11 @@ def _old() -> None:
     """What the victim fetches is the hand-off of the first turn, when it has seen later ones."""
     say, kept = _once("an old hand-off offered"), []
 
-    def newest(real: Callable[..., Any], run: Coordinator, seat: Seat) -> SealedHandoff | None:
-        handoff = real(run, seat)
+    def newest(real: Callable[..., Any], run: Coordinator, member: Member) -> SealedHandoff | None:
+        handoff = real(run, member)
         if handoff is not None and handoff.turn and not kept:
             kept.append(handoff)
-        if seat.name == VICTIM and handoff is not None and kept and handoff.turn > kept[0].turn + 1:
+        if member.name == VICTIM and handoff is not None and kept and handoff.turn > kept[0].turn + 1:
             say(offered=kept[0].turn, newest=handoff.turn)
             return kept[0]
         return handoff
@@ -96,13 +96,13 @@ def _drops_a_share() -> None:
     """Who averages is not given the victim's share."""
     say = _once("a share dropped")
 
-    def share(real: Callable[..., Any], run: Coordinator, seat: Seat, index: int) -> Any:
-        given = run.journal.shares
+    def share(real: Callable[..., Any], run: Coordinator, member: Member, index: int) -> Any:
+        given = run.run_state.shares
         dropped = given.pop(VICTIM, None)
         try:
             if dropped is not None:
                 say()
-            return real(run, seat, index)
+            return real(run, member, index)
         finally:
             if dropped is not None:
                 given[VICTIM] = dropped
@@ -120,40 +120,40 @@ def _forks(apart: bool) -> None:
     first: list[SealedHandoff] = []
     fork: list[SealedHandoff] = []  # the newest one of the other history, once there is one
 
-    def number(seat: Seat, journal: Journal) -> int:
+    def number(member: Member, run_state: RunState) -> int:
         """Of the newest hand-off in the history that this site is told."""
-        newest = fork[0] if fork and seat.name == FORKED else journal.handoff
+        newest = fork[0] if fork and member.name == FORKED else run_state.handoff
         return 0 if newest is None else newest.turn
 
-    def grant(real: Callable[..., Any], turns: Turns, seats: Any, given: Any) -> None:
-        seat, turn, newest = seats[0], given[0], turns.journal.handoff
+    def grant(real: Callable[..., Any], turns: Turns, members: Any, given: Any) -> None:
+        member, turn, newest = members[0], given[0], turns.run_state.handoff
         if not first and newest is not None and newest.turn:
             first.append(newest)
-        if seat.name == FORKED and turn.kind is TurnKind.TRAIN and not fork:
+        if member.name == FORKED and turn.kind is TurnKind.TRAIN and not fork:
             fork.append(first[0])  # as if ward_b, whose turn has just counted, had never trained
-        real(turns, seats, [dataclasses.replace(turn, handoff=number(seat, turns.journal))])
+        real(turns, members, [dataclasses.replace(turn, handoff=number(member, turns.run_state))])
 
-    def newest(real: Callable[..., Any], run: Coordinator, seat: Seat) -> SealedHandoff | None:
-        handoff = real(run, seat)
-        return fork[0] if fork and seat.name == FORKED else handoff
+    def newest(real: Callable[..., Any], run: Coordinator, member: Member) -> SealedHandoff | None:
+        handoff = real(run, member)
+        return fork[0] if fork and member.name == FORKED else handoff
 
-    def commit(real: Callable[..., Any], turns: Turns, seat: Seat, handoff: SealedHandoff) -> Any:
-        if not fork or seat.name != FORKED:
-            return real(turns, seat, handoff)
-        others, turns.journal.handoff = turns.journal.handoff, fork[0]
-        counts = real(turns, seat, handoff)
-        fork[0], turns.journal.handoff = turns.journal.handoff, others
+    def commit(real: Callable[..., Any], turns: Turns, member: Member, handoff: SealedHandoff) -> Any:
+        if not fork or member.name != FORKED:
+            return real(turns, member, handoff)
+        others, turns.run_state.handoff = turns.run_state.handoff, fork[0]
+        counts = real(turns, member, handoff)
+        fork[0], turns.run_state.handoff = turns.run_state.handoff, others
         say(one=others.turn, other=fork[0].turn)
         return counts
 
-    def answer_all(real: Callable[..., Any], course: Course, turn: Turn) -> None:
-        for seat in course.members:
-            seat.answer(dataclasses.replace(turn, handoff=number(seat, course.journal)))
+    def answer_all(real: Callable[..., Any], course: Dispatcher, turn: Turn) -> None:
+        for member in course.membership:
+            member.answer(dataclasses.replace(turn, handoff=number(member, course.run_state)))
 
     _instead(Turns, "grant", grant)
     _instead(Coordinator, "newest_handoff", newest)
     _instead(Turns, "commit", commit)
-    _instead(Course, "_answer_all", answer_all)
+    _instead(Dispatcher, "_answer_all", answer_all)
     if apart:
         _shows_heads(lambda name, author: (name == FORKED) == (author == FORKED))
 
@@ -161,15 +161,15 @@ def _forks(apart: bool) -> None:
 def _shows_heads(shown: Callable[[str, str], bool]) -> None:
     """A site of that name is passed on the farewells of the authors for which ``shown`` is true."""
 
-    def heads(real: Callable[..., Any], run: Coordinator, seat: Seat, answer: Any) -> None:
+    def heads(real: Callable[..., Any], run: Coordinator, member: Member, answer: Any) -> None:
         class Filtered:
             @staticmethod
             def set_result(value: Any) -> None:
                 if isinstance(value, Heads):
-                    value = Heads([one for one in value.statements if shown(seat.name, one.author)])
+                    value = Heads([one for one in value.statements if shown(member.name, one.author)])
                 answer.set_result(value)
 
-        real(run, seat, Filtered)
+        real(run, member, Filtered)
 
     _instead(Coordinator, "heads", heads)
 
@@ -194,35 +194,45 @@ def _asks_instead(attack: str, kind: TurnKind) -> None:
     """Where the victim's second training turn is due it is asked for something else."""
     say = _once(attack)
 
-    def answer(real: Callable[..., Any], seat: Seat, turn: Any) -> None:
-        if seat.name == VICTIM and isinstance(turn, Turn) and turn.kind is TurnKind.TRAIN and turn.round == 2:
+    def answer(real: Callable[..., Any], member: Member, turn: Any) -> None:
+        if (
+            member.name == VICTIM
+            and isinstance(turn, Turn)
+            and turn.kind is TurnKind.TRAIN
+            and turn.round == 2
+        ):
             say()
             turn = dataclasses.replace(turn, kind=kind)
-        real(seat, turn)
+        real(member, turn)
 
-    _instead(Seat, "answer", answer)
+    _instead(Member, "answer", answer)
 
 
 def _beyond_the_rounds() -> None:
     """The victim's second training turn is of a round that the run does not have."""
     say = _once("a turn of round 99")
 
-    def answer(real: Callable[..., Any], seat: Seat, turn: Any) -> None:
-        if seat.name == VICTIM and isinstance(turn, Turn) and turn.kind is TurnKind.TRAIN and turn.round == 2:
+    def answer(real: Callable[..., Any], member: Member, turn: Any) -> None:
+        if (
+            member.name == VICTIM
+            and isinstance(turn, Turn)
+            and turn.kind is TurnKind.TRAIN
+            and turn.round == 2
+        ):
             say()
             turn = dataclasses.replace(turn, round=99)
-        real(seat, turn)
+        real(member, turn)
 
-    _instead(Seat, "answer", answer)
+    _instead(Member, "answer", answer)
 
 
 def _again_and_again() -> None:
     """Whenever the victim has trained, its turn is rolled back and asked for again."""
     times = [0]
 
-    def commit(real: Callable[..., Any], run: Coordinator, seat: Seat, handoff: SealedHandoff) -> None:
-        if seat.name != VICTIM:
-            real(run, seat, handoff)
+    def commit(real: Callable[..., Any], run: Coordinator, member: Member, handoff: SealedHandoff) -> None:
+        if member.name != VICTIM:
+            real(run, member, handoff)
             return
         times[0] += 1
         tell("the same pass again and again", "sent", times=times[0])
@@ -275,9 +285,9 @@ def _ghosts_epoch() -> None:
 
     journals: list[Any] = []
 
-    def grant(real: Callable[..., Any], turns: Turns, seats: Any, given: Any) -> None:
-        journals[:] = [turns.journal]
-        real(turns, seats, [dataclasses.replace(one, epoch=2) if trained() else one for one in given])
+    def grant(real: Callable[..., Any], turns: Turns, members: Any, given: Any) -> None:
+        journals[:] = [turns.run_state]
+        real(turns, members, [dataclasses.replace(one, epoch=2) if trained() else one for one in given])
 
     _instead(ServerBoard, "shown", shown)
     _instead(Turns, "grant", grant)
@@ -291,14 +301,14 @@ def _gives_a_ghost_turns() -> None:
     def next_errand(real: Callable[..., Any], board: ServerBoard, waiting: Any, present: Any) -> Any:
         return real(board, [n for n in waiting if n != ghost], [n for n in present if n != ghost])
 
-    def answer(real: Callable[..., Any], seat: Seat, turn: Any) -> None:
-        if seat.name == ghost and isinstance(turn, Turn) and turn.kind is TurnKind.TRAIN:
+    def answer(real: Callable[..., Any], member: Member, turn: Any) -> None:
+        if member.name == ghost and isinstance(turn, Turn) and turn.kind is TurnKind.TRAIN:
             say()
-        real(seat, turn)
+        real(member, turn)
 
     _instead(ServerBoard, "unknown_to_all", lambda *_: {})
     _instead(ServerBoard, "next_errand", next_errand)
-    _instead(Seat, "answer", answer)
+    _instead(Member, "answer", answer)
 
 
 # Terms ---------------------------------------------------------------------------------------------

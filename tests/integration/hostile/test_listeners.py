@@ -33,7 +33,7 @@ from torch import Tensor
 from suture.launch import build
 from suture.launch.options.options import RunOptions
 from suture.launch.site.secret import run_secret
-from suture.runtime.client.rollback_guard import TurnMemory
+from suture.runtime.client.rollback_guard import RollbackGuard
 from suture.runtime.client.step import ClientStep
 from suture.runtime.errors import HandoffError, WireError
 from suture.runtime.scheduler import Turn, TurnKind
@@ -102,7 +102,7 @@ class Heard:
 
     def key(self, site: str) -> bytes:
         """The hand-off key that a site keeps."""
-        memory = TurnMemory(self.run.stage.kits[site].folder / "state", site, self.identity)
+        memory = RollbackGuard(self.run.stage.kits[site].folder / "state", site, self.identity)
         (key,) = memory.recall_extra("keys", {}).values()
         return bytes.fromhex(key)
 

@@ -22,7 +22,7 @@ from tls13 import shows
 
 from suture.launch.kits.kit import Kit
 from suture.launch.kits.revoke import revoke
-from suture.runtime.client.rollback_guard import TurnMemory
+from suture.runtime.client.rollback_guard import RollbackGuard
 from suture.runtime.consortium.roster import Roster, fingerprint
 from suture.runtime.errors import HandoffError
 from suture.runtime.grpc.credentials import Role
@@ -152,7 +152,7 @@ def rows(played: dict[str, Played], table: Table) -> Iterator[None]:
 def keys(run: Played, name: str) -> list[bytes]:
     """The hand-off keys that a site has kept."""
     identity = json.loads((run.stage.run / "run.json").read_text())["run"]
-    memory = TurnMemory(run.stage.kits[name].folder / "state", name, identity)
+    memory = RollbackGuard(run.stage.kits[name].folder / "state", name, identity)
     return [
         bytes.fromhex(key)
         for key in {**memory.recall_extra("keys", {}), **memory.recall_extra("made", {})}.values()

@@ -36,7 +36,7 @@ from suture.runtime.grpc.server import GrpcServer, GrpcServerConfig
 from suture.runtime.grpc.service import endpoint_of, place_of
 from suture.runtime.records.observers import NoRecorder
 from suture.runtime.scheduler import Turn, TurnKind
-from suture.runtime.server.membership import Members, OpenDoor
+from suture.runtime.server.membership import Membership, OpenMembership
 from suture.runtime.wire.messages import (
     Board,
     Heads,
@@ -250,7 +250,7 @@ def _play(server: GrpcServer, options: RunOptions, classes: tuple[str, ...], run
         run=run_dir.name,
         run_dir=run_dir,
         num_classes=len(classes),
-        members=Members(1, options.site_agreement(classes), OpenDoor(least=1, grace=0)),
+        membership=Membership(1, options.site_agreement(classes), OpenMembership(least=1, grace=0)),
         board=ServerBoard(Trust(server._config.credentials.authority), run_dir.name),
     )
     coordinator.begin(False, lambda step: NoRecorder())

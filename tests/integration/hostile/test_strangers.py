@@ -404,7 +404,7 @@ def test_every_refusal_was_the_server_s(played, tried, stage):
     assert all(said.sent > 0 for name, said in members_tried.items() if name not in empty)
     assert "TLS 1.3 is the oldest" in tried["stranger: TLS 1.2 with a good certificate"].text
     assert "NameTakenError" in tried["member: the name of a site that is in"].text
-    assert "SeatLostError" in tried["member: its turn: kept beyond the lease"].text
+    assert "MemberLostError" in tried["member: its turn: kept beyond the lease"].text
     assert "lr = 9" in tried["member: other options"].text
 
 

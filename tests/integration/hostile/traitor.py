@@ -37,7 +37,7 @@ from suture.runtime.errors import SutureError, TurnUndoneError
 from suture.runtime.exchange.grpc import GrpcExchange
 from suture.runtime.grpc.client import GrpcClient
 from suture.runtime.scheduler import Turn
-from suture.runtime.session import Member
+from suture.runtime.session import Participant
 from suture.runtime.state.handoff import HANDOFF, handoff_digest, named
 from suture.runtime.wire import frames
 from suture.runtime.wire.messages import Refusal, SealedHandoff, Share, Statement
@@ -326,9 +326,9 @@ def _bad_statements() -> None:
 
     done: list[bool] = []
     asked: list[bool] = []
-    members: list[Member[Any]] = []
+    members: list[Participant[Any]] = []
 
-    def ask_for_key(real: Callable[..., Any], member: Member[Any]) -> None:
+    def ask_for_key(real: Callable[..., Any], member: Participant[Any]) -> None:
         members[:] = [member]
         real(member)
         if not asked:
@@ -339,7 +339,7 @@ def _bad_statements() -> None:
     _instead(errands, "ask_for_key", ask_for_key)
 
 
-def _accuse_out_of_turn(member: Member[Any]) -> None:
+def _accuse_out_of_turn(member: Participant[Any]) -> None:
     consortium = member.client.consortium
     assert consortium is not None
     signed = consortium.identity.state(HANDOFF, run="x")
@@ -347,7 +347,7 @@ def _accuse_out_of_turn(member: Member[Any]) -> None:
     member.exchange.post(consortium.accuse(Share("ward_a", made), "it is bad"))
 
 
-def _state_badly(member: Member[Any]) -> None:
+def _state_badly(member: Participant[Any]) -> None:
     client, exchange = member.client, member.exchange
     consortium, run = client.consortium, client._run
     assert consortium is not None
@@ -494,7 +494,7 @@ def _refuses_the_key_for_ever() -> None:
     """It says that it has the key, and whenever it has a turn, that it does not trust whoever made it."""
     refused = [0]
 
-    def catch_up(real: Callable[..., Any], member: Member[Any], turn: Turn) -> None:
+    def catch_up(real: Callable[..., Any], member: Participant[Any], turn: Turn) -> None:
         real(member, turn)
         if turn.kind not in errands.ERRANDS:
             consortium, board = member.client.consortium, member.exchange.board()
@@ -515,7 +515,7 @@ def _refuses_the_key_for_ever() -> None:
 def _never_says_goodbye() -> None:
     """When the run is over it stays, pings, and says nothing."""
 
-    def end(real: Callable[..., Any], member: Member[Any], turn: Turn) -> None:
+    def end(real: Callable[..., Any], member: Participant[Any], turn: Turn) -> None:
         tell("never says goodbye", "taken", answered=["answer"])
         while True:
             time.sleep(1)

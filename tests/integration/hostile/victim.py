@@ -34,7 +34,7 @@ from suture.runtime.grpc.chunks import SMALL, Limits
 from suture.runtime.grpc.client import GrpcClient, GrpcClientConfig
 from suture.runtime.grpc.credentials import Credentials, Role
 from suture.runtime.host.sandbox import Ports
-from suture.runtime.session import Member, take_part
+from suture.runtime.session import Participant, take_part
 
 KEY = bytes(range(32))
 
@@ -67,12 +67,12 @@ def main() -> None:
             )
         )
         exchange = GrpcExchange(line)
-        keepsakes = ClientFolder(
+        observer = ClientFolder(
             options, normalisation, data.task, out.parent / "kept" / case.replace(" ", "_")
         )
         before, began = memory(), time.monotonic()
         try:
-            take_part(Member(client, exchange, keepsakes), agreement)
+            take_part(Participant(client, exchange, observer), agreement)
             said = {"ended": "well", "said": ""}
         except SutureError as error:
             said = {"ended": type(error).__name__, "said": str(error)}

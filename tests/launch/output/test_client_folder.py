@@ -16,7 +16,7 @@ from suture.launch.output.client_folder import ClientFolder
 from suture.runtime.data.source import Task
 from suture.runtime.errors import ConfigError, WireError
 from suture.runtime.server.coordinator import Coordinator
-from suture.runtime.server.run_state import Journal
+from suture.runtime.server.run_state import RunState
 from suture.runtime.state.checkpoint import write_atomically
 from suture.runtime.wire.messages import Release
 
@@ -84,7 +84,7 @@ def test_a_model_that_cannot_be_written_is_an_error_that_says_what_to_do(train, 
 
 def test_a_server_that_keeps_the_top_which_it_had_promised_is_named(train, monkeypatch):
     """Oracle: what each client says; where nothing was promised nobody says anything."""
-    monkeypatch.setattr(Journal, "release", lambda self: Release({}, 1))
+    monkeypatch.setattr(RunState, "release", lambda self: Release({}, 1))
     code, folder, errors = train("run")
     assert code == 0 and not list(folder.rglob("model.pt"))
     assert errors.count("did not hand out the trained top, although the run's options say so") == 2

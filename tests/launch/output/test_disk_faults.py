@@ -13,7 +13,7 @@ from suture.launch import build
 from suture.launch.options.outcome import outcome
 from suture.launch.roles import conduct, ranks
 from suture.runtime.errors import CheckpointError
-from suture.runtime.server.run_state import Journal
+from suture.runtime.server.run_state import RunState
 from suture.runtime.server.step import Steps
 from suture.runtime.server.transaction import Turns
 
@@ -23,9 +23,9 @@ TINY = (
 ).split()
 MOMENTS = {
     "a batch has been computed": (Steps, "record"),
-    "a turn is to be kept": (Journal, "save"),
+    "a turn is to be kept": (RunState, "save"),
     "a client has evaluated": (Turns, "report"),
-    "a round is to be kept": (Journal, "_keep_best"),
+    "a round is to be kept": (RunState, "_keep_best"),
     "the run is over": (ranks, "summarise"),
 }
 

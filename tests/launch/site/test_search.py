@@ -15,7 +15,7 @@ from suture.launch.site.join import JoinConfig
 from suture.runtime.errors import ConfigError, PeerLostError, UnreachableError
 from suture.runtime.grpc.chunks import Limits
 from suture.runtime.grpc.client import GrpcClientConfig
-from suture.runtime.session import NoKeepsakes
+from suture.runtime.session import NoClientObserver
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_wrong_address_is_said_at_once_and_given_up_in_the_end(nobody, tmp_pat
             r".*--patience SECONDS waits longer",
         ),
     ):
-        join.take_part(build_client(0), NoKeepsakes(), line, {}, config)
+        join.take_part(build_client(0), NoClientObserver(), line, {}, config)
     (said,) = caplog.messages
     assert re.match(
         f"no server at {address} yet .*Connection refused.*; looking for it for 1 s more", said

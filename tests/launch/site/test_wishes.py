@@ -19,12 +19,12 @@ from suture.launch.output.lock import who_has
 from suture.launch.site import join, wishes
 from suture.launch.site.join import JoinConfig
 from suture.launch.site.wishes import SiteWishes, Status, Wanted
-from suture.runtime.client.rollback_guard import TurnMemory
+from suture.runtime.client.rollback_guard import RollbackGuard
 from suture.runtime.client.wishes import Parting, Wish
 from suture.runtime.errors import ConfigError, EvictedError, UnreachableError
 from suture.runtime.grpc.chunks import Limits
 from suture.runtime.grpc.client import GrpcClientConfig
-from suture.runtime.session import NoKeepsakes
+from suture.runtime.session import NoClientObserver
 
 RUN = "0123456789abcdef"
 
@@ -227,14 +227,14 @@ def test_a_site_that_has_left_cannot_come_back_into_that_run_but_into_the_next(k
     """Oracle: the error; what the site remembered of the run besides is kept."""
     site = SiteWishes(kit.state, "ward_a", RUN)
     Wanted(RUN, Wish.LEAVE).write(kit.state)
-    TurnMemory(kit.state, "ward_a", RUN).keep(7, b"digest")
+    RollbackGuard(kit.state, "ward_a", RUN).keep(7, b"digest")
     site.left()
     site.close()
     with pytest.raises(
         EvictedError, match=rf"ward_a has left this run \({RUN}\) for good, by 'suture leave'"
     ):
         SiteWishes(kit.state, "ward_a", RUN)
-    assert TurnMemory(kit.state, "ward_a", RUN).recall() == (7, b"digest")
+    assert RollbackGuard(kit.state, "ward_a", RUN).recall() == (7, b"digest")
     again = SiteWishes(kit.state, "ward_a", "next")
     assert look(again) == (None, None)
     again.close()
@@ -273,7 +273,7 @@ def test_one_that_is_to_leave_at_once_does_not_look_for_a_server_that_is_away(ki
     )
     config = JoinConfig(kit=kit, server="127.0.0.1:1", patience=60.0)
     with pytest.raises(UnreachableError, match="ward_a is to leave at once, and the server .* was not told"):
-        join.take_part(build_client(0, name="ward_a"), NoKeepsakes(), line, {}, config, wishes=site)
+        join.take_part(build_client(0, name="ward_a"), NoClientObserver(), line, {}, config, wishes=site)
     site.close()
 
 

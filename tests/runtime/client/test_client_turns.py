@@ -15,8 +15,8 @@ from suture.runtime.errors import PolicyError
 from suture.runtime.exchange import LocalExchange
 from suture.runtime.hooks import Defence
 from suture.runtime.scheduler import Turn, TurnKind
-from suture.runtime.server.membership import OpenDoor
-from suture.runtime.session import Member, NoKeepsakes, end, join, take_turn
+from suture.runtime.server.membership import OpenMembership
+from suture.runtime.session import NoClientObserver, Participant, end, join, take_turn
 from suture.runtime.training.optim import OptimizerConfig
 from suture.runtime.wire.messages import unwrap
 
@@ -53,11 +53,11 @@ class Play:
 
     def __init__(self, folder, rounds: int = 2) -> None:
         torch.set_num_threads(1)
-        door = OpenDoor(least=1, grace=0.0)
+        door = OpenMembership(least=1, grace=0.0)
         self.coordinator = build_coordinator(folder, build_server(), 1, rounds=rounds, door=door)
         self.client: Client = build_client(0, defence=Counting(), optimizer=ADAM)
         self.exchange = LocalExchange(self.coordinator)
-        self.member = Member(self.client, self.exchange, NoKeepsakes())
+        self.member = Participant(self.client, self.exchange, NoClientObserver())
         join(self.member, {})
 
     def next_turn(self, kind: TurnKind) -> Turn:

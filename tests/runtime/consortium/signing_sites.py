@@ -22,8 +22,8 @@ from suture.runtime.exchange.turnstile import side_by_side
 from suture.runtime.grpc.credentials import Role
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.server.coordinator import Coordinator
-from suture.runtime.server.membership import OpenDoor
-from suture.runtime.session import Member, NoKeepsakes, end, join, take_turn
+from suture.runtime.server.membership import OpenMembership
+from suture.runtime.session import NoClientObserver, Participant, end, join, take_turn
 from suture.runtime.wire.messages import unwrap
 
 
@@ -80,7 +80,7 @@ class Wards:
         return SiteConsortium(self.identity(name), self.trust(name), shared)
 
     def coordinator(self, run_dir: Path, clients: int, **more: Any) -> Coordinator:
-        more = {"rounds": 2, "door": OpenDoor(least=clients, grace=60.0)} | more
+        more = {"rounds": 2, "door": OpenMembership(least=clients, grace=60.0)} | more
         return build_coordinator(
             run_dir, build_server(), clients, board=ServerBoard(self.trust(), "run"), **more
         )
@@ -97,20 +97,22 @@ class Play:
 
     def __init__(self, coordinator: Coordinator, clients: list[Client]) -> None:
         self.coordinator = coordinator
-        self.members = [Member(client, LocalExchange(coordinator), NoKeepsakes()) for client in clients]
+        self.membership = [
+            Participant(client, LocalExchange(coordinator), NoClientObserver()) for client in clients
+        ]
         self.turns: list[Turn] = []
         self.errors: dict[str, SutureError] = {}
         self._waiting: dict[str, Any] = {}
         self.ended: list[str] = []
-        for member in self.members:
+        for member in self.membership:
             join(member, {})
 
-    def ask(self, member: Member) -> None:
+    def ask(self, member: Participant) -> None:
         self._waiting[member.client.name] = (member, member.exchange.ask_turn())
 
     def until(self, true: Callable[[Turn], bool] = lambda turn: False) -> Turn | None:
         """Plays until ``true`` of the turn that comes next, which is returned and not played; else to the end."""
-        for member in self.members:
+        for member in self.membership:
             if member.client.name not in (*self._waiting, *self.errors, *self.ended):
                 self.ask(member)
         ending: list[Callable[[], None]] = []
@@ -142,14 +144,14 @@ class Play:
             assert not thread.is_alive()
         return None
 
-    def _take(self, member: Member, turn: Turn) -> None:
+    def _take(self, member: Participant, turn: Turn) -> None:
         try:
             take_turn(member, turn)
             self.ask(member)
         except SutureError as error:
             self.errors[member.client.name] = error
 
-    def _end(self, member: Member, turn: Turn) -> None:
+    def _end(self, member: Participant, turn: Turn) -> None:
         try:
             end(member, turn)
             member.exchange.leave()

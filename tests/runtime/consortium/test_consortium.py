@@ -33,7 +33,7 @@ def test_three_sites_agree_on_a_key_and_end_with_one_model(wards, tmp_path):
     assert play.until() is None
     assert not play.errors and sorted(play.ended) == [*NAMES]
     assert play.kinds(TurnKind.KEY) == ["ward_a"] and len(play.kinds(TurnKind.TRAIN)) == 6
-    clients = [member.client for member in play.members]
+    clients = [member.client for member in play.membership]
     assert len({tuple(client.digests().items()) for client in clients}) == 1
     keys = {client.consortium.key(1) for client in clients}
     assert len(keys) == 1 and KEY not in keys
@@ -96,7 +96,7 @@ def test_who_seals_what_no_honest_site_does_is_put_out_and_the_others_finish(war
     assert sorted(play.ended) == ["ward_a", "ward_c"]
     assert "put out of this run" in caplog.text and "ward_b" in caplog.text
     assert play.kinds(TurnKind.WITNESS) == ["ward_a"] and len(play.kinds(TurnKind.KEY)) == 2
-    entries = [(e.client, e.kind) for e in coordinator.journal.ledger.entries if e.kind == "train"]
+    entries = [(e.client, e.kind) for e in coordinator.run_state.turn_log.entries if e.kind == "train"]
     assert entries == [(name, "train") for name in ("ward_a", "ward_c", "ward_a", "ward_c")]
     replayed = replay(wards, tmp_path / "replay", ("ward_a", "ward_c"))
     assert coordinator.weights_sha256() == replayed
@@ -150,7 +150,7 @@ def test_who_accuses_falsely_is_put_out_and_the_turn_counts(wards, tmp_path):
     play = Play(coordinator, clients)
     turn = play.until(lambda turn: turn.client == "ward_b" and turn.kind is TurnKind.TRAIN)
     assert turn is not None
-    liar = play.members[1]
+    liar = play.membership[1]
     handoff = liar.exchange.fetch()
     assert handoff is not None and handoff.statement.author == "ward_a"
     liar.exchange.post(liar.client.consortium.accuse(Share("ward_a", handoff), "it is bad"))
@@ -173,5 +173,5 @@ def test_a_bad_share_of_a_mean_puts_its_author_out(wards, tmp_path, what):
     play.until()
     assert isinstance(play.errors.pop("ward_c"), EvictedError) and not play.errors
     assert sorted(play.ended) == ["ward_a", "ward_b"]
-    trained = [e.client for e in coordinator.journal.ledger.entries if e.kind == "train"]
+    trained = [e.client for e in coordinator.run_state.turn_log.entries if e.kind == "train"]
     assert trained == ["ward_a+ward_b"] * 2

@@ -23,15 +23,15 @@ from suture.runtime.errors import (
     ConfigError,
     EvictedError,
     HandoffError,
-    SeatLostError,
+    MemberLostError,
     UntrustedError,
     WireError,
 )
 from suture.runtime.exchange import LocalExchange
 from suture.runtime.grpc.credentials import Role
 from suture.runtime.scheduler import AtOnce, Together, Turn, TurnKind
-from suture.runtime.server.membership import OpenDoor
-from suture.runtime.session import Member, NoKeepsakes, join
+from suture.runtime.server.membership import OpenMembership
+from suture.runtime.session import NoClientObserver, Participant, join
 from suture.runtime.state.handoff import HandoffSeal
 from suture.runtime.wire.messages import Board, Heads, SealedHandoff, Statement
 
@@ -60,20 +60,22 @@ def test_a_site_that_is_revoked_in_the_middle_is_put_out_and_the_others_have_a_n
     """Oracle: two epochs; the newest hand-off opens with the second key and not with the first; the two finish."""
     play = play_of(wards, tmp_path)
     assert play.until(trains("ward_c")) is not None
-    old = play.members[0].client.consortium.key(1)
+    old = play.membership[0].client.consortium.key(1)
     wards.revoked.serials.add(wards.certificate("ward_c").serial_number)
-    play.coordinator._course.watch()
+    play.coordinator._dispatcher.watch()
     play.until()
-    assert isinstance(play.errors.pop("ward_c"), (EvictedError, SeatLostError)) or "ward_c" not in play.ended
+    assert (
+        isinstance(play.errors.pop("ward_c"), (EvictedError, MemberLostError)) or "ward_c" not in play.ended
+    )
     assert not play.errors and sorted(play.ended) == ["ward_a", "ward_b"]
-    board = play.coordinator.journal.board
+    board = play.coordinator.run_state.board
     assert board.epoch == 2 and json.loads(board.epochs[1].content)["removed"].keys() == {"ward_c"}
-    newest = play.coordinator.journal.handoff
+    newest = play.coordinator.run_state.handoff
     assert newest.epoch == 2
     opener = HandoffSeal(old, "run")
     with pytest.raises(HandoffError, match="does not open"):
         opener.open(dataclasses.replace(newest, statement=None, epoch=0))
-    opener = HandoffSeal(play.members[0].client.consortium.key(2), "run")
+    opener = HandoffSeal(play.membership[0].client.consortium.key(2), "run")
     assert opener.open(dataclasses.replace(newest, statement=None, epoch=0)).keys() == {
         "parts",
         "optimizer",
@@ -86,8 +88,8 @@ def test_a_revoked_site_is_not_let_in_again(wards, tmp_path):
     play = play_of(wards, tmp_path)
     play.until(trains("ward_b"))
     wards.revoked.serials.add(wards.certificate("ward_c").serial_number)
-    play.coordinator._course.watch()
-    again = Member(wards.client("ward_c"), LocalExchange(play.coordinator), NoKeepsakes())
+    play.coordinator._dispatcher.watch()
+    again = Participant(wards.client("ward_c"), LocalExchange(play.coordinator), NoClientObserver())
     with pytest.raises(EvictedError, match="ward_c was put out of this run: its certificate was revoked"):
         join(again, {})
 
@@ -96,12 +98,12 @@ def test_a_site_that_withdraws_is_gone_for_good_and_gets_no_later_key(wards, tmp
     """Oracle: as for one that is revoked; nobody is accused."""
     play = play_of(wards, tmp_path)
     play.until(trains("ward_b"))
-    leaving = play.members[1]
+    leaving = play.membership[1]
     leaving.exchange.post(leaving.client.consortium.withdraw())
     play.until()
     assert sorted(play.ended) == ["ward_a", "ward_c"]
     assert "left for good" in str(play.errors["ward_b"])
-    assert play.coordinator.journal.board.epoch == 2
+    assert play.coordinator.run_state.board.epoch == 2
 
 
 @pytest.mark.parametrize("when", ["while others still train", "before the mean"])
@@ -111,21 +113,21 @@ def test_a_site_that_goes_between_its_share_and_the_mean_undoes_that_turn(wards,
     the one that goes was the last to train, the mean was under way, and its turn counts.
     """
     play = play_of(wards, tmp_path, scheduler=AtOnce(Together.PARALLEL))
-    leaving, kinds, was_last = play.members[2], [], False
+    leaving, kinds, was_last = play.membership[2], [], False
 
     def goes() -> None:
         if how == "withdraws":
             leaving.exchange.post(leaving.client.consortium.withdraw())
         else:
             wards.revoked.serials.add(wards.certificate("ward_c").serial_number)
-            play.coordinator._course.watch()
+            play.coordinator._dispatcher.watch()
 
     commit = leaving.exchange.commit
 
     def committed(handoff: SealedHandoff) -> None:
         nonlocal was_last
         kinds.append(commit(handoff))
-        was_last = was_last or bool(play.coordinator.journal.ledger.entries)
+        was_last = was_last or bool(play.coordinator.run_state.turn_log.entries)
         if when == "while others still train":
             goes()
 
@@ -133,27 +135,27 @@ def test_a_site_that_goes_between_its_share_and_the_mean_undoes_that_turn(wards,
     if when == "before the mean":
         play.until(lambda turn: turn.kind is TurnKind.AVERAGE)
         goes()
-        play.coordinator._course.turns.roll_back("as if its site had died")
-        play.coordinator._course.go_on()
-        play.ask(play.members[0])
+        play.coordinator._dispatcher.turns.roll_back("as if its site had died")
+        play.coordinator._dispatcher.go_on()
+        play.ask(play.membership[0])
     play.until()
     play.errors.pop("ward_c", None)
     assert not play.errors and sorted(play.ended) == ["ward_a", "ward_b"]
-    entries = play.coordinator.journal.ledger.entries
+    entries = play.coordinator.run_state.turn_log.entries
     first, second = [e.client for e in entries if e.kind == "train"]
     counted = "ward_a+ward_b+ward_c" if when == "while others still train" and was_last else "ward_a+ward_b"
     assert (first, second) == (counted, "ward_a+ward_b")
-    assert play.coordinator.journal.board.epoch == 2 and play.coordinator.weights_sha256()
+    assert play.coordinator.run_state.board.epoch == 2 and play.coordinator.weights_sha256()
 
 
 def test_one_that_has_the_newest_key_alone_releases_it_before_it_leaves_for_good(wards, tmp_path):
     """Oracle: ward_b made the key of epoch 2 and leaves before anybody else has it: the others have it all the same."""
     play = play_of(wards, tmp_path)
     play.until(trains("ward_b"))
-    play.members[0].exchange.post(play.members[0].client.consortium.withdraw())
+    play.membership[0].exchange.post(play.membership[0].client.consortium.withdraw())
     take(play)
     made = play.until(lambda turn: turn.kind is TurnKind.KEY)
-    maker = next(member for member in play.members if member.client.name == made.client)
+    maker = next(member for member in play.membership if member.client.name == made.client)
     client, exchange = maker.client, maker.exchange
     handoff, board = exchange.fetch(), exchange.board()
     errands.catch_up(maker, made)
@@ -163,7 +165,7 @@ def test_one_that_has_the_newest_key_alone_releases_it_before_it_leaves_for_good
     errands.withdraw(maker)
     play.until()
     left = {"ward_b", "ward_c"} - {made.client}
-    assert set(play.ended) == left and play.coordinator.journal.board.epoch == 3
+    assert set(play.ended) == left and play.coordinator.run_state.board.epoch == 3
 
 
 @pytest.mark.parametrize("name", ["zed", "ghost"])
@@ -178,25 +180,25 @@ def test_a_ghost_whom_the_authority_certifies_gets_no_key_and_stops_nobody(wards
     assert play.kinds(TurnKind.KEY) == (["ward_a"] if name == "zed" else ["ghost", "ward_a"])
     assert not play.errors and sorted(play.ended) == ["ward_a", "ward_b"]
     assert f"{name} with fingerprint" in caplog.text
-    newest = coordinator.journal.handoff
+    newest = coordinator.run_state.handoff
     with pytest.raises((HandoffError, UntrustedError)):
         ghost._seal.open(newest)
 
 
 def test_a_late_comer_is_given_the_key_and_trains_from_the_next_round_on(wards, tmp_path):
     """Oracle: its turns, and equal digests at the end."""
-    coordinator = wards.coordinator(tmp_path / "run", 3, door=OpenDoor(least=2, grace=0.0))
+    coordinator = wards.coordinator(tmp_path / "run", 3, door=OpenMembership(least=2, grace=0.0))
     play = Play(coordinator, [wards.client("ward_a"), wards.client("ward_b")])
     play.until(trains("ward_b"))
-    late = Member(wards.client("ward_c"), LocalExchange(coordinator), NoKeepsakes())
+    late = Participant(wards.client("ward_c"), LocalExchange(coordinator), NoClientObserver())
     join(late, {})
-    play.members.append(late)
+    play.membership.append(late)
     from suture.runtime.session import take_turn
 
-    take_turn(play.members[1], play.turns[-1])
+    take_turn(play.membership[1], play.turns[-1])
     play.until()
     assert sorted(play.ended) == [*NAMES] and not play.errors
-    trained = [e.client for e in coordinator.journal.ledger.entries if e.kind == "train"]
+    trained = [e.client for e in coordinator.run_state.turn_log.entries if e.kind == "train"]
     assert trained == ["ward_a", "ward_b", *NAMES]
     assert coordinator.weights_sha256()
 
@@ -214,7 +216,7 @@ def test_a_key_that_people_give_is_the_first_epochs_and_a_wrong_one_is_refused_a
     assert isinstance(error, ConfigError) and "--handoff-key is another than that of ward_a" in str(error)
     assert clients[0].consortium.key(1) == KEY == clients[2].consortium.key(1)
     assert sorted(play.ended) == ["ward_a", "ward_c"]
-    assert "ward_b" not in [e.client for e in coordinator.journal.ledger.entries]
+    assert "ward_b" not in [e.client for e in coordinator.run_state.turn_log.entries]
 
 
 # A server that lies -----------------------------------------------------------------------------
@@ -242,10 +244,10 @@ class Lying(LocalExchange):
 
 def lie_to(play: Play, index: int, **changes: Any) -> None:
     """From now on the server lies to one site."""
-    member = play.members[index]
+    member = play.membership[index]
     lying = Lying.__new__(Lying)
     lying.__dict__.update(member.exchange.__dict__, changes=changes)
-    play.members[index] = dataclasses.replace(member, exchange=lying)
+    play.membership[index] = dataclasses.replace(member, exchange=lying)
 
 
 def flipped(handoff: SealedHandoff) -> SealedHandoff:
@@ -260,7 +262,7 @@ def test_a_handoff_that_the_server_altered_accuses_the_server_and_never_the_auth
     lie_to(play, 1, fetch=flipped)
     play.until()
     assert "is not what its author signed: the server" in str(play.errors["ward_b"])
-    board = play.coordinator.journal.board
+    board = play.coordinator.run_state.board
     assert not [one for one in board.evidence if one.kind == evidence.ACCUSATION] and not board.removed
 
 
@@ -268,7 +270,7 @@ def test_an_old_handoff_is_refused(wards, tmp_path):
     """Oracle: the guard; its author's signature over it is good."""
     play, kept = play_of(wards, tmp_path), []
     play.until(trains("ward_c"))
-    kept.append(play.coordinator.journal.handoff)
+    kept.append(play.coordinator.run_state.handoff)
     take(play)
     play.until(trains("ward_b", 4))
     lie_to(play, 1, fetch=lambda handoff: kept[0])
@@ -280,7 +282,7 @@ def test_an_old_handoff_is_refused(wards, tmp_path):
 def take(play: Play) -> None:
     """Plays the turn that `until` stopped before."""
     turn = play.turns[-1]
-    member = next(member for member in play.members if member.client.name == turn.client)
+    member = next(member for member in play.membership if member.client.name == turn.client)
     play._take(member, turn)
 
 
@@ -288,7 +290,7 @@ def test_another_sites_handoff_under_a_made_up_statement_is_refused(wards, tmp_p
     """Oracle: a signature of somebody outside the roster, and one of a site over another's words."""
     play = play_of(wards, tmp_path)
     play.until(trains("ward_b"))
-    handoff = play.coordinator.journal.handoff
+    handoff = play.coordinator.run_state.handoff
     content = json.loads(handoff.statement.content)
     by_ghost = wards.identity("ghost").state("handoff", **content)
     stolen = dataclasses.replace(by_ghost, author="ward_a")
@@ -298,7 +300,7 @@ def test_another_sites_handoff_under_a_made_up_statement_is_refused(wards, tmp_p
         (None, "nobody has signed"),
     ):
         with pytest.raises(UntrustedError, match=why):
-            play.members[1].client._seal.open(dataclasses.replace(handoff, statement=statement))
+            play.membership[1].client._seal.open(dataclasses.replace(handoff, statement=statement))
 
 
 def test_two_histories_are_found_at_the_farewell(wards, tmp_path):
@@ -306,8 +308,8 @@ def test_two_histories_are_found_at_the_farewell(wards, tmp_path):
     play = play_of(wards, tmp_path, NAMES[:2])
 
     def other_history(heads: Heads) -> Heads:
-        consortium = play.members[1].client.consortium
-        other = dataclasses.replace(play.members[1].client.newest, turn=2)
+        consortium = play.membership[1].client.consortium
+        other = dataclasses.replace(play.membership[1].client.newest, turn=2)
         forked = [consortium.head(other) if one.author == "ward_b" else one for one in heads.statements]
         return Heads(forked)
 
@@ -357,7 +359,7 @@ def test_epochs_that_do_not_hold_are_refused(wards, tmp_path, change, why):
     """Oracle: each site checks for itself whom an epoch leaves out, and that it goes on from what it knows."""
     play = play_of(wards, tmp_path)
     play.until(trains("ward_b"))
-    consortium, board = play.members[0].client.consortium, play.coordinator.journal.board.shown()
+    consortium, board = play.membership[0].client.consortium, play.coordinator.run_state.board.shown()
     with pytest.raises(UntrustedError, match=why):
         consortium.take(change(board, wards))
 
@@ -366,11 +368,11 @@ def test_a_grant_that_answers_another_question_or_holds_another_key_is_not_taken
     """Oracle: replayed to another site, and made by a site that does not know the key."""
     play = play_of(wards, tmp_path)
     play.until(trains("ward_b"))
-    board = play.coordinator.journal.board.shown()
+    board = play.coordinator.run_state.board.shown()
     newcomer = wards.consortium("ward_c")
-    from suture.runtime.client.rollback_guard import TurnMemory
+    from suture.runtime.client.rollback_guard import RollbackGuard
 
-    newcomer.join("run", TurnMemory(None, "ward_c", "run"))
+    newcomer.join("run", RollbackGuard(None, "ward_c", "run"))
     newcomer.take(board)  # grants answer requests of another process of its
     assert newcomer.epoch == 1 and newcomer.epoch_of_key == 0
     with pytest.raises(HandoffError, match="no hand-off key of epoch 1"):
@@ -388,7 +390,7 @@ def test_a_grant_that_answers_another_question_or_holds_another_key_is_not_taken
 def test_nothing_that_crossed_opens_a_key(wards, tmp_path):
     """Oracle: the key's bytes are in no statement, and a listener with every statement has neither ephemeral's secret."""
     play, crossed = play_of(wards, tmp_path), []
-    board = play.coordinator.journal.board
+    board = play.coordinator.run_state.board
     post, begin = board.post, board.begin_epoch
     board.post = lambda client, statement, handoffs: (
         crossed.append(statement),
@@ -396,7 +398,7 @@ def test_nothing_that_crossed_opens_a_key(wards, tmp_path):
     )
     board.begin_epoch = lambda client, epoch, *rest: (crossed.append(epoch), begin(client, epoch, *rest))
     play.until()
-    key = play.members[0].client.consortium.key(1).hex()
+    key = play.membership[0].client.consortium.key(1).hex()
     grants = [statement for statement in crossed if statement.kind == "key grant"]
     assert len(grants) == 2 and key not in "".join(one.content for one in crossed)
     listener = KeyRequest(wards.identity("ghost"), "run")
@@ -408,7 +410,7 @@ def test_nothing_that_crossed_opens_a_key(wards, tmp_path):
 
 
 def posted(play: Play, index: int, statement: Statement) -> None:
-    play.members[index].exchange.post(statement)
+    play.membership[index].exchange.post(statement)
 
 
 def test_the_server_takes_only_what_its_sender_signed_and_may_say(wards, tmp_path):
@@ -416,7 +418,7 @@ def test_the_server_takes_only_what_its_sender_signed_and_may_say(wards, tmp_pat
     play = play_of(wards, tmp_path)
     play.until(trains("ward_b"))
     own: Identity = wards.identity("ward_b")
-    before = play.coordinator.journal.board.shown()
+    before = play.coordinator.run_state.board.shown()
     request = wards.identity("ward_a").state("key request", run="run", ephemeral="00" * 32)
     cases = [
         (request, WireError, "a statement of 'ward_a'"),
@@ -440,17 +442,17 @@ def test_the_server_takes_only_what_its_sender_signed_and_may_say(wards, tmp_pat
     for statement, kind, why in cases:
         with pytest.raises(kind, match=why):
             posted(play, 1, statement)
-    assert play.coordinator.journal.board.shown() == before
+    assert play.coordinator.run_state.board.shown() == before
 
 
 def test_who_holds_no_turn_accuses_nobody(wards, tmp_path):
     """Oracle: an accusation comes from who has just opened something."""
     play = play_of(wards, tmp_path)
     play.until(trains("ward_b"))
-    newest = play.coordinator.journal.handoff
+    newest = play.coordinator.run_state.handoff
     from suture.runtime.wire.messages import Share
 
-    accusation = play.members[2].client.consortium.accuse(Share("ward_a", newest), "it is bad")
+    accusation = play.membership[2].client.consortium.accuse(Share("ward_a", newest), "it is bad")
     with pytest.raises(WireError, match="it holds no turn"):
         posted(play, 2, accusation)
 
@@ -491,7 +493,7 @@ def test_a_maker_that_dies_before_it_tells_makes_nothing(wards, tmp_path):
     play = Play(coordinator, [wards.client(name) for name in NAMES])
     assert play.until(lambda turn: turn.kind is TurnKind.KEY) is not None
     assert play.turns[-1].client == "ward_a"
-    maker = play.members.pop(0)
+    maker = play.membership.pop(0)
     maker.exchange.leave()
     play.until()
     assert play.kinds(TurnKind.KEY) == ["ward_a", "ward_b"]
@@ -503,15 +505,17 @@ def test_a_maker_that_dies_after_the_server_took_the_epoch_still_has_its_key(war
     coordinator = wards.coordinator(tmp_path / "run", 2)
     play = Play(coordinator, [wards.client(name) for name in NAMES[:2]])
     play.until(lambda turn: turn.kind is TurnKind.KEY)
-    maker = play.members.pop(0)
+    maker = play.membership.pop(0)
     client: Client = maker.client
     epoch = client.consortium.new_epoch(maker.exchange.board(), None)
     maker.exchange.begin_epoch(epoch, client.begin_epoch(None))
-    coordinator._course.lose(coordinator.members.get("ward_a"), "its process has died")
+    coordinator._dispatcher.lose(coordinator.membership.get("ward_a"), "its process has died")
     play.until()
     assert not play.ended and not play.errors, "ward_b has no key and waits"
-    play.members.append(Member(wards.client("ward_a"), LocalExchange(coordinator), NoKeepsakes()))
-    join(play.members[-1], {})
+    play.membership.append(
+        Participant(wards.client("ward_a"), LocalExchange(coordinator), NoClientObserver())
+    )
+    join(play.membership[-1], {})
     play.until()
     assert not play.errors and sorted(play.ended) == ["ward_a", "ward_b"]
     assert play.kinds(TurnKind.KEY) == ["ward_a"]
@@ -519,9 +523,9 @@ def test_a_maker_that_dies_after_the_server_took_the_epoch_still_has_its_key(war
 
 def test_one_that_does_not_do_what_it_is_asked_is_lost(wards, tmp_path):
     """Oracle: after three times another one is asked."""
-    coordinator = wards.coordinator(tmp_path / "run", 2, door=OpenDoor(least=2, grace=0.0))
+    coordinator = wards.coordinator(tmp_path / "run", 2, door=OpenMembership(least=2, grace=0.0))
     play = Play(coordinator, [wards.client(name) for name in NAMES[:2]])
-    lazy = play.members[0]
+    lazy = play.membership[0]
 
     def refuses(turn: Turn) -> bool:
         return turn.kind is TurnKind.KEY and turn.client == "ward_a"
@@ -530,29 +534,31 @@ def test_one_that_does_not_do_what_it_is_asked_is_lost(wards, tmp_path):
         if play.until(refuses) is None:
             break
         play.ask(lazy)
-    assert play.kinds(TurnKind.KEY)[-1] == "ward_b" or isinstance(play.errors.get("ward_a"), SeatLostError)
+    assert play.kinds(TurnKind.KEY)[-1] == "ward_b" or isinstance(play.errors.get("ward_a"), MemberLostError)
 
 
 def test_a_founder_that_is_gone_before_anybody_has_its_key_is_not_waited_for_beyond_the_grace(
     wards, tmp_path
 ):
     """Oracle: another one makes a key after the grace; the first one comes back, with what it kept, and takes part."""
-    coordinator = wards.coordinator(tmp_path / "run", 2, door=OpenDoor(least=2, grace=0.0))
+    coordinator = wards.coordinator(tmp_path / "run", 2, door=OpenMembership(least=2, grace=0.0))
     play = Play(coordinator, [wards.client(name) for name in NAMES[:2]])
     play.until(lambda turn: turn.kind is TurnKind.KEY)
-    maker = play.members.pop(0)
+    maker = play.membership.pop(0)
     epoch = maker.client.consortium.new_epoch(maker.exchange.board(), None)
     maker.exchange.begin_epoch(epoch, sealed := maker.client.begin_epoch(None))
     maker.client.consortium.end_new_epoch()
     maker.client.began_epoch(sealed)
-    coordinator._course.lose(coordinator.members.get("ward_a"), "its process has died")
+    coordinator._dispatcher.lose(coordinator.membership.get("ward_a"), "its process has died")
     play.until()
-    coordinator._course.watch()
-    coordinator._course.watch()
+    coordinator._dispatcher.watch()
+    coordinator._dispatcher.watch()
     play.until(trains("ward_b"))
     assert play.kinds(TurnKind.KEY) == ["ward_a", "ward_b"]
-    play.members.append(Member(wards.client("ward_a"), LocalExchange(coordinator), NoKeepsakes()))
-    join(play.members[-1], {})
+    play.membership.append(
+        Participant(wards.client("ward_a"), LocalExchange(coordinator), NoClientObserver())
+    )
+    join(play.membership[-1], {})
     take(play)
     play.until()
     assert not play.errors and sorted(play.ended) == ["ward_a", "ward_b"]
@@ -566,22 +572,22 @@ def test_a_site_that_is_revoked_while_the_server_is_down_and_never_comes_is_put_
     """Oracle: a new epoch without it, before another turn: it had the key of the one before."""
     play = play_of(wards, tmp_path)
     assert play.until(trains("ward_b", 4)) is not None
-    again = wards.coordinator(tmp_path / "run", 2, resume=True, door=OpenDoor(least=2, grace=0.0))
+    again = wards.coordinator(tmp_path / "run", 2, resume=True, door=OpenMembership(least=2, grace=0.0))
     wards.revoked.serials.add(wards.certificate("ward_c").serial_number)
     others = [wards.client(name) for name in ("ward_a", "ward_b")]
     second = Play(again, others)
     second.until()
     assert not second.errors and sorted(second.ended) == ["ward_a", "ward_b"]
-    assert again.journal.board.removed.keys() == {"ward_c"} and again.journal.board.epoch == 2
+    assert again.run_state.board.removed.keys() == {"ward_c"} and again.run_state.board.epoch == 2
     assert others[0].consortium.key(2) == others[1].consortium.key(2) != others[0].consortium.key(1)
 
 
 def test_what_was_signed_with_a_certificate_that_has_ended_since_still_counts(wards, tmp_path, monkeypatch):
     """Oracle: a site that comes when the first epoch's author has renewed its certificate; it is given the key."""
-    play = play_of(wards, tmp_path, door=OpenDoor(least=2, grace=0.0))
+    play = play_of(wards, tmp_path, door=OpenMembership(least=2, grace=0.0))
     play.until(trains("ward_b"))
-    (epoch,) = play.coordinator.journal.board.epochs
-    author = next(one for one in play.members if one.client.name == epoch.author)
+    (epoch,) = play.coordinator.run_state.board.epochs
+    author = next(one for one in play.membership if one.client.name == epoch.author)
     old = wards.certificate(epoch.author)
     renewed = wards.authority.sign(epoch.author, Role.CLIENT, old.public_key())
     own = dataclasses.replace(wards.credentials[epoch.author], certificate=renewed)
@@ -590,7 +596,7 @@ def test_what_was_signed_with_a_certificate_that_has_ended_since_still_counts(wa
     chain = EpochChain(wards.trust("ward_c"), "run")
     ended = old.not_valid_after_utc + timedelta(days=1)
     monkeypatch.setattr("suture.runtime.consortium.identity.datetime", Later(ended))
-    chain.take(play.coordinator.journal.board.shown())
+    chain.take(play.coordinator.run_state.board.shown())
     assert len(chain) == 1
     with pytest.raises(UntrustedError, match="is not valid now; it must be renewed"):
         wards.trust().check(epoch, "epoch", fresh=True)
@@ -620,9 +626,9 @@ def test_the_others_are_shown_a_renewed_certificate_with_the_next_turn(wards, tm
     old = wards.certificate("ward_b")
     renewed = wards.authority.sign("ward_b", Role.CLIENT, old.public_key())
     own = dataclasses.replace(wards.credentials["ward_b"], certificate=renewed)
-    play.members[1].client.consortium.renew(Identity.of(own))
+    play.membership[1].client.consortium.renew(Identity.of(own))
     take(play)
-    board = play.coordinator.journal.board
+    board = play.coordinator.run_state.board
     request = board._certified["ward_b"]
     assert request.certificate.encode() == renewed
     wards.revoked.serials.add(old.serial_number)  # which no authority of ours does: it takes back a key

@@ -19,7 +19,7 @@ from suture.runtime.client.wishes import NoWishes, Parting, Wish
 from suture.runtime.errors import ConfigError, EvictedError, WireError
 from suture.runtime.exchange import LocalExchange
 from suture.runtime.scheduler import AtOnce, Together, Turn, TurnKind
-from suture.runtime.session import Member, NoKeepsakes, join, part, take_turn, take_turns
+from suture.runtime.session import NoClientObserver, Participant, join, part, take_turn, take_turns
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def play_of(wards: Wards, folder: Path, **more: Any) -> Play:
 
 
 def trained(play: Play) -> list[tuple[int, str]]:
-    return [(e.round, e.client) for e in play.coordinator.journal.ledger.entries if e.kind == "train"]
+    return [(e.round, e.client) for e in play.coordinator.run_state.turn_log.entries if e.kind == "train"]
 
 
 @pytest.mark.parametrize("when", ["before its turn", "in its turn"])
@@ -51,20 +51,20 @@ def test_a_site_that_leaves_is_gone_for_good_and_its_turn_never_happened(wards, 
     """Oracle: the turns that counted, the second epoch, the error when it comes again."""
     play = play_of(wards, tmp_path)
     turn = play.until(trains("ward_b"))
-    leaving = play.members.pop(1)
+    leaving = play.membership.pop(1)
     if when == "in its turn":
         with pytest.raises(Parting) as parting:
             take_turn(replace(leaving, wishes=AtOnceWanted(Wish.LEAVE)), turn)
         part(leaving, parting.value)
     else:
         part(leaving, Parting(Wish.LEAVE))
-    again = Member(wards.client("ward_b"), LocalExchange(play.coordinator), NoKeepsakes())
+    again = Participant(wards.client("ward_b"), LocalExchange(play.coordinator), NoClientObserver())
     with pytest.raises(EvictedError, match="ward_b was put out of this run: it left for good"):
         join(again, {})
     play.until()
     assert sorted(play.ended) == ["ward_a", "ward_c"] and not play.errors
     assert {name for _, name in trained(play)} == {"ward_a", "ward_c"}
-    assert play.coordinator.journal.board.epoch == 2 and play.coordinator.journal.totals.rolled_back == 1
+    assert play.coordinator.run_state.board.epoch == 2 and play.coordinator.run_state.totals.rolled_back == 1
     assert play.coordinator.weights_sha256()
 
 
@@ -73,21 +73,21 @@ def test_a_site_that_pauses_in_its_turn_comes_back_and_trains_in_the_next_round(
     """Oracle: the turns that counted; one was rolled back; nobody has a new key."""
     play = play_of(wards, tmp_path)
     turn = play.until(lambda turn: turn.kind is kind and turn.client == "ward_b")
-    pausing = play.members.pop(1)
+    pausing = play.membership.pop(1)
     with pytest.raises(Parting) as parting:
         take_turn(replace(pausing, wishes=AtOnceWanted(Wish.PAUSE)), turn)
     part(pausing, parting.value)
-    assert play.coordinator.members.lost == ["ward_b"]
+    assert play.coordinator.membership.lost == ["ward_b"]
     play.until(lambda turn: turn.round == 2)
-    take_turn(play.members[0], play.turns[-1])
-    back = Member(pausing.client, LocalExchange(play.coordinator), NoKeepsakes())
+    take_turn(play.membership[0], play.turns[-1])
+    back = Participant(pausing.client, LocalExchange(play.coordinator), NoClientObserver())
     join(back, {})
-    play.members.insert(1, back)
+    play.membership.insert(1, back)
     play.until()
     assert sorted(play.ended) == [*NAMES] and not play.errors
     first = {"ward_a", "ward_c"} | ({"ward_b"} if kind is TurnKind.EVALUATE else set())
     assert {name for round, name in trained(play) if round == 1} == first
-    assert play.coordinator.journal.board.epoch == 1 and play.coordinator.journal.totals.rolled_back == 1
+    assert play.coordinator.run_state.board.epoch == 1 and play.coordinator.run_state.totals.rolled_back == 1
 
 
 class Told:
@@ -116,7 +116,7 @@ def test_a_client_waits_for_the_mean_of_what_it_trained_at_once_with_others(monk
     monkeypatch.setattr(session, "take_turn", lambda member, turn: None)
     monkeypatch.setattr(session, "end", lambda member, turn: None)
     exchange, told = SimpleNamespace(next_turn=lambda look: lambda: next(turns)), Told()
-    take_turns(Member(None, exchange, NoKeepsakes(), told))
+    take_turns(Participant(None, exchange, NoClientObserver(), told))
     assert told.awaits == [False, True, True, False, False]
 
 
@@ -124,7 +124,7 @@ def test_who_signs_nothing_cannot_leave_for_good():
     """Oracle: the message."""
     client = build_client(0)
     with pytest.raises(ConfigError, match="to leave for good a site must sign it"):
-        part(Member(client, None, NoKeepsakes()), Parting(Wish.LEAVE))
+        part(Participant(client, None, NoClientObserver()), Parting(Wish.LEAVE))
 
 
 # A site that only evaluates ------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def test_a_site_that_only_evaluates_makes_keys_and_gets_the_model_and_trains_not
     assert its == {TurnKind.EVALUATE}
     assert play.kinds(TurnKind.AVERAGE) == (["ward_b"] * 2 if scheduler else [])
     assert clients[0].digests() == clients[1].digests() and coordinator.weights_sha256()
-    assert coordinator.journal.scores["ward_a"].keys() == {"validation", "test"}
+    assert coordinator.run_state.scores["ward_a"].keys() == {"validation", "test"}
 
 
 def test_a_server_that_asks_it_to_train_or_to_average_is_refused():

@@ -107,7 +107,7 @@ class Played:
         self.sha256 = self.coordinator.weights_sha256()
 
     def tensors(self):
-        parts = [self.clients[0].bottom, self.clients[0].head, self.coordinator.journal.server.top]
+        parts = [self.clients[0].bottom, self.clients[0].head, self.coordinator.run_state.server.top]
         return [t for part in parts if part is not None for t in part.state_dict().values()]
 
 
@@ -202,7 +202,7 @@ def test_a_batch_in_parts_trains_like_a_whole_one(tmp_path, monkeypatch, microba
     parts = Played(tmp_path / "parts", options)
     for ours, theirs in zip(parts.tensors(), whole.tensors(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    ours, theirs = parts.coordinator.journal.train_loss, whole.coordinator.journal.train_loss
+    ours, theirs = parts.coordinator.run_state.train_loss, whole.coordinator.run_state.train_loss
     assert ours == pytest.approx(theirs, rel=1e-5)
     # The bound would catch a part that counts for a batch: one step's worth of the learning rate is far above it.
     start = build.build_split(options.resolved(), 2, KEY)
@@ -219,7 +219,7 @@ def test_unets_batches_in_parts_train_like_whole_ones_but_for_batch_norm(tmp_pat
     losses = {}
     for parts in (1, 2):
         played = Played(tmp_path / str(parts), dataclasses.replace(options, microbatches=parts))
-        losses[parts] = played.coordinator.journal.train_loss["client0"]
+        losses[parts] = played.coordinator.run_state.train_loss["client0"]
     assert losses[1] != losses[2] and losses[1] == pytest.approx(losses[2], rel=0.1)
 
 

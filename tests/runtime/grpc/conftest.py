@@ -14,7 +14,7 @@ from suture.runtime.consortium.board import ServerBoard
 from suture.runtime.grpc.credentials import Role
 from suture.runtime.grpc.loop import LoopThread
 from suture.runtime.grpc.server import GrpcServer, GrpcServerConfig
-from suture.runtime.server.membership import OpenDoor
+from suture.runtime.server.membership import OpenMembership
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +57,7 @@ def house(tmp_path: Path, authority: Authority, thread: LoopThread) -> Iterator[
             clients,
             rounds=rounds,
             recorder=events,
-            door=OpenDoor(least=clients, grace=LONG),
+            door=OpenMembership(least=clients, grace=LONG),
             board=board,
         )
         config = GrpcServerConfig(

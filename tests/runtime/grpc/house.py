@@ -18,7 +18,7 @@ from suture.runtime.grpc.loop import LoopThread
 from suture.runtime.grpc.server import GrpcServer
 from suture.runtime.records.observers import NoRecorder
 from suture.runtime.server.coordinator import Coordinator
-from suture.runtime.session import Member, NoKeepsakes
+from suture.runtime.session import NoClientObserver, Participant
 
 LONG = 60.0  # seconds that no test waits
 LIMITS = Limits(batch=2**20, handoff=2**20, release=2**20)
@@ -80,8 +80,10 @@ class House:
         self.lines.append(GrpcClient(self.config(name, **changes), self.thread))
         return self.lines[-1]
 
-    def member(self, index: int, home: bool = False) -> Member[GrpcExchange]:
-        return Member(build_client(index, home), GrpcExchange(self.line(f"client{index}")), NoKeepsakes())
+    def member(self, index: int, home: bool = False) -> Participant[GrpcExchange]:
+        return Participant(
+            build_client(index, home), GrpcExchange(self.line(f"client{index}")), NoClientObserver()
+        )
 
     def play(self, limits: Limits = LIMITS) -> None:
         """Plays the run in a thread of its own."""
@@ -101,7 +103,7 @@ class House:
         for line in self.lines:
             line.close()
         self.coordinator.stop(StoppedError("the test is over"))
-        self.coordinator._course.ended.set()
+        self.coordinator._dispatcher.ended.set()
         self.server.close(0)
 
 

@@ -19,9 +19,9 @@ from house import LONG, House, credentials, free_port
 from suture.launch.kits.authority import Authority
 from suture.runtime.errors import (
     ConfigError,
+    MemberLostError,
     NameTakenError,
     PeerLostError,
-    SeatLostError,
     StoppedError,
     WireError,
 )
@@ -110,14 +110,14 @@ def test_options_that_differ_are_refused_with_both_values(house):
 
 @pytest.mark.parametrize("endpoint", [name for name in ENDPOINTS if name != "hello"])
 def test_a_call_without_a_session_is_refused(endpoint, house):
-    """Oracle: SeatLostError, after which a site joins again; the run has heard of nobody."""
+    """Oracle: MemberLostError, after which a site joins again; the run has heard of nobody."""
     made = house(1)
     answer = made.line().begin(endpoint, [])()
     assert answer == NO_SESSION
-    assert made.coordinator.members.present() == []
+    assert made.coordinator.membership.present() == []
 
 
-NO_SESSION = Refusal("SeatLostError", "client0 has no session here, or an older one; join again")
+NO_SESSION = Refusal("MemberLostError", "client0 has no session here, or an older one; join again")
 
 
 def in_session(line: GrpcClient, token: str) -> Any:
@@ -131,7 +131,7 @@ def in_session(line: GrpcClient, token: str) -> Any:
 
 @pytest.mark.parametrize("token", ["", "0" * 32, "x" * 1000])
 def test_a_call_with_another_session_is_refused(token, house):
-    """Oracle: SeatLostError for a made-up session, and for that of the connection before."""
+    """Oracle: MemberLostError for a made-up session, and for that of the connection before."""
     made = house(1)
     line = made.line()
     first = joined(line)
@@ -146,12 +146,12 @@ def test_a_call_with_another_session_is_refused(token, house):
 
 
 def test_the_session_of_one_site_is_of_no_use_to_another(house):
-    """Oracle: SeatLostError; whose a session is the certificate says."""
+    """Oracle: MemberLostError; whose a session is the certificate says."""
     made = house(2)
     ones, others = made.line("client0"), made.line("client1")
     one, other = joined(ones, "client0"), joined(others, "client1")
     others._session = ones._session
-    with pytest.raises(SeatLostError, match="client1 has no session here"):
+    with pytest.raises(MemberLostError, match="client1 has no session here"):
         other.fetch()
     assert one.fetch() is None
 
@@ -175,9 +175,9 @@ def noting(made: House, monkeypatch) -> list[int]:
     """The numbers of the shares that were asked for, in the order in which the run was asked."""
     asked, share = [], made.coordinator.share
 
-    def noted(seat, index):
+    def noted(member, index):
         asked.append(index)
-        return share(seat, index)
+        return share(member, index)
 
     noted.__name__ = "share"
     monkeypatch.setattr(made.coordinator, "share", noted)
@@ -274,8 +274,8 @@ def test_an_answer_that_is_too_large_is_refused_at_the_site(house):
     exchange = joined(line)
     release = made.coordinator.newest_handoff
 
-    def grown(seat):
-        release(seat)
+    def grown(member):
+        release(member)
         return Refusal("WireError", "x" * (SMALL + 1))
 
     grown.__name__ = "newest_handoff"
@@ -376,7 +376,7 @@ def test_a_connection_that_is_closed_as_soon_as_it_stays_is_closed(house):
 def waiting(made: House, line: GrpcClient) -> Callable[[], Any]:
     """A call for a turn that has come to the run, which lets it wait."""
     waits, deadline = line.begin("next_turn", []), time.monotonic() + LONG
-    while (seat := made.coordinator.members.get("client0")) is None or seat.waiting is None:
+    while (member := made.coordinator.membership.get("client0")) is None or member.waiting is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return waits
@@ -423,7 +423,7 @@ def test_a_site_that_says_nothing_for_its_lease_is_lost(house):
     exchange = joined(made.line(line_timeout=1000.0))
     reason = made.events.wait("lost")["reason"]
     assert reason == "no word from it for 0.5 s"
-    with pytest.raises((SeatLostError, PeerLostError)):
+    with pytest.raises((MemberLostError, PeerLostError)):
         exchange.fetch()
 
 
@@ -604,7 +604,9 @@ def test_a_turn_that_is_given_up_is_there_for_whoever_joins_next(house):
     first = exchange.next_turn()()
     exchange.abort(StoppedError("a picture is gone"))
     assert made.events.wait("lost") == {"client": "client0", "reason": "a picture is gone"}
-    with pytest.raises(SeatLostError, match="client0 was lost: the server did not hear from it; join again"):
+    with pytest.raises(
+        MemberLostError, match="client0 was lost: the server did not hear from it; join again"
+    ):
         exchange.fetch()
     again = joined(made.line()).next_turn()()
     assert (first.kind, first.number) == (again.kind, again.number) == (TurnKind.TRAIN, 1)

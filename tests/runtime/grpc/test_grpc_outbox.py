@@ -20,7 +20,7 @@ from suture.runtime.errors import CheckpointError
 from suture.runtime.grpc import chunks
 from suture.runtime.grpc import server as server_module
 from suture.runtime.records.outbox import Outbox
-from suture.runtime.session import NoKeepsakes, take_part
+from suture.runtime.session import NoClientObserver, take_part
 from suture.studies.bench.rigs.breakable import BreakableLine
 
 
@@ -86,7 +86,7 @@ def test_what_is_sent_again_after_a_broken_line_is_marked(house, received, box, 
         made.events.at_step = break_once
         port = int(line.address.rpartition(":")[2])
         config = joins("client0", line.address, LONG)
-        join.take_part(client, NoKeepsakes(), made.config(port=port, outbox=box), {}, config)
+        join.take_part(client, NoClientObserver(), made.config(port=port, outbox=box), {}, config)
     assert made.ended.wait(LONG) and made.error is None and broken
     written = lines(tmp_path)
     assert not Counter(received) - Counter(line["sha256"] for line in written)
@@ -126,6 +126,6 @@ def test_a_site_whose_disk_is_full_sends_nothing_more(house, received, box, tmp_
     written = lines(tmp_path)
     assert [line["sha256"] for line in written] == received
     assert [line["kind"] for line in written] == ["hello", "next_turn", "train", "train"]
-    assert made.coordinator.journal.ledger.entries == []
+    assert made.coordinator.run_state.turn_log.entries == []
     os.close(box._file)
     box._file = -1

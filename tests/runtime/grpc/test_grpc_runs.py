@@ -19,7 +19,7 @@ from suture.runtime.exchange import LocalExchange
 from suture.runtime.exchange.grpc import GrpcExchange
 from suture.runtime.grpc.credentials import Role
 from suture.runtime.scheduler import Replay, Scheduler
-from suture.runtime.session import Member, NoKeepsakes, run_local, take_part
+from suture.runtime.session import NoClientObserver, Participant, run_local, take_part
 from suture.studies.bench.rigs.breakable import BreakableLine
 
 
@@ -38,7 +38,7 @@ def local(
     server, config = build_server(home, **both), config | both
     coordinator = build_coordinator(run_dir, server, clients, rounds=rounds, scheduler=scheduler)
     members = [
-        Member(build_client(i, home, **config), LocalExchange(coordinator), NoKeepsakes())
+        Participant(build_client(i, home, **config), LocalExchange(coordinator), NoClientObserver())
         for i in range(clients)
     ]
     run_local(members, {})
@@ -83,7 +83,7 @@ def test_batches_that_cross_in_parts_and_overlap_are_taken_in_their_order(home, 
 
     train_slowly.__name__ = "train"
     made.coordinator.train = train_slowly
-    take_part(Member(build_client(0, home, **parts), GrpcExchange(made.line()), NoKeepsakes()), {})
+    take_part(Participant(build_client(0, home, **parts), GrpcExchange(made.line()), NoClientObserver()), {})
     assert made.ended.wait(LONG) and made.error is None
     assert made.coordinator.weights_sha256() == local(tmp_path / "local", 1, 3, home, **parts)
 
@@ -104,10 +104,10 @@ def test_a_site_whose_line_breaks_in_a_turn_comes_back_and_the_weights_are_the_r
         made.events.at_step = break_once
         port = int(line.address.rpartition(":")[2])
         config = joins("client0", line.address, LONG)
-        join.take_part(client, NoKeepsakes(), made.config(port=port), {}, config)
+        join.take_part(client, NoClientObserver(), made.config(port=port), {}, config)
         assert broken == [2, 5] and line.num_lines >= 3
     assert made.ended.wait(LONG) and made.error is None
-    assert len(made.events.named("lost")) == 2 and made.coordinator.journal.totals.rolled_back == 2
+    assert len(made.events.named("lost")) == 2 and made.coordinator.run_state.totals.rolled_back == 2
     replay = Replay(tmp_path / "run" / "turns.jsonl")
     assert made.coordinator.weights_sha256() == local(tmp_path / "local", 1, 3, home, replay)
 
@@ -127,7 +127,7 @@ def test_the_others_go_on_while_a_site_is_gone_and_the_weights_are_the_replays(h
         made.events.at_step = break_once
         dialled = made.config("client1", port=int(line.address.rpartition(":")[2]))
         config = joins("client1", line.address, LONG)
-        with running(lambda: join.take_part(second.client, NoKeepsakes(), dialled, {}, config)):
+        with running(lambda: join.take_part(second.client, NoClientObserver(), dialled, {}, config)):
             take_part(first, {})
     assert made.ended.wait(LONG) and made.error is None and broken
     assert [fields["client"] for fields in made.events.named("lost")] == ["client1"]
@@ -142,4 +142,4 @@ def test_a_site_that_comes_while_the_server_is_ending_looks_for_it_again(house):
     config = joins("client0", f"127.0.0.1:{made.port}", 0.6)
     ending = r"no server at .* for 0.6 s \(the server is ending; see its log\)"
     with pytest.raises(UnreachableError, match=ending):
-        join.take_part(build_client(0), NoKeepsakes(), made.config(), {}, config)
+        join.take_part(build_client(0), NoClientObserver(), made.config(), {}, config)

@@ -14,7 +14,7 @@ from suture.launch.site.wishes import SiteWishes, Wanted
 from suture.runtime.client.wishes import NoWishes, Parting, Wish
 from suture.runtime.exchange.grpc import GrpcExchange
 from suture.runtime.scheduler import Replay
-from suture.runtime.session import Member, NoKeepsakes, part, take_part, take_turns
+from suture.runtime.session import NoClientObserver, Participant, part, take_part, take_turns
 
 
 class Wanting(NoWishes):
@@ -31,7 +31,7 @@ class Wanting(NoWishes):
 def test_a_waiting_call_is_dropped_and_the_seat_is_free(house):
     """Oracle: it waits for a site that is not there; a second after the wish it is gone, and may come back."""
     made, wishes = house(2), Wanting()
-    member = Member(made.member(0).client, GrpcExchange(made.line()), NoKeepsakes(), wishes)
+    member = Participant(made.member(0).client, GrpcExchange(made.line()), NoClientObserver(), wishes)
     join.join(member, {})
     threading.Timer(0.5, wishes.wanted.set).start()
     began = time.monotonic()
@@ -40,10 +40,10 @@ def test_a_waiting_call_is_dropped_and_the_seat_is_free(house):
     except Parting as parting:
         assert 0.4 < time.monotonic() - began < 2.0
         part(member, parting)
-    assert made.coordinator.members.lost == ["client0"]
+    assert made.coordinator.membership.lost == ["client0"]
     member.exchange.close()
-    join.join(Member(member.client, GrpcExchange(made.line()), NoKeepsakes()), {})
-    assert made.coordinator.members.present() == ["client0"]
+    join.join(Participant(member.client, GrpcExchange(made.line()), NoClientObserver()), {})
+    assert made.coordinator.membership.present() == ["client0"]
 
 
 def test_a_site_pauses_and_goes_on_in_the_same_process_and_the_weights_are_the_replays(house, tmp_path):
@@ -69,7 +69,7 @@ def test_a_site_pauses_and_goes_on_in_the_same_process_and_the_weights_are_the_r
     wishes.watch()
     with running(
         lambda: join.take_part(
-            second.client, NoKeepsakes(), made.config("client1"), {}, config, wishes=wishes
+            second.client, NoClientObserver(), made.config("client1"), {}, config, wishes=wishes
         )
     ):
         take_part(slowed(first), {})
@@ -77,12 +77,12 @@ def test_a_site_pauses_and_goes_on_in_the_same_process_and_the_weights_are_the_r
     assert made.ended.wait(LONG) and made.error is None and asked
     assert [fields["client"] for fields in made.events.named("lost")] == ["client1"]
     assert len([1 for fields in made.events.named("joined") if fields["client"] == "client1"]) == 2
-    assert made.coordinator.journal.totals.rolled_back <= 1
+    assert made.coordinator.run_state.totals.rolled_back <= 1
     replay = Replay(tmp_path / "run" / "turns.jsonl")
     assert made.coordinator.weights_sha256() == local(tmp_path / "local", 2, 4, False, replay)
 
 
-def slowed(member: Member) -> Member:
+def slowed(member: Participant) -> Participant:
     """A site whose training turns take a while, so that the run is not over before the other one is back."""
     commit = member.exchange.commit
 

@@ -31,7 +31,7 @@ from suture.launch.kits.kit import Kit
 from suture.launch.roles import sites
 from suture.launch.site import join
 from suture.launch.site.join import JoinConfig
-from suture.runtime.errors import ConfigError, PeerLostError, SeatLostError, WireError
+from suture.runtime.errors import ConfigError, MemberLostError, PeerLostError, WireError
 from suture.runtime.exchange.grpc import GrpcExchange
 from suture.runtime.grpc import authenticated
 from suture.runtime.grpc.chunks import CHUNK_BYTES, Limits
@@ -42,7 +42,7 @@ from suture.runtime.grpc.server import CALLS_OF_A_SITE
 from suture.runtime.grpc.service import HANDSHAKE, MUTUAL, PROXY
 from suture.runtime.scheduler import Replay
 from suture.runtime.server.api import ServerApi
-from suture.runtime.session import Member, NoKeepsakes, take_part
+from suture.runtime.session import NoClientObserver, Participant, take_part
 from suture.runtime.wire.messages import Refusal, Upload, Welcome
 from suture.studies.bench.rigs.breakable import BreakableLine
 
@@ -73,9 +73,9 @@ def line(made: House, relay: Relay | None, name: str = "client0", **changes: Any
 
 def member(
     made: House, relay: Relay | None, index: int, home: bool = False, **config: Any
-) -> Member[GrpcExchange]:
+) -> Participant[GrpcExchange]:
     exchange = GrpcExchange(line(made, relay, f"client{index}"))
-    return Member(build_client(index, home, **config), exchange, NoKeepsakes())
+    return Participant(build_client(index, home, **config), exchange, NoClientObserver())
 
 
 # An honest one ---------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_a_site_behind_a_proxy_whose_line_breaks_in_a_turn_comes_back(behind, tm
             tls=PROXY,
         )
         dialled = made.config(port=port, tls=PROXY, proxy_ca=relay.ca)
-        join.take_part(build_client(0), NoKeepsakes(), dialled, {}, config)
+        join.take_part(build_client(0), NoClientObserver(), dialled, {}, config)
     assert made.ended.wait(LONG) and made.error is None and broken == [2, 5]
     assert len(relay.named(HANDSHAKE)) == len({call.session for call in relay.named("hello")}) == 3
     assert made.coordinator.weights_sha256() == local(
@@ -170,9 +170,9 @@ def test_a_proxy_reads_smashed_data_and_labels(behind):
     made, relay = behind(1)
     received, train = [], made.coordinator.train
 
-    def noted(seat, upload, answer):
+    def noted(member, upload, answer):
         received.append(upload)
-        train(seat, upload, answer)
+        train(member, upload, answer)
 
     noted.__name__ = "train"
     made.coordinator.train = noted
@@ -251,9 +251,9 @@ def test_a_tensor_that_is_changed_is_refused_and_nothing_is_computed_with_it(way
     made, relay = behind(1)
     trained, train, batches = [], made.coordinator.train, itertools.count()
 
-    def noted(seat, upload, answer):
+    def noted(member, upload, answer):
         trained.append(upload.batch)
-        train(seat, upload, answer)
+        train(member, upload, answer)
 
     noted.__name__ = "train"
     made.coordinator.train = noted
@@ -424,7 +424,7 @@ def test_a_welcome_of_an_earlier_session_is_refused(behind):
     site = line(made, relay)
     with pytest.raises(WireError, match="hello (was changed|was answered before)"):
         site.begin("hello", [HELLO])()
-    with pytest.raises(SeatLostError, match="this site has not joined"):
+    with pytest.raises(MemberLostError, match="this site has not joined"):
         site.begin("fetch", [])()
 
 
@@ -846,10 +846,10 @@ def test_a_run_behind_nginx_as_the_documents_set_it_up(house, tmp_path):
         try:
             ours = {"port": port, "proxy_ca": own.ca.read_bytes()}
             members = [
-                Member(
+                Participant(
                     build_client(i, False),
                     GrpcExchange(line(made, None, f"client{i}", **ours)),
-                    NoKeepsakes(),
+                    NoClientObserver(),
                 )
                 for i in range(2)
             ]

@@ -19,7 +19,7 @@ from suture.launch.site import join
 from suture.runtime.errors import ConfigError, PeerLostError
 from suture.runtime.exchange.grpc import GrpcExchange
 from suture.runtime.grpc.client import GrpcClient
-from suture.runtime.session import NoKeepsakes
+from suture.runtime.session import NoClientObserver
 from suture.runtime.wire.messages import Hello
 from suture.studies.bench.rigs.breakable import BreakableLine
 
@@ -57,12 +57,12 @@ def test_a_certificate_that_is_renewed_in_a_turn_costs_nothing(house, tmp_path):
         name = f"client{index}"
         config = joins(name, f"127.0.0.1:{made.port}", LONG)
         line = own.config(made, name)
-        join.take_part(clients[index], NoKeepsakes(), line, {}, config, standings[index])
+        join.take_part(clients[index], NoClientObserver(), line, {}, config, standings[index])
 
     with running(lambda: take_part(1)):
         take_part(0)
     assert made.ended.wait(LONG) and made.error is None and new
-    assert made.events.named("lost") == [] and made.coordinator.journal.totals.rolled_back == 0
+    assert made.events.named("lost") == [] and made.coordinator.run_state.totals.rolled_back == 0
     assert len(made.events.named("joined")) == 2
     assert clients[0].digests() == clients[1].digests() and made.coordinator.weights_sha256()
     assert old in shown.pems and new[0] in shown.pems and new[0] != old
@@ -140,7 +140,9 @@ def test_a_certificate_that_ends_unrenewed_is_told_in_words_when_the_site_must_c
             match=r"this site's certificate .*cert.pem expired on .*; suture request .*, then suture sign at the "
             r"authority, then suture install .* CERT.pem, and start suture join again",
         ):
-            join.take_part(client, NoKeepsakes(), config, {}, joins("client0", line.address, LONG), standing)
+            join.take_part(
+                client, NoClientObserver(), config, {}, joins("client0", line.address, LONG), standing
+            )
     assert broken.is_set()
     own.renew("client0", days=400)
     assert standing.dial(config).credentials.certificate == own.pem("client0")

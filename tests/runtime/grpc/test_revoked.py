@@ -13,7 +13,7 @@ from suture.launch.site import join
 from suture.runtime.errors import ConfigError, EvictedError, PeerLostError, SutureError
 from suture.runtime.exchange.grpc import GrpcExchange
 from suture.runtime.grpc.client import GrpcClient
-from suture.runtime.session import NoKeepsakes
+from suture.runtime.session import NoClientObserver
 from suture.runtime.wire.messages import Hello
 
 
@@ -38,7 +38,7 @@ def test_a_site_that_was_revoked_is_not_let_in_and_the_others_are(house, tmp_pat
         ):
             joined(made, own, "client0")
     _, exchange = joined(made, own, "client1")
-    assert exchange.fetch() is None and made.coordinator.members.present() == ["client1"]
+    assert exchange.fetch() is None and made.coordinator.membership.present() == ["client1"]
     assert len([message for message in caplog.messages if "client0 is not let in" in message]) == 1
 
 
@@ -93,7 +93,7 @@ def test_a_site_that_is_revoked_in_its_turn_is_put_out_for_good_and_the_others_f
         config = joins(name, f"127.0.0.1:{made.port}", LONG)
         try:
             join.take_part(
-                clients[index], NoKeepsakes(), own.config(made, name), {}, config, standings[index]
+                clients[index], NoClientObserver(), own.config(made, name), {}, config, standings[index]
             )
         except SutureError as error:
             errors[name] = error

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suture.runtime.errors import SeatLostError, WireError
+from suture.runtime.errors import MemberLostError, WireError
 from suture.runtime.grpc import chunks, pings
 from suture.runtime.grpc.chunks import CHUNK_BYTES, MESSAGE_LIMIT
 from suture.runtime.grpc.credentials import Role
@@ -196,12 +196,12 @@ def test_without_tags_everything_is_as_it_was():
 
 
 def test_a_site_signs_nothing_but_a_hello_before_it_has_joined():
-    """Oracle: SeatLostError; a refusal lets nobody in, a welcome does."""
+    """Oracle: MemberLostError; a refusal lets nobody in, a welcome does."""
     session = SiteSession(KEYS, line_timeout=3.0)
     assert [session.begin("hello")[0] for _ in range(3)] == [0, 1, 2]
     for answer in (None, Refusal("WireError", "no")):
         session.answered(answer)
-        with pytest.raises(SeatLostError, match="fetch: this site has not joined; join again"):
+        with pytest.raises(MemberLostError, match="fetch: this site has not joined; join again"):
             session.begin("fetch")
     session.answered(Welcome("run", "folder", 1.0))
     assert [session.begin("fetch")[0], session.begin("train")[0]] == [0, 1]

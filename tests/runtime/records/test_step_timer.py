@@ -4,7 +4,7 @@ import pytest
 
 from suture.runtime.data.client_data import Batch
 from suture.runtime.records import step_timer
-from suture.runtime.records.step_timer import WAITING, NoStopwatch, RunningStopwatch
+from suture.runtime.records.step_timer import WAITING, NoStepTimer, RunningStepTimer
 from suture.runtime.scheduler import Turn, TurnKind
 
 TURN = Turn(TurnKind.TRAIN, round=1, number=3, client="a")
@@ -33,7 +33,7 @@ def batches(clock, count):
 
 def test_a_part_inside_another_stops_its_clock(clock):
     """Oracle: a clock moved by hand; parts add up to what passed inside the outermost."""
-    watch = RunningStopwatch()
+    watch = RunningStepTimer()
     with watch.part("backward"):
         clock.now += 2
         with watch.part(WAITING):
@@ -55,7 +55,7 @@ def test_each_step_is_kept_with_its_loader_and_its_window(clock):
             yield batch
 
     kept = []
-    watch = RunningStopwatch(lambda turn, batch, lap: kept.append((turn.number, batch, lap)))
+    watch = RunningStepTimer(lambda turn, batch, lap: kept.append((turn.number, batch, lap)))
     done = watch.steps(TURN, train(watch.loading(batches(clock, 2))))
     assert [batch.number for batch in done] == [0, 1]
     assert [(turn, batch, lap.seconds) for turn, batch, lap in kept] == [
@@ -66,7 +66,7 @@ def test_each_step_is_kept_with_its_loader_and_its_window(clock):
 
 def test_a_step_that_fails_leaves_nothing_open(clock):
     """Oracle: what is measured afterwards is only its own."""
-    watch = RunningStopwatch()
+    watch = RunningStepTimer()
     with pytest.raises(ValueError), watch.part("bottom"):
         raise ValueError
     watch.take()
@@ -79,7 +79,7 @@ def test_a_step_that_fails_leaves_nothing_open(clock):
 def test_no_stopwatch_hands_the_batches_on_untouched(clock):
     """Oracle: identity."""
     source = batches(clock, 1)
-    watch = NoStopwatch()
+    watch = NoStepTimer()
     assert watch.loading(source) is source and watch.steps(TURN, source) is source
     with watch.part("anything"):
         pass

@@ -29,8 +29,8 @@ import torch
 from suture.runtime.state.checkpoint import Checkpoints
 from suture.runtime.wire.checks import TensorSpec
 from suture.runtime.server.coordinator import Coordinator, RunConfig
-from suture.runtime.server.run_state import Journal
-from suture.runtime.server.turn_log import Ledger
+from suture.runtime.server.run_state import RunState
+from suture.runtime.server.turn_log import TurnLog
 from suture.runtime.server.membership import Members
 from suture.runtime.records.observers import NoRecorder
 from suture.runtime.rpc import calls
@@ -43,8 +43,8 @@ port, folder = int(sys.argv[1]), Path(sys.argv[2])
 top = torch.nn.Linear(2, 2)
 spec = TensorSpec((2,), torch.float32, 4)
 server = Server(top, torch.optim.SGD(top.parameters(), lr=0.1), smashed=spec, labels=None)
-ledger = Ledger(RoundRobin(), 1)
-journal = Journal("run", folder, server, ledger, Checkpoints(folder / "checkpoints"), ())
+ledger = TurnLog(RoundRobin(), 1)
+journal = RunState("run", folder, server, ledger, Checkpoints(folder / "checkpoints"), ())
 run = Coordinator(journal, Members(2, {}), RunConfig(run="run", run_dir=folder, lease=60))
 run.begin(False, lambda step: NoRecorder())
 line = transport.Transport(transport.TransportConfig(host="127.0.0.1", port=port, rank=0, timeout=60))

@@ -14,10 +14,10 @@ from suture.runtime.errors import HandoffError, TurnUndoneError, WireError
 from suture.runtime.records.observers import NoRecorder
 from suture.runtime.scheduler import AtOnce, Together, TurnKind
 from suture.runtime.server.coordinator import Coordinator, RunConfig
-from suture.runtime.server.membership import Members, OpenDoor, Seat
-from suture.runtime.server.model import Server
-from suture.runtime.server.run_state import Journal
-from suture.runtime.server.turn_log import Ledger
+from suture.runtime.server.membership import Member, Membership, OpenMembership
+from suture.runtime.server.model import ServerModel
+from suture.runtime.server.run_state import RunState
+from suture.runtime.server.turn_log import TurnLog
 from suture.runtime.state.checkpoint import Checkpoints
 from suture.runtime.state.handoff import HandoffSeal, handoff_digest
 from suture.runtime.wire.checks import TensorSpec
@@ -41,28 +41,32 @@ class Run:
         torch.manual_seed(0)
         torch.set_num_threads(1)
         top = nn.Sequential(nn.Flatten(), nn.Linear(6, 3))
-        server = Server(
+        server = ServerModel(
             top,
             torch.optim.Adam(top.parameters(), lr=0.1),
             smashed=TensorSpec((2, 3), torch.float32, 4),
             labels=TensorSpec((), torch.int64, 4, below=3) if labels else None,
         )
-        ledger = Ledger(AtOnce(way), 1)
-        self.journal = Journal("run", folder, server, ledger, Checkpoints(folder / "checkpoints"), ("auroc",))
+        turn_log = TurnLog(AtOnce(way), 1)
+        self.run_state = RunState(
+            "run", folder, server, turn_log, Checkpoints(folder / "checkpoints"), ("auroc",)
+        )
         config = RunConfig(run="run", run_dir=folder, lease=60.0)
-        self.coordinator = Coordinator(self.journal, Members(2, {}, OpenDoor(least=1, grace=0.0)), config)
+        self.coordinator = Coordinator(
+            self.run_state, Membership(2, {}, OpenMembership(least=1, grace=0.0)), config
+        )
         self.coordinator.begin(False, lambda step: NoRecorder())
         self.labels = labels
-        self.seats = {name: Seat() for name in NAMES}
-        for name, seat in self.seats.items():
-            self.coordinator.admit(seat, Hello(name, {}, 8, 2))
+        self.members = {name: Member() for name in NAMES}
+        for name, member in self.members.items():
+            self.coordinator.admit(member, Hello(name, {}, 8, 2))
         self.turns = self.ask(*NAMES)
 
     def ask(self, *names):
         """What each of ``names`` is granted when all of them have asked."""
         waiting = {name: Future() for name in names}
         for name, answer in waiting.items():
-            self.coordinator.ready(self.seats[name], answer)
+            self.coordinator.ready(self.members[name], answer)
         return {name: answer.value() for name, answer in waiting.items() if answer.done()}
 
     def upload(self, name, batch=0, **changes):
@@ -74,19 +78,19 @@ class Run:
 
     def train(self, name, batch=0, **changes):
         answer = Future()
-        self.coordinator.train(self.seats[name], self.upload(name, batch, **changes), answer)
+        self.coordinator.train(self.members[name], self.upload(name, batch, **changes), answer)
         return answer
 
     def share(self, name):
         turn = self.turns[name].number
         sealed = torch.full((32,), NAMES.index(name), dtype=torch.uint8)
-        return SealedHandoff(turn, handoff_digest(self.journal.handoff), bytes(12), sealed)
+        return SealedHandoff(turn, handoff_digest(self.run_state.handoff), bytes(12), sealed)
 
     def commit(self, name):
-        self.coordinator.commit(self.seats[name], self.share(name))
+        self.coordinator.commit(self.members[name], self.share(name))
 
     def weights(self):
-        return [tensor.clone() for tensor in self.journal.server.top.state_dict().values()]
+        return [tensor.clone() for tensor in self.run_state.server.top.state_dict().values()]
 
 
 def finished(*answers):
@@ -109,7 +113,7 @@ def test_all_get_the_same_turn_and_none_before_all_have_asked(run):
 def test_batches_are_answered_when_the_schedule_says(run):
     """Oracle: concat waits for the other client's batch, splitfed for nobody, parallel for its place in the wave."""
     first = run.train("ward_a")
-    way = run.journal.ledger.together
+    way = run.run_state.turn_log.together
     if way is Together.CONCAT:
         assert finished(first) == [None]
     if way is Together.SPLITFED:
@@ -123,22 +127,22 @@ def test_what_ends_the_turn_is_the_last_share(run, tmp_path):
     for batch in (0, 1):
         assert finished(run.train("ward_a", batch), run.train("ward_b", batch))[1]
     run.commit("ward_a")
-    assert run.journal.ledger.entries == [] and run.ask("ward_a") == {}
+    assert run.run_state.turn_log.entries == [] and run.ask("ward_a") == {}
     run.commit("ward_b")
-    (entry,) = run.journal.ledger.entries
-    assert (entry.clients, entry.num_batches, entry.together) == (NAMES, 4, run.journal.ledger.together)
+    (entry,) = run.run_state.turn_log.entries
+    assert (entry.clients, entry.num_batches, entry.together) == (NAMES, 4, run.run_state.turn_log.together)
     waiting = Future()
-    run.coordinator.ready(run.seats["ward_b"], waiting)
-    averages = [name for name, seat in run.seats.items() if seat.name in run.coordinator._turns.running]
+    run.coordinator.ready(run.members["ward_b"], waiting)
+    averages = [name for name, member in run.members.items() if member.name in run.coordinator._turns.running]
     assert averages == ["ward_a"] and not waiting.done()
-    shares = [run.coordinator.share(run.seats["ward_a"], index) for index in range(3)]
+    shares = [run.coordinator.share(run.members["ward_a"], index) for index in range(3)]
     assert [None if share is None else share.client for share in shares] == [*NAMES, None]
 
 
 def test_shares_are_for_whoever_averages(run):
     """Oracle: the refusal; a client that trains is shown nobody's."""
     with pytest.raises(WireError, match="ward_a: share 0: no turn of its to average is running; refused"):
-        run.coordinator.share(run.seats["ward_a"], 0)
+        run.coordinator.share(run.members["ward_a"], 0)
 
 
 def test_a_lost_client_undoes_the_turn_for_all_and_the_others_begin_again(run):
@@ -146,7 +150,7 @@ def test_a_lost_client_undoes_the_turn_for_all_and_the_others_begin_again(run):
     before = run.weights()
     finished(run.train("ward_a"), run.train("ward_b"))
     waiting = run.train("ward_b", 1)
-    run.coordinator.leave(run.seats["ward_a"])
+    run.coordinator.leave(run.members["ward_a"])
     assert all(torch.equal(*pair) for pair in zip(before, run.weights(), strict=True))
     if isinstance(waiting.value(), Refusal):
         assert waiting.value().error == "TurnUndoneError"
@@ -157,7 +161,7 @@ def test_a_lost_client_undoes_the_turn_for_all_and_the_others_begin_again(run):
     for batch in (0, 1):
         assert finished(run.train("ward_b", batch)) == [True]
     run.commit("ward_b")
-    assert [entry.clients for entry in run.journal.ledger.entries] == [("ward_b",)]
+    assert [entry.clients for entry in run.run_state.turn_log.entries] == [("ward_b",)]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +195,7 @@ def test_no_graph_crosses_where_others_train_too(run):
     with pytest.raises(
         WireError, match="ward_a: forward: others train in this turn; no graph crosses; refused"
     ):
-        run.coordinator.forward(run.seats["ward_a"], run.upload("ward_a"))
+        run.coordinator.forward(run.members["ward_a"], run.upload("ward_a"))
 
 
 def test_one_output_is_out_at_a_time_where_one_top_serves_all(tmp_path):
@@ -202,7 +206,7 @@ def test_one_output_is_out_at_a_time_where_one_top_serves_all(tmp_path):
     (other,) = set(NAMES) - {first}
     back = Future()
     gradient = torch.ones(4, 3)
-    run.coordinator.backward(run.seats[first], OutputGradient(1, 0, 0.5, gradient), back)
+    run.coordinator.backward(run.members[first], OutputGradient(1, 0, 0.5, gradient), back)
     assert back.value().shape == (4, 2, 3) and answers[other].done()
 
 
@@ -212,10 +216,10 @@ def test_a_client_that_waits_for_others_does_not_lose_its_lease(tmp_path, monkey
     waiting = run.train("ward_a")
     for running in run.coordinator._turns.running.values():
         running.heard -= 61
-    for seat in run.seats.values():
-        seat.last_seen -= 61
-    run.coordinator._course.watch()
-    assert run.coordinator.members.lost == ["ward_b"]
+    for member in run.members.values():
+        member.last_seen -= 61
+    run.coordinator._dispatcher.watch()
+    assert run.coordinator.membership.lost == ["ward_b"]
     assert waiting.value().error == "TurnUndoneError"
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from suture.launch.options.options import RunOptions
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.hooks import Attack, SmashedBatch
-from suture.runtime.server.model import Server
-from suture.runtime.server.turn_log import Ledger
+from suture.runtime.server.model import ServerModel
+from suture.runtime.server.turn_log import TurnLog
 from suture.runtime.wire.checks import TensorSpec
 
 EARLY, LATE = 5, 16  # rounds
@@ -53,15 +53,15 @@ def test_a_long_run_takes_no_more_memory_than_a_short_one(schedule, tmp_path, mo
         data="chest-phantom", model="unet", width=8, cut="1", image_size=32, augment=False, train_images=2,
         validation_images=1, test_images=1, batch_size=2, clients=2, epochs=LATE, schedule=schedule,
     ).resolved()  # fmt: skip
-    seen, start = {}, Ledger.start_round
+    seen, start = {}, TurnLog.start_round
 
-    def start_round(ledger, *clients):
-        if ledger.round in (EARLY, LATE - 1):
+    def start_round(turn_log, *clients):
+        if turn_log.round in (EARLY, LATE - 1):
             gc.collect()
-            seen[ledger.round] = len(ledger.entries), len(gc.get_objects()), num_tensors(), bytes_in_use()
-        start(ledger, *clients)
+            seen[turn_log.round] = len(turn_log.entries), len(gc.get_objects()), num_tensors(), bytes_in_use()
+        start(turn_log, *clients)
 
-    monkeypatch.setattr(Ledger, "start_round", start_round)
+    monkeypatch.setattr(TurnLog, "start_round", start_round)
     play_locally(options, bytes(32), tmp_path)
     turns, objects, tensors, in_use = (
         late - early for early, late in zip(seen[EARLY], seen[LATE - 1], strict=True)
@@ -89,7 +89,7 @@ def test_a_server_keeps_nothing_of_a_step(home, joined):
             handed.append(weakref.ref(batch.smashed))
             return grad
 
-    server = Server(
+    server = ServerModel(
         top,
         torch.optim.SGD(top.parameters(), lr=0.1),
         smashed=TensorSpec((3,), torch.float32, 4),

@@ -9,19 +9,19 @@ import pytest
 from test_coordinator import LEASE, Run, clock  # noqa: F401
 from torch.futures import Future
 
-from suture.runtime.errors import ConfigError, DivergedError, NameTakenError, SeatLostError
+from suture.runtime.errors import ConfigError, DivergedError, MemberLostError, NameTakenError
 from suture.runtime.scheduler import TurnKind
-from suture.runtime.server.membership import OpenDoor, Seat
+from suture.runtime.server.membership import Member, OpenMembership
 from suture.runtime.wire.messages import Farewell, Refusal
 
 GRACE = 30.0
-DOOR = OpenDoor(least=1, grace=GRACE)
+DOOR = OpenMembership(least=1, grace=GRACE)
 
 
 @pytest.fixture
 def run(tmp_path, clock):  # noqa: F811
     """Two of two clients: a has its first training turn and b waits."""
-    made = Run(tmp_path, door=OpenDoor(least=2, grace=GRACE))
+    made = Run(tmp_path, door=OpenMembership(least=2, grace=GRACE))
     made.join("a")
     made.join("b")
     made.turn = made.ask("a")
@@ -30,26 +30,26 @@ def run(tmp_path, clock):  # noqa: F811
 
 
 def lost(run) -> list[str]:
-    return run.coordinator.members.lost
+    return run.coordinator.membership.lost
 
 
 def test_it_begins_at_once_with_all_and_with_enough_when_the_grace_is_over(tmp_path, clock):  # noqa: F811
     """Oracle: three are expected, two are enough: nothing at 29 seconds after the second, a turn at 30."""
-    run = Run(tmp_path, clients=3, door=OpenDoor(least=2, grace=GRACE))
+    run = Run(tmp_path, clients=3, door=OpenMembership(least=2, grace=GRACE))
     run.join("a")
     run.ask("a")
     clock.seconds += GRACE * 2
-    run.coordinator._course.watch()
+    run.coordinator._dispatcher.watch()
     assert run.answer("a").kind is TurnKind.WAIT
     run.ask("a")
     run.join("b")
     run.ask("b")
     clock.seconds += GRACE - 10
-    run.coordinator._course.watch()
+    run.coordinator._dispatcher.watch()
     assert run.answer("a") is None
     clock.seconds += 10
-    run.coordinator._course.watch()
-    run.coordinator._course.watch()
+    run.coordinator._dispatcher.watch()
+    run.coordinator._dispatcher.watch()
     asked = run.answer("a") or run.ask("a")
     assert (asked.kind if asked.kind is TurnKind.TRAIN else run.ask("a").kind) is TurnKind.TRAIN
     assert ("begun", {"clients": ["a", "b"]}) in run.recorder.events
@@ -57,7 +57,7 @@ def test_it_begins_at_once_with_all_and_with_enough_when_the_grace_is_over(tmp_p
 
 def test_one_that_is_refused_stops_nobody(tmp_path):
     """Oracle: the error for the one, a turn for the others."""
-    run = Run(tmp_path, door=OpenDoor(least=2, grace=GRACE))
+    run = Run(tmp_path, door=OpenMembership(least=2, grace=GRACE))
     run.join("a")
     run.ask("a")
     with pytest.raises(ConfigError, match="c has lr = 0.5, the server has 0.1"):
@@ -72,7 +72,7 @@ def test_one_that_is_refused_stops_nobody(tmp_path):
 def test_one_that_asks_again_and_again_is_said_once_until_it_is_in(tmp_path, caplog):
     """Oracle: the log's warnings: a site that waits for its seat asks four times a second, for minutes."""
     caplog.set_level(logging.WARNING)
-    run = Run(tmp_path, door=OpenDoor(least=2, grace=GRACE))
+    run = Run(tmp_path, door=OpenMembership(least=2, grace=GRACE))
     run.join("a")
     for _ in range(5):
         with pytest.raises(NameTakenError):
@@ -90,7 +90,7 @@ def test_one_that_gives_up_is_lost_and_the_others_go_on(run):
     """Oracle: the state before its turn, its reason in the event, the turn's number for the other one."""
     before = run.state()
     run.step(run.turn)
-    run.coordinator.abort(run.seats["a"], Refusal.of(DivergedError("a: the loss is nan")))
+    run.coordinator.abort(run.members["a"], Refusal.of(DivergedError("a: the loss is nan")))
     assert run.state() == before and lost(run) == ["a"]
     assert ("lost", {"client": "a", "reason": "a: the loss is nan"}) in run.recorder.events
     assert (run.answer("b").client, run.answer("b").number) == ("b", 1)
@@ -99,8 +99,8 @@ def test_one_that_gives_up_is_lost_and_the_others_go_on(run):
 def test_when_all_are_lost_the_run_waits_for_one_to_come_back(run, clock):  # noqa: F811
     """Oracle: no end; the one that is back gets the turn that was rolled back; the other one's falls out of the round."""
     for name in ("a", "b"):
-        run.coordinator.leave(run.seats[name])
-    assert lost(run) == ["a", "b"] and not run.coordinator._course.ended.is_set()
+        run.coordinator.leave(run.members[name])
+    assert lost(run) == ["a", "b"] and not run.coordinator._dispatcher.ended.is_set()
     run.coordinator.raise_if_stopped()
     run.join("b")
     turn = run.ask("b")
@@ -109,12 +109,12 @@ def test_when_all_are_lost_the_run_waits_for_one_to_come_back(run, clock):  # no
 
 def test_a_round_waits_for_whoever_comes_back_where_nobody_is_left(tmp_path):
     """Oracle: the only round of the only client: it is lost in its turn, and the turn is there when it is back."""
-    run = Run(tmp_path, clients=1, rounds=1, door=OpenDoor(least=1, grace=GRACE))
+    run = Run(tmp_path, clients=1, rounds=1, door=OpenMembership(least=1, grace=GRACE))
     run.join("a")
     run.step(run.ask("a"))
-    run.coordinator.disconnected(run.seats["a"], "its connection has ended")
-    run.coordinator._course.watch()
-    assert lost(run) == ["a"] and run.journal.ledger.round == 1 and not run.journal.ledger.finished
+    run.coordinator.disconnected(run.members["a"], "its connection has ended")
+    run.coordinator._dispatcher.watch()
+    assert lost(run) == ["a"] and run.run_state.turn_log.round == 1 and not run.run_state.turn_log.finished
     run.join("a")
     turn = run.ask("a")
     assert (turn.kind, turn.number, turn.round) == (TurnKind.TRAIN, 1, 1)
@@ -130,11 +130,11 @@ def test_asking_for_another_turn_does_not_keep_the_one_that_is_held(run, clock):
             run.ask("b")
         if not lost(run):
             run.ask("a")
-        run.coordinator._course.watch()
-    assert lost(run) == ["a"] and run.journal.totals.rolled_back == 1
-    assert run.answer("a").error == "SeatLostError"
-    with pytest.raises(SeatLostError):
-        run.coordinator.ready(run.seats["a"], Future())
+        run.coordinator._dispatcher.watch()
+    assert lost(run) == ["a"] and run.run_state.totals.rolled_back == 1
+    assert run.answer("a").error == "MemberLostError"
+    with pytest.raises(MemberLostError):
+        run.coordinator.ready(run.members["a"], Future())
 
 
 # Members that only evaluate ----------------------------------------------------------------------
@@ -144,13 +144,13 @@ EVALUATES = {"num_images": 0, "num_batches": 0}
 
 def test_where_nobody_trains_the_run_waits_and_says_so_once(tmp_path, caplog):
     """Oracle: no round begins for two that only evaluate; it does when one that trains comes, and trains it alone."""
-    run = Run(tmp_path, clients=2, rounds=1, door=OpenDoor(least=2, grace=GRACE))
+    run = Run(tmp_path, clients=2, rounds=1, door=OpenMembership(least=2, grace=GRACE))
     for name in ("a", "b"):
         run.join(name, **EVALUATES)
         assert run.ask(name) is None
-    run.coordinator._course.watch()
+    run.coordinator._dispatcher.watch()
     said = [message for message in caplog.messages if "nobody who trains is here (a, b" in message]
-    assert len(said) == 1 and run.journal.ledger.round == 0
+    assert len(said) == 1 and run.run_state.turn_log.round == 0
     run.join("c")
     assert run.ask("c").kind is TurnKind.TRAIN
     played = run.play_to_the_end()
@@ -163,19 +163,19 @@ def test_where_nobody_trains_the_run_waits_and_says_so_once(tmp_path, caplog):
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_round_waits_for_one_that_trains_but_evaluations_do_not(tmp_path, trained):
     """Oracle: the training turn of the only one that trains does not fall out of the round when it is lost."""
-    run = Run(tmp_path, clients=2, rounds=2, door=OpenDoor(least=2, grace=GRACE))
+    run = Run(tmp_path, clients=2, rounds=2, door=OpenMembership(least=2, grace=GRACE))
     run.join("a")
     run.join("b", **EVALUATES)
     run.ask("b")
     turn = run.ask("a")
     if trained:
         run.play(turn)
-    run.coordinator.disconnected(run.seats["a"], "its connection has ended")
+    run.coordinator.disconnected(run.members["a"], "its connection has ended")
     if trained:
         assert "b" in run.granted()
         run.play(run.answer("b"))
         run.ask("b")
-    assert "b" not in run.granted() and run.journal.ledger.round == 1
+    assert "b" not in run.granted() and run.run_state.turn_log.round == 1
     run.join("a")
     again = run.ask("a")
     assert (again.kind, again.round) == (TurnKind.TRAIN, 2 if trained else 1)
@@ -183,17 +183,17 @@ def test_a_round_waits_for_one_that_trains_but_evaluations_do_not(tmp_path, trai
 
 def test_one_that_left_for_good_is_not_waited_for_at_the_end(tmp_path, clock):  # noqa: F811
     """Oracle: the run ends with the other one's goodbye, and not after the grace."""
-    run = Run(tmp_path, rounds=1, door=OpenDoor(least=2, grace=GRACE))
+    run = Run(tmp_path, rounds=1, door=OpenMembership(least=2, grace=GRACE))
     run.join("a")
     run.join("b")
     run.ask("b")
     run.play(run.ask("a"))
-    run.coordinator._course.shut_out("a", "it left for good")
-    del run.seats["a"]
+    run.coordinator._dispatcher.shut_out("a", "it left for good")
+    del run.members["a"]
     run.play_to_the_end()
-    run.coordinator.finish(run.seats["b"], Farewell({"bottom": "a" * 64}, 1))
-    run.coordinator.leave(run.seats["b"])
-    assert run.coordinator._course.ended.is_set()
+    run.coordinator.finish(run.members["b"], Farewell({"bottom": "a" * 64}, 1))
+    run.coordinator.leave(run.members["b"])
+    assert run.coordinator._dispatcher.ended.is_set()
 
 
 # What a carrier says of a member ---------------------------------------------------------------------
@@ -201,19 +201,19 @@ def test_one_that_left_for_good_is_not_waited_for_at_the_end(tmp_path, clock):  
 
 def test_a_sign_of_life_keeps_a_member_and_not_the_turn_that_it_holds(run, clock):  # noqa: F811
     """Oracle: beyond the lease the one that holds a turn and does nothing is lost; the one that waits for none is not."""
-    run.seats["b"].waiting = None
+    run.members["b"].waiting = None
     for _ in range(6):
         clock.seconds += LEASE / 4
         for name in ("a", "b"):
-            run.coordinator.heard(run.seats[name])
-        run.coordinator._course.watch()
+            run.coordinator.heard(run.members[name])
+        run.coordinator._dispatcher.watch()
     assert lost(run) == ["a"]
     assert (
         "lost",
         {"client": "a", "reason": f"it did not go on with its turn for {LEASE:g} s"},
     ) in run.recorder.events
-    run.coordinator.heard(run.seats["a"])
-    run.coordinator.heard(Seat())
+    run.coordinator.heard(run.members["a"])
+    run.coordinator.heard(Member())
     assert lost(run) == ["a"], "one that is lost, and a stranger, are heard in vain and without an error"
 
 
@@ -222,7 +222,7 @@ def test_a_member_whose_connection_ends_is_lost_at_once_and_once(run):
     before = run.state()
     run.step(run.turn)
     for _ in range(2):
-        run.coordinator.disconnected(run.seats["a"], "its connection has ended")
+        run.coordinator.disconnected(run.members["a"], "its connection has ended")
     assert run.state() == before and lost(run) == ["a"]
     losses = [fields for name, fields in run.recorder.events if name == "lost"]
     assert losses == [{"client": "a", "reason": "its connection has ended"}]
@@ -231,12 +231,12 @@ def test_a_member_whose_connection_ends_is_lost_at_once_and_once(run):
 
 def test_the_end_of_an_old_connection_is_not_that_of_the_new_one(run):
     """Oracle: the member that has come back keeps its seat when its first connection is noticed to have ended."""
-    old = run.seats["a"]
+    old = run.members["a"]
     run.coordinator.disconnected(old, "no word from it for 100 s")
     run.join("a")
     run.coordinator.disconnected(old, "its connection has ended")
-    run.coordinator.disconnected(Seat(), "a stranger's connection has ended")
-    assert lost(run) == [] and run.coordinator.members.get("a") is run.seats["a"]
+    run.coordinator.disconnected(Member(), "a stranger's connection has ended")
+    assert lost(run) == [] and run.coordinator.membership.get("a") is run.members["a"]
     assert run.ask("a") is None and run.answer("b").kind is TurnKind.TRAIN
 
 
@@ -245,10 +245,10 @@ def test_a_member_that_left_is_not_lost_when_its_connection_ends(tmp_path):
     run = Run(tmp_path, clients=1, rounds=1, door=DOOR)
     run.join("a")
     run.play_to_the_end()
-    run.coordinator.finish(run.seats["a"], Farewell({"bottom": "a" * 64}, 1))
-    run.coordinator.leave(run.seats["a"])
-    run.coordinator.disconnected(run.seats["a"], "its connection has ended")
-    assert lost(run) == [] and run.coordinator._course.ended.is_set()
+    run.coordinator.finish(run.members["a"], Farewell({"bottom": "a" * 64}, 1))
+    run.coordinator.leave(run.members["a"])
+    run.coordinator.disconnected(run.members["a"], "its connection has ended")
+    assert lost(run) == [] and run.coordinator._dispatcher.ended.is_set()
 
 
 def pass_time(run, clock, leases, meanwhile=lambda: None):  # noqa: F811
@@ -256,7 +256,7 @@ def pass_time(run, clock, leases, meanwhile=lambda: None):  # noqa: F811
     for _ in range(round(4 * leases)):
         clock.seconds += LEASE / 4
         meanwhile()
-        run.coordinator._course.watch()
+        run.coordinator._dispatcher.watch()
         if lost(run):
             return
         if run.answer("b") is not None:
@@ -268,26 +268,26 @@ def pass_time(run, clock, leases, meanwhile=lambda: None):  # noqa: F811
 def test_a_message_on_its_way_renews_the_turn_for_as_long_as_it_may_take(run, clock, leases, is_lost):  # noqa: F811
     """Oracle: bytes of a slow line come for two leases; they count for so many seconds since the turn last went on."""
     run.step(run.turn)
-    pass_time(run, clock, 2, lambda: run.coordinator.transfers(run.seats["a"], leases * LEASE))
+    pass_time(run, clock, 2, lambda: run.coordinator.transfers(run.members["a"], leases * LEASE))
     assert lost(run) == (["a"] if is_lost else [])
-    run.coordinator.transfers(Seat(), LEASE)
+    run.coordinator.transfers(Member(), LEASE)
 
 
 def test_bytes_do_not_keep_a_turn_for_ever(run, clock):  # noqa: F811
     """Oracle: lost when the transfer's two leases and another one are over, although bytes come all the time."""
-    pass_time(run, clock, 2.75, lambda: run.coordinator.transfers(run.seats["a"], 2 * LEASE))
+    pass_time(run, clock, 2.75, lambda: run.coordinator.transfers(run.members["a"], 2 * LEASE))
     assert lost(run) == []
-    pass_time(run, clock, 0.5, lambda: run.coordinator.transfers(run.seats["a"], 2 * LEASE))
+    pass_time(run, clock, 0.5, lambda: run.coordinator.transfers(run.members["a"], 2 * LEASE))
     assert lost(run) == ["a"]
 
 
 def test_to_fetch_the_hand_off_goes_on_with_the_turn_once(run, clock):  # noqa: F811
     """Oracle: the first fetch renews the turn's lease; those after it are signs of life and no more."""
     pass_time(run, clock, 0.75)
-    run.coordinator.newest_handoff(run.seats["a"])
+    run.coordinator.newest_handoff(run.members["a"])
     pass_time(run, clock, 0.75)
     assert lost(run) == []
-    pass_time(run, clock, 0.5, lambda: run.coordinator.newest_handoff(run.seats["a"]))
+    pass_time(run, clock, 0.5, lambda: run.coordinator.newest_handoff(run.members["a"]))
     assert lost(run) == ["a"]
 
 
@@ -307,12 +307,12 @@ class Knocks:
 def test_a_dead_process_is_noticed_without_waiting_for_the_lease(run):
     """Oracle: no second has passed; the turn is the other one's; one whose knock is not answered yet is not lost."""
     knocks = Knocks()
-    run.coordinator._course.watch(knocks)
-    run.coordinator._course.watch(knocks)
+    run.coordinator._dispatcher.watch(knocks)
+    run.coordinator._dispatcher.watch(knocks)
     assert lost(run) == []
     knocks.answers["b"].set_result(None)
     knocks.answers["a"].set_exception(RuntimeError("EOF: end of file"))
-    run.coordinator._course.watch(knocks)
+    run.coordinator._dispatcher.watch(knocks)
     assert lost(run) == ["a"] and run.answer("b").client == "b"
     assert (
         "lost",
@@ -323,10 +323,10 @@ def test_a_dead_process_is_noticed_without_waiting_for_the_lease(run):
 def test_a_member_whose_process_nobody_knows_is_lost(run):
     """Oracle: RPC has no such member."""
 
-    def knock(name, patience):
+    def ping(name, patience):
         raise RuntimeError("Unknown destination worker")
 
-    run.coordinator._course.watch(knock)
+    run.coordinator._dispatcher.watch(ping)
     assert lost(run) == ["a", "b"]
 
 
@@ -337,10 +337,10 @@ def test_a_restarted_server_goes_on_without_whoever_does_not_come_back(run, tmp_
     again.join("a")
     again.ask("a")
     clock.seconds += GRACE - 10
-    again.coordinator._course.watch()
+    again.coordinator._dispatcher.watch()
     assert again.answer("a") is None and lost(again) == []
     clock.seconds += 10
-    again.coordinator._course.watch()
+    again.coordinator._dispatcher.watch()
     assert lost(again) == ["b"]
     turn = again.answer("a") if again.answer("a").kind is not TurnKind.WAIT else again.ask("a")
     assert (turn.kind, turn.number) == (TurnKind.EVALUATE, 2)
@@ -350,37 +350,37 @@ def test_at_the_end_one_that_trained_is_waited_for(run, clock):  # noqa: F811
     """Oracle: a is lost in the last evaluation; it is back within the grace and gets the model. Then it is over."""
     run.play(run.turn)
     run.ask("a")
-    while not run.journal.ledger.finished:
-        granted = {n: run.answer(n) for n in run.seats if run.answer(n) and n not in lost(run)}
+    while not run.run_state.turn_log.finished:
+        granted = {n: run.answer(n) for n in run.members if run.answer(n) and n not in lost(run)}
         name = next(n for n, t in granted.items() if t.kind not in (TurnKind.WAIT, TurnKind.END))
         turn = run.answer(name)
         if turn.round == 2 and turn.kind is TurnKind.EVALUATE and name == "a":
-            run.coordinator.leave(run.seats["a"])
+            run.coordinator.leave(run.members["a"])
             continue
         run.play(turn)
         run.ask(name)
-    run.coordinator.finish(run.seats["b"], Farewell({"bottom": "a" * 64}, 1))
-    run.coordinator.leave(run.seats["b"])
+    run.coordinator.finish(run.members["b"], Farewell({"bottom": "a" * 64}, 1))
+    run.coordinator.leave(run.members["b"])
     clock.seconds += GRACE - 1
-    run.coordinator._course.watch()
-    assert not run.coordinator._course.ended.is_set()
+    run.coordinator._dispatcher.watch()
+    assert not run.coordinator._dispatcher.ended.is_set()
     run.join("a")
     assert run.ask("a").kind is TurnKind.END
-    assert run.coordinator.finish(run.seats["a"], Farewell({"bottom": "a" * 64}, 1)).top
-    run.coordinator.leave(run.seats["a"])
-    assert run.coordinator._course.ended.is_set() and lost(run) == []
+    assert run.coordinator.finish(run.members["a"], Farewell({"bottom": "a" * 64}, 1)).top
+    run.coordinator.leave(run.members["a"])
+    assert run.coordinator._dispatcher.ended.is_set() and lost(run) == []
 
 
 @pytest.mark.parametrize(("values", "words"), [({"least": 0}, "min_clients"), ({"grace": -1.0}, "grace")])
 def test_the_doors_numbers_are_checked(values, words):
     """Oracle: the message names the option and what it was."""
     with pytest.raises(ConfigError, match=f"{words} must be at least"):
-        OpenDoor(**{"least": 1, "grace": 0.0} | values)
+        OpenMembership(**{"least": 1, "grace": 0.0} | values)
 
 
 def test_who_waits_is_told_whose_turn_it_is(tmp_path):
     """Oracle: the turn that a was given; ranks of one start have the server's display beside them, and are told nothing."""
-    for door in (OpenDoor(least=2, grace=GRACE), None):
+    for door in (OpenMembership(least=2, grace=GRACE), None):
         (tmp_path / ("ranks" if door is None else "sites")).mkdir()
         run = Run(tmp_path / ("ranks" if door is None else "sites"), door=door)
         run.join("a")

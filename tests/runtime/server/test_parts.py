@@ -168,9 +168,9 @@ def test_parts_are_of_explicit_training_steps_alone(sent):
     with pytest.raises(WireError, match="forward: a graph crosses whole, not in parts"):
         unwrap(exchange._api.forward(Upload(turn, 0, "train", smashed, labels, 0, 2)))
     sent.train(0)
-    seat = exchange._api._seat
+    member = exchange._api._member
     with pytest.raises(WireError, match="step: its batch is not whole, or came in explicit halves"):
-        sent.rig._coordinator.stepped(seat, StepDone(turn, 0, 0.5), {})
+        sent.rig._coordinator.stepped(member, StepDone(turn, 0, 0.5), {})
 
 
 # Order ----------------------------------------------------------------------------------------------
@@ -206,17 +206,17 @@ def test_a_part_that_is_taken_up_before_the_one_before_it_waits(sent):
     """Oracle: the order in which the client sent them."""
     api = sent.rig._exchange._api
     assert _in_threads(api, _uploads(sent, [1, 0]), 0.1) == [0, 1]
-    assert api._seat.num_early == 0
+    assert api._member.num_early == 0
 
 
 def test_a_part_whose_predecessor_never_comes_waits_only_so_long(sent, monkeypatch):
     """Oracle: it goes on to be refused; one that is too far ahead does not wait at all."""
     monkeypatch.setattr(coordinators, "GAP_SECONDS", 0.05)
-    seat = sent.rig._exchange._api._seat
+    member = sent.rig._exchange._api._member
     with pytest.raises(WireError, match="expected part 0 of 2, got part 1 of 2"):
-        sent.rig._coordinator.await_order(seat, _uploads(sent, [1])[0])
+        sent.rig._coordinator.await_order(member, _uploads(sent, [1])[0])
         sent.train(1, labels=None)
     monkeypatch.setattr(coordinators, "GAP_SECONDS", 1e6)
-    sent.rig._coordinator.await_order(seat, dataclasses.replace(_uploads(sent, [0])[0], batch=7))
-    seat.num_early = 1  # a second one that is early, of two that may be under way
-    sent.rig._coordinator.await_order(seat, _uploads(sent, [1])[0])
+    sent.rig._coordinator.await_order(member, dataclasses.replace(_uploads(sent, [0])[0], batch=7))
+    member.num_early = 1  # a second one that is early, of two that may be under way
+    sent.rig._coordinator.await_order(member, _uploads(sent, [1])[0])

@@ -20,7 +20,7 @@ from suture.runtime.host.executor import MainThreadExecutor
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.server import api as server_api
 from suture.runtime.server.api import ENDPOINTS, ServerApi, answer_type, ask
-from suture.runtime.server.membership import Seat
+from suture.runtime.server.membership import Member
 from suture.runtime.wire import codec
 from suture.runtime.wire.codec import fits
 from suture.runtime.wire.messages import (
@@ -76,7 +76,7 @@ class Run:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, list[Any]]] = []
-        self.seats: list[Seat] = []
+        self.members: list[Member] = []
         self.threads: set[str] = set()
         self.raises: BaseException | None = None
         self.later = False
@@ -92,9 +92,9 @@ class Run:
         }:
             raise AttributeError(name)
 
-        def called(seat: Seat, *messages: Any) -> Any:
+        def called(member: Member, *messages: Any) -> Any:
             self.threads.add(threading.current_thread().name)
-            self.seats.append(seat)
+            self.members.append(member)
             answer, eventually = next(((a, e) for m, _, a, e in TABLE.values() if m == name), (None, False))
             if eventually:
                 *messages, owed = messages
@@ -123,7 +123,7 @@ def test_an_endpoint_asks_the_run_for_this_client(endpoint, run):
     api = ServerApi(run)
     method, messages, answer, _ = TABLE[endpoint]
     assert ask(api, endpoint, messages).value() is answer
-    assert run.calls == [(method, messages)] and run.seats == [api._seat]
+    assert run.calls == [(method, messages)] and run.members == [api._member]
     assert fits(answer, answer_type(ENDPOINTS[endpoint]))
     assert fits(Refusal("WireError", "no"), answer_type(ENDPOINTS[endpoint]))
 
@@ -134,7 +134,7 @@ def test_the_table_has_every_endpoint_and_each_client_a_seat_of_its_own(run):
     one, other = ServerApi(run), ServerApi(run)
     for api in (one, other, one):
         api.leave()
-    assert run.seats == [one._seat, other._seat, one._seat] and one._seat is not other._seat
+    assert run.members == [one._member, other._member, one._member] and one._member is not other._member
 
 
 @pytest.mark.parametrize("endpoint", [name for name, (*_, eventually) in TABLE.items() if eventually])
@@ -226,7 +226,7 @@ def test_what_the_graph_of_autograd_crosses_is_answered_in_the_same_way(run):
 def test_an_error_after_the_answer_does_not_answer_twice(run):
     """Oracle: the answer that was given first; the run's other clients are told by the run."""
 
-    def answers_and_fails(seat: Seat, answer: Future[Any]) -> None:
+    def answers_and_fails(member: Member, answer: Future[Any]) -> None:
         answer.set_result(TURN)
         raise WireError("too late")
 
@@ -298,7 +298,7 @@ def test_a_defect_after_the_answer_is_logged(run, caplog):
     """Oracle: it may be another client's batch that failed; the answer that was given stays."""
     executor = MainThreadExecutor()
 
-    def answers_and_fails(seat: Seat, answer: Future[Any]) -> None:
+    def answers_and_fails(member: Member, answer: Future[Any]) -> None:
         answer.set_result(TURN)
         raise ZeroDivisionError("a defect")
 
@@ -313,7 +313,7 @@ def test_a_defect_after_the_answer_is_logged(run, caplog):
 def test_what_a_peer_must_not_send_is_logged_once_an_endpoint(run, caplog):
     """Oracle: a hundred calls of each of two endpoints and of as many that are none: three lines, and a second client's."""
     api, other = ServerApi(run), ServerApi(run)
-    api._seat.name = "client0"
+    api._member.name = "client0"
     for number in range(100):
         for endpoint in ("train", "commit", f"nothing{number}"):
             assert ask(api, endpoint, [None]).value().error == "WireError"
@@ -360,7 +360,7 @@ def test_what_the_carrier_notices_is_told_in_the_thread_that_works(run):
     assert not run.calls
     executor.work(threading.Event(), 0.01)
     assert run.calls == [("heard", []), ("transfers", [8.0]), ("disconnected", ["its connection has ended"])]
-    assert run.threads == {threading.current_thread().name} and set(run.seats) == {api._seat}
+    assert run.threads == {threading.current_thread().name} and set(run.members) == {api._member}
     executor.close()
     api.heard()
     api.disconnected("again")
@@ -371,5 +371,5 @@ def test_a_name_is_known_from_joining_on(run):
     """Oracle: the seat's, which the run writes on it."""
     api = ServerApi(run)
     assert api.client == ""
-    api._seat.name = "client0"
+    api._member.name = "client0"
     assert api.client == "client0"

@@ -12,7 +12,7 @@ from suture.launch import build
 from suture.launch.options.options import RunOptions
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.scheduler import AtOnce, Replay, RoundRobin, Shuffled, Together, TurnKind
-from suture.runtime.server.turn_log import Ledger
+from suture.runtime.server.turn_log import TurnLog
 
 CLIENTS = ["client0", "client1"]
 # Two rounds of two clients with three batches each: (number, round, kind, client, step before, newest hand-off).
@@ -28,45 +28,45 @@ PLAN = [
 ]
 
 
-def _next(ledger, clients=CLIENTS):
-    turns = ledger.next_turns(clients)
-    if not turns and not ledger.finished:
-        ledger.start_round(clients)
-        turns = ledger.next_turns(clients)
+def _next(turn_log, clients=CLIENTS):
+    turns = turn_log.next_turns(clients)
+    if not turns and not turn_log.finished:
+        turn_log.start_round(clients)
+        turns = turn_log.next_turns(clients)
     return turns
 
 
-def _play(ledger, num_turns=None, clients=CLIENTS):
+def _play(turn_log, num_turns=None, clients=CLIENTS):
     played = []
-    while (num_turns is None or len(played) < num_turns) and (turns := _next(ledger, clients)):
+    while (num_turns is None or len(played) < num_turns) and (turns := _next(turn_log, clients)):
         turn, names = turns[0], "+".join(turn.client for turn in turns)
         played.append((turn.number, turn.round, turn.kind.value, names, turn.step, turn.handoff))
-        ledger.count(turns, 3 * len(turns) if turn.kind is TurnKind.TRAIN else 0)
+        turn_log.count(turns, 3 * len(turns) if turn.kind is TurnKind.TRAIN else 0)
     return played
 
 
 def test_a_run_is_every_client_training_and_then_every_client_evaluating():
     """Oracle: the plan above."""
-    ledger = Ledger(RoundRobin(), 2)
-    assert ledger.round_done and not ledger.finished
-    assert _play(ledger) == PLAN
-    assert ledger.finished and (ledger.step, ledger.handoff, ledger.round) == (12, 6, 2)
+    turn_log = TurnLog(RoundRobin(), 2)
+    assert turn_log.round_done and not turn_log.finished
+    assert _play(turn_log) == PLAN
+    assert turn_log.finished and (turn_log.step, turn_log.handoff, turn_log.round) == (12, 6, 2)
 
 
 def test_a_turn_that_does_not_count_comes_again():
     """Oracle: asking twice gives the same turn with the same number."""
-    ledger = Ledger(RoundRobin(), 1)
-    assert _next(ledger) == _next(ledger)
-    assert ledger.entries == []
+    turn_log = TurnLog(RoundRobin(), 1)
+    assert _next(turn_log) == _next(turn_log)
+    assert turn_log.entries == []
 
 
 @pytest.mark.parametrize("num_before", range(len(PLAN) + 1))
 def test_a_ledger_goes_on_from_its_state_wherever_it_was_taken(num_before):
     """Oracle: the rest of the plan; the state goes through JSON, so it is of plain types only."""
-    before = Ledger(RoundRobin(), 2)
+    before = TurnLog(RoundRobin(), 2)
     _play(before, num_before)
     state = json.loads(json.dumps(before.state_dict()))
-    after = Ledger(RoundRobin(), 2)
+    after = TurnLog(RoundRobin(), 2)
     after.load_state_dict(state)
     assert after.state_dict() == before.state_dict() and after.lines() == before.lines()
     assert _play(after) == PLAN[num_before:]
@@ -74,11 +74,11 @@ def test_a_ledger_goes_on_from_its_state_wherever_it_was_taken(num_before):
 
 def test_a_state_is_a_copy():
     """Oracle: going on does not change what was taken before."""
-    ledger = Ledger(RoundRobin(), 2)
-    _play(ledger, 2)
-    state = ledger.state_dict()
+    turn_log = TurnLog(RoundRobin(), 2)
+    _play(turn_log, 2)
+    state = turn_log.state_dict()
     before = json.dumps(state)
-    _play(ledger)
+    _play(turn_log)
     assert json.dumps(state) == before
 
 
@@ -89,7 +89,7 @@ def test_a_state_is_of_as_many_objects_after_many_turns_as_after_few():
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         return 1 + sum(map(num_objects, inner))
 
-    few, many = Ledger(RoundRobin(), 1), Ledger(RoundRobin(), 250)
+    few, many = TurnLog(RoundRobin(), 1), TurnLog(RoundRobin(), 250)
     _play(few)
     assert len(_play(many)) == 1000
     assert num_objects(many.state_dict()) == num_objects(few.state_dict())
@@ -97,70 +97,70 @@ def test_a_state_is_of_as_many_objects_after_many_turns_as_after_few():
 
 def test_lost_clients_drop_out_of_the_round():
     """Oracle: the plan without client1; numbers stay gapless."""
-    ledger = Ledger(RoundRobin(), 2)
-    _play(ledger, 1)
-    played = _play(ledger, clients=["client0"])
+    turn_log = TurnLog(RoundRobin(), 2)
+    _play(turn_log, 1)
+    played = _play(turn_log, clients=["client0"])
     assert [(number, kind, client) for number, _, kind, client, *_ in played] == [
         (2, "evaluate", "client0"),
         (3, "train", "client0"),
         (4, "evaluate", "client0"),
     ]
-    assert ledger.finished
+    assert turn_log.finished
 
 
 def test_a_round_without_anyone_left_is_done():
     """Oracle: no turn is offered and none is left behind."""
-    ledger = Ledger(RoundRobin(), 1)
-    ledger.start_round(CLIENTS)
-    assert ledger.next_turns([]) == [] and ledger.round_done and ledger.finished
+    turn_log = TurnLog(RoundRobin(), 1)
+    turn_log.start_round(CLIENTS)
+    assert turn_log.next_turns([]) == [] and turn_log.round_done and turn_log.finished
 
 
 def test_a_client_alone_in_a_round_has_no_mean_to_wait_for(tmp_path):
     """Oracle: the plan by hand, two clients, then one; the lines of both rounds can be replayed."""
-    ledger = Ledger(AtOnce(Together.PARALLEL), 2)
-    both = _play(ledger, 4)
+    turn_log = TurnLog(AtOnce(Together.PARALLEL), 2)
+    both = _play(turn_log, 4)
     assert [(kind, client, handoff) for _, _, kind, client, _, handoff in both] == [
         ("train", "client0+client1", 0),
         ("average", "client0", 0),
         ("evaluate", "client0", 2),
         ("evaluate", "client1", 2),
     ]
-    alone = _play(ledger, clients=["client1"])
+    alone = _play(turn_log, clients=["client1"])
     assert [(kind, client, handoff) for _, _, kind, client, _, handoff in alone] == [
         ("train", "client1", 2),
         ("evaluate", "client1", 5),
     ]
     path = tmp_path / "turns.jsonl"
-    path.write_bytes(ledger.lines())
-    again = Ledger(Replay(path), 2)
+    path.write_bytes(turn_log.lines())
+    again = TurnLog(Replay(path), 2)
     assert [_play(again, 4), _play(again, clients=["client1"])] == [both, alone]
 
 
 @pytest.mark.parametrize("left", [[], ["client0"]])
 def test_a_client_lost_from_a_turn_of_several_leaves_its_mean_in_the_plan(left):
     """Oracle: by hand; what is left of the group trains for a mean, and where nobody is left there is none."""
-    ledger = Ledger(AtOnce(Together.SPLITFED), 1)
-    assert [turn.together for turn in _next(ledger)] == [True, True]
-    assert [turn.together for turn in ledger.next_turns(left)] == [True] * len(left)
-    assert [kind for _, _, kind, *_ in _play(ledger, clients=left)] == ["train", "average", "evaluate"][
+    turn_log = TurnLog(AtOnce(Together.SPLITFED), 1)
+    assert [turn.together for turn in _next(turn_log)] == [True, True]
+    assert [turn.together for turn in turn_log.next_turns(left)] == [True] * len(left)
+    assert [kind for _, _, kind, *_ in _play(turn_log, clients=left)] == ["train", "average", "evaluate"][
         : 3 * len(left)
     ]
 
 
 def test_a_turn_that_is_not_planned_cannot_be_counted():
     """Oracle: counting the same turn twice is an error of the program."""
-    ledger = Ledger(RoundRobin(), 1)
-    turns = _next(ledger)
-    ledger.count(turns, 3)
+    turn_log = TurnLog(RoundRobin(), 1)
+    turns = _next(turn_log)
+    turn_log.count(turns, 3)
     with pytest.raises(ValueError, match="turn 1 .train. of client0 is not the next one"):
-        ledger.count(turns, 3)
+        turn_log.count(turns, 3)
 
 
 def test_the_lines_are_what_a_replay_reads():
     """Oracle: the fields of turns.jsonl, one object a line."""
-    ledger = Ledger(Shuffled(1), 1)
-    _play(ledger)
-    lines = [json.loads(line) for line in ledger.lines().decode().splitlines()]
+    turn_log = TurnLog(Shuffled(1), 1)
+    _play(turn_log)
+    lines = [json.loads(line) for line in turn_log.lines().decode().splitlines()]
     assert [line["number"] for line in lines] == [1, 2, 3, 4]
     assert {frozenset(line) for line in lines} == {
         frozenset(("number", "round", "client", "kind", "num_batches"))
@@ -190,13 +190,13 @@ def test_a_replayed_run_equals_the_run_it_came_from(tmp_path, monkeypatch):
 
 def test_a_mean_is_for_one_that_trains_and_who_only_evaluates_has_no_other_turn():
     """Oracle: the plan of a round in which the first in order only evaluates, written out."""
-    ledger = Ledger(AtOnce(Together.PARALLEL), 1)
-    ledger.start_round(["b", "c"], ["a", "b", "c"])
+    turn_log = TurnLog(AtOnce(Together.PARALLEL), 1)
+    turn_log.start_round(["b", "c"], ["a", "b", "c"])
     played = []
-    while turns := ledger.next_turns(["a", "b", "c"], ["b", "c"]):
+    while turns := turn_log.next_turns(["a", "b", "c"], ["b", "c"]):
         played.append((turns[0].kind.value, "".join(turn.client for turn in turns)))
-        needed = ledger.needs_training()
+        needed = turn_log.needs_training()
         assert needed == (turns[0].kind is not TurnKind.EVALUATE)
-        ledger.count(turns, 3 if turns[0].kind is TurnKind.TRAIN else 0)
+        turn_log.count(turns, 3 if turns[0].kind is TurnKind.TRAIN else 0)
     assert played == [("train", "bc"), ("average", "b"), *(("evaluate", name) for name in "abc")]
-    assert not ledger.needs_training()
+    assert not turn_log.needs_training()

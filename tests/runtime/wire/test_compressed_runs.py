@@ -79,8 +79,8 @@ def played(run_dir, *, resume=False, **changes):
 @pytest.mark.parametrize("wire", ["bf16", "fp16", "int8", "topk:0.3"])
 def test_a_small_run_learns_in_every_format(tmp_path, wire, labels):
     """Oracle: the loss of the first round against that of the last."""
-    first = played(tmp_path / "one", wire=wire, labels=labels, epochs=1)[0].journal.train_loss["client0"]
-    last = played(tmp_path / "many", wire=wire, labels=labels, epochs=12)[0].journal.train_loss["client0"]
+    first = played(tmp_path / "one", wire=wire, labels=labels, epochs=1)[0].run_state.train_loss["client0"]
+    last = played(tmp_path / "many", wire=wire, labels=labels, epochs=12)[0].run_state.train_loss["client0"]
     assert last < 0.6 * first
 
 
@@ -133,12 +133,12 @@ def test_the_bytes_of_a_step_are_those_that_crossed(tmp_path, home):
     }
     for wire, (up, down) in expected.items():
         options = {"wire": wire, "labels": "home" if home else "shared", "epochs": 1}
-        totals = played(tmp_path / wire, **options)[0].journal.totals
+        totals = played(tmp_path / wire, **options)[0].run_state.totals
         assert (wire, totals.bytes_up, totals.bytes_down) == (wire, up + labels, down)
 
 
 def test_a_graph_does_not_cross_in_a_format_that_has_none(tmp_path, monkeypatch):
     """Oracle: the refusal of the reference exchange's endpoint."""
-    monkeypatch.setattr(Turns, "train", lambda turns, seat, upload, answer: turns.forward(seat, upload))
+    monkeypatch.setattr(Turns, "train", lambda turns, member, upload, answer: turns.forward(member, upload))
     with pytest.raises(WireError, match="client0: forward: no graph crosses in int8; refused"):
         played(tmp_path, wire="int8")

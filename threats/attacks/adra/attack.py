@@ -33,7 +33,7 @@ from suture.threats.attacks.adra.training import DecoderTraining, fit_decoder
 from suture.threats.attacks.auxiliary import SAME_SOURCE, Auxiliary
 from suture.threats.attacks.live import KEPT_TRAIN_BATCHES, LiveAttack, NotFiniteError, check_labels_fit
 from suture.threats.attacks.recording import Tape
-from suture.threats.attacks.server_view import Vantage
+from suture.threats.attacks.server_view import ServerView
 
 LEAKED_FILE = "leaked.npy"  # in RUN/attack: the private images that the threat model hands over, x_NCHW uint8
 
@@ -93,38 +93,40 @@ class AdraAttack(LiveAttack):
 
     Args:
         config: its parameters.
-        vantage: where it stands.
+        server_view: where it stands.
         auxiliary: its images; None for ``leaked``, whose images come to it under RUN/attack.
     """
 
     threat_model: ClassVar[str] = "passive server: honest but curious"
     knows: ClassVar[frozenset[str]] = frozenset({"shape of the smashed data"})
 
-    def __init__(self, config: AdraConfig, vantage: Vantage, auxiliary: Auxiliary | None) -> None:
-        super().__init__(vantage, auxiliary)
+    def __init__(self, config: AdraConfig, server_view: ServerView, auxiliary: Auxiliary | None) -> None:
+        super().__init__(server_view, auxiliary)
         self.config = config
         self.threat_model = f"passive server, pairs by {config.origin}"  # type: ignore[misc]
         self.knows = type(self).knows | _KNOWN[config.origin]  # type: ignore[misc]
         if config.origin == "shadow":
-            check_labels_fit("adra:origin=shadow", vantage, needs_labels=True)
+            check_labels_fit("adra:origin=shadow", server_view, needs_labels=True)
             if (
-                vantage.top is None
-                or vantage.fresh_bottom is None
+                server_view.top is None
+                or server_view.fresh_bottom is None
                 or auxiliary is None
                 or auxiliary.labels is None
             ):
                 raise ConfigError("adra: origin=shadow needs the server's top and labelled auxiliary images")
         self.decoder = self.build_nets(
-            lambda: AdraDecoder(vantage.smashed_shape, vantage.image_shape, config.width, config.blocks)
-        ).to(vantage.device)
+            lambda: AdraDecoder(
+                server_view.smashed_shape, server_view.image_shape, config.width, config.blocks
+            )
+        ).to(server_view.device)
         self._memory: dict[tuple[int, str, str, int], SmashedBatch] = {}
-        self._tape = None if vantage.folder is None else Tape(vantage.folder / "observed", {})
+        self._tape = None if server_view.folder is None else Tape(server_view.folder / "observed", {})
 
     # While training goes on: only record ---------------------------------------------------------
 
     def _observe(self, batch: SmashedBatch) -> None:
         """Records the last rounds; smashed data go to the disk where there is one, for they are large."""
-        config, last = self.config, self.vantage.num_rounds
+        config, last = self.config, self.server_view.num_rounds
         if batch.phase == "train" and (batch.round < last or batch.batch >= KEPT_TRAIN_BATCHES):
             return
         if batch.phase == "validation" or batch.round <= last - config.average:
@@ -184,20 +186,22 @@ class AdraAttack(LiveAttack):
     @torch.no_grad()
     def reconstruct(self, smashed: Tensor) -> Tensor:
         self.decoder.eval()
-        parts = smashed.to(self.vantage.device).split(64)
+        parts = smashed.to(self.server_view.device).split(64)
         return torch.cat([self.decoder(part) for part in parts])
 
     def _shadowed(self) -> Tensor:
-        vantage = self.vantage
+        server_view = self.server_view
         assert (
-            vantage.top is not None and vantage.fresh_bottom is not None and self.auxiliary.labels is not None
+            server_view.top is not None
+            and server_view.fresh_bottom is not None
+            and self.auxiliary.labels is not None
         )
         seen = [batch.smashed for batch in self._recorded("test")]
         if not seen:
             raise DataError("adra: origin=shadow saw no smashed data in this run")
         return train_shadow(
-            self.build_nets(vantage.fresh_bottom),
-            vantage.top,
+            self.build_nets(server_view.fresh_bottom),
+            server_view.top,
             self.auxiliary.images,
             self.auxiliary.labels,
             torch.cat(seen),
@@ -209,8 +213,8 @@ class AdraAttack(LiveAttack):
         )
 
     def _leaked(self) -> Auxiliary:
-        assert self.vantage.folder is not None
-        path = self.vantage.folder / LEAKED_FILE
+        assert self.server_view.folder is not None
+        path = self.server_view.folder / LEAKED_FILE
         if not path.exists():
             raise DataError(f"adra: origin=leaked found no {path}; a lab's client writes it when it joins")
         return Auxiliary(torch.from_numpy(np.load(path)), origin="leaked from client0's training images")

@@ -22,7 +22,7 @@ from suture.threats.attacks.auxiliary import Auxiliary
 from suture.threats.attacks.fsha.config import FshaConfig
 from suture.threats.attacks.fsha.nets import SIZES, Critic, Decoder, Pilot, PropertyReader
 from suture.threats.attacks.live import LiveAttack, NotFiniteError
-from suture.threats.attacks.server_view import Vantage
+from suture.threats.attacks.server_view import ServerView
 
 
 class FshaAttack(LiveAttack):
@@ -30,50 +30,52 @@ class FshaAttack(LiveAttack):
 
     Args:
         config: its parameters.
-        vantage: where it stands.
+        server_view: where it stands.
         auxiliary: public images of the same domain.
     """
 
     threat_model: ClassVar[str] = "active server: answers with gradients of its own"
     knows: ClassVar[frozenset[str]] = frozenset({"auxiliary images", "shape of the smashed data"})
 
-    def __init__(self, config: FshaConfig, vantage: Vantage, auxiliary: Auxiliary) -> None:
-        super().__init__(vantage, auxiliary)
+    def __init__(self, config: FshaConfig, server_view: ServerView, auxiliary: Auxiliary) -> None:
+        super().__init__(server_view, auxiliary)
         self.config = config
         if config.target == "label" and auxiliary.labels is None:
             raise ConfigError("fsha: target=label needs labelled auxiliary images; masks have none")
         sizes = SIZES[config.nets].scaled(config.width)
         self.nets: dict[str, nn.Module] = self.build_nets(lambda: self._build(sizes))
         for net in self.nets.values():
-            net.to(vantage.device)
+            net.to(server_view.device)
         self.pilot, self.critic = self.nets["pilot"], self.nets["critic"]
         # Per channel: features are centred and scaled once after pre-training, so that critic and client work
         # at unit scale, and the decoder undoes it.
-        depth = vantage.smashed_shape[0]
-        self.shift = torch.zeros(depth, device=vantage.device)
-        self.spread = torch.ones(depth, device=vantage.device)
+        depth = server_view.smashed_shape[0]
+        self.shift = torch.zeros(depth, device=server_view.device)
+        self.spread = torch.ones(depth, device=server_view.device)
         betas = (0.5, 0.99)
         self._coder = torch.optim.Adam(self._coder_parameters(), lr=config.lr, betas=betas)
         self._critic = torch.optim.Adam(self.critic.parameters(), lr=config.critic_lr, betas=betas)
         self._prepared = False
 
     def _build(self, sizes: Any) -> dict[str, nn.Module]:
-        vantage = self.vantage
-        images, shape = vantage.image_shape, vantage.smashed_shape
+        server_view = self.server_view
+        images, shape = server_view.image_shape, server_view.smashed_shape
         start = self.auxiliary.unit().mean(0) * 2 - 1
         return {
-            "pilot": Pilot(images, shape, sizes.coder, nonnegative=vantage.nonnegative),
+            "pilot": Pilot(images, shape, sizes.coder, nonnegative=server_view.nonnegative),
             "decoder": self._build_decoder(sizes.coder, start),
             "critic": Critic(shape, sizes.critic, sizes.blocks),
         } | self._build_reader(sizes.coder)
 
     def _build_decoder(self, channels: int, start: Tensor) -> nn.Module:
-        return Decoder(self.vantage.smashed_shape, self.vantage.image_shape, channels, start)
+        return Decoder(self.server_view.smashed_shape, self.server_view.image_shape, channels, start)
 
     def _build_reader(self, channels: int) -> dict[str, nn.Module]:
         if self.config.target == "image":
             return {}
-        return {"reader": PropertyReader(self.vantage.smashed_shape, channels, self.vantage.num_classes)}
+        return {
+            "reader": PropertyReader(self.server_view.smashed_shape, channels, self.server_view.num_classes)
+        }
 
     def _coder_parameters(self) -> list[nn.Parameter]:
         return [p for name, net in self.nets.items() if name != "critic" for p in net.parameters()]
@@ -177,12 +179,12 @@ class FshaAttack(LiveAttack):
 
     @torch.no_grad()
     def _standardise(self) -> None:
-        public = self.features(self.auxiliary.unit().mul_(2).sub_(1)[:1000].to(self.vantage.device))
+        public = self.features(self.auxiliary.unit().mul_(2).sub_(1)[:1000].to(self.server_view.device))
         values = public.transpose(0, 1).flatten(1)
         spread = values.std(1)
         # A channel that the pilot leaves silent must stay silent, not be blown up.
         self.spread = spread.clamp_min(0.05 * float(spread.mean()) + 1e-6)
-        if not self.vantage.nonnegative:
+        if not self.server_view.nonnegative:
             self.shift = values.mean(1)
 
     # Feature space -------------------------------------------------------------------------------
@@ -201,12 +203,12 @@ class FshaAttack(LiveAttack):
     @torch.no_grad()
     def guess(self, smashed: Tensor) -> Tensor:
         """The class of each image (N,), with ``target=label``."""
-        logits: Tensor = self.nets["reader"](smashed.to(self.vantage.device))
+        logits: Tensor = self.nets["reader"](smashed.to(self.server_view.device))
         return logits.argmax(1)
 
     @torch.no_grad()
     def reconstruct(self, smashed: Tensor) -> Tensor:
-        return (self.decode(smashed.to(self.vantage.device)) + 1) / 2
+        return (self.decode(smashed.to(self.server_view.device)) + 1) / 2
 
     @torch.no_grad()
     def doubt(self, smashed: Tensor) -> float:
@@ -241,8 +243,8 @@ class FshaAttack(LiveAttack):
             net.load_state_dict(state["nets"][name])
         self._coder.load_state_dict(state["coder"])
         self._critic.load_state_dict(state["critic"])
-        self.shift = state["shift"].to(self.vantage.device)
-        self.spread = state["spread"].to(self.vantage.device)
+        self.shift = state["shift"].to(self.server_view.device)
+        self.spread = state["spread"].to(self.server_view.device)
         self._prepared = state["prepared"]
 
 
