@@ -117,11 +117,11 @@ def export(run_or_model: Path, form: str, out: Path, which: str, overwrite: bool
 @click.option("--handoff-key", metavar="FILE", help="the clients' key [the one in RUN]")
 @click.option("--name", metavar="NAME", help="folder under RUN/attacks [from SPEC]")
 def attack(run: Path, spec: str, handoff_key: str | None, name: str | None) -> None:
-    """Attack what crossed the wire in RUN, recorded with --tape, and judge what came of it."""
-    from suture.launch.lab.attack_recording import attack_tape
+    """Attack what crossed the wire in RUN, recorded with --recording, and judge what came of it."""
+    from suture.launch.lab.attack_recording import attack_recording
     from suture.tables import print_verdict
 
-    print_verdict(attack_tape(run, spec, handoff_key=handoff_key, name=name))
+    print_verdict(attack_recording(run, spec, handoff_key=handoff_key, name=name))
 
 
 @suture.command()

@@ -1,4 +1,4 @@
-"""``suture attack RUN --attack SPEC``: an attack on the wire tape of a run that has ended."""
+"""``suture attack RUN --attack SPEC``: an attack on the wire recording of a run that has ended."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from suture.runtime.state.checkpoint import Checkpoints
 from suture.runtime.training.randomness import EVALUATION_BATCH, PUBLIC
 from suture.threats.attacks.adra.attack import LEAKED_FILE, AdraConfig
 from suture.threats.attacks.live import LiveAttack
-from suture.threats.attacks.recording import Tape
+from suture.threats.attacks.recording import Recording
 
 log = logging.getLogger(__name__)
 
 
-def attack_tape(
+def attack_recording(
     run_dir: Path, spec: str, *, handoff_key: str | None = None, name: str | None = None, read: bool = True
 ) -> dict[str, Any]:
-    """Attacks RUN/tape, judges what came of it and returns the verdict.
+    """Attacks RUN/recording, judges what came of it and returns the verdict.
 
     Args:
-        run_dir: RUN, ended, recorded with ``--tape``.
+        run_dir: RUN, ended, recorded with ``--recording``.
         spec: as for ``--attack``; the attack must be passive.
         handoff_key: file with the clients' key, which the lab needs for queries and for the judge.
         name: folder under RUN/attacks; None for one named after the attack.
         read: see `judging.judge_run`.
 
     Raises:
-        SutureError: no tape, a tape of another run or cut, an active attack, or no key.
+        SutureError: no recording, a recording of another run or cut, an active attack, or no key.
     """
     recorded, run = read_run(run_dir)
     options = replace(recorded, attack=spec)
@@ -60,10 +60,10 @@ def attack_tape(
     attack = lab.build_attack(options, top, num_classes, folder)
     assert isinstance(attack, LiveAttack)
     split = build.build_split(options, num_classes, key)
-    tape = Tape.open(
-        run_dir / lab.TAPE, lab.tape_origin(options, run, build.smashed_spec(options, split).shape)
+    recording = Recording.open(
+        run_dir / lab.RECORDING, lab.recording_origin(options, run, build.smashed_spec(options, split).shape)
     )
-    for batch in tape.play():
+    for batch in recording.play():
         if batch.phase != "query":  # queries of another attack's images, if any
             attack.observe(batch)
     if asked.config.origin != "shadow":

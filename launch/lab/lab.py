@@ -26,26 +26,26 @@ from suture.runtime.server.model import ServerModel
 from suture.runtime.training.randomness import PUBLIC
 from suture.threats.attacks.adra.attack import LEAKED_FILE, AdraConfig
 from suture.threats.attacks.auxiliary import SAME_SOURCE, Auxiliary, check_disjoint, read_auxiliary
-from suture.threats.attacks.recording import RecordedAttack, Tape
+from suture.threats.attacks.recording import RecordedAttack, Recording
 from suture.threats.attacks.server_view import ServerView
 
 log = logging.getLogger(__name__)
-ATTACK, TAPE = "attack", "tape"
+ATTACK, RECORDING = "attack", "recording"
 
 
 def arm(server: ServerModel, options: RunOptions, run: str, run_dir: Path, num_classes: int) -> None:
-    """Gives the server its attack and its tape; without either it stays the honest server that it is."""
+    """Gives the server its attack and its recording; without either it stays the honest server that it is."""
     attack = build_attack(options, server.top, num_classes, run_dir / ATTACK)
     if attack is not None:
         log.info("attacked run: %r", attack)
         server.attack = attack
-    if options.tape != "off":
-        tape = Tape(run_dir / TAPE, tape_origin(options, run, server.smashed.shape))
-        server.attack = RecordedAttack(server.attack, tape, options.tape)
+    if options.recording != "off":
+        recording = Recording(run_dir / RECORDING, recording_origin(options, run, server.smashed.shape))
+        server.attack = RecordedAttack(server.attack, recording, options.recording)
 
 
-def tape_origin(options: RunOptions, run: str, smashed_shape: tuple[int, ...]) -> dict[str, object]:
-    """What a tape is bound to."""
+def recording_origin(options: RunOptions, run: str, smashed_shape: tuple[int, ...]) -> dict[str, object]:
+    """What a recording is bound to."""
     return {
         "run": run,
         "model": options.model,

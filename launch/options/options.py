@@ -153,9 +153,9 @@ class RunOptions:
         choices=("on", "off"),
         free=True,
     )
-    tape: str = _option(
+    recording: str = _option(
         "off",
-        "record what crosses the wire under RUN/tape, for 'suture attack'",
+        "record what crosses the wire under RUN/recording, for 'suture attack'",
         choices=("off", "last-round", "all"),
     )
     schedule: str = _option(
@@ -285,8 +285,10 @@ class RunOptions:
         self._check_wire()
         self._check_schedule()
         self._check_pipeline()
-        if self.unsplit and (self.attack_spec() or self.tape != "off"):
-            raise ConfigError("attack and tape need a server: with --unsplit there is none; leave them out")
+        if self.unsplit and (self.attack_spec() or self.recording != "off"):
+            raise ConfigError(
+                "attack and recording need a server: with --unsplit there is none; leave them out"
+            )
 
     def _check_wire(self) -> None:
         """Refuses a wire format that there is no wire for, or that the exchange cannot carry."""
@@ -339,9 +341,9 @@ class RunOptions:
                 "overlap does not go with detector, which must see a batch's gradient before it sends the next: "
                 "leave one out"
             )
-        if self.microbatches > 1 and (self.attack_spec() or self.tape != "off"):
+        if self.microbatches > 1 and (self.attack_spec() or self.recording != "off"):
             raise ConfigError(
-                "microbatches does not go with attack and tape, whose records are of whole batches: use "
+                "microbatches does not go with attack and recording, whose records are of whole batches: use "
                 "--microbatches 1"
             )
 
@@ -408,7 +410,7 @@ class RunOptions:
 
     def first_test_round(self) -> int:
         """The round from which test images are scored: the last one, but in a lab, where attackers see them pass."""
-        every_round = self.test_every_round or self.attack_spec() is not None or self.tape != "off"
+        every_round = self.test_every_round or self.attack_spec() is not None or self.recording != "off"
         return 1 if every_round else int(required(self.epochs))
 
     def detector_spec(self) -> Spec[Detector] | None:

@@ -90,7 +90,7 @@ def check_options(options: RunOptions, command: str) -> None:
     Raises:
         ConfigError: names the option.
     """
-    for option, what in (("attack", "none"), ("tape", "off"), ("unsplit", False)):
+    for option, what in (("attack", "none"), ("recording", "off"), ("unsplit", False)):
         if getattr(options, option) not in (None, what):
             raise ConfigError(f"{option} is for a lab, where one machine plays all roles: use suture train")
     if options.exchange != "fused":

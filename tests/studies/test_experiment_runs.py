@@ -99,7 +99,7 @@ def test_a_client_alone_trains_and_is_tested_on_everybodys_images(tmp_path, quie
 
 
 def test_an_attacked_run_is_attacked_again_on_its_tape_and_leaves_samples(tmp_path, quiet):
-    """Oracle: two verdicts, pictures of both attackers, and no tape left."""
+    """Oracle: two verdicts, pictures of both attackers, and no recording left."""
     folder = _begun(tmp_path / "adra", "adra")
     work(folder, "digits-cut7-none-0")
     experiment, _, results = load(folder)
@@ -107,7 +107,7 @@ def test_an_attacked_run_is_attacked_again_on_its_tape_and_leaves_samples(tmp_pa
     assert facts["static_mse"] > 0 and facts["fresh_mse"] > 0
     run = runs_folder(folder) / "digits-cut7-none-0"
     assert (run / "samples_live.npz").exists() and (run / "samples_fresh.npz").exists()
-    assert not (run / "tape").exists()
+    assert not (run / "recording").exists()
     write_results(folder)
     assert (folder / "figures" / "reconstructions_digits_cut7.png").exists()
 

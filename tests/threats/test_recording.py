@@ -1,4 +1,4 @@
-"""The wire tape: it holds what crossed, belongs to its run and cut, and changes nothing."""
+"""The wire recording: it holds what crossed, belongs to its run and cut, and changes nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from suture.runtime.errors import DataError
 from suture.runtime.hooks import Attack, SmashedBatch
-from suture.threats.attacks.recording import RecordedAttack, Tape
+from suture.threats.attacks.recording import RecordedAttack, Recording
 
 ORIGIN = {"run": "a1", "model": "resnet18", "cut": "4", "smashed_shape": [2, 3, 3]}
 
@@ -22,10 +22,10 @@ def batch(round: int, number: int, phase: str = "train") -> SmashedBatch:
 
 
 def test_a_tape_plays_what_was_recorded_in_the_order_of_the_run(tmp_path: Path) -> None:
-    tape = Tape(tmp_path, ORIGIN)
+    recording = Recording(tmp_path, ORIGIN)
     for made in (batch(2, 0), batch(1, 1), batch(1, 0, "test"), batch(1, 0)):
-        tape.record(made)
-    played = list(Tape.open(tmp_path, ORIGIN).play())
+        recording.record(made)
+    played = list(Recording.open(tmp_path, ORIGIN).play())
     assert [(b.round, b.phase, b.batch) for b in played] == [
         (1, "train", 0),
         (1, "train", 1),
@@ -34,40 +34,40 @@ def test_a_tape_plays_what_was_recorded_in_the_order_of_the_run(tmp_path: Path) 
     ]
     assert torch.equal(played[1].smashed, batch(1, 1).smashed)
     assert played[0].labels is not None and played[0].labels.tolist() == [1, 0] and played[2].labels is None
-    assert [b.phase for b in tape.play("test")] == ["test"]
+    assert [b.phase for b in recording.play("test")] == ["test"]
 
 
 def test_a_turn_that_is_repeated_writes_over_what_it_left(tmp_path: Path) -> None:
-    tape = Tape(tmp_path, ORIGIN)
-    tape.record(batch(1, 0))
-    tape.record(batch(1, 0))
-    assert len(tape.places()) == 1
+    recording = Recording(tmp_path, ORIGIN)
+    recording.record(batch(1, 0))
+    recording.record(batch(1, 0))
+    assert len(recording.places()) == 1
 
 
 @pytest.mark.parametrize(("name", "other"), [("run", "b2"), ("cut", "5"), ("smashed_shape", [4, 3, 3])])
 def test_a_tape_of_another_run_or_cut_is_refused(tmp_path: Path, name: str, other: object) -> None:
-    Tape(tmp_path, ORIGIN)
+    Recording(tmp_path, ORIGIN)
     with pytest.raises(
-        DataError, match=f"recorded with {name} = .*attack needs the tape of its own run and cut"
+        DataError, match=f"recorded with {name} = .*attack needs the recording of its own run and cut"
     ):
-        Tape.open(tmp_path, ORIGIN | {name: other})
+        Recording.open(tmp_path, ORIGIN | {name: other})
 
 
 def test_no_tape_is_named_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no wire tape.*--tape last-round"):
-        Tape.open(tmp_path / "none", ORIGIN)
+    with pytest.raises(DataError, match="no wire recording.*--recording last-round"):
+        Recording.open(tmp_path / "none", ORIGIN)
 
 
 def test_last_round_keeps_the_last_round_alone(tmp_path: Path) -> None:
-    recorded = RecordedAttack(Attack(), Tape(tmp_path, ORIGIN), "last-round")
+    recorded = RecordedAttack(Attack(), Recording(tmp_path, ORIGIN), "last-round")
     for made in (batch(1, 0), batch(1, 1), batch(1, 0, "test"), batch(2, 0), batch(2, 0, "test")):
         recorded.observe(made)
-    assert {place.round for place in recorded.tape.places()} == {2}
+    assert {place.round for place in recorded.recording.places()} == {2}
 
 
 def test_recording_passes_every_door_through(tmp_path: Path) -> None:
     """Oracle: the honest base's own answers."""
-    recorded = RecordedAttack(Attack(), Tape(tmp_path, ORIGIN), "all")
+    recorded = RecordedAttack(Attack(), Recording(tmp_path, ORIGIN), "all")
     loss, grad = torch.tensor(1.0), torch.ones(2, 2, 3, 3)
     assert recorded.loss(batch(1, 0), loss) is loss
     assert recorded.gradient(batch(1, 0), grad) is grad

@@ -1,6 +1,6 @@
-"""The wire tape: what crossed the wire, batch by batch on the server's disk, to be attacked afterwards.
+"""The wire recording: what crossed the wire, batch by batch on the server's disk, to be attacked afterwards.
 
-A tape holds smashed data and shared labels and nothing else; it is as sensitive as the images that can be
+A recording holds smashed data and shared labels and nothing else; it is as sensitive as the images that can be
 rebuilt from it. It is bound to its run and cut.
 """
 
@@ -29,7 +29,7 @@ _FILE = re.compile(r"(?P<client>\w+)-(?P<phase>\w+)-(?P<batch>\d+)\.pt")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where in a run a batch was; tapes are sorted by it."""
+    """Where in a run a batch was; recordings are sorted by it."""
 
     round: int
     phase: int
@@ -37,11 +37,11 @@ class Place:
     batch: int
 
 
-class Tape:
+class Recording:
     """A recording on disk.
 
     Args:
-        folder: RUN/tape; made where missing.
+        folder: RUN/recording; made where missing.
         origin: what the recording belongs to (run, model, cut, shape), compared when it is opened again.
     """
 
@@ -52,8 +52,8 @@ class Tape:
         write_atomically(folder / "origin.json", json.dumps(self.origin, indent=2).encode())
 
     @classmethod
-    def open(cls, folder: Path, origin: Mapping[str, Any]) -> Tape:
-        """An existing tape, checked to be of ``origin``.
+    def open(cls, folder: Path, origin: Mapping[str, Any]) -> Recording:
+        """An existing recording, checked to be of ``origin``.
 
         Raises:
             DataError: there is none, or it was recorded in another run or at another cut; both are named.
@@ -62,13 +62,13 @@ class Tape:
             found = json.loads((folder / "origin.json").read_text())
         except (OSError, ValueError) as error:
             raise DataError(
-                f"no wire tape in {folder} ({error.__class__.__name__}); record one with --tape last-round"
+                f"no wire recording in {folder} ({error.__class__.__name__}); record one with --recording last-round"
             ) from None
         for name, wanted in json.loads(json.dumps(dict(origin))).items():
             if found.get(name) != wanted:
                 raise DataError(
-                    f"the tape in {folder} was recorded with {name} = {found.get(name)}, the run has "
-                    f"{wanted}; an attack needs the tape of its own run and cut"
+                    f"the recording in {folder} was recorded with {name} = {found.get(name)}, the run has "
+                    f"{wanted}; an attack needs the recording of its own run and cut"
                 )
         return cls(folder, found)
 
@@ -86,7 +86,9 @@ class Tape:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, content.getbuffer())
         except OSError as error:
-            raise DataError(f"cannot write the tape {path}: {error.strerror}; use --tape off") from error
+            raise DataError(
+                f"cannot write the recording {path}: {error.strerror}; use --recording off"
+            ) from error
 
     def keep_rounds(self, newest: int, count: int) -> None:
         """Erases all rounds but the last ``count`` up to ``newest``."""
@@ -95,7 +97,7 @@ class Tape:
                 shutil.rmtree(folder)
 
     def places(self) -> list[Place]:
-        """What is on the tape, in the order of the run."""
+        """What is on the recording, in the order of the run."""
         found = []
         for path in self.folder.glob("round_*/*.pt"):
             name = _FILE.fullmatch(path.name)
@@ -112,7 +114,7 @@ class Tape:
                 yield self._load(place)
 
     def erase(self) -> None:
-        """Removes the tape."""
+        """Removes the recording."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _load(self, place: Place) -> SmashedBatch:
@@ -128,26 +130,26 @@ class Tape:
 
 
 class RecordedAttack(Attack):
-    """Any attack, with a tape running beside it; all doors pass through unchanged.
+    """Any attack, with a recording running beside it; all doors pass through unchanged.
 
     Args:
         attack: the attack, or the honest base.
-        tape: where to record.
+        recording: where to record.
         keep: "last-round" or "all".
     """
 
-    def __init__(self, attack: Attack, tape: Tape, keep: str) -> None:
+    def __init__(self, attack: Attack, recording: Recording, keep: str) -> None:
         self.attack = attack
-        self.tape = tape
+        self.recording = recording
         self._keep = keep
 
     def prepare(self) -> None:
         self.attack.prepare()
 
     def observe(self, batch: SmashedBatch) -> None:
-        self.tape.record(batch)
+        self.recording.record(batch)
         if self._keep == "last-round" and batch.phase == "train" and batch.batch == 0:
-            self.tape.keep_rounds(batch.round, 1)
+            self.recording.keep_rounds(batch.round, 1)
         self.attack.observe(batch)
 
     def loss(self, batch: SmashedBatch, task_loss: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class Job:
         skips: "cut off" for a U-Net into whose skips no gradient flows (`skips.py`).
         only_client: trained alone among all, so that it is tested on everybody's images; empty for all.
         same_start: start from weights that depend on the seed alone and not on the cut.
-        afterwards: attacks on the run's tape by name, see ``suture attack``.
+        afterwards: attacks on the run's recording by name, see ``suture attack``.
         read: whether the judge also trains a classifier that reads reconstructions.
         same_weights_as: the job whose weights must be equal bit for bit; empty for none.
     """

@@ -1,7 +1,7 @@
 """One run of an experiment, in a process of its own (`pool.py`).
 
 It does what ``suture train`` and ``suture attack`` do, then keeps what tables and pictures need in result.json and
-throws away what is large: checkpoints, tapes, weights.
+throws away what is large: checkpoints, recordings, weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 import suture.models.registry as nets
 from suture.launch import build
 from suture.launch.lab import lab
-from suture.launch.lab.attack_recording import attack_tape
+from suture.launch.lab.attack_recording import attack_recording
 from suture.launch.lab.judging import VERDICT, build_witnesses, judge_run
 from suture.launch.options.options import RunOptions, required
 from suture.launch.options.toml import to_arguments
@@ -67,7 +67,7 @@ def work(folder: Path, name: str) -> None:
         if options.attack is not None and not (run_dir / lab.ATTACK / VERDICT).exists():
             judge_run(run_dir, handoff_key=options.handoff_key, read=job.read)
         for attack, spec in job.afterwards.items():
-            attack_tape(run_dir, spec, handoff_key=options.handoff_key, name=attack, read=job.read)
+            attack_recording(run_dir, spec, handoff_key=options.handoff_key, name=attack, read=job.read)
     if options.attack is not None:
         _keep_samples(job, options, run_dir, parse_key(setting.keys[job.seed], "the experiment's key"))
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -183,7 +183,7 @@ def _net_sha256(run_dir: Path) -> str:
 
 
 def _throw_away(run_dir: Path) -> None:
-    for folder in ("checkpoints", "tape", "tensorboard"):
+    for folder in ("checkpoints", "recording", "tensorboard"):
         shutil.rmtree(run_dir / folder, ignore_errors=True)
     for place in (run_dir / "attack", *run_dir.glob("attacks/*")):
         for heavy in (*place.glob("round_*"), place / "observed"):

@@ -1,7 +1,7 @@
 """``adra``: what does a passive server rebuild at cut 3 and at cut 7, and what is a proxy adversary worth?
 
 A decoder of the study's size attacks every run while it trains; then a fresh, larger one, trained longer, attacks
-the tape of the same run: what holds against the first alone is no defence.
+the recording of the same run: what holds against the first alone is no defence.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ class Adra(Experiment):
                 augment=role == "photographs",
                 defence=None if defence == "none" else DEFENCES[defence],
                 attack=f"{own},epochs={sizes.decoder_epochs}",
-                tape="last-round",
-                checkpoints="turn",  # the attack on the tape wants the server's last top
+                recording="last-round",
+                checkpoints="turn",  # the attack on the recording wants the server's last top
             ),
             facts={"data": role, "cut": cut, "defence": DEFENCES[defence]},
             afterwards={"fresh": f"{own},epochs={2 * sizes.decoder_epochs},width=2,blocks=1"},

@@ -69,7 +69,7 @@ def test_what_is_no_address_is_refused(text):
         ("serve --clients 2 --class-weights balanced", "class_weights is an option of suture join; leave it out"),
         ("serve --clients 2 --classes ill", "expected 2 to 1000 names of classes, got 1; write them as --classes"),
         ("serve --clients 2 --data chest-phantom --classes a,b,c", "names 3 classes, and unet marks one against its"),
-        ("serve --clients 2 --tape all", "tape is for a lab"),
+        ("serve --clients 2 --recording all", "recording is for a lab"),
         ("serve --clients 2 --min-clients 0", "min_clients must be at least 1, got 0"),
         ("serve --clients 2 --min-clients 3", r"min_clients must lie in 1..2 \(--clients\), got 3"),
         ("serve --clients 2 --listen 29500", "an address is HOST:PORT"),

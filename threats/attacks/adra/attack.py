@@ -32,7 +32,7 @@ from suture.threats.attacks.adra.shadow import ShadowTraining, train_shadow
 from suture.threats.attacks.adra.training import DecoderTraining, fit_decoder
 from suture.threats.attacks.auxiliary import SAME_SOURCE, Auxiliary
 from suture.threats.attacks.live import KEPT_TRAIN_BATCHES, LiveAttack, NotFiniteError, check_labels_fit
-from suture.threats.attacks.recording import Tape
+from suture.threats.attacks.recording import Recording
 from suture.threats.attacks.server_view import ServerView
 
 LEAKED_FILE = "leaked.npy"  # in RUN/attack: the private images that the threat model hands over, x_NCHW uint8
@@ -120,7 +120,9 @@ class AdraAttack(LiveAttack):
             )
         ).to(server_view.device)
         self._memory: dict[tuple[int, str, str, int], SmashedBatch] = {}
-        self._tape = None if server_view.folder is None else Tape(server_view.folder / "observed", {})
+        self._recording = (
+            None if server_view.folder is None else Recording(server_view.folder / "observed", {})
+        )
 
     # While training goes on: only record ---------------------------------------------------------
 
@@ -131,14 +133,14 @@ class AdraAttack(LiveAttack):
             return
         if batch.phase == "validation" or batch.round <= last - config.average:
             return
-        if self._tape is not None:
-            self._tape.record(batch)
+        if self._recording is not None:
+            self._recording.record(batch)
         else:
             self._memory[batch.round, batch.phase, batch.client, batch.batch] = batch
 
     def _recorded(self, phase: str) -> list[SmashedBatch]:
-        if self._tape is not None:
-            return list(self._tape.play(phase))
+        if self._recording is not None:
+            return list(self._recording.play(phase))
         return [self._memory[key] for key in sorted(self._memory) if key[1] == phase]
 
     # After the last turn -------------------------------------------------------------------------
@@ -148,8 +150,8 @@ class AdraAttack(LiveAttack):
         evaluated = self._averaged(self._recorded("test"))
         for batch in (*self._in_evaluations_units(self._recorded("train"), evaluated), *evaluated):
             self.keep_reconstruction(batch)
-        if self._tape is not None:
-            self._tape.erase()
+        if self._recording is not None:
+            self._recording.erase()
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Smashed data h_ND and the images x_NCHW (uint8) they came from, by the threat model's means.
