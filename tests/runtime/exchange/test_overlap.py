@@ -290,7 +290,7 @@ class Line(LocalExchange):
 
 
 def _log(tmp_path, monkeypatch, failing=None, **changes):
-    from suture.launch.roles import ranks
+    from suture.launch.roles import one_process
     from suture.runtime.client.client import Client
 
     Line.log = []
@@ -304,7 +304,7 @@ def _log(tmp_path, monkeypatch, failing=None, **changes):
             yield batch
 
     monkeypatch.setattr(Client, "batches", batches)
-    monkeypatch.setattr(ranks, "LocalExchange", Line)
+    monkeypatch.setattr(one_process, "LocalExchange", Line)
     options = dataclasses.replace(PLAIN, clients=1, train_images=12, **changes)
     Played(tmp_path, options)
     return Line.log

@@ -28,7 +28,7 @@ from tiny import build_client
 
 from suture.launch.kits.authority import Authority
 from suture.launch.kits.kit import Kit
-from suture.launch.roles import sites
+from suture.launch.roles import site_server
 from suture.launch.site import join
 from suture.launch.site.join import JoinConfig
 from suture.runtime.errors import ConfigError, MemberLostError, PeerLostError, WireError
@@ -767,7 +767,7 @@ def test_a_mode_that_there_is_none_of_is_said():
     with pytest.raises(ConfigError, match="tls must be one of mutual, proxy, got 'none'"):
         JoinConfig(kit=kit, server="a:1", tls="none")
     with pytest.raises(ConfigError, match="tls must be one of mutual, proxy, got 'none'"):
-        sites.ServeConfig(kit=kit, listen="a:1", tls="none")
+        site_server.ServeConfig(kit=kit, listen="a:1", tls="none")
     with pytest.raises(ConfigError, match="proxy_ca is for a proxy that opens TLS: give --tls proxy, too"):
         JoinConfig(kit=kit, server="a:1", proxy_ca="d")
 
