@@ -63,12 +63,12 @@ def test_a_rank_counts_those_of_its_own_machine(rank, schedule, expected, monkey
         def leave(self):
             pass
 
-    monkeypatch.setattr(rank, "Transport", NoLine)
+    monkeypatch.setattr(rank_module, "Transport", NoLine)
     for name in ("serve", "join"):
         monkeypatch.setattr(
-            rank, name, lambda options, line, sharing, name=name: heard.append((name, sharing))
+            rank_module, name, lambda options, line, sharing, name=name: heard.append((name, sharing))
         )
-    rank.run_rank(RunOptions(schedule=schedule))
+    rank_module.run_rank(RunOptions(schedule=schedule))
     assert heard == [("join" if rank else "serve", expected)]
     assert torch.get_num_threads() == 1  # until its sandbox is closed
 
