@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_codec import GOOD
+from tests.runtime.wire.test_codec import GOOD
 from torch.futures import Future
 
 from suture.runtime.errors import ERRORS, StoppedError, SutureError, WireError

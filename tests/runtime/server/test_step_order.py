@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.runtime.test_compressed_runs import TINY
+from tests.runtime.wire.test_compressed_runs import TINY
 from torch.nn.functional import cross_entropy
 
 import suture.runtime.session
