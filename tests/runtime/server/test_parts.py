@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.runtime.errors import DivergedError, WireError
 from suture.runtime.server import coordinator as coordinators
 from suture.runtime.server.api import ServerApi
 from suture.runtime.wire.messages import OutputGradient, SealedHandoff, StepDone, Upload, unwrap
 from suture.studies.bench.rigs.rig import Rig
 
-OPTIONS = RunOptions(
+OPTIONS = AskedOptions(
     model="resnet18",
     image_size=32,
     clients=1,
