@@ -17,7 +17,7 @@ from suture.launch.deploy.trained import load_trained
 from suture.launch.host.cores import ready_torch
 from suture.launch.lab import lab
 from suture.launch.lab.judging import judge_run, read_run, run_key
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import RunOptions
 from suture.runtime.errors import CheckpointError, ConfigError
 from suture.runtime.hooks import Attack, SmashedBatch
 from suture.runtime.state.checkpoint import Checkpoints
@@ -78,7 +78,7 @@ def _final_top(options: RunOptions, run_dir: Path) -> tuple[int, torch.nn.Module
     if newest is None:
         raise CheckpointError(f"{run_dir}/checkpoints is empty; the attack needs the server's top")
     state = newest[1]["server"]["top"]
-    num_classes = len(build.build_images(options, required(options.clients)).source.classes)
+    num_classes = len(build.build_images(options, options.clients).source.classes)
     top = build.build_split(options, num_classes, PUBLIC).top
     top.load_state_dict(state)
     return num_classes, top
@@ -88,9 +88,9 @@ def _query(options: RunOptions, attack: Attack, run_dir: Path, key: bytes, num_c
     """Has client0, rebuilt with its trained bottom and its defence, pass the attacker's images through it."""
     spec = options.attack_spec()
     assert spec is not None and isinstance(spec.config, AdraConfig) and isinstance(attack, LiveAttack)
-    images = build.build_images(options, required(options.clients))
+    images = build.build_images(options, options.clients)
     data = build.build_data(options, images, 0)
-    name, round = build.client_name(0), required(options.epochs)
+    name, round = build.client_name(0), options.epochs
     if spec.config.origin == "leaked":
         data.offer(data.pixels("train")[: spec.config.aux_images])
         assert attack.server_view.folder is not None
@@ -103,7 +103,7 @@ def _query(options: RunOptions, attack: Attack, run_dir: Path, key: bytes, num_c
     client.bottom.eval()
     for passed in range(spec.config.average):
         with torch.no_grad():
-            for batch in data.test_batches(required(options.batch_size), "offered"):
+            for batch in data.test_batches(options.batch_size, "offered"):
                 client.randomness.reseed(
                     "bottom/offered", round - passed, name, EVALUATION_BATCH - batch.number
                 )

@@ -16,7 +16,7 @@ import torch
 
 import suture.models.registry as nets
 from suture.launch import build
-from suture.launch.options.options import RunOptions, parse_cut, required
+from suture.launch.options.options import RunOptions, parse_cut
 from suture.models.split import SplitModel
 from suture.runtime.data.client_data import ClientData, Split
 from suture.runtime.data.registry import open_source
@@ -78,7 +78,7 @@ def build_vantage(
 ) -> ServerView:
     """What the server rank of this run knows by itself."""
     split = build.build_split(options, num_classes, PUBLIC)
-    entry, size = nets.model_entry(required(options.model)), required(options.image_size)
+    entry, size = nets.model_entry(options.model), options.image_size
     return ServerView(
         spec=str(options.attack or ""),
         smashed_shape=build.smashed_spec(options, split).shape,
@@ -87,7 +87,7 @@ def build_vantage(
         num_classes=num_classes,
         labels_shared=options.labels == "shared",
         nonnegative=ends_in_relu(split, (entry.in_channels, size, size)),
-        num_rounds=required(options.epochs),
+        num_rounds=options.epochs,
         folder=folder,
         seed=options.seed,
         device=build.device_of(options, 0),
@@ -95,7 +95,7 @@ def build_vantage(
         fresh_bottom=lambda: (
             nets.build(
                 entry.name,
-                cut=parse_cut(required(options.cut)),
+                cut=parse_cut(options.cut),
                 num_outputs=num_classes,
                 labels=options.labels,
                 width=options.width,
@@ -120,9 +120,9 @@ def build_auxiliary(options: RunOptions) -> Auxiliary | None:
     if spec is None or (isinstance(spec.config, AdraConfig) and spec.config.origin == "leaked"):
         return None
     where, count = str(spec.config.aux), int(spec.config.aux_images)
-    entry = nets.model_entry(required(options.model))
+    entry = nets.model_entry(options.model)
     if where in (SAME_SOURCE, options.data):
-        images = build.build_images(options, required(options.clients))
+        images = build.build_images(options, options.clients)
         source, origin = images.source, "the run's source, images that no client was dealt"
         taken = [i for s in images.shares for i in (*s.train, *s.validation, *s.test, *s.held_out)]
     else:
@@ -138,7 +138,7 @@ def build_auxiliary(options: RunOptions) -> Auxiliary | None:
     return read_auxiliary(
         source,
         count,
-        image_size=required(options.image_size),
+        image_size=options.image_size,
         channels=entry.in_channels,
         seed=options.seed,
         taken=taken,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import suture.models.registry as nets
 from suture.launch.build import Images
-from suture.launch.options.options import SITES_OWN, SUTURE_VERSION, RunOptions, as_config_error
+from suture.launch.options.options import SITES_OWN, SUTURE_VERSION, AskedOptions, RunOptions, as_config_error
 from suture.launch.policy.file import DEFAULT_TEXT, Range, nearest, read_rules
 from suture.launch.policy.own_code import module_files
 from suture.launch.policy.rules import RANGES, complaints, outside, unlisted
@@ -143,8 +143,8 @@ class Policy:
     # What a server says, before an option is made of it -------------------------------------------
 
     def screen(self, agreement: Mapping[str, str]) -> None:
-        """Refuses what can be refused by the text alone. Must come before a `RunOptions` is made of it, which imports a
-        net's code, and tries which image sizes a net takes, for hours if the size is absurd.
+        """Refuses what can be refused by the text alone. Must come before `AskedOptions` are made of it: that imports
+        a net's code, and tries which image sizes a net takes, for hours if the size is absurd.
 
         Args:
             agreement: options by name, as the server sent them; see `RunOptions.site_agreement`.
@@ -176,7 +176,7 @@ class Policy:
         Raises:
             PolicyError: an option is this site's own business, or unknown here; or a value is no text.
         """
-        ours = {option.name: bool(option.metadata.get("agree")) for option in fields(RunOptions)}
+        ours = {option.name: bool(option.metadata.get("agree")) for option in fields(AskedOptions)}
         known = [name for name, agreed in ours.items() if agreed and name not in SITES_OWN]
         known += _BESIDE_THE_OPTIONS
         for name, value in agreement.items():

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import suture.models.registry as nets
-from suture.launch.options.options import SITES_OWN, RunOptions, as_config_error, parse_cut, required
+from suture.launch.options.options import SITES_OWN, RunOptions, as_config_error, parse_cut
 from suture.runtime.wire.compression import FORMATS
 from suture.threats.plugin import Spec
 
@@ -38,7 +38,7 @@ def complaints(policy: Policy, options: RunOptions) -> Iterator[str]:
 
 
 def _net(policy: Policy, options: RunOptions) -> str:
-    return unlisted(policy, required(options.model))
+    return unlisted(policy, options.model)
 
 
 def unlisted(policy: Policy, model: str) -> str:
@@ -49,7 +49,7 @@ def unlisted(policy: Policy, model: str) -> str:
 
 
 def _cut(policy: Policy, options: RunOptions) -> str:
-    model, cut = required(options.model), required(options.cut)
+    model, cut = options.model, options.cut
     if model not in policy.earliest_cut:
         return ""  # is not among the nets, then
     earliest = policy.earliest_cut[model]

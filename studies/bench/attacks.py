@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from suture.launch.host.cores import ready_torch
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.studies.bench.rigs.rig import WARM_UP, Rig, check_steps, over, times_in_turn
 from suture.threats.registry import ATTACKS, DEFENCES, DETECTORS
 
@@ -25,9 +25,9 @@ PLAIN = "undefended, honest"
 _ATTACKS = {"fsha": "aux_images=64,pretrain=2", "adra": "aux_images=64"}
 
 
-def default_options() -> RunOptions:
+def default_options() -> AskedOptions:
     """Drawn fundus photographs at 64 px, ResNet-18 cut at layer1: no files needed."""
-    return RunOptions(
+    return AskedOptions(
         data="fundus-phantom", model="resnet18", cut="4", image_size=64, batch_size=16, exchange="local"
     )
 
@@ -42,7 +42,7 @@ def variants() -> dict[str, dict[str, str]]:
     return {PLAIN: {}} | attacks | defences | detectors
 
 
-def measure(options: RunOptions, num_steps: int) -> dict[str, list[float]]:
+def measure(options: AskedOptions, num_steps: int) -> dict[str, list[float]]:
     """Seconds of each step, by row.
 
     Raises:
@@ -66,7 +66,7 @@ def measure(options: RunOptions, num_steps: int) -> dict[str, list[float]]:
         return times_in_turn(rigs, num_steps)
 
 
-def run_command(options: RunOptions, num_steps: int) -> None:
+def run_command(options: AskedOptions, num_steps: int) -> None:
     """``suture bench attacks``."""
     options = over(default_options(), options)
     ready_torch(options)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from suture.launch.host.memory_check import check_memory
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.runtime.errors import ConfigError
 from suture.runtime.rpc.transport import SERVER
 from suture.runtime.scheduler import parse_schedule
@@ -55,7 +55,7 @@ class ClientsPlan:
 
     def options(self, clients: int, schedule: str) -> RunOptions:
         """The run that is timed; SGD, so that the checkpoints of small turns do not hide everything else."""
-        return RunOptions(
+        return AskedOptions(
             data="fundus-phantom",  # names the task; no image is drawn
             model=self.model,
             cut=self.cut,

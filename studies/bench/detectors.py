@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from suture.launch.host.cores import ready_torch
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import AskedOptions
 from suture.runtime.hooks import Detector
 from suture.studies.bench.rigs.rig import Rig, over
 from suture.threats.client_view import ClientView
@@ -56,9 +56,9 @@ class Watched:
     scores: dict[str, float]
 
 
-def default_options() -> RunOptions:
+def default_options() -> AskedOptions:
     """A small run without files: drawn fundus photographs, ResNet-18 cut at layer1."""
-    return RunOptions(
+    return AskedOptions(
         data="fundus-phantom",
         model="resnet18",
         cut="4",
@@ -70,10 +70,10 @@ def default_options() -> RunOptions:
     )
 
 
-def watch(options: RunOptions, seed: int, attack: str | None, num_steps: int) -> Watched:
+def watch(options: AskedOptions, seed: int, attack: str | None, num_steps: int) -> Watched:
     """One run of ``num_steps`` batches under all detectors."""
     batch_size = options.batch_size or 16
-    options = replace(
+    run = replace(
         options,
         seed=seed,
         attack=attack,
@@ -85,9 +85,9 @@ def watch(options: RunOptions, seed: int, attack: str | None, num_steps: int) ->
     ).resolved()
     alarms: dict[str, int | None] = dict.fromkeys(DETECTORS)
     with tempfile.TemporaryDirectory(prefix="suture-detectors-") as folder:
-        rig = Rig(options, Path(folder))
+        rig = Rig(run, Path(folder))
         view = ClientView(
-            images=(3, required(options.image_size), required(options.image_size)),
+            images=(3, run.image_size, run.image_size),
             smashed=rig.server.smashed.shape,
             normalisation="imagenet",
             task="classification",
@@ -104,7 +104,7 @@ def watch(options: RunOptions, seed: int, attack: str | None, num_steps: int) ->
     return Watched(seed, alarms, {name: detector.score() for name, detector in detectors.items()})
 
 
-def run_command(options: RunOptions, num_steps: int, honest: int, hostile: int) -> None:
+def run_command(options: AskedOptions, num_steps: int, honest: int, hostile: int) -> None:
     """``suture bench detectors``."""
     options = over(default_options(), options)
     ready_torch(options)

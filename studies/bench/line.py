@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from suture.launch.host.cores import ready_torch
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.errors import ConfigError
 from suture.runtime.rpc.transport import SERVER
@@ -96,9 +96,9 @@ class LinePlan:
     image_size: int = 96
     batch_size: int = 8
 
-    def options(self) -> RunOptions:
+    def options(self) -> AskedOptions:
         """The run whose steps are timed, before a way's own options."""
-        return RunOptions(
+        return AskedOptions(
             data="fundus-phantom",  # names the task; no image is drawn
             model="resnet18",
             cut="2",
@@ -116,7 +116,7 @@ class LinePlan:
         rates = tuple(megabits for megabits, _ in self.lines)
         return rates if way.on_slow or len(rates) == 1 else rates[:-1]
 
-    def training(self, data: str) -> RunOptions:
+    def training(self, data: str) -> AskedOptions:
         """A run for the metric."""
         return replace(
             self.options(),
@@ -168,7 +168,7 @@ def default_data(quick: bool) -> str:
 def possible(plan: LinePlan) -> tuple[list[tuple[Way, RunOptions]], list[str]]:
     """The ways that this version has, with their options, and the names of the others."""
     there, missing = [], []
-    known = {option.name for option in fields(RunOptions)}
+    known = {option.name for option in fields(AskedOptions)}
     for way in plan.ways:
         try:
             if not way.options.keys() <= known:

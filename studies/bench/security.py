@@ -20,7 +20,7 @@ from rich.table import Table
 from torch.distributed.rpc import internal
 
 from suture.launch.host.cores import ready_torch
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.runtime.client.client import Client
 from suture.runtime.errors import ConfigError
 from suture.runtime.scheduler import Turn
@@ -81,7 +81,7 @@ class _Messages:
             self._pickler.deserialize(*self._pickler.serialize(message))  # type: ignore[no-untyped-call]
 
 
-def measure(options: RunOptions, repeats: int) -> Costs:
+def measure(options: AskedOptions, repeats: int) -> Costs:
     """All of it, in turn.
 
     Raises:
@@ -120,7 +120,7 @@ def _hand_over(client: Client, turn: Turn) -> None:
     client.open(sealed)
 
 
-def _at_cut(options: RunOptions, cut: str) -> RunOptions:
+def _at_cut(options: AskedOptions, cut: str) -> RunOptions:
     num_images = 4 * (options.batch_size or 32)
     shares = {"train_images": num_images, "validation_images": 0, "test_images": 4}
     return replace(options, cut=cut, clients=1, epochs=1, **shares).resolved()  # type: ignore[arg-type]
@@ -132,15 +132,17 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def default_options() -> RunOptions:
+def default_options() -> AskedOptions:
     """ResNet-34 at 64 px on drawn photographs: no files needed."""
-    return RunOptions(data="fundus-phantom", model="resnet34", image_size=64, batch_size=32, exchange="local")
+    return AskedOptions(
+        data="fundus-phantom", model="resnet34", image_size=64, batch_size=32, exchange="local"
+    )
 
 
 def run_command(repeats: int, threads: int | None) -> None:
     """``suture bench security``."""
     options = default_options()
-    ready_torch(RunOptions(threads=threads))
+    ready_torch(AskedOptions(threads=threads))
     costs = measure(options, repeats)
     step, plain, checked = (statistics.median(times) for times in (costs.step, costs.plain, costs.checked))
     table = Table(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from suture.launch.host.cores import ready_torch
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import AskedOptions
 from suture.launch.options.toml import to_arguments
 from suture.runtime.errors import ConfigError
 from suture.runtime.state.checkpoint import write_atomically
@@ -54,9 +54,9 @@ class WirePlan:
             parse_format(wire)
 
 
-def default_options() -> RunOptions:
+def default_options() -> AskedOptions:
     """Drawn fundus photographs at 64 px, ResNet-18 cut at maxpool: no files needed."""
-    return RunOptions(
+    return AskedOptions(
         data="fundus-phantom",
         model="resnet18",
         cut="3",
@@ -73,7 +73,7 @@ def default_options() -> RunOptions:
     )
 
 
-def measure(options: RunOptions, plan: WirePlan) -> dict[str, dict[str, Any]]:
+def measure(options: AskedOptions, plan: WirePlan) -> dict[str, dict[str, Any]]:
     """Per format: ``seconds`` of each step, ``up`` and ``down`` (bytes a step), ``points`` of an audit, one a seed."""
     rows = measure_steps(options, plan)
     means = Means(aux_images=plan.aux_images)
@@ -88,13 +88,13 @@ def measure(options: RunOptions, plan: WirePlan) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def measure_steps(options: RunOptions, plan: WirePlan) -> dict[str, dict[str, Any]]:
+def measure_steps(options: AskedOptions, plan: WirePlan) -> dict[str, dict[str, Any]]:
     """What `measure` returns but for the points, of which there are none yet; images are drawn."""
     rows: dict[str, dict[str, Any]] = {wire: {} for wire in plan.wires}
     timed = replace(
         options,
         clients=1,
-        train_images=2 * required(options.batch_size),  # a rig takes them again and again
+        train_images=2 * options.with_defaults().batch_size,  # a rig takes them again and again
         validation_images=0,
         test_images=2,
         held_out_images=0,
@@ -112,7 +112,7 @@ def measure_steps(options: RunOptions, plan: WirePlan) -> dict[str, dict[str, An
     return rows
 
 
-def run_command(given: RunOptions, plan: WirePlan, out: Path | None) -> None:
+def run_command(given: AskedOptions, plan: WirePlan, out: Path | None) -> None:
     """``suture bench wire``."""
     options, where = over(default_options(), given), machine()
     if options.attack or options.defence or options.wire != "fp32":
@@ -127,7 +127,9 @@ def run_command(given: RunOptions, plan: WirePlan, out: Path | None) -> None:
         write_atomically(out / PAGE, text.encode())
 
 
-def page(options: RunOptions, plan: WirePlan, where: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str:
+def page(
+    options: AskedOptions, plan: WirePlan, where: dict[str, Any], rows: dict[str, dict[str, Any]]
+) -> str:
     """The page, in Markdown."""
     name, colon, _ = options.data.partition(":")
     arguments = [

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.studies.audit.report import is_void as majority_lost
 from suture.studies.experiments.engine.job import Job, runs_folder
 from suture.studies.experiments.engine.setting import Setting
@@ -135,7 +135,7 @@ def is_void(summary: Mapping[str, Any]) -> bool:
     return majority_lost(client_mean(summary, "accuracy"), client_mean(summary, "majority_accuracy"))
 
 
-def options(setting: Setting, role: str, *, clients: int, seed: int, **further: Any) -> RunOptions:
+def options(setting: Setting, role: str, *, clients: int, seed: int, **further: Any) -> AskedOptions:
     """The options that runs on one data set share."""
     sizes = setting.sizes[role]
     given: dict[str, Any] = {
@@ -157,7 +157,7 @@ def options(setting: Setting, role: str, *, clients: int, seed: int, **further: 
         "judge": "off",  # a run's worker judges
         "checkpoints": "off" if setting.exchange == "local" else "turn",
     }
-    return RunOptions(**given | further)
+    return AskedOptions(**given | further)
 
 
 def repeated_with_processes(job: Job) -> Job:

@@ -15,7 +15,7 @@ import torch
 
 from suture.launch import build
 from suture.launch.kits.provision import Project, provision
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.launch.roles.one_process import play_locally
 from suture.launch.roles.unsplit import Unsplit
 from suture.runtime.scheduler import Together, parse_schedule
@@ -129,7 +129,7 @@ def world(tmp_path_factory) -> dict[int, dict]:
 
 
 def _options(case: dict) -> RunOptions:
-    return RunOptions(**{name: value for name, value in case.items() if name != "carrier"}).resolved()
+    return AskedOptions(**{name: value for name, value in case.items() if name != "carrier"}).resolved()
 
 
 def _unsplit(case: dict) -> Unsplit:

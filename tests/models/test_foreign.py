@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from suture.cli import suture
 from suture.launch.deploy.trained import load_trained
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.roles.one_process import run_in_one_process
 from suture.launch.roles.unsplit import run_unsplit
 from suture.models.cuts import cut_table
@@ -160,7 +160,7 @@ def test_batch_norm_refuses_one_image_where_it_is_one_value_a_channel() -> None:
 def test_what_names_no_net_is_refused_before_a_run_starts(model: str, words: str, own: str) -> None:
     """Oracle: the messages, written out."""
     with pytest.raises(ConfigError, match=f"^{words}"):
-        RunOptions(model=model, cut="1").resolved()
+        AskedOptions(model=model, cut="1").resolved()
 
 
 def test_the_command_lists_every_point(own: str) -> None:
@@ -176,12 +176,12 @@ def test_a_run_of_a_net_with_dropout_ends_with_the_unsplit_runs_weights(
 ) -> None:
     """Oracle: weights_sha256 of `--unsplit`; the model that the client keeps has the same digest and predicts."""
     write_key(tmp_path / "key")
-    options = RunOptions(
+    options = AskedOptions(
         model=model, cut=cut, image_size=px, clients=1, train_images=4, validation_images=2, test_images=2,
         batch_size=4, epochs=1, threads=1, handoff_key=str(tmp_path / "key"), run_dir=str(tmp_path / "split"),
     )  # fmt: skip
     run_in_one_process(options)
-    run_unsplit(RunOptions(**{**vars(options), "unsplit": True, "run_dir": str(tmp_path / "unsplit")}))
+    run_unsplit(AskedOptions(**{**vars(options), "unsplit": True, "run_dir": str(tmp_path / "unsplit")}))
     digests = [
         json.loads((tmp_path / run / "summary.json").read_text())["weights_sha256"]
         for run in ("split", "unsplit")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.runtime.errors import ConfigError
 from suture.studies.bench.wire import WirePlan, default_options, measure_steps, page, run_command
 
@@ -51,4 +51,4 @@ def test_what_it_cannot_measure_is_refused():
     with pytest.raises(ConfigError, match="seeds must be at least 1, got 0"):
         WirePlan(seeds=0)
     with pytest.raises(ConfigError, match="bench wire brings formats and attack itself"):
-        run_command(RunOptions(wire="bf16"), WirePlan(), None)
+        run_command(AskedOptions(wire="bf16"), WirePlan(), None)

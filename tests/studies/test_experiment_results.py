@@ -170,9 +170,9 @@ def test_a_mean_over_clients_leaves_out_who_was_not_tested():
 
 def test_results_hold_what_is_done_in_the_order_of_the_plan(tmp_path):
     """Oracle: three jobs, one without a result."""
-    from suture.launch.options.options import RunOptions
+    from suture.launch.options.options import AskedOptions
 
-    jobs = [Job(arm=arm, seed=seed, options=RunOptions()) for seed in (0, 1) for arm in ("a", "b")]
+    jobs = [Job(arm=arm, seed=seed, options=AskedOptions()) for seed in (0, 1) for arm in ("a", "b")]
     results = Results(tmp_path, jobs, {"a-0": {"n": 1}, "a-1": {"n": 2}, "b-1": {"n": 3}})
     assert results.arms() == ["a", "b"] and [r["n"] for r in results.of("a")] == [1, 2]
     assert results.run_dir("b") == tmp_path / "runs" / "b-1"

@@ -13,7 +13,7 @@ import torch
 
 from suture.launch import build
 from suture.launch.lab import lab
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.runtime.client.client import Client
 from suture.runtime.data.client_data import Batch
 from suture.runtime.errors import ConfigError
@@ -27,10 +27,10 @@ LEAST_STEPS, WARM_UP = 10, 2
 _KEY = bytes(range(32))  # a rig's images are nobody's
 
 
-def over(defaults: RunOptions, given: RunOptions) -> RunOptions:
+def over(defaults: AskedOptions, given: AskedOptions) -> AskedOptions:
     """``defaults`` with everything that ``given`` sets to something else than a plain run has."""
-    plain = RunOptions()
-    names = [option.name for option in fields(given)]
+    plain = AskedOptions()
+    names = [option.name for option in fields(AskedOptions)]
     return replace(
         defaults,
         **{name: getattr(given, name) for name in names if getattr(given, name) != getattr(plain, name)},

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from suture.launch import build
-from suture.launch.options.options import required
 from suture.runtime.errors import ConfigError
 from suture.studies.experiments.engine.job import Job
 from suture.studies.experiments.engine.setting import (
@@ -153,4 +152,4 @@ def check_images(jobs: Sequence[Job]) -> None:
             continue
         seen.add(told)
         opened = replace(job.options, data=expanded(job.options.data)).resolved()
-        build.build_images(opened, required(opened.clients))
+        build.build_images(opened, opened.clients)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import AskedOptions
 from suture.runtime.errors import ConfigError
 from suture.studies.experiments.engine.job import Job
 
@@ -85,15 +85,14 @@ def classifier_sizes(scale: Scale, effort: int, laptop_model: str = "resnet34") 
 
 def cpu_seconds(job: Job) -> float:
     """What a run costs on one thread, roughly; for planning only."""
-    options: RunOptions = job.options
-    model, pixels = str(options.model), (int(required(options.image_size)) / 64) ** 2
-    clients, rounds = int(required(options.clients)), int(required(options.epochs))
-    turns = rounds * (1 if job.only_client else clients)
-    an_image = _IMAGE[model] * pixels * (options.width or 16) / 16
-    images = turns * int(required(options.train_images))
-    steps = turns * -(-int(required(options.train_images)) // int(required(options.batch_size)))
-    tests = clients * rounds * (int(required(options.test_images)) + options.held_out_images)
-    total = _START + steps * _STEP[model] + (images + _EVALUATED * tests) * an_image + turns * _TURN
+    options = job.options.with_defaults()
+    pixels, rounds = (options.image_size / 64) ** 2, options.epochs
+    turns = rounds * (1 if job.only_client else options.clients)
+    an_image = _IMAGE[options.model] * pixels * (options.width or 16) / 16
+    images = turns * options.train_images
+    steps = turns * -(-options.train_images // options.batch_size)
+    tests = options.clients * rounds * (options.test_images + options.held_out_images)
+    total = _START + steps * _STEP[options.model] + (images + _EVALUATED * tests) * an_image + turns * _TURN
     total += 0 if options.exchange == "local" or options.unsplit else _PROCESSES
     total += turns * _CHECKPOINT if options.checkpoints == "turn" and not options.unsplit else 0
     total += images * _PROXY * pixels if "proxy" in (options.defence or "") else 0
@@ -108,7 +107,7 @@ def cpu_seconds(job: Job) -> float:
     return total
 
 
-def _config(options: RunOptions, text: str) -> Any:
+def _config(options: AskedOptions, text: str) -> Any:
     spec = replace(options, attack=text).attack_spec()
     assert spec is not None
     return spec.config

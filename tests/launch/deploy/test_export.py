@@ -11,7 +11,7 @@ import suture.launch.deploy.export
 from suture.cli import suture
 from suture.launch.deploy.export import export
 from suture.launch.deploy.trained import load_trained
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.roles.one_process import run_in_one_process
 from suture.runtime.data.normalise import normalise
 from suture.runtime.errors import ConfigError, SutureError
@@ -27,7 +27,7 @@ def run(request, tmp_path_factory):
     """The run folder of a tiny classifier or segmenter."""
     path = tmp_path_factory.mktemp(request.param) / "run"
     run_in_one_process(
-        RunOptions(
+        AskedOptions(
             **NETS[request.param], clients=1, epochs=1, image_size=32, exchange="local", run_dir=str(path),
             train_images=4, validation_images=2, test_images=2, batch_size=2,
         )

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from suture.launch.build import build_site_images
-from suture.launch.options.options import SITES_OWN, RunOptions
+from suture.launch.options.options import SITES_OWN, AskedOptions, RunOptions
 from suture.launch.policy import policy as policy_module
 from suture.launch.policy.file import READERS
 from suture.launch.policy.own_code import module_files
@@ -27,7 +27,7 @@ LUNGS = {"data": "chest-phantom", "model": "unet"}
 
 
 def options(**changes) -> RunOptions:
-    return RunOptions(clients=1, **changes).resolved()
+    return AskedOptions(clients=1, **changes).resolved()
 
 
 def policy(tmp_path, *lines: str) -> Policy:
@@ -99,8 +99,8 @@ def test_a_site_that_only_evaluates_counts_its_test_set():
 
 def test_every_option_that_all_ranks_share_is_ruled_harmless_or_the_sites_own():
     """Oracle: the fields that are marked ``agree``; none is in two lists, and each harmless one has a reason."""
-    agreed = {option.name for option in fields(RunOptions) if option.metadata.get("agree")}
-    ours = {option.name for option in fields(RunOptions)}
+    agreed = {option.name for option in fields(AskedOptions) if option.metadata.get("agree")}
+    ours = {option.name for option in fields(AskedOptions)}
     lists = [set(RULES), set(HARMLESS), set(SITES_OWN)]
     assert agreed - set(RULES) - set(HARMLESS) == agreed & set(SITES_OWN)
     assert agreed <= set.union(*lists) <= ours
@@ -121,7 +121,7 @@ def test_an_option_that_the_policy_does_not_know_is_refused_by_name():
     with pytest.raises(
         PolicyError, match="policy: there is no rule for the option mirror, so it is not taken"
     ):
-        check(Policy(), NewerOptions(clients=1).resolved())
+        check(Policy(), NewerOptions(**vars(options())))
 
 
 # Each rule --------------------------------------------------------------------------------------------

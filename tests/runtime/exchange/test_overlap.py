@@ -14,7 +14,7 @@ from torch import nn
 from torch.func import functional_call
 
 from suture.launch import build
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.roles.one_process import play_locally
 from suture.launch.roles.unsplit import Place, Unsplit
 from suture.runtime.errors import DataError
@@ -58,7 +58,7 @@ def plain_net(num_outputs):
     )
 
 
-TINY = RunOptions(
+TINY = AskedOptions(
     model=f"module:{__name__}:normed_net",
     cut="drop",
     image_size=16,

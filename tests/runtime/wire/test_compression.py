@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.runtime.errors import ConfigError, WireError
 from suture.runtime.training.randomness import Randomness
 from suture.runtime.wire.checks import TensorSpec
@@ -303,7 +303,7 @@ def test_a_format_that_is_none_is_a_config_error(wire):
     with pytest.raises(
         ConfigError, match=r"wire must be one of fp32, bf16|wire topk:R keeps a share R above 0"
     ):
-        RunOptions(wire=wire)
+        AskedOptions(wire=wire)
 
 
 @pytest.mark.parametrize("wire", ["int8", "topk:0.1"])
@@ -312,7 +312,7 @@ def test_a_format_without_a_graph_does_not_go_with_autograd(wire):
     with pytest.raises(
         ConfigError, match=f"wire {wire} does not go with exchange autograd.*--exchange fused"
     ):
-        RunOptions(wire=wire, exchange="autograd")
-    assert RunOptions(wire=wire, exchange="fused").agreement(2)["wire"] == wire
+        AskedOptions(wire=wire, exchange="autograd")
+    assert AskedOptions(wire=wire, exchange="fused").resolved().agreement(2)["wire"] == wire
     with pytest.raises(ConfigError, match=f"wire {wire} needs a wire: with --unsplit nothing crosses"):
-        RunOptions(wire=wire, unsplit=True)
+        AskedOptions(wire=wire, unsplit=True)
