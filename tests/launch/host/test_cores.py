@@ -5,10 +5,10 @@ import os
 import pytest
 import torch
 
+from suture.launch import rank as ranks
 from suture.launch.host import cores
 from suture.launch.host.cores import ranks_at_once, ready_torch
 from suture.launch.options.options import RunOptions
-from suture.launch.roles import ranks
 from suture.runtime.scheduler import SCHEDULES
 
 
@@ -23,7 +23,7 @@ def threads():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_ranks_share_the_cores_where_they_compute_at_once(schedule, clients, tmp_path):
     """Oracle: who waits for whom, by hand; a replay is as what it replays."""
-    if schedule == "replay:FILE":
+    if schedule == "replay":
         turns = tmp_path / "turns.jsonl"
         turns.write_text(
             '{"round": 1, "client": "client0+client1", "kind": "train", "together": "splitfed"}\n'
@@ -69,7 +69,7 @@ def test_a_rank_counts_those_of_its_own_machine(rank, schedule, expected, monkey
         monkeypatch.setattr(
             ranks, name, lambda options, line, sharing, name=name: heard.append((name, sharing))
         )
-    rank.run_rank(RunOptions(schedule=schedule))
+    ranks.run_rank(RunOptions(schedule=schedule))
     assert heard == [("join" if rank else "serve", expected)]
     assert torch.get_num_threads() == 1  # until its sandbox is closed
 
