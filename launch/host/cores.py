@@ -8,7 +8,7 @@ import torch
 
 from suture.launch.options.options import AskedOptions, RunOptions
 from suture.runtime.host import allocator
-from suture.runtime.scheduler import Together, parse_schedule
+from suture.runtime.scheduler import parse_schedule
 
 
 def ranks_at_once(options: RunOptions, *, serves: bool, here: int) -> int:
@@ -22,8 +22,8 @@ def ranks_at_once(options: RunOptions, *, serves: bool, here: int) -> int:
     together = parse_schedule(options.schedule, options.seed).together
     if together is None or options.clients == 1:
         return 1  # they take turns; a single client and the server wait for each other
-    if serves and together is Together.CONCAT:
-        return 1  # its one step is of everybody's batches, who wait for it
+    if serves and together.server_waits_for_all:
+        return 1
     return here
 
 

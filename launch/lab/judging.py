@@ -33,9 +33,8 @@ from suture.runtime.errors import ConfigError
 from suture.runtime.records.tracking import METRICS_FILE, ClientPictures, read_metrics
 from suture.runtime.state.handoff import parse_key, read_key
 from suture.runtime.training.randomness import Randomness
-from suture.threats.attacks.adra.attack import LEAKED_FILE
 from suture.threats.attacks.auxiliary import Auxiliary
-from suture.threats.attacks.live import LOSSES_FILE, REPORT_FILE, STATE_FILE, LiveAttack
+from suture.threats.attacks.live import LEAKED_FILE, LOSSES_FILE, REPORT_FILE, STATE_FILE, LiveAttack
 from suture.threats.judging.judge import Verdict, judge, judge_labels
 from suture.threats.judging.replayed_client import ReplayedClient
 
@@ -162,7 +161,7 @@ def _rebuilt(
     """The attack with its final nets, writing nowhere, and the bottom as it was before training."""
     split = build.build_split(options, num_classes, key)
     attack = lab.build_attack(options, split.top, num_classes, None)
-    if not isinstance(attack, LiveAttack):
+    if attack is None:
         return None, split.bottom
     attack.load_state_dict(torch.load(folder / STATE_FILE, weights_only=True))
     return attack, split.bottom

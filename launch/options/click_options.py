@@ -13,7 +13,9 @@ import click
 from suture.launch.options.options import DEFAULTS, AskedOptions
 from suture.launch.options.toml import flag, option_type, read_toml
 from suture.launch.output.run_folder import with_saved
+from suture.models.plugins import FORM
 from suture.runtime.data.registry import SOURCES
+from suture.runtime.scheduler import SCHEDULES
 from suture.runtime.wire.compression import FORMATS, names
 from suture.threats.registry import ATTACKS, DEFENCES, DETECTORS
 
@@ -80,7 +82,12 @@ def sources_help() -> str:
     for entry in SOURCES.values():
         spec = entry.name + (f":{entry.argument}" if entry.argument else "")
         lines.append(f"  {spec:24} {entry.description}")
-    return "\n".join(lines)
+    return "\n".join([*lines, _OWN])
+
+
+def schedules_help() -> str:
+    """The schedules, a line each, for ``--help``."""
+    return "\n".join([*(f"  {entry.form:24} {entry.help}" for entry in SCHEDULES.values()), _OWN])
 
 
 def threats_help() -> str:
@@ -103,7 +110,9 @@ def formats_help() -> str:
 
 
 _NAMES = {option.name for option in fields(AskedOptions)}
+_OWN = f"  {FORM}\n  {'':24} one of your own: docs/extending.md"
 EPILOG = (
-    f"\b\nData sources:\n{sources_help()}\n\n\b\nWire formats (--wire):\n{formats_help()}\n\n{threats_help()}"
+    f"\b\nData sources:\n{sources_help()}\n\n\b\nSchedules (--schedule):\n{schedules_help()}\n\n"
+    f"\b\nWire formats (--wire):\n{formats_help()}\n\n{threats_help()}"
 )
 """What ``--help`` says below the options."""

@@ -23,8 +23,8 @@ from suture.runtime.exchange import EXCHANGES
 from suture.runtime.hooks import Attack, Defence, Detector
 from suture.runtime.scheduler import Together, parse_schedule
 from suture.runtime.training.optim import OptimizerConfig
-from suture.threats.attacks.auxiliary import SAME_SOURCE
 from suture.threats.client_view import ClientView
+from suture.threats.needs import SAME_SOURCE
 from suture.threats.plugin import Spec
 from suture.threats.registry import ATTACKS, DEFENCES, DETECTORS, build_detector
 
@@ -156,11 +156,7 @@ class AskedOptions:
         "record what crosses the wire under RUN/recording, for 'suture attack'",
         choices=("off", "last-round", "all"),
     )
-    schedule: str = _option(
-        "round-robin",
-        "who trains when: in turns (round-robin, shuffled), or all at once (parallel: one top takes their batches one "
-        "by one; splitfed: a top each, averaged; concat: their batches joined to one step), or replay:TURNS.JSONL",
-    )
+    schedule: str = _option("round-robin", "who trains when: in turns or all at once (see below)")
     race: bool = _option(
         False,
         "with parallel: take batches in the order of arrival, not in a drawn one; no two runs are alike",
@@ -427,13 +423,13 @@ class RunOptions(AskedOptions):
     def auxiliary_images(self) -> int:
         """Images of the run's own source that the attacker is to own."""
         spec = self.attack_spec()
-        takes = spec is not None and getattr(spec.config, "aux", "") == SAME_SOURCE
-        return int(spec.config.aux_images) if spec is not None and takes else 0
+        return spec.needs.images if spec is not None and spec.needs.source == SAME_SOURCE else 0
 
     def first_query_round(self) -> int:
         """The round from which a lab's client passes an attacker's images through its bottom."""
         spec = self.attack_spec()
-        return max(1, self.epochs + 1 - int(getattr(spec.config, "average", 1) if spec else 1))
+        rounds: int = self.epochs
+        return max(1, rounds + 1 - (spec.needs.query_rounds if spec else 1))
 
     def first_test_round(self) -> int:
         """The round from which test images are scored: the last one, but in a lab, where attackers see them pass."""

@@ -8,7 +8,6 @@ for the site's side of the protocol to check (``repeats``, rounds beyond ``epoch
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -17,13 +16,15 @@ import suture.models.registry as nets
 from suture.launch.build import Images
 from suture.launch.options.options import SITES_OWN, SUTURE_VERSION, AskedOptions, RunOptions, as_config_error
 from suture.launch.policy.file import DEFAULT_TEXT, Range, nearest, read_rules
-from suture.launch.policy.own_code import module_files
+from suture.launch.policy.own_code import check_files
 from suture.launch.policy.rules import RANGES, complaints, outside, unlisted
-from suture.models.foreign import MODULE, is_foreign
+from suture.models.foreign import KIND, is_foreign
+from suture.models.plugins import is_outside
 from suture.runtime.errors import ConfigError, PolicyError
 from suture.runtime.hooks import Defence, Detector
 from suture.runtime.wire.compression import FORMATS
 from suture.threats.plugin import Spec
+from suture.threats.registry import DEFENCES
 
 _REMEDY = "ask the server's operator for another run, or change policy.toml at this site"
 _BESIDE_THE_OPTIONS = ("weights", "classes", "protocol", "torch", "suture")
@@ -37,7 +38,7 @@ class Policy:
     Attributes:
         nets: nets that may be trained, as ``--model`` names them.
         earliest_cut: by net, the earliest cut point allowed, a number or a block's name.
-        own_code: SHA-256 (hex) of the files that a ``module:`` net may run here.
+        own_code: SHA-256 (hex) of the files that a ``module:`` net, defence or detector may run here.
         pretrained_weights: whether ``--weights`` may be used.
         labels: "home": they must stay here; or "any".
         augment: "on": training images must be augmented; or "any".
@@ -115,7 +116,7 @@ class Policy:
                 raise ConfigError(
                     f"earliest_cut: none for {name}; add \"{name}\" = CUT, see 'suture cuts {name}'"
                 )
-            if not name.startswith(MODULE):  # that would run code whose digest nobody has compared yet
+            if not _is_own(name):  # that would run code whose digest nobody has compared yet
                 try:
                     with as_config_error():
                         nets.cut_place(name, self.earliest_cut[name])
@@ -150,13 +151,15 @@ class Policy:
             agreement: options by name, as the server sent them; see `RunOptions.site_agreement`.
 
         Raises:
-            PolicyError: as `unknown` and `check_code`; or the net is not listed, or a number is out of its range.
+            PolicyError: as `unknown`, `check_code` and `check_defence_code`; or the net is not listed, or a number
+                is out of its range.
         """
         self.unknown(agreement)
         if "model" in agreement:
             self.check_code(agreement["model"])
             if complaint := unlisted(self, agreement["model"]):
                 raise PolicyError(f"policy {complaint}; {_REMEDY}")
+        self.check_defence_code(agreement.get("defence", "None"))
         for name in RANGES:
             text = agreement.get(name, "None")
             try:
@@ -198,28 +201,36 @@ class Policy:
         """Refuses code of one's own that this policy does not list, without running it.
 
         Args:
-            model: as ``--model`` takes it; every other form than ``module:FILE:FACTORY`` passes.
+            model: as ``--model`` takes it; nets of this program and torchvision's pass.
 
         Raises:
             PolicyError: the net is not listed, its files are not found, or one has another SHA-256.
         """
-        if not model.startswith(MODULE):
+        if not _is_own(model):
             return
         if model not in self.nets:
             raise PolicyError(
                 f"policy nets: {model!r:.100} is code of one's own that is not listed; {_REMEDY}"
             )
-        for file in module_files(model.removeprefix(MODULE).partition(":")[0]):
-            try:
-                content = file.read_bytes()
-            except OSError as error:
-                raise PolicyError(f"policy own_code: cannot read {file}: {error.strerror}") from None
-            digest = hashlib.sha256(content).hexdigest()
-            if content and digest not in map(str.lower, self.own_code):
+        check_files(KIND, model, self.own_code)
+
+    def check_defence_code(self, defence: str) -> None:
+        """As `check_code`, of a chain of defences: one that is code of one's own must be among those demanded.
+
+        Args:
+            defence: as ``--defence`` takes it.
+
+        Raises:
+            PolicyError: one is not listed, its files are not found, or one has another SHA-256.
+        """
+        for name in DEFENCES.names(defence):
+            if not DEFENCES.is_outside(name):
+                continue
+            if name not in {spec.entry.name for spec in self.defences}:
                 raise PolicyError(
-                    f"policy own_code: {model} would run {file}, whose SHA-256 {digest} is not listed; read that file, "
-                    "and add the digest to own_code in policy.toml where it may run"
+                    f"policy defences: {name!r:.100} is code of one's own that is not listed; {_REMEDY}"
                 )
+            check_files(DEFENCES.kind, name, self.own_code)
 
     # The run ---------------------------------------------------------------------------------------
 
@@ -261,6 +272,7 @@ class Policy:
             PolicyError: names each rule and the value.
         """
         self.check_code(str(options.model))
+        self.check_defence_code(str(options.defence))
         found = list(complaints(self, options))
         if tls_proxy and not self.tls_proxy:
             found.append("policy tls_proxy: a proxy that ends TLS may not be used, got --tls proxy")
@@ -272,6 +284,11 @@ class Policy:
                 found.append(f"policy {rule}: the {counted} set must have at least {least}, got {got}")
         if found:
             raise PolicyError(f"{'; '.join(found)}; {_REMEDY}")
+
+
+def _is_own(model: str) -> bool:
+    """Whether a net is code that neither this program nor torchvision has."""
+    return model not in nets.MODELS and is_outside(KIND, model)
 
 
 def training_set(images: Images) -> tuple[int, int]:

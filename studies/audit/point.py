@@ -129,7 +129,7 @@ def run_point(point: Point, base: AskedOptions, means: Means, key_text: str, sam
         def arm(server: ServerModel, num_classes: int) -> None:
             for name, own in every.items():
                 attack = lab.build_attack(own, server.top, num_classes, run_dir / name)
-                assert isinstance(attack, LiveAttack)
+                assert attack is not None
                 attackers[name] = attack
             server.attack = Panel(attackers)
 

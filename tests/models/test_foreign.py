@@ -146,12 +146,14 @@ def test_batch_norm_refuses_one_image_where_it_is_one_value_a_channel() -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("vgg11", "model must be one of resnet18, resnet34, resnet50, unet, torchvision:NAME, module:PACKAGE.FILE:FACTORY, got 'vgg11'"),
+        ("vgg11", "model must be one of resnet18, resnet34, resnet50, unet, torchvision:NAME, module:FILE_OR_PACKAGE:NAME, got 'vgg11'"),
         ("torchvision:vgg12", "model must be torchvision:NAME with NAME one of alexnet, .*, got 'torchvision:vgg12'"),
-        ("module:ward.nets", "model must have the form module:PACKAGE.FILE:FACTORY, got 'module:ward.nets'"),
+        ("module:ward.nets", "model must have the form module:FILE_OR_PACKAGE:NAME, got 'module:ward.nets'"),
         ("module:ward.nowhere:make", "model .*: cannot import ward.nowhere: ModuleNotFoundError: .*; name a file below "),
         ("module:ward.broken:make", "model .*: cannot import ward.broken: ModuleNotFoundError: .*no_such_package"),
-        ("module:ward.nets:number", "model .*: ward.nets has no factory number; known: make, wrong, failing, no_net"),
+        ("module:ward.nets:number", "model .*: number must be a factory that takes the number of outputs, got int"),
+        ("module:ward.nets:mak", "model .*: ward.nets has no mak; known: make, wrong, failing, no_net; did you mean make.$"),
+        ("resnet43", "model must be one of .*, got 'resnet43'; did you mean resnet34.$"),
         ("module:ward.nets:failing", "model .*: its factory failed for 2 outputs: FileNotFoundError: no weights.pt"),
         ("module:ward.nets:no_net", "model .*: its factory must return an nn.Module, got str"),
         ("module:ward.nets:wrong", r"model .* must give one logit an image and class, \(32, 2\) for .*, got \(32, 4, 1, 1\)"),

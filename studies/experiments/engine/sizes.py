@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from suture.launch.options.options import AskedOptions
 from suture.runtime.errors import ConfigError
@@ -30,9 +30,6 @@ _IMAGE = {"resnet18": 0.007, "resnet34": 0.0125, "unet": 0.013}  # trained at 64
 _STEP = {"resnet18": 0.035, "resnet34": 0.066, "unet": 0.02}  # the optimizer's, whatever the batch
 _EVALUATED = 0.3  # of what training on an image costs
 _TURN, _CHECKPOINT = 0.2, 1.0
-_PROXY = 0.01  # an image, at 64 px
-_FSHA_STEP, _FSHA_JUDGE = 0.085, 15.0
-_PAIR, _ADRA_JUDGE = {False: 0.0012, True: 0.0022}, 4.0  # a decoder's pass over a pair at 64 px: small, large
 _CORES = 0.8  # what the budget counts on: other things run on a laptop, too
 
 
@@ -95,22 +92,11 @@ def cpu_seconds(job: Job) -> float:
     total = _START + steps * _STEP[options.model] + (images + _EVALUATED * tests) * an_image + turns * _TURN
     total += 0 if options.exchange == "local" or options.unsplit else _PROCESSES
     total += turns * _CHECKPOINT if options.checkpoints == "turn" and not options.unsplit else 0
-    total += images * _PROXY * pixels if "proxy" in (options.defence or "") else 0
-    spec = options.attack_spec()
-    if spec is None:
-        return total
-    if spec.entry.name == "fsha":
-        return total + _FSHA_JUDGE + steps * _FSHA_STEP
-    attacks: list[Any] = [spec.config, *(_config(options, text) for text in job.afterwards.values())]
-    for config in attacks:
-        total += _ADRA_JUDGE + config.epochs * config.aux_images * _PAIR[config.width > 1] * pixels
+    attacks = [replace(options, attack=text) for text in job.afterwards.values()]
+    asked = [*options.defence_specs(), *(attacked.attack_spec() for attacked in (options, *attacks))]
+    for cost in (spec.cost for spec in asked if spec is not None):
+        total += cost.end + steps * cost.step + pixels * (images * cost.image + cost.end_at_64_px)
     return total
-
-
-def _config(options: AskedOptions, text: str) -> Any:
-    spec = replace(options, attack=text).attack_spec()
-    assert spec is not None
-    return spec.config
 
 
 def minutes(jobs: Sequence[Job]) -> float:

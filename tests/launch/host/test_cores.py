@@ -23,7 +23,7 @@ def threads():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_ranks_share_the_cores_where_they_compute_at_once(schedule, clients, tmp_path):
     """Oracle: who waits for whom, by hand; a replay is as what it replays."""
-    if schedule == "replay:FILE":
+    if schedule == "replay":
         turns = tmp_path / "turns.jsonl"
         turns.write_text(
             '{"round": 1, "client": "client0+client1", "kind": "train", "together": "splitfed"}\n'

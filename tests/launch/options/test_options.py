@@ -18,6 +18,7 @@ from suture.launch.options.options import DEFAULTS, AskedOptions
 from suture.launch.options.toml import check_names, flag, read_toml, to_arguments, to_toml
 from suture.launch.rank import rank
 from suture.runtime.data.registry import SOURCES
+from suture.runtime.scheduler import SCHEDULES
 from suture.runtime.data.source import Task
 from suture.runtime.errors import ConfigError
 from suture.threats.registry import ATTACKS, DEFENCES, DETECTORS
@@ -286,7 +287,7 @@ def test_the_path_of_the_data_may_differ_from_site_to_site(tmp_path):
 
 @pytest.mark.parametrize("command", [rank, suture.commands["train"]])
 def test_help_lists_every_option_and_every_data_source(command):
-    """Oracle: the fields, the registry of sources, and the defaults of both tasks."""
+    """Oracle: the fields, the registries of sources and schedules, and the defaults of both tasks."""
     shown = CliRunner().invoke(command, ["--help"])
     text = " ".join(shown.output.split())
     assert shown.exit_code == 0
@@ -295,4 +296,6 @@ def test_help_lists_every_option_and_every_data_source(command):
     for entry in SOURCES.values():
         assert entry.name + (f":{entry.argument}" if entry.argument else "") in text
         assert entry.description[:20] in text
+    for schedule in SCHEDULES.values():
+        assert f"{schedule.form} {schedule.help}" in text
     assert "classification: resnet34, segmentation: unet" in text and "--config FILE.toml" in text
