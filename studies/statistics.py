@@ -37,6 +37,11 @@ def shown(values: Sequence[float], digits: int = 3) -> str:
     return f"{mean:.{digits}f}" if is_sure else f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
+def in_percent(values: Sequence[float] | None) -> str:
+    """The study's accuracies, client by client, as it gave them."""
+    return "–" if values is None else ", ".join(f"{value:g} %" for value in values)
+
+
 def changed(before: Sequence[float], after: Sequence[float], digits: int = 3) -> str:
     """How much larger the second mean is, paired seed by seed: ``+0.012 ± 0.003``, and whether that says anything."""
     mean, half = mean_and_interval([b - a for a, b in zip(before, after, strict=False)])
