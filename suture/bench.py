@@ -145,26 +145,6 @@ def bench_warnings(options: AskedOptions, num_runs: int, flipped: float) -> None
     run_command(options, num_runs, flipped)
 
 
-@bench.command("wire")
-@click.option("--steps", "num_steps", type=int, default=12, help="steps timed a format, at least 10 [12]")
-@click.option("--seeds", "num_seeds", type=int, default=1, help="runs of each format, from --seed on [1]")
-@click.option("--aux-images", type=int, default=100, help="images that the attacker owns [100]")
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", help="also write DIR/benchmarks-wire.md"
-)
-@run_options
-def bench_wire(
-    options: AskedOptions, num_steps: int, num_seeds: int, aux_images: int, out: Path | None
-) -> None:
-    """Bytes and time of a step, the test metric and what ADRA rebuilds, for every wire format.
-
-    Without options: drawn photographs at 64 px, ResNet-18 cut 3, two clients, three rounds.
-    """
-    from suture.studies.bench.wire import WirePlan, run_command
-
-    run_command(options, WirePlan(steps=num_steps, seeds=num_seeds, aux_images=aux_images), out)
-
-
 @bench.command("detectors")
 @click.option("--steps", "num_steps", type=int, default=240, help="batches a run [240]")
 @click.option("--honest", type=int, default=20, help="honest runs [20]")

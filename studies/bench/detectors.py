@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from suture.launch.host.cores import ready_torch
 from suture.launch.options.options import AskedOptions
 from suture.runtime.hooks import Detector
 from suture.studies.bench.rigs.rig import Rig, over
+from suture.studies.table import Table
 from suture.threats.client_view import ClientView
 from suture.threats.registry import DETECTORS
 
@@ -120,19 +119,19 @@ def run_command(options: AskedOptions, num_steps: int, honest: int, hostile: int
             for name, step in result.alarms.items()
         )
         print(f"[{number}/{len(runs)}] {kind}, seed {seed}: {told}", flush=True)
-    table = Table(title=f"alarms within {num_steps} batches, thresholds as shipped", title_justify="left")
-    for heading in (
-        "detector",
-        "honest runs with alarm",
-        "FSHA runs with alarm",
-        "batches until the alarm (FSHA)",
-    ):
-        table.add_column(heading)
+    rows = []
     for name in DETECTORS:
         rates = {
             kind: f"{sum(r.alarms[name] is not None for r in results)} of {len(results)}"
             for kind, results in found.items()
         }
         delays = [str(r.alarms[name]) for r in found["fsha"] if r.alarms[name] is not None]
-        table.add_row(name, rates["honest"], rates["fsha"], ", ".join(delays) or "-")
-    Console().print(table)
+        rows.append(
+            {
+                "detector": name,
+                "honest runs with alarm": rates["honest"],
+                "FSHA runs with alarm": rates["fsha"],
+                "batches until the alarm (FSHA)": ", ".join(delays) or "-",
+            }
+        )
+    Table(rows, f"alarms within {num_steps} batches, thresholds as shipped").print()

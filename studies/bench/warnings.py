@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from suture.launch import build
@@ -23,6 +21,7 @@ from suture.runtime.errors import ConfigError
 from suture.runtime.records.observers import NoRecorder
 from suture.runtime.training.randomness import Randomness
 from suture.studies.bench.rigs.rig import over
+from suture.studies.table import Table
 
 _FEWEST_SITES = 3
 
@@ -112,15 +111,14 @@ def run_command(given: AskedOptions, num_runs: int, flipped: float) -> None:
                 f"[{number + 1}/{num_runs}] {kind}, seed {seed}: {', '.join(found) or 'nobody named'}",
                 flush=True,
             )
-    table = Table(title=f"{num_sites} sites, {options.epochs} rounds", title_justify="left")
-    for heading in ("data", "what happened", "runs", "95 % interval"):
-        table.add_column(heading)
-    rows = (
+    told = (
         ("even", "somebody was named", counts["even"][0]),
         (f"{flipped:.0%} of one site's labels wrong", "that site was named", counts["flipped"][0]),
         (f"{flipped:.0%} of one site's labels wrong", "another site was named", counts["flipped"][1]),
     )
-    for data, what, count in rows:
+    rows = []
+    for data, what, count in told:
         low, high = wilson(count, num_runs)
-        table.add_row(data, what, f"{count} of {num_runs}", f"{low:.3f} to {high:.3f}")
-    Console().print(table)
+        runs, interval = f"{count} of {num_runs}", f"{low:.3f} to {high:.3f}"
+        rows.append({"data": data, "what happened": what, "runs": runs, "95 % interval": interval})
+    Table(rows, f"{num_sites} sites, {required(options.resolved().epochs)} rounds").print()

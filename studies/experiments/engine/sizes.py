@@ -1,4 +1,4 @@
-"""How large an experiment is: its scales, and the largest that fits a budget.
+"""How large an experiment is: its scales, its sizes as its TOML file has them, and the largest that fit a budget.
 
 The plan is a function of the budget and not of the machine: it rests on the cost of a run as measured once, below.
 """
@@ -6,11 +6,10 @@ The plan is a function of the budget and not of the machine: it rests on the cos
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from suture.launch.options.options import AskedOptions
 from suture.runtime.errors import ConfigError
 from suture.studies.experiments.engine.job import Job
 
@@ -62,22 +61,10 @@ class Sizes:
     decoder_epochs: int = 0
 
 
-def classifier_sizes(scale: Scale, effort: int, laptop_model: str = "resnet34") -> Sizes:
-    """Of runs in which two clients train a classifier on photographs: the study's at scale full."""
-    if scale == "full":
-        return Sizes(
-            model="resnet34", image_size=224, train_images=1000, test_images=200, rounds=20, batch_size=32
-        )
-    if scale == "laptop":
-        return Sizes(
-            model=laptop_model,
-            image_size=64,
-            train_images=120,
-            test_images=32,
-            rounds=2 * effort,
-            batch_size=10,
-        )
-    return Sizes(model="resnet18", image_size=32, train_images=16, test_images=8, rounds=2, batch_size=8)
+def sizes_of(told: Mapping[str, Any], scale: Scale, effort: int) -> dict[str, Sizes]:
+    """Sizes by role, from an experiment's file; at scale laptop its rounds are those of effort 1."""
+    times = effort if scale == "laptop" else 1
+    return {role: Sizes(**{**own, "rounds": own["rounds"] * times}) for role, own in told[scale].items()}
 
 
 def cpu_seconds(job: Job) -> float:
