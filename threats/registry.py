@@ -79,7 +79,7 @@ DEFENCES: Registry[Defence] = Registry(
         Entry(
             name="dropout",
             summary="whole channels of smashed data left out at random",
-            paper="He, Zhang, Lee, IEEE Internet of Things RunState 2021",
+            paper="He, Zhang, Lee, IEEE Internet of Things Journal 2021",
             plugin=DropoutDefence,
             config=DropoutConfig,
         ),

@@ -1,6 +1,6 @@
-"""What the sites of a run have stated, at the server, which passes it on and asks somebody to do what comes next.
+"""What the sites of a run have stated, at the server, which passes it on and asks one of them to do what comes next.
 
-It judges nobody: what it does here each site checks for itself. A server that is hostile can only keep things back.
+It judges none of them: what it does here each site checks for itself. A server that is hostile can only keep things back.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class Errand:
 
 
 class ServerBoard:
-    """See the module. Every method runs under the coordinator's lock.
+    """Keeps and passes on the sites' statements, and says which site has which errand; it trusts and judges none.
+
+    Every method runs under the coordinator's lock.
 
     Args:
         trust: the consortium's authority and its revocations; no roster.

@@ -32,7 +32,9 @@ HEAD, REFUSAL = "head", "key refusal"
 
 
 class SiteConsortium:
-    """See the module. Refuses to be pickled.
+    """A site's identity, trust, hand-off keys and evidence in one run; what to do with them it leaves to `errands`.
+
+    Holds private keys, and refuses to be pickled.
 
     Args:
         identity: the site.

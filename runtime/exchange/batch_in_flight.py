@@ -32,7 +32,7 @@ Begin = Callable[..., Callable[[], Any]]  # `Exchange.begin`
 
 
 class BatchInFlight:
-    """See the module.
+    """Sends one batch, receives what comes back and has the client step; what it computes it leaves to `ClientStep`.
 
     Args:
         begin: calls the server without waiting.

@@ -84,7 +84,7 @@ class RunConfig:
 
 
 class Coordinator:
-    """See the module.
+    """Answers what clients ask, one call at a time: who may ask, whose turn it is, what counts.
 
     Args:
         run_state: what counted and the weights it led to.

@@ -21,7 +21,7 @@ from suture.runtime.wire.messages import OutputGradient, Packed, Upload
 
 @dataclass
 class Parts:
-    """See the module.
+    """Which part of the batch is due and what came of those before it; computing them is left to `ServerModel`.
 
     Attributes:
         number: how many parts the batch has; 0 where none is under way.

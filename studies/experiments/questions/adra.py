@@ -51,7 +51,7 @@ _SHOWN = METRICS["classification"]
 
 
 class Adra(Experiment):
-    """See the module."""
+    """Plans runs with and without a proxy adversary, attacked twice, and says how much each attack rebuilt."""
 
     name = "adra"
     question = (

@@ -45,7 +45,7 @@ _SHOWN = METRICS["classification"]
 
 
 class Clients(Experiment):
-    """See the module."""
+    """Plans three ways of growing in clients and compares the scores of each, seed by seed."""
 
     name = "clients"
     question = "What do more clients do when the total is held fixed?"

@@ -34,7 +34,7 @@ _SHOWN = METRICS["classification"]
 
 
 class CutLayer(Experiment):
-    """See the module."""
+    """Plans a run for every cut and seed, and one of each cut from the same weights, whose digests must be equal."""
 
     name = "cut-layer"
     question = "Does it matter to the classifier where the net is cut?"

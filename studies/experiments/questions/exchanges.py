@@ -23,7 +23,7 @@ _EXCHANGES = ("autograd", "fused", "local")
 
 
 class Exchanges(Experiment):
-    """See the module."""
+    """Plans one run for every exchange and compares the digests of their weights."""
 
     name = "exchanges"
     question = "Do all exchanges end with the same weights, bit for bit?"

@@ -44,7 +44,7 @@ ARMS: dict[str, tuple[str, bool, str]] = {
 
 
 class Fsha(Experiment):
-    """See the module."""
+    """Plans the attacked and the honest arms, and says what was rebuilt and what the defence costs."""
 
     name = "fsha"
     question = "What is distance correlation worth against a server that hijacks the client?"

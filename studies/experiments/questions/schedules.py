@@ -37,7 +37,7 @@ _WHAT = {
 
 
 class Schedules(Experiment):
-    """See the module."""
+    """Plans the same runs under every schedule and compares each with round-robin."""
 
     name = "schedules"
     question = "Do clients that train at once reach what clients reach that take turns?"

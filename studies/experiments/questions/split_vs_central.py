@@ -41,7 +41,7 @@ ARMS = {
 
 
 class SplitVsCentral(Experiment):
-    """See the module."""
+    """Plans split, central and single-client runs, and scores them on one set of test images."""
 
     name = "split-vs-central"
     question = "Is it worth a hospital's while to join?"

@@ -31,7 +31,7 @@ _SHOWN = METRICS["segmentation"]
 
 
 class UnetCut(Experiment):
-    """See the module."""
+    """Plans a run for every cut, with and without the gradients of the skips, and compares their scores."""
 
     name = "unet-cut"
     question = "Does it matter to a U-Net where it is cut, and what do the skips' gradients do?"
