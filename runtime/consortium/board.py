@@ -1,6 +1,6 @@
 """What the sites of a run have stated, at the server, which passes it on and asks one of them to do what comes next.
 
-It judges none of them: what it does here each site checks for itself. A server that is hostile can only keep things back.
+It judges none of them: each site checks for itself what it does here. A hostile server can only keep things back.
 """
 
 from __future__ import annotations
