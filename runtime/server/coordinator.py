@@ -233,7 +233,7 @@ class Coordinator:
             )
 
     def leave(self, member: Member) -> None:
-        """Frees a seat; when the last has been given back the run has ended."""
+        """Ends a membership; with the last one the run has ended."""
         with self._lock:
             self.membership.heard(member)
             if self._dispatcher.error is None and member.farewell is None:

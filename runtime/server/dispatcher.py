@@ -289,7 +289,7 @@ class Dispatcher:
             self.shut_out(name, why)
 
     def shut_out(self, name: str, why: str) -> None:
-        """Ends a site's seat, and gives it none again."""
+        """Ends a site's membership, and never admits it again."""
         error = self.membership.shut_out(name, why)
         self.recorder.event("put_out", client=name, reason=why)
         log.warning("%s", error)
