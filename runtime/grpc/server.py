@@ -64,7 +64,7 @@ log = logging.getLogger(__name__)
 
 HANDSHAKE_SECONDS = 10
 CALLS_OF_A_SITE = 12
-"""At once; an honest site has a stream, two batches in four parts each, and one more."""
+"""Most calls of a site under way at once; an honest site has a stream, two batches, and one more."""
 CONNECTIONS_BESIDE_THE_SITES = 512
 """A stranger holds one until its handshake fails or times out; a flood keeps newcomers waiting, and not members."""
 IDLE_SECONDS = 60
