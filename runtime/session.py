@@ -9,7 +9,7 @@ next_turn()                 ->           wait until it is this client's turn
   or: shares(), commit()                 clients have trained at once: one of them seals the mean of their parts
   or: predict() ..., report(scores)      evaluation: no graph, no step
 finish(farewell)            ->           after the last round: the trained top
-leave()                     ->           the seat is free
+leave()                     ->           the membership has ended
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def take_part(
     Args:
         participant: who takes part.
         agreement: the options that all must share.
-        patience: seconds to wait for the seat while the server still believes this client's last process alive.
+        patience: seconds to wait to be let in while the server still believes this client's last process alive.
 
     Raises:
         SutureError: the run stopped, here or elsewhere; the turn was given up and rolled back.

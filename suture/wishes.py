@@ -42,7 +42,7 @@ def leave(kit: Path, now: bool) -> None:
 def pause(kit: Path, now: bool, end: bool, status: bool) -> None:
     """Have the 'suture join' that runs with KIT pause, until 'suture pause KIT --end'.
 
-    It finishes the turn that it is in and gives its seat back, and its process stays. The others go on without it; it
+    It finishes the turn that it is in and then takes no other, and its process stays. The others go on without it; it
     trains from the next round on when it is back. The pause outlives a restart. A run that ends meanwhile waits for the
     site for the server's --grace, and no longer: it then has no model.
     """

@@ -1,4 +1,4 @@
-"""What a rank takes of its machine: as many cores as nobody else computes on meanwhile, and the memory it once had."""
+"""What a rank takes of its machine: its share of the cores, and the memory that it once had."""
 
 from __future__ import annotations
 

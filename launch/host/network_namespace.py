@@ -1,4 +1,4 @@
-"""A network namespace of its own for `suture train`, so that nobody else on this machine reaches its ranks' ports.
+"""A network namespace of its own for `suture train`, so that no one else on this machine reaches its ranks' ports.
 
 Whoever reaches a rank's port can have torch compute there, and read its memory (docs/security.md). On loopback that
 is every user of the machine. In a namespace of their own the ranks have a loopback of their own, on which they are

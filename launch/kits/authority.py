@@ -169,7 +169,7 @@ class Authority:
             ends: when it ceases to; not after the authority's own end.
 
         Raises:
-            ConfigError: it is for a server, and nobody has said where that is found; the authority itself has ended.
+            ConfigError: it is for a server, and the folder does not say where; the authority itself has ended.
         """
         if datetime.datetime.now(datetime.UTC) > self.ends:
             raise ConfigError(

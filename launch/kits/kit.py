@@ -37,7 +37,7 @@ class Certificates:
 
     Attributes:
         cert: its certificate, in PEM.
-        key: the private key of that, which nobody else may read.
+        key: its private key, which no one else may read.
         ca: the authority that signs the consortium's certificates.
     """
 

@@ -111,7 +111,7 @@ def check_site_name(name: str) -> None:
 
 
 def check_host(host: str) -> None:
-    """Refuses a host that no certificate can name, or that nobody can dial.
+    """Refuses a host that no certificate can name, or that no site can dial.
 
     Raises:
         ConfigError: says what it must be.
@@ -193,7 +193,7 @@ def _make(project: Project, folder: Path, authority: Authority, days: int) -> No
 
 
 def fill_site(kit: Kit, sites: dict[str, str]) -> None:
-    """Writes what only a site's kit has: what the site may change, and nobody else. What is there stays.
+    """Writes what only a site's kit has, for the site alone to change. What is there stays.
 
     Args:
         kit: the site's.

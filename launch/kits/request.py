@@ -111,7 +111,7 @@ def fingerprint_asked_for(kit: Kit) -> str:
 def install(folder: Path, certificate: Path, authority: Path | None = None) -> Kit:
     """Puts a certificate that the authority has signed into the kit that asked for it. May be said again.
 
-    A site that is new gets a roster with nobody in it but itself, and a policy. One that has another key now lists that
+    A site that is new gets a roster with itself alone in it, and a policy. One that has another key now lists that
     for itself.
 
     Args:

@@ -58,7 +58,7 @@ def recording_origin(options: RunOptions, run: str, smashed_shape: tuple[int, ..
 def build_attack(
     options: RunOptions, top: torch.nn.Module, num_classes: int, folder: Path | None
 ) -> LiveAttack | None:
-    """The attack of ``--attack`` with its images and its vantage; None without one.
+    """The attack of ``--attack`` with its images and its view of the server; None without one.
 
     Raises:
         ConfigError: it does not fit the run.

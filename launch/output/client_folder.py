@@ -41,7 +41,7 @@ DETECTOR_FILE = "detector.jsonl"
 
 
 class ClientFolder(NoClientObserver):
-    """A client's keepsakes; see `session.ClientObserver`.
+    """Keeps a client's pictures, figures and model; numbers are left to `ClientRecord`.
 
     Args:
         options: the run's, resolved.
@@ -218,7 +218,7 @@ class ClientFolder(NoClientObserver):
 
 
 class AllOf:
-    """Several, each of which is told everything, in their order; see `session.ClientObserver`."""
+    """Passes everything on to several observers, in their order; see `session.ClientObserver`."""
 
     def __init__(self, *told: ClientObserver) -> None:
         self._told = told

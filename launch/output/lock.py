@@ -64,7 +64,7 @@ def who_has(folder: Path) -> str:
             except OSError as error:
                 if error.errno not in _NOT_HERE:
                     raise
-                return _holder(file)  # it may have ended: where there are no locks nobody knows
+                return _holder(file)  # it may have ended: where there are no locks, that is not known
     except (FileNotFoundError, NotADirectoryError):
         pass
     return ""

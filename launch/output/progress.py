@@ -163,7 +163,7 @@ class Progress(LivePicture):
         self._refresh()
 
     def round_done(self, round: int, best_round: int) -> None:
-        """A round is over; ``best_round`` is the best so far by validation, 0 where nobody validates."""
+        """A round is over; ``best_round`` is the best so far by validation, 0 where no client validates."""
         self._best_round = best_round
         if not self.is_live and best_round:
             log.info(

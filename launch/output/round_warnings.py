@@ -158,7 +158,7 @@ class RoundWarnings:
 
 
 def robust_scores(losses: Mapping[str, tuple[float, int]]) -> dict[str, float]:
-    """z_i of each site, see the module; empty for fewer than three sites.
+    """The robust z-score z_i of each site; empty for fewer than three sites.
 
     Args:
         losses: by site its mean loss and the images that it is a mean over.

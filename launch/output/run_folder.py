@@ -39,7 +39,7 @@ class RunFolder:
 
 
 def named_by_time(end: str = "") -> str:
-    """Where a run goes that nobody has named a folder for."""
+    """Where a run goes for which no folder was named."""
     return f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}{end}"
 
 

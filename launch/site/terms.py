@@ -75,7 +75,7 @@ def agreed_classes(
         search: the site's search for it.
 
     Raises:
-        ConfigError: nobody has said the run's classes, and this site's alone would not do.
+        ConfigError: the run's classes are not known yet, and this site's alone would not do.
         WireError: the server names no classes, or another run.
         SutureError: as `ask_terms`.
     """

@@ -235,7 +235,7 @@ class SiteWishes:
 
 
 class Unasked(NoWishes):
-    """A site that nobody can ask for anything."""
+    """A site that takes no wishes."""
 
     wants_to_leave = wants_to_leave_now = False
 

@@ -1,6 +1,6 @@
-"""What the sites of a run have stated, at the server, which passes it on and asks somebody to do what comes next.
+"""What the sites of a run have stated, at the server, which passes it on and asks one of them to do what comes next.
 
-It judges nobody: what it does here each site checks for itself. A server that is hostile can only keep things back.
+It judges none of them: each site checks for itself what it does here. A hostile server can only keep things back.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class Errand:
 
 
 class ServerBoard:
-    """See the module. Every method runs under the coordinator's lock.
+    """Keeps and passes on the sites' statements, and says which site has which errand; it trusts and judges none.
+
+    Every method runs under the coordinator's lock.
 
     Args:
         trust: the consortium's authority and its revocations; no roster.
@@ -185,7 +187,7 @@ class ServerBoard:
         return 2 * len(self._distrusting & others) > len(others)
 
     def start_over(self) -> None:
-        """The first key was made by one whom the others do not know, or that is gone before anybody else had it."""
+        """Drops the first key: the others do not know its maker, or that one has gone before another site had it."""
         self.epochs, self.holders, self._grants = [], set(), {}
         self._distrusting = set()
 
@@ -248,7 +250,7 @@ class ServerBoard:
         """Takes up an epoch that a site was asked to begin.
 
         Raises:
-            WireError, UntrustedError: nobody asked it to, or it does not go on from what there is.
+            WireError, UntrustedError: it was not asked to, or it does not go on from what there is.
         """
         if self.errand is None or (self.errand.kind, self.errand.client) != (TurnKind.KEY, client):
             raise WireError(f"{client}: begin_epoch: nobody asked it to; refused")
@@ -274,7 +276,7 @@ class ServerBoard:
     # What comes next -----------------------------------------------------------------------------
 
     def joined(self, client: str) -> None:
-        """A site has come; which key it has its request says."""
+        """A site has come; its request will say which key it has."""
         self.holders.discard(client)
         self._requests.pop(client, None)
         self._grants.pop(client, None)
@@ -336,7 +338,7 @@ class ServerBoard:
             able = [n for n in present if n in self.holders and n not in self.pair]
             return TurnKind.WITNESS, self._willing(TurnKind.WITNESS, able, waiting)
         if not self.epochs:
-            # The first in order, whoever comes first: of fixed secrets come fixed initial weights.
+            # The first in the names' order, not the first to come: fixed secrets must give fixed initial weights.
             first = sorted(present, key=lambda name: self.tries(TurnKind.KEY, name))[:1]
             return TurnKind.KEY, [name for name in first if name in waiting]
         without = [n for n in present if n not in self.holders and n in self._requests and n in waiting]
@@ -344,7 +346,7 @@ class ServerBoard:
         able = [n for n in present if n in self.holders]
         if self._removed_by_newest() != self.removed.keys() and (able or not granted):
             return TurnKind.KEY, self._willing(TurnKind.KEY, able, waiting)
-        if granted:  # before a new epoch only where the one that had the key alone has left, and released it
+        if granted:  # before a new epoch only where the one site that had the key has released it and left
             return TurnKind.TAKE, granted
         for name in without:
             if asked := [n for n in able if n not in self._refused.get(name, set())]:
@@ -352,9 +354,9 @@ class ServerBoard:
         return (TurnKind.ADMIT, []) if self._undecided(present) or (without and not able) else None
 
     def _undecided(self, present: Collection[str]) -> set[str]:
-        """Where a site has taken no key from what the founder released: those who have yet to say whether they do.
+        """The sites that have yet to say whether they take the founder's key, once one of them could not.
 
-        A founder that releases what is no key must not have the first who says so shut out before the next one says it.
+        Else the first site to find the founder's release worthless is shut out before the next one can say the same.
         """
         if len(self.epochs) != 1 or not self._distrusting & set(present):
             return set()
@@ -373,7 +375,7 @@ class ServerBoard:
         return {n: who for n, who in asking.items() if able and able <= who}
 
     def no_witness(self, present: Collection[str]) -> bool:
-        """Whether an accusation waits for a verdict that nobody present can give."""
+        """Whether an accusation waits for a verdict that no site present can give."""
         if self.accused is None:
             return False
         return not any(n in self.holders and n not in self.pair for n in present)
@@ -385,7 +387,7 @@ class ServerBoard:
         return removed.keys() if isinstance(removed, dict) else set()
 
     def _willing(self, kind: TurnKind, able: Sequence[str], waiting: Collection[str]) -> list[str]:
-        """Those that wait, who have failed least first."""
+        """Those of ``able`` that wait, fewest failures first."""
         ready = [name for name in able if name in waiting]
         return sorted(ready, key=lambda name: self.tries(kind, name))
 
@@ -438,7 +440,7 @@ class ServerBoard:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on with it; what sites have asked for they ask again."""
+        """Goes on with it; sites ask again for what they had asked for."""
         self.epochs = [Statement(*fields) for fields in state["epochs"]]
         self.evidence = [Statement(*fields) for fields in state["evidence"]]
         self.removed = dict(state["removed"])

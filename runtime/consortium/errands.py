@@ -1,5 +1,5 @@
 """What a site does for its consortium between its turns, when the server asks: make a key, release it, look at a
-hand-off that is accused. Where nobody signs (one machine, one cluster) all of this does nothing.
+hand-off that is accused. Where sites do not sign (one machine, one cluster) all of this does nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ERRANDS = (TurnKind.KEY, TurnKind.TAKE, TurnKind.ADMIT, TurnKind.WITNESS)
 
 
 class Way(Protocol):
-    """The way to the server; see `exchange.seam.Exchange`."""
+    """The way to the server; see `exchange.exchange.Exchange`."""
 
     def fetch(self) -> SealedHandoff | None: ...
     def board(self) -> Board: ...
@@ -38,7 +38,7 @@ class Way(Protocol):
 
 
 class Participant(Protocol):
-    """See `session.Member`."""
+    """See `session.Participant`."""
 
     @property
     def client(self) -> Client: ...
@@ -51,7 +51,7 @@ def ask_for_key(participant: Participant) -> None:
     consortium = participant.client.consortium
     if consortium is None:
         return
-    # What does not hold is said with the next turn, if it still does not: an epoch may have to end first.
+    # What does not hold is reported with the next turn, if it still does not: an epoch may have to end first.
     with suppress(UntrustedError):
         consortium.take(participant.exchange.board())
     participant.exchange.post(consortium.request())
@@ -67,7 +67,7 @@ def catch_up(participant: Participant, turn: Turn) -> None:
     """
     consortium = participant.client.consortium
     if consortium is not None and consortium.takes_renewal():
-        # The server looks by the certificate of the last one whether a site was revoked.
+        # Whether a site was revoked the server judges by the certificate of its last request.
         participant.exchange.post(consortium.request())
     if consortium is None or turn.epoch == consortium.epoch == consortium.epoch_of_key:
         return
@@ -154,7 +154,7 @@ def _witness(participant: Participant) -> None:
 
 
 def withdraw(participant: Participant) -> None:
-    """Says that this site leaves for good, which ends its seat. Whoever still lacks the newest hand-off key is given it
+    """Says that this site leaves for good, which ends its membership. Sites that lack the newest hand-off key get it
     first: this site may be the only one that has it.
 
     Raises:
@@ -164,13 +164,13 @@ def withdraw(participant: Participant) -> None:
     consortium = participant.client.consortium
     if consortium is None:
         raise ConfigError("to leave for good a site must sign it, and nobody signs in this run")
-    with suppress(UntrustedError, WireError):  # what does not hold on the board keeps nobody here
+    with suppress(UntrustedError, WireError):  # a board that does not hold must not keep a site from leaving
         _admit(participant)
     participant.exchange.post(consortium.withdraw())
 
 
 def accuse(participant: Participant, bad: BadHandoffError) -> bool:
-    """Accuses the author of the hand-off that ``bad`` was raised for; False where nobody signs.
+    """Accuses the author of the hand-off that ``bad`` was raised for; False where sites do not sign.
 
     Raises:
         SutureError: the server did not take it.
@@ -187,7 +187,7 @@ def accuse(participant: Participant, bad: BadHandoffError) -> bool:
 
 
 def head(participant: Participant) -> Statement | None:
-    """Signs the hand-off with which the run ends for this site; None where nobody signs."""
+    """Signs the hand-off with which the run ends for this site; None where sites do not sign."""
     client = participant.client
     if client.consortium is None or client.newest is None:
         return None

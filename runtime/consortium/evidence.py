@@ -1,4 +1,4 @@
-"""What convicts a site: statements that anybody of the consortium can check for themselves.
+"""What convicts a site: statements that every site of the consortium can check for itself.
 
 A site that opens a hand-off which its author signed, and finds what no honest site seals, accuses the author. A second
 site opens the same hand-off and gives its verdict. The accusation holds the author's own signature over the hand-off's
@@ -70,8 +70,9 @@ class Conviction:
 
 
 def convictions(run: str, evidence: Iterable[Statement], check: Check) -> list[Conviction]:
-    """What the evidence comes to: accusations that a second site, which is neither of the two, has looked at. What is
-    nobody's whom this side believes counts for nothing.
+    """What the evidence comes to: accusations that a second site, which is neither of the two, has looked at.
+
+    A statement whose author this side does not believe counts for nothing.
     """
     accusations: dict[str, tuple[Statement, Statement, str]] = {}
     found = []

@@ -30,7 +30,7 @@ from suture.runtime.grpc.credentials import Credentials, common_name
 from suture.runtime.wire.messages import Statement, printable
 
 MAX_CONTENT = 2**17
-"""Characters of a statement; an epoch's names everybody who was put out, an accusation holds a whole statement."""
+"""Most characters of a statement; an epoch names all sites that were put out, an accusation holds a statement."""
 
 
 class Revoked(Protocol):
@@ -85,7 +85,7 @@ class Trust:
 
     Args:
         authority: certificates of those who sign for the consortium.
-        roster: the fingerprints that this site has approved itself; None at the server, which is nobody's judge.
+        roster: the fingerprints that this site has approved itself; None at the server, which judges no site.
         revocations: which certificates do not count any more.
     """
 
@@ -98,8 +98,8 @@ class Trust:
         self.own: tuple[str, str] | None = None
 
     def is_of(self, identity: Identity) -> None:
-        """Says whose belief this is. A site believes the key that it holds, whatever its roster lists by now: that of
-        the next one may stand there already, while a run goes on with this one.
+        """Says whose trust this is. A site trusts the key that it holds, whatever its roster lists by now: the roster
+        may list the next key already, while a run goes on with this one.
         """
         own = x509.load_pem_x509_certificate(identity.certificate.encode())
         self.own = identity.name, fingerprint(own)
@@ -111,10 +111,10 @@ class Trust:
             statement: as it came.
             kind: what it must be.
             fresh: whether its author must be in good standing now, too: its certificate valid and not revoked. What a
-                site said before it was revoked it did say.
+                site said before it was revoked still counts.
 
         Raises:
-            UntrustedError: it is no such statement, its signature is wrong, or its author is nobody of this side's.
+            UntrustedError: it is no such statement, its signature is wrong, or its author is not believed.
         """
         if statement is None:
             raise UntrustedError(f"a {kind} that nobody has signed; refused")

@@ -67,7 +67,7 @@ def grant(
     """Releases ``key`` of ``epoch`` to whoever signed ``request``.
 
     Raises:
-        UntrustedError: that is nobody of this site's roster, or it asks for another run's.
+        UntrustedError: its author is not in this site's roster, or it asks for another run's key.
     """
     content = trust.check(request, REQUEST, fresh=True)
     try:

@@ -1,7 +1,7 @@
 """Which certificates the authority has taken back: the newest of its lists that this machine has seen.
 
 A list is signed by the authority, so it may come over any way: a file, or the server. Whoever passes it on can keep a
-newer one back. Nobody can change one, and an older one is never taken in a newer one's place.
+newer one back. No one can change a list, and an older one never replaces a newer one.
 
 References: RFC 5280, section 5 (certificate revocation lists).
 """
@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 
 REVOKED = "revoked.pem"
 _MOST_BYTES = 2**18
-"""Of a list: thousands of certificates; what sites state to each other has a bound, and the list goes along."""
+"""Most characters of a list: thousands of certificates. It crosses with statements, which have a bound."""
 _MOST_KEPT = 1000
-"""Certificates whose answer is kept; a consortium has fewer."""
+"""Most certificates whose answer is kept; a consortium has fewer."""
 
 
 @dataclass(frozen=True)

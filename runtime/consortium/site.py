@@ -32,7 +32,9 @@ HEAD, REFUSAL = "head", "key refusal"
 
 
 class SiteConsortium:
-    """See the module. Refuses to be pickled.
+    """A site's identity, trust, hand-off keys and evidence in one run; what to do with them it leaves to `errands`.
+
+    Holds private keys, and refuses to be pickled.
 
     Args:
         identity: the site.
@@ -189,7 +191,7 @@ class SiteConsortium:
         statement = self._chain.next(
             self.identity, board, removed, commitment(key), handoff_digest(handoff).hex()
         )
-        # Before anybody is told: an epoch whose key nobody has would end the run.
+        # Kept before it is stated: an epoch whose key no site has would end the run.
         self._made[digest(statement)] = key.hex()
         self._memory.keep_extra("made", self._made)
         self._pending = len(self._chain) + 1
@@ -206,7 +208,7 @@ class SiteConsortium:
         check = self.trust.check
         found = {one.guilty: one.why for one in evidence.convictions(self._run, board.evidence, check)}
         found |= dict.fromkeys(evidence.withdrawn(self._run, board.evidence, check), "it left for good")
-        # Of whom only this site knows that it was revoked the server would not take an epoch without: it gets no key.
+        # A site that only this one knows to be revoked gets no key; the server would refuse an epoch without it.
         for statement in (*board.epochs, *board.requests, *board.evidence):
             if self.trust.is_revoked_by(board.revoked, statement):
                 found[statement.author] = statement.certificate
@@ -249,7 +251,7 @@ class SiteConsortium:
         """What the author of a hand-off signed of it.
 
         Raises:
-            UntrustedError: nobody whom this site believes has signed it.
+            UntrustedError: this site does not believe its signer.
             HandoffError: it is a mean in which this site's own share was left out.
         """
         content = self.trust.check(handoff.statement, kind)
@@ -270,7 +272,7 @@ class SiteConsortium:
         return content
 
     def takes_in_place(self, statement: dict[str, Any], seen: bytes) -> bool:
-        """Whether a hand-off stands for the one that this site has seen: an epoch that it has checked began with it."""
+        """Whether a hand-off replaces the one that this site has seen: a checked epoch began with it."""
         replaced, epoch = statement.get("replaces"), statement.get("epoch")
         if not isinstance(epoch, int) or not 1 <= epoch <= len(self._chain):
             return False
@@ -281,7 +283,7 @@ class SiteConsortium:
         return evidence.accuse(self.identity, self._run, accused, why)
 
     def pending_accusation(self, board: Board) -> Statement | None:
-        """The newest accusation that nobody has given a verdict on."""
+        """The newest accusation that has no verdict yet."""
         given = {
             self.trust.check(one, evidence.VERDICT).get("accusation")
             for one in board.evidence

@@ -1,4 +1,4 @@
-"""How a step crosses the wire: the seam between the protocol (session.py) and what carries it."""
+"""How a step crosses the wire: between the protocol (session.py) and what carries it."""
 
 from suture.runtime.exchange.autograd import AutogradExchange
 from suture.runtime.exchange.exchange import Exchange

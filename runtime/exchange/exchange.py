@@ -87,7 +87,7 @@ class Exchange(ABC):
         return self.begin(ServerApi.next_turn)
 
     def join(self, hello: Hello) -> Welcome:
-        """Takes a seat and says who sits on it."""
+        """Becomes a member, and says who it is."""
         welcome: Welcome = self.call(ServerApi.hello, hello)
         return welcome
 
@@ -164,5 +164,5 @@ class Exchange(ABC):
         return heads
 
     def leave(self) -> None:
-        """Gives the seat back."""
+        """Ends the membership."""
         self.call(ServerApi.leave)

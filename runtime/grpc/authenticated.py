@@ -2,7 +2,7 @@
 
 The server answers handshakes (``handshake``) of anybody who reaches its port, within bounds, and keeps the sessions
 that come of them. A call names its session, and the session's keys say whether it is the site's (``tags``). Until a
-request's tag has been checked, the server refuses by a status of gRPC's, which nobody signs: with a tag, a refusal of
+request's tag has been checked, the server refuses by a status of gRPC's, which is not signed: with a tag, a refusal of
 something that a proxy made up could be shown to the site as the answer to what the site asked.
 """
 
@@ -30,11 +30,11 @@ from suture.runtime.grpc.tags import CallTags, Counted, ForgedError
 log = logging.getLogger(__name__)
 
 HANDSHAKE_SECONDS = 10.0
-"""In which a handshake comes in, and after which a session is dropped that nobody has used."""
+"""Seconds in which a handshake must come in, and after which a session that was not used is dropped."""
 HANDSHAKES_AT_ONCE = 64
 HANDSHAKES_A_SECOND = 100
-"""Of all sites and strangers together. One takes a third of a millisecond of the thread that carries the members'
-calls; who comes above it is told to try again."""
+"""Handshakes a second, of all sites and strangers together. One takes a third of a millisecond of the thread
+that carries the members' calls; above this number a caller is told to try again."""
 _TOO_MANY = "too many newcomers at once; try again in a moment"
 _IDLE_SECONDS = 60.0
 _WAITING_OF_A_SITE = 4
@@ -99,7 +99,7 @@ class TlsCaller:
 
 @dataclass(eq=False)
 class ServerSession:
-    """A session at the server, from the handshake on. Until the site is in it is dropped when nobody uses it."""
+    """A session at the server, from the handshake on. Unused, it is dropped until the site has joined."""
 
     site: str
     certificate: bytes
@@ -201,7 +201,7 @@ class Authenticator:
         for session in [session for session in self._sessions.values() if session.is_over]:
             session.left()
         waiting = [one for one in self._sessions.values() if one.site == site and not one.has_joined]
-        if len(waiting) >= _WAITING_OF_A_SITE:  # somebody may send an old handshake again and again
+        if len(waiting) >= _WAITING_OF_A_SITE:  # an old handshake may be sent again and again
             waiting[0].left()
         pings = TaggedPings(keys, Role.SERVER, self._every)
         self._sessions[keys.session] = ServerSession(site, certificate, keys, pings, self._sessions)

@@ -75,7 +75,7 @@ class GrpcClientConfig:
         tls: "mutual", or "proxy" where one opens TLS on its way; as the server runs.
         proxy_ca: whom TLS believes where a proxy opens it, PEM; None for the authority of the credentials.
         refuses: why a certificate (PEM) counts no more, empty where it does. Asked of the server's where a proxy opens
-            TLS; elsewhere gRPC shows it to nobody, see `suture.launch.kits.shown_certificate`.
+            TLS; elsewhere gRPC does not show it, see `suture.launch.kits.shown_certificate`.
         traffic: counts what crosses.
     """
 
@@ -99,7 +99,7 @@ class GrpcClient:
     """One connection to the server, from the first call to `close`. Cannot be used again after it was lost.
 
     Args:
-        config: see there.
+        config: where the server is, and how long to wait for it.
         thread: carries the calls; stays open for the next connection. None for one that ends with this connection.
     """
 
@@ -132,7 +132,7 @@ class GrpcClient:
         """Asks the server; what is returned waits for the answer.
 
         Args:
-            endpoint: one of `server_api.ENDPOINTS`.
+            endpoint: one of `api.ENDPOINTS`.
             messages: what it takes.
             patient: wait twice as long as usual.
             meanwhile: see `Exchange.next_turn`.
@@ -184,7 +184,7 @@ class GrpcClient:
         if self._closed:
             return
         self._closed = True
-        with suppress(Exception):  # there may be nobody at the other end
+        with suppress(Exception):  # the other end may be gone
             self._thread.run(self._close()).result(_SECONDS_FOR_THE_LAST_WORD)
         if self._owns_thread:
             self._thread.close()

@@ -58,7 +58,7 @@ class PlainPings:
 
 
 class TaggedPings:
-    """Pings that nobody else can make, and that cannot be saved up.
+    """Pings that no one else can make, and that cannot be saved up.
 
     Each has a number, the number of the newest one that came from the other end, and a tag. A proxy that lets few of
     them through could go on with the rest when the site is dead. So what counts is when that newest one of the other

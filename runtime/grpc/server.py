@@ -1,12 +1,12 @@
 """The server's side of gRPC: one port, TLS 1.3, a `ServerApi` for each site that comes in.
 
     site                                      server
-    hello(Hello)                       ->     the certificate's name, a seat, a session
+    hello(Hello)                       ->     the certificate's name, a member, a session
     alive: a stream held open         <->     pings both ways; when it ends the site has gone
-    train(Upload) ...                 <->     as ``server_api`` says; what is computed is computed in the main thread
+    train(Upload) ...                 <->     as ``server.api`` says; the server computes in its main thread
 
 Messages are read and written in a thread of its own, which has the event loop; it computes nothing and takes no lock
-of the run's. One call after the other of a site's is handed on, in the order in which it made them.
+of the run's. A site's calls are handed on one after the other, in the order in which it made them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ log = logging.getLogger(__name__)
 
 HANDSHAKE_SECONDS = 10
 CALLS_OF_A_SITE = 12
-"""At once; an honest site has a stream, two batches in four parts each, and one more."""
+"""Most calls of a site under way at once; an honest site has a stream, two batches, and one more."""
 CONNECTIONS_BESIDE_THE_SITES = 512
 """A stranger holds one until its handshake fails or times out; a flood keeps newcomers waiting, and not members."""
 IDLE_SECONDS = 60
@@ -164,7 +164,7 @@ class GrpcServer:
     """Listens from `start` on; sites come in once the run is open.
 
     Args:
-        config: see there.
+        config: where to listen, and how long to wait.
 
     Raises:
         ConfigError: the server's key is none for the mode in which it runs.
@@ -277,7 +277,7 @@ class GrpcServer:
         await self._server.stop(grace)
 
     async def _handle(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """One call of anybody's, whatever it names."""
+        """One call, whoever makes it and whatever it names."""
         endpoint = endpoint_of(method)
         await self._check_transport(endpoint, context)
         if endpoint == HANDSHAKE and self._authenticator is not None:
@@ -528,7 +528,7 @@ class GrpcServer:
 
 
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Every method that anybody calls is a stream of bytes each way, and has one handler."""
+    """Every method, whatever its name, is a stream of bytes each way and has one handler."""
 
     def __init__(self, handle: Callable[[str, grpc.aio.ServicerContext[Any, Any]], Any]) -> None:
         self._handle = handle

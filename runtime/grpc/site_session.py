@@ -39,7 +39,7 @@ class SiteSession:
         Raises:
             ConfigError: the server's certificate is not to be trusted.
             WireError: what came is no answer to this handshake.
-            grpc.aio.AioRpcError: nobody answered, or refused by a status.
+            grpc.aio.AioRpcError: there was no answer, or a status that refuses.
         """
         shaken = SiteHandshake(identity)
         said = chunks.chunks([memoryview(shaken.message)])

@@ -1,4 +1,4 @@
-"""Who is told how a run goes: a recorder of its numbers and a watcher for a person; both may be nobody."""
+"""Who is told how a run goes: a recorder of its numbers and a watcher for a person; either may be a null object."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Where a step's time goes (``--profile``): a stopwatch that parts of a step start and stop, and one that does nothing.
+"""Where a step's time goes (``--profile``): a timer that parts of a step start and stop, and one that does nothing.
 
 A part that begins inside another stops the other's clock until it ends, so that a step's parts add up. Times are
-those of one process alone: a client's stopwatch knows nothing of the server's and the other way round.
+those of one process alone: a client's timer knows nothing of the server's and the other way round.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def connect() -> ServerApi:
 
 
 def _ask(reference: Reference, endpoint: str, messages: list) -> Future[Any]:  # type: ignore[type-arg]
-    """Asks the client's `ServerApi` for one of `server_api.ENDPOINTS`; the answer may come later."""
+    """Asks the client's `ServerApi` for one of `api.ENDPOINTS`; the answer may come later."""
     api = _owned(reference)
     for message in messages:
         if isinstance(

@@ -56,7 +56,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What the other side met that is no `wire.Refusal`: a defect, or a call that it refused."""
+    """What the other side met that is no `messages.Refusal`: a defect, or a call that it refused."""
 
     text: str
 
@@ -197,7 +197,7 @@ class Lockdown:
             return python_udf.func(*python_udf.args)
         except WireError as error:
             return self._refused("a call", str(error))
-        except Exception as error:  # a defect; its traceback is nobody else's
+        except Exception as error:  # a defect; its traceback stays here
             log.exception("%s failed", python_udf.func.__name__)
             return _failed(
                 f"{python_udf.func.__name__} failed with {type(error).__name__}; see the log there"

@@ -1,7 +1,7 @@
 """Joining and leaving torch RPC: with ``lockdown`` the only module that touches RPC's private parts.
 
 Membership is a star. Every member joins a dynamic group in a store of its own, in its own process, in which it finds
-the server and nobody else: clients never learn of each other, and a dead client wedges nobody. The store that all
+the server and nobody else: clients never learn of each other, and a dead client blocks no one. The store that all
 ranks share (torchrun's) tells where the server is and, to the server, where a newcomer is.
 
 Transport: torch's default shared-memory transport busy-polls (an idle rank burns a whole core), so members use
@@ -136,7 +136,7 @@ class Transport:
         """Waits for what some rank publishes; reading images may take it long.
 
         Raises:
-            PeerLostError: nobody did within an hour.
+            PeerLostError: no rank did within an hour.
         """
         try:
             self.store.wait([f"public/{key}"], timedelta(seconds=START_SECONDS))
@@ -221,7 +221,7 @@ class Transport:
         threading.Thread(target=publish, args=stores, name="publish-address", daemon=True).start()
 
     def _only(self, own: str) -> Callable[[str, int], None]:
-        """A client is told of nobody but itself."""
+        """A client is told of itself alone."""
 
         def check(name: str, rank: int) -> None:
             if (name, rank) != (own, self.config.rank):
@@ -258,7 +258,7 @@ class Transport:
             return rpc.TensorPipeRpcBackendOptions(rpc_timeout=self.config.timeout)
 
     def leave(self) -> None:
-        """Leaves without waiting for anyone: the protocol's own farewell has been said, or nobody listens."""
+        """Leaves without waiting for anyone: the protocol's own farewell has been said, or no one listens."""
         if api._is_current_rpc_agent_set():
             if self.config.rank == SERVER_RANK:
                 time.sleep(SECONDS_FOR_LAST_ANSWERS)

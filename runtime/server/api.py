@@ -114,7 +114,7 @@ class ServerApi:
         return self._computed(self._run.finish, farewell)
 
     def leave(self) -> Future[Refusal | None]:
-        """Gives the seat back; after this call the client may close its connection."""
+        """Ends the membership; after this call the client may close its connection."""
         return self._computed(self._run.leave)
 
     # Between sites that sign -----------------------------------------------------------------------

@@ -84,7 +84,7 @@ class RunConfig:
 
 
 class Coordinator:
-    """See the module.
+    """Answers what clients ask, one call at a time: who may ask, whose turn it is, what counts.
 
     Args:
         run_state: what counted and the weights it led to.
@@ -233,7 +233,7 @@ class Coordinator:
             )
 
     def leave(self, member: Member) -> None:
-        """Frees a seat; when the last has been given back the run has ended."""
+        """Ends a membership; with the last one the run has ended."""
         with self._lock:
             self.membership.heard(member)
             if self._dispatcher.error is None and member.farewell is None:

@@ -1,4 +1,4 @@
-"""The course of a run: which turn comes next, who is lost on the way, and when it is over.
+"""Which turn comes next, who is lost on the way, and when it is over.
 
 Every method runs under the coordinator's lock.
 """
@@ -30,7 +30,7 @@ _TRIES = 3
 
 
 class Dispatcher:
-    """See the module.
+    """Gives out turns, loses members and ends the run; what happens inside a turn it leaves to its transaction.
 
     Args:
         run_state: what counted and the weights it led to.
@@ -289,7 +289,7 @@ class Dispatcher:
             self.shut_out(name, why)
 
     def shut_out(self, name: str, why: str) -> None:
-        """Ends a site's seat, and gives it none again."""
+        """Ends a site's membership, and never admits it again."""
         error = self.membership.shut_out(name, why)
         self.recorder.event("put_out", client=name, reason=why)
         log.warning("%s", error)

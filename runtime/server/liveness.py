@@ -43,7 +43,7 @@ def why_lost(member: Member, running: Running | None, lease: float, ping: Ping |
 
 
 def _answers(member: Member, ping: Ping, patience: float) -> bool:
-    """Knocks at a member's process unless a knock is under way; False if the last one was not answered."""
+    """Pings a member's process unless a ping is under way; False if the last one was not answered."""
     try:
         if member.ping is not None and member.ping.done():
             member.ping.wait()

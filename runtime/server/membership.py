@@ -1,4 +1,4 @@
-"""Who is in a run: seats, the options they agreed on, and who was heard of when."""
+"""Who is in a run: members, the options they agreed on, and who was heard of when."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Membership:
         return len(self._members)
 
     def get(self, name: str) -> Member | None:
-        """The seat of a member, None where there is none of that name."""
+        """The member of that name, None where there is none."""
         return self._members.get(name)
 
     @property

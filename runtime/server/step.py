@@ -1,7 +1,7 @@
 """One training step at the server: what a client sent is checked, goes through the top, and is answered.
 
-Every method runs under the coordinator's lock. Which client's batch goes through the top when is for a lane to say,
-see ``together``.
+Every method runs under the coordinator's lock. A step queue says which client's batch is next,
+see ``step_order``.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Work:
 
 
 class Steps:
-    """See the module.
+    """Checks what clients send in a training step, computes and answers; whose batch is next it leaves to others.
 
     Args:
         run_state: whose server computes.

@@ -1,4 +1,4 @@
-"""How clients that train in one turn share the server: lanes, by which their batches reach the top.
+"""How clients that train in one turn share the server: in which order their batches reach the top.
 
 - ``parallel`` (SplitFed v2): one top takes the batches one by one, in waves of one a client, each in the order that is
   drawn from the seed for the round; or, with ``--async``, in that of arrival.

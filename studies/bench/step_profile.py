@@ -67,7 +67,7 @@ def measure(size: str) -> dict[str, Any]:
 
 
 def stopwatch_seconds(num_steps: int = 1000) -> float:
-    """Median seconds that a client's stopwatch takes of a step: as many parts as in training, and nothing in them."""
+    """Median seconds that a client's step timer takes of a step: as many parts as in training, and nothing in them."""
     watch, times = RunningStepTimer(), []
     turn = Turn(TurnKind.TRAIN, round=1, number=1, client="client0")
     begun = time.perf_counter()

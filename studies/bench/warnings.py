@@ -121,4 +121,4 @@ def run_command(given: AskedOptions, num_runs: int, flipped: float) -> None:
         low, high = wilson(count, num_runs)
         runs, interval = f"{count} of {num_runs}", f"{low:.3f} to {high:.3f}"
         rows.append({"data": data, "what happened": what, "runs": runs, "95 % interval": interval})
-    Table(rows, f"{num_sites} sites, {required(options.resolved().epochs)} rounds").print()
+    Table(rows, f"{num_sites} sites, {options.resolved().epochs} rounds").print()

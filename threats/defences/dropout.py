@@ -1,7 +1,7 @@
 """Whole channels of smashed data left out at random, other ones for every image.
 
 He, Zhang, Lee: Attacking and protecting data privacy in edge-cloud collaborative inference systems, IEEE Internet
-of Things RunState 2021 (dropout at the cut against inversion). Whole channels: Tompson, Goroshin, Jain, LeCun,
+of Things Journal 2021 (dropout at the cut against inversion). Whole channels: Tompson, Goroshin, Jain, LeCun,
 Bregler: Efficient object localization using convolutional networks, CVPR 2015, arXiv:1411.4280.
 
 Shape legend: N batch; C, H, W at the cut.

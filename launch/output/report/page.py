@@ -18,7 +18,7 @@ from suture.launch.output.report.tables import NAMES, num_classes, sites_table
 from suture.launch.output.report.text import score, text
 
 T = TypeVar("T")
-_MOST_RAW = 12  # sites beyond which single batches are not drawn: nobody could tell them apart
+_MOST_RAW = 12  # sites beyond which single batches are not drawn: they could not be told apart
 
 _SCRIPT = """
 const page = document.documentElement, late = document.getElementById("late");

@@ -348,7 +348,7 @@ def _take_part(part: Part, line: Connection) -> dict[str, Any]:
 
 
 def _visit(part: Part, line: Connection) -> dict[str, Any]:
-    """Joins and leaves again and again: seconds of a bare handshake, and from dialling to having the seat."""
+    """Joins and leaves again and again: seconds of a bare handshake, and from dialling to having joined."""
     assert part.kit is not None
     client, config = _client(part, line), _line(part)
     hello = client.hello(part.options.agreement(len(CLASSES)))

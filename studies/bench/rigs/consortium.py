@@ -136,7 +136,7 @@ class _Started:
         return all(process.poll() is not None for process in self.processes.values())
 
     def num_joined(self) -> int:
-        """How often somebody took a seat."""
+        """How often a site joined."""
         return sum(event["event"] == "joined" for event in self._events())
 
     def num_steps(self) -> int:
@@ -184,7 +184,7 @@ def _crowd(count: int, options: list[str]) -> dict[str, Any]:
 
 
 def _reconnects(cuts: int) -> dict[str, list[float]]:
-    """Seconds from a broken line until the site has its seat again, and until its next step has counted."""
+    """Seconds from a broken line until the site is a member again, and until its next step has counted."""
     seated, stepped = [], []
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="suture-bench-"))

@@ -371,7 +371,7 @@ def malformed(hostile: Peer) -> dict[str, Said]:
 
 
 def at_once(hostile: Peer) -> Said:
-    """One call more than a site may have under way; its streams then end, and its seat with them."""
+    """One call more than a site may have under way; its streams then end, and its membership with them."""
     streams = [hostile.hold() for _ in range(CALLS_OF_A_SITE)]
     time.sleep(1)
     said = hostile.ask("fetch")

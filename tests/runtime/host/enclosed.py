@@ -221,7 +221,7 @@ def read_in_an_older_thread():
 
 @allowed
 def see_sizes_and_permissions():
-    # What Landlock does not cover, as docs/architecture.md says.
+    # What Landlock does not cover, as docs/security.md says.
     assert SCAN.stat().st_size == 16
     SCAN.chmod(0o600)
 

@@ -1,4 +1,4 @@
-"""Where a step's time goes: parts that add up, and a stopwatch that does nothing."""
+"""Where a step's time goes: parts that add up, and a timer that does nothing."""
 
 import pytest
 

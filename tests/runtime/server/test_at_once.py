@@ -35,7 +35,7 @@ NAMES = ("ward_a", "ward_b")
 
 
 class Run:
-    """A server whose clients train at once, two batches each, and their seats."""
+    """A server whose clients train at once, two batches each, and their memberships."""
 
     def __init__(self, folder, way, labels=True):
         torch.manual_seed(0)

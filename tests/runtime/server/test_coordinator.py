@@ -66,7 +66,7 @@ class Events(NoRecorder):
 
 
 class Run:
-    """One run of a tiny top (batch norm, so that it has buffers, and a linear layer) and its clients' seats."""
+    """One run of a tiny top (batch norm, so that it has buffers, and a linear layer) and its clients' memberships."""
 
     def __init__(self, run_dir, clients=2, rounds=2, scheduler=None, resume=False, labels=True, door=None):
         torch.manual_seed(0)
@@ -289,7 +289,7 @@ def test_a_call_out_of_turn_is_refused(run, call):
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_strangers_call_is_refused(run, call):
-    """Oracle: a seat is had by joining, whatever name is written on it."""
+    """Oracle: a member is who has joined, whatever name it says."""
     with pytest.raises(WireError, match="client0 has no seat in this run; it must join first"):
         _calls(run, run.turn)[call](Member(name="client0"))
     coordinator = run.coordinator

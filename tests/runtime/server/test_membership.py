@@ -1,4 +1,4 @@
-"""Seats: who may join under which name with which options, who was heard of, and who is lost.
+"""Members: who may join under which name with which options, who was heard of, and who is lost.
 
 Oracle: the protocol's rules, one member at a time.
 """
@@ -74,7 +74,7 @@ def test_a_rank_of_another_run_is_told_so():
 
 
 def test_a_name_is_given_once():
-    """Oracle: the second is refused and the first keeps its seat."""
+    """Oracle: the second is refused and the first stays a member."""
     membership = Membership(2, AGREED)
     first = _admit(membership, "client0")
     with pytest.raises(
@@ -86,7 +86,7 @@ def test_a_name_is_given_once():
 
 
 def test_a_stranger_is_not_heard():
-    """Oracle: a seat that nobody sat down on, and one of another run."""
+    """Oracle: a member that has not joined, and one of another run."""
     membership = Membership(1, AGREED)
     with pytest.raises(WireError, match="a stranger has no seat in this run; it must join first"):
         membership.heard(Member())
@@ -96,7 +96,7 @@ def test_a_stranger_is_not_heard():
 
 
 def test_one_who_was_lost_is_told_so_and_may_come_back():
-    """Oracle: MemberLostError on the old seat; the new one counts and the old one no more."""
+    """Oracle: MemberLostError for the old member; the new one counts and the old one no more."""
     membership = Membership(1, AGREED)
     old = _admit(membership, "client0")
     old.left = True

@@ -70,7 +70,7 @@ def test_one_that_is_refused_stops_nobody(tmp_path):
 
 
 def test_one_that_asks_again_and_again_is_said_once_until_it_is_in(tmp_path, caplog):
-    """Oracle: the log's warnings: a site that waits for its seat asks four times a second, for minutes."""
+    """Oracle: the log's warnings: a site that waits to be let in asks four times a second, for minutes."""
     caplog.set_level(logging.WARNING)
     run = Run(tmp_path, door=OpenMembership(least=2, grace=GRACE))
     run.join("a")
@@ -230,7 +230,7 @@ def test_a_member_whose_connection_ends_is_lost_at_once_and_once(run):
 
 
 def test_the_end_of_an_old_connection_is_not_that_of_the_new_one(run):
-    """Oracle: the member that has come back keeps its seat when its first connection is noticed to have ended."""
+    """Oracle: the member that has come back stays one when its first connection is noticed to have ended."""
     old = run.members["a"]
     run.coordinator.disconnected(old, "no word from it for 100 s")
     run.join("a")

@@ -119,7 +119,7 @@ def run() -> Run:
 
 @pytest.mark.parametrize("endpoint", TABLE)
 def test_an_endpoint_asks_the_run_for_this_client(endpoint, run):
-    """Oracle: the table above: the method, the messages, this client's seat, and the answer as it was given."""
+    """Oracle: the table above: the method, the messages, this client's member, and the answer as it was given."""
     api = ServerApi(run)
     method, messages, answer, _ = TABLE[endpoint]
     assert ask(api, endpoint, messages).value() is answer
@@ -368,7 +368,7 @@ def test_what_the_carrier_notices_is_told_in_the_thread_that_works(run):
 
 
 def test_a_name_is_known_from_joining_on(run):
-    """Oracle: the seat's, which the run writes on it."""
+    """Oracle: the member's, which the run writes on it."""
     api = ServerApi(run)
     assert api.client == ""
     api._member.name = "client0"

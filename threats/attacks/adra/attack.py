@@ -53,7 +53,7 @@ class AdraConfig:
     """Parameters of ADRA.
 
     Attributes:
-        origin: where the pairs come from, see the module.
+        origin: where the pairs come from: "leaked", "query" or "shadow".
         aux: the attacker's images: "run" for images of the run's source that no client has, or NAME[:PATH].
         aux_images: how many (leaked: how many private training images).
         loss: "l1", "mse" or "ssim" (one minus it).
@@ -117,7 +117,7 @@ class AdraConfig:
 
 
 class AdraAttack(LiveAttack):
-    """See the module.
+    """Collects pairs while the run goes on, trains the decoder after the last turn, and decodes what it recorded.
 
     Args:
         config: its parameters.

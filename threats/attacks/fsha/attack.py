@@ -26,7 +26,7 @@ from suture.threats.attacks.server_view import ServerView
 
 
 class FshaAttack(LiveAttack):
-    """See the module.
+    """Trains pilot, decoder and critic at the server, and answers the client with the critic's gradient.
 
     Args:
         config: its parameters.
