@@ -284,7 +284,7 @@ def test_a_listener_reads_nothing_and_over_rpc_everything(hosts, played, tmp_pat
     run = [
         sys.executable,
         "-m",
-        "launch",
+        "suture",
         "train",
         "--clients=1",
         f"--handoff-key={tmp_path / 'handoff.key'}",

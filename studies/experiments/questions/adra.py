@@ -114,8 +114,9 @@ class Adra(Experiment):
         for attack, who in ATTACKERS.items():
             if any(leak_facts(result, attack) for result in found):
                 first = attack == "live"
+                row: dict[str, object] = {"cut": cut, "defence": defence, "attacker": who}
                 rows.append(
-                    {"cut": cut, "defence": defence, "attacker": who}
+                    row
                     | (results.cells(arm, _SHOWN) if first else {})
                     | leak_cells(found, attack, UNREAD)
                     | {"void": f"{void} of {len(found)}" if first and void else ""}

@@ -151,7 +151,7 @@ def test_a_run_s_ranks_are_all_in_it(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "launch",
+        "suture",
         "train",
         *options.split(),
         "--batch-size=4",
