@@ -15,7 +15,8 @@ from pathlib import Path
 
 import suture.models.registry as nets
 from suture.launch.build import Images
-from suture.launch.options.options import SITES_OWN, SUTURE_VERSION, AskedOptions, RunOptions, as_config_error
+from suture.launch.options.model import as_config_error
+from suture.launch.options.options import SITES_OWN, SUTURE_VERSION, AskedOptions, RunOptions
 from suture.launch.policy.file import DEFAULT_TEXT, Range, nearest, read_rules
 from suture.launch.policy.own_code import module_files
 from suture.launch.policy.rules import RANGES, complaints, outside, unlisted
