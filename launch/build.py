@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 import suture.models.registry as nets
-from suture.launch.options.options import RunOptions, as_config_error, parse_cut
+from suture.launch.options.model import as_config_error, parse_cut
+from suture.launch.options.options import RunOptions
 from suture.models.split import SplitModel
 from suture.runtime.client.client import Client, ClientConfig
 from suture.runtime.consortium.board import ServerBoard

@@ -16,7 +16,8 @@ import torch
 
 import suture.models.registry as nets
 from suture.launch import build
-from suture.launch.options.options import RunOptions, parse_cut
+from suture.launch.options.model import parse_cut
+from suture.launch.options.options import RunOptions
 from suture.models.split import SplitModel
 from suture.runtime.data.client_data import ClientData, Split
 from suture.runtime.data.registry import open_source

@@ -47,8 +47,6 @@ def run_in_one_process(asked: AskedOptions) -> None:
     key = given or shared_key(keys.generated_key(place.path))
     for index, own in enumerate(data):
         lab.prepare_client(options, own, index, place.path)
-    server = build.build_server(options, num_classes, device)
-    lab.arm(server, options, place.run, place.path, num_classes)
 
     def play(coordinator: Coordinator) -> None:
         normalisation = nets.model_entry(options.model).normalisation
@@ -56,7 +54,7 @@ def run_in_one_process(asked: AskedOptions) -> None:
         observer = [AllOf(ClientRecord(options), ClientFolder(options, normalisation, task)) for _ in data]
         _play(options, coordinator, data, key, device, observer)
 
-    conduct(options, server, place, num_classes, progress, play)
+    conduct(options, place, num_classes, progress, play)
 
 
 def play_locally(
