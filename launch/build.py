@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import suture.models.registry as nets
-from suture.launch.options.options import RunOptions, as_config_error, parse_cut, required
+from suture.launch.options.options import RunOptions, as_config_error, parse_cut
 from suture.models.split import SplitModel
 from suture.runtime.client.client import Client, ClientConfig
 from suture.runtime.consortium.board import ServerBoard
@@ -25,7 +25,6 @@ from suture.runtime.data.partition import Share, partition
 from suture.runtime.data.registry import open_source
 from suture.runtime.data.source import Source, Task
 from suture.runtime.errors import ConfigError, DataError
-from suture.runtime.exchange.batch_in_flight import MOST_UNDER_WAY
 from suture.runtime.grpc.chunks import SMALL, Limits
 from suture.runtime.records.observers import Watcher
 from suture.runtime.scheduler import parse_schedule
@@ -102,11 +101,11 @@ def build_split(options: RunOptions, num_classes: int, secret: bytes) -> SplitMo
             other than the clients' own: the server's copies of them are thrown away.
     """
     hidden, public = Randomness(secret, options.seed), Randomness(PUBLIC, options.seed)
-    entry = nets.model_entry(required(options.model))
+    entry = nets.model_entry(options.model)
     with as_config_error():
         split = nets.build(
             entry.name,
-            cut=parse_cut(required(options.cut)),
+            cut=parse_cut(options.cut),
             num_outputs=num_classes if Task(entry.task) is Task.CLASSIFICATION else 1,
             labels=options.labels,
             width=options.width,
@@ -131,14 +130,14 @@ def _state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 def smashed_spec(options: RunOptions, split: SplitModel) -> TensorSpec:
     """What smashed data must look like on the wire."""
-    shape = nets.smashed_shape(split, required(options.image_size))
-    return TensorSpec(shape, torch.float32, required(options.batch_size))
+    shape = nets.smashed_shape(split, options.image_size)
+    return TensorSpec(shape, torch.float32, options.batch_size)
 
 
 def output_spec(options: RunOptions, split: SplitModel) -> TensorSpec:
     """What the top's output must look like on the wire."""
-    shape = nets.top_output_shape(split, required(options.image_size))
-    return TensorSpec(shape, torch.float32, required(options.batch_size))
+    shape = nets.top_output_shape(split, options.image_size)
+    return TensorSpec(shape, torch.float32, options.batch_size)
 
 
 def wire_limits(options: RunOptions, num_classes: int) -> Limits:
@@ -174,13 +173,10 @@ def build_server(options: RunOptions, num_classes: int, device: torch.device) ->
         top,
         options.optimizer_config().build(top.parameters()),
         smashed=smashed_spec(options, split),
-        labels=TensorSpec((), torch.int64, required(options.batch_size), below=num_classes)
-        if shared
-        else None,
+        labels=TensorSpec((), torch.int64, options.batch_size, below=num_classes) if shared else None,
         seed=options.seed,
         device=device,
         wire=options.wire,
-        microbatches=options.microbatches,
     )
 
 
@@ -198,13 +194,13 @@ def build_coordinator(
     """The run at the server, not yet begun; ``membership`` where they are others than the ranks of one start, ``board``
     where they sign.
     """
-    task = nets.model_entry(required(options.model)).task
-    turn_log = TurnLog(parse_schedule(options.schedule, options.seed), required(options.epochs))
+    task = nets.model_entry(options.model).task
+    turn_log = TurnLog(parse_schedule(options.schedule, options.seed), options.epochs)
     kept = NoCheckpoints if options.checkpoints == "off" else Checkpoints
     checkpoints = kept(run_dir / "checkpoints")
     run_state = RunState(run, run_dir, server, turn_log, checkpoints, MAIN_METRICS[task], board)
     if membership is None:
-        membership = Membership(required(options.clients), options.agreement(num_classes))
+        membership = Membership(options.clients, options.agreement(num_classes))
     config = RunConfig(
         run=run,
         run_dir=run_dir,
@@ -212,18 +208,18 @@ def build_coordinator(
         release_top=options.release_top,
         seed=options.seed,
         race=options.race,
-        in_flight=min(options.microbatches, MOST_UNDER_WAY) * (2 if options.overlap else 1),
+        in_flight=2 if options.overlap else 1,
     )
     return Coordinator(run_state, membership, config, watcher)
 
 
 def build_data(options: RunOptions, images: Images, index: int) -> ClientData:
     """One client's images, read into memory."""
-    entry = nets.model_entry(required(options.model))
+    entry = nets.model_entry(options.model)
     return ClientData(
         images.source,
         images.shares[index],
-        image_size=required(options.image_size),
+        image_size=options.image_size,
         channels=entry.in_channels,
         normalisation=entry.normalisation,
         augment=options.augment,
@@ -246,8 +242,8 @@ def class_weights(options: RunOptions, data: ClientData) -> tuple[float, ...] | 
 
 def client_view(options: RunOptions, split: SplitModel, data: ClientData) -> ClientView:
     """What a defence or detector is told of the run."""
-    entry = nets.model_entry(required(options.model))
-    size = required(options.image_size)
+    entry = nets.model_entry(options.model)
+    size = options.image_size
     return ClientView(
         images=(entry.in_channels, size, size),
         smashed=smashed_spec(options, split).shape,
@@ -300,18 +296,17 @@ def build_client(
     config = ClientConfig(
         name=name,
         labels_shared=options.labels == "shared",
-        batch_size=required(options.batch_size),
+        batch_size=options.batch_size,
         optimizer=options.optimizer_config(),
         class_weights=class_weights(options, data),
         accept_rollback=options.accept_rollback,
         memory=memory,
         on_alarm=options.on_alarm,
         wire=options.wire,
-        microbatches=options.microbatches,
         overlap=options.overlap,
         offered_from=options.first_query_round(),
         tested_from=options.first_test_round(),
-        rounds=None if own is None else required(options.epochs),
+        rounds=None if own is None else options.epochs,
         repeats=None if own is None else own.repeats,
     )
     return Client(

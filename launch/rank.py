@@ -14,7 +14,7 @@ import torch
 from suture.launch.host.cores import ranks_at_once
 from suture.launch.host.memory_check import check_memory
 from suture.launch.options.click_options import EPILOG, run_options
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import AskedOptions
 from suture.launch.options.outcome import exit_as_rank, outcome
 from suture.launch.roles.client import join
 from suture.launch.roles.server import serve
@@ -25,7 +25,7 @@ from suture.runtime.rpc.transport import Transport, TransportConfig
 
 @click.command("launch/run.py", context_settings={"max_content_width": 110}, epilog=EPILOG)
 @run_options
-def rank(options: RunOptions) -> None:
+def rank(options: AskedOptions) -> None:
     """One rank of a run under torchrun: rank 0 is the server, the others are clients."""
     if "RANK" not in os.environ:
         raise ConfigError(
@@ -60,7 +60,7 @@ def rank_outcome(arguments: Sequence[str]) -> int:
     return outcome(lambda: rank.main(list(arguments), standalone_mode=False), first)
 
 
-def run_rank(options: RunOptions) -> None:
+def run_rank(asked: AskedOptions) -> None:
     """One rank under torchrun: rank 0 serves, the others are clients.
 
     Raises:
@@ -72,16 +72,16 @@ def run_rank(options: RunOptions) -> None:
             f"a run needs one server and at least one client, got {world} rank; "
             "use torchrun --nproc_per_node=2 or more"
         )
-    if options.clients not in (None, world - 1):
+    if asked.clients is not None and asked.clients != world - 1:
         raise ConfigError(
-            f"clients is {options.clients}, but torchrun started {world} ranks (one server and {world - 1} "
+            f"clients is {asked.clients}, but torchrun started {world} ranks (one server and {world - 1} "
             f"clients, and a run that is resumed keeps its number); leave --clients out or use "
-            f"--nproc_per_node={required(options.clients) + 1}"
+            f"--nproc_per_node={asked.clients + 1}"
         )
     # An attack may pre-train before it lets the clients in; in a lab they wait for it.
-    timeout = max(options.lease, 900.0) if options.attack_spec() is not None else options.lease
-    config = TransportConfig.from_environment(options.interface, timeout)
-    options = replace(options.resolved(), clients=world - 1)
+    timeout = max(asked.lease, 900.0) if asked.attack_spec() is not None else asked.lease
+    config = TransportConfig.from_environment(asked.interface, timeout)
+    options = replace(asked, clients=world - 1).resolved()
     if config.one_host and transport.LOOPBACK_STORE not in os.environ:  # `suture train` has checked
         check_memory(options)
     # Threads that are older than the sandbox stay outside it: until it is closed there is only this one.

@@ -1,4 +1,4 @@
-"""Nets of others, by name: ``torchvision:NAME``, and a user's own, ``module:PACKAGE.FILE:FACTORY``.
+"""Nets of others, by name: ``torchvision:NAME``, and plug-ins (`suture.models.plugins`), each a factory.
 
 They are cut wherever a single tensor crosses (`suture.models.traced`). A part's initial weights are those that the
 net's own construction draws, from the generator that the part is given.
@@ -7,21 +7,19 @@ net's own construction draws, from the generator that the part is given.
 from __future__ import annotations
 
 import functools
-import importlib
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torchvision  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor, nn
 
+from suture.models import plugins
 from suture.models.entry import ModelEntry
+from suture.models.plugins import first_line
 from suture.models.traced import LARGEST_SIZE, NUM_CHANNELS, TracedNet
-from suture.models.tracing import first_line
 
-TORCHVISION, MODULE = "torchvision:", "module:"
-FORMS = (f"{TORCHVISION}NAME", f"{MODULE}PACKAGE.FILE:FACTORY")
+KIND, TORCHVISION = "model", "torchvision:"
+FORMS = (f"{TORCHVISION}NAME", plugins.FORM)
 """How such nets are named."""
 
 Factory = Callable[[int], nn.Module]
@@ -31,8 +29,8 @@ _NO_AUXILIARY = {name: {"aux_logits": False, "init_weights": True} for name in (
 
 
 def is_foreign(name: str) -> bool:
-    """Whether ``name`` has the form of a net of others."""
-    return name.startswith((TORCHVISION, MODULE))
+    """Whether ``name`` is that of a net of others; imports nothing. The registry's own names come first."""
+    return name.startswith(TORCHVISION) or plugins.is_outside(KIND, name)
 
 
 @functools.cache
@@ -40,7 +38,7 @@ def foreign_entry(name: str) -> ModelEntry:
     """The entry of a net of others; a user's module is imported, nothing is built.
 
     Raises:
-        ValueError: torchvision has no such net, or there is no such module or factory.
+        ValueError: torchvision has no such net, or no such plug-in is found.
     """
     if name.startswith(TORCHVISION):
         factory, paper = _torchvision_factory(name), "see torchvision's documentation of the net"
@@ -83,34 +81,12 @@ def _torchvision_factory(name: str) -> Factory:
     )
 
 
-def search_path() -> list[str]:
-    """Where ``module:`` looks: as Python does, and in the current folder, where an installed command does not look."""
-    here, checkout = str(Path.cwd()), str(Path(__file__).resolve().parent.parent)
-    if here in sys.path:
-        return list(sys.path)
-    # A checkout's own models/ is no user's: a user's is found first.
-    at = sys.path.index(checkout) if checkout in sys.path else len(sys.path)
-    return [*sys.path[:at], here, *sys.path[at:]]
-
-
 def _own_factory(name: str) -> Factory:
-    module_name, _, factory_name = name.removeprefix(MODULE).partition(":")
-    if not module_name or not factory_name:
-        raise ValueError(f"model must have the form {FORMS[1]}, got {name!r}")
-    here = str(Path.cwd())
-    sys.path[:] = search_path()
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's file raises
-        raise ValueError(
-            f"model {name}: cannot import {module_name}: {first_line(error)}; name a file below {here} or on "
-            "PYTHONPATH"
-        ) from None
-    factory = getattr(module, factory_name, None)
+    factory = plugins.load(KIND, name)
     if not callable(factory):
-        known = ", ".join(key for key, value in vars(module).items() if callable(value) and key[0] != "_")
         raise ValueError(
-            f"model {name}: {module_name} has no factory {factory_name}; known: {known or 'none'}"
+            f"model {name}: {plugins.place(KIND, name)[1]} must be a factory that takes the number of outputs, got "
+            f"{type(factory).__name__}"
         )
     made: Factory = factory
     return made

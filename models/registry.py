@@ -10,6 +10,7 @@ from torch import nn
 
 from suture.models.entry import ModelEntry
 from suture.models.foreign import FORMS, foreign_entry, is_foreign
+from suture.models.plugins import nearest
 from suture.models.resnet import build_resnet, cut_resnet, initialise_resnet, resnet_cut_points
 from suture.models.shapes import smashed_shape, top_output_shape
 from suture.models.split import CutPoint, SplitModel, resolve_cut
@@ -137,11 +138,12 @@ def model_entry(name: str) -> ModelEntry:
     Raises:
         ValueError: no such net; the message lists the known ones.
     """
+    if name in MODELS:
+        return MODELS[name]
     if is_foreign(name):
         return foreign_entry(name)
-    if name not in MODELS:
-        raise ValueError(f"model must be one of {', '.join([*MODELS, *FORMS])}, got {name!r}")
-    return MODELS[name]
+    known = [*MODELS, *FORMS]
+    raise ValueError(f"model must be one of {', '.join(known)}, got {name!r}{nearest(name, known)}")
 
 
 def cut_points(name: str, labels: str | None = None, *, inside_layers: bool = False) -> list[CutPoint]:

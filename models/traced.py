@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from suture.models.plugins import first_line
 from suture.models.shapes import forward_on_meta
 from suture.models.split import BottomOutput, CutPoint, SplitModel
-from suture.models.tracing import Trace, between, first_line
+from suture.models.tracing import Trace, between
 
 NUM_CHANNELS = 3
 """Channels of an image: grey ones are repeated by the data source."""

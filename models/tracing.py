@@ -12,11 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-
-def first_line(error: Exception) -> str:
-    """What an error says, for a message of one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]:.300}" if lines else type(error).__name__
+from suture.models.plugins import first_line
 
 
 class _Tracer(fx.Tracer):

@@ -1,16 +1,22 @@
-"""Who trains when: pure Python, no torch, no network."""
+"""Who trains when, and the schedules by name: pure Python, no torch, no network.
+
+A new schedule is a class and a line of ``SCHEDULES``. One of one's own is a class, or a function, that is called with
+what follows its name and with the run's seed: ``module:FILE_OR_PACKAGE:NAME[:ARGUMENT]``, or an entry point.
+"""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from suture.models.plugins import FORM, is_outside, nearest, split
 from suture.runtime.errors import ConfigError
+from suture.runtime.plugins import load
 
 
 class TurnKind(StrEnum):
@@ -28,11 +34,16 @@ class TurnKind(StrEnum):
 
 
 class Together(StrEnum):
-    """How clients that train at once share the server; the page ``together`` has what it does."""
+    """How clients that train at once share the server: what its queue of steps does with their batches."""
 
     PARALLEL = "parallel"
     SPLITFED = "splitfed"
     CONCAT = "concat"
+
+    @property
+    def server_waits_for_all(self) -> bool:
+        """Whether no client computes while the server does, so that it may use all cores."""
+        return self is Together.CONCAT
 
 
 Group = tuple[str, ...]
@@ -91,8 +102,8 @@ class Scheduler(Protocol):
         """The order in which the server takes the batches of a turn, where it was written down; else None."""
 
 
-class _Unwritten:
-    """What schedules have in common that write no order of steps down; each client has a turn of its own by default."""
+class InTurns:
+    """Base of the schedules that write no order of steps down: each client has a turn of its own."""
 
     together: Together | None = None
 
@@ -100,14 +111,14 @@ class _Unwritten:
         return None
 
 
-class RoundRobin(_Unwritten):
+class RoundRobin(InTurns):
     """Every client once a round, always in the same order (Gupta and Raskar 2018, arXiv 1810.06060)."""
 
     def order(self, round: int, clients: Sequence[str]) -> list[Group]:
         return [(client,) for client in clients]
 
 
-class Shuffled(_Unwritten):
+class Shuffled(InTurns):
     """Every client once a round, in an order drawn from (seed, round)."""
 
     def __init__(self, seed: int) -> None:
@@ -120,7 +131,7 @@ class Shuffled(_Unwritten):
         return [(client,) for client in order]
 
 
-class AtOnce(_Unwritten):
+class AtOnce(InTurns):
     """All clients in one turn a round (Thapa et al., AAAI 2022, arXiv 2004.12088)."""
 
     def __init__(self, together: Together) -> None:
@@ -176,22 +187,90 @@ class Replay:
         return None
 
 
-SCHEDULES = ("round-robin", "shuffled", *Together, "replay:FILE")
+@dataclass(frozen=True, kw_only=True)
+class ScheduleEntry:
+    """A line of the registry. Queue and cores follow from what ``build`` makes, see `Scheduler` and `Together`.
+
+    Attributes:
+        name: as on the command line.
+        help: one line.
+        build: the scheduler, from what follows the colon and the run's seed.
+        argument: what follows the colon, such as "FILE"; empty where nothing does.
+    """
+
+    name: str
+    help: str
+    build: Callable[[str, int], Scheduler]
+    argument: str = ""
+
+    @property
+    def form(self) -> str:
+        """How it is written."""
+        return f"{self.name}:{self.argument}" if self.argument else self.name
+
+
+_ENTRIES = (
+    ScheduleEntry(
+        name="round-robin",
+        help="one client after the other, always in the same order",
+        build=lambda argument, seed: RoundRobin(),
+    ),
+    ScheduleEntry(
+        name="shuffled",
+        help="one after the other, in an order drawn anew for each round",
+        build=lambda argument, seed: Shuffled(seed),
+    ),
+    ScheduleEntry(
+        name="parallel",
+        help="all at once: one top takes their batches one by one; bottoms are averaged",
+        build=lambda argument, seed: AtOnce(Together.PARALLEL),
+    ),
+    ScheduleEntry(
+        name="splitfed",
+        help="all at once: a top each; tops and bottoms are averaged",
+        build=lambda argument, seed: AtOnce(Together.SPLITFED),
+    ),
+    ScheduleEntry(
+        name="concat",
+        help="all at once: their batches are joined to one step; bottoms are averaged",
+        build=lambda argument, seed: AtOnce(Together.CONCAT),
+    ),
+    ScheduleEntry(
+        name="replay",
+        argument="FILE",
+        help="exactly the turns that counted in another run, from its turns.jsonl",
+        build=lambda argument, seed: Replay(Path(argument)),
+    ),
+)
+SCHEDULES: dict[str, ScheduleEntry] = {entry.name: entry for entry in _ENTRIES}
+KIND = "schedule"
 
 
 def parse_schedule(spec: str, seed: int) -> Scheduler:
     """The scheduler that ``--schedule`` names.
 
     Raises:
-        ConfigError: the name is unknown.
+        ConfigError: the name is unknown, or an argument is missing or superfluous.
     """
-    name, _, argument = spec.partition(":")
-    if name == "round-robin" and not argument:
-        return RoundRobin()
-    if name == "shuffled" and not argument:
-        return Shuffled(seed)
-    if name in tuple(Together) and not argument:
-        return AtOnce(Together(name))
-    if name == "replay" and argument:
-        return Replay(Path(argument))
-    raise ConfigError(f"schedule must be one of {', '.join(SCHEDULES)}, got {spec!r}")
+    name, argument = split(spec)
+    entry = SCHEDULES.get(name)
+    if entry is not None and bool(entry.argument) == bool(argument) and (argument is None or entry.argument):
+        return entry.build(argument or "", seed)
+    if entry is None and is_outside(KIND, name):
+        return _outside(name, argument or "", seed)
+    forms = ", ".join([*(known.form for known in SCHEDULES.values()), FORM])
+    near = nearest(name, SCHEDULES) if entry is None else ""
+    raise ConfigError(f"schedule must be one of {forms}, got {spec!r}{near}")
+
+
+def _outside(name: str, argument: str, seed: int) -> Scheduler:
+    build = load(KIND, name)
+    scheduler = build(argument, seed) if callable(build) else build
+    missing = [part for part in ("together", "order", "steps") if not hasattr(scheduler, part)]
+    if missing:
+        raise ConfigError(
+            f"schedule {name}: {scheduler!r:.60} has no {' and no '.join(missing)}; extend "
+            f"{InTurns.__module__}.InTurns"
+        )
+    made: Scheduler = scheduler
+    return made

@@ -1,8 +1,10 @@
-"""Means over seeds and their 95 % intervals, by Student's t."""
+"""95 % intervals: of means over seeds by Student's t, of ratios of medians by the bootstrap."""
 
 from __future__ import annotations
 
 import math
+import random
+import statistics
 from collections.abc import Sequence
 
 # Student's t, two-sided 95 %, by degrees of freedom; beyond the table the normal distribution is close enough.
@@ -35,6 +37,11 @@ def shown(values: Sequence[float], digits: int = 3) -> str:
     return f"{mean:.{digits}f}" if is_sure else f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
+def in_percent(values: Sequence[float] | None) -> str:
+    """The study's accuracies, client by client, as it gave them."""
+    return "–" if values is None else ", ".join(f"{value:g} %" for value in values)
+
+
 def changed(before: Sequence[float], after: Sequence[float], digits: int = 3) -> str:
     """How much larger the second mean is, paired seed by seed: ``+0.012 ± 0.003``, and whether that says anything."""
     mean, half = mean_and_interval([b - a for a, b in zip(before, after, strict=False)])
@@ -50,3 +57,14 @@ def overlaps(first: Sequence[float], second: Sequence[float]) -> bool:
     """Whether the two means' intervals overlap, so that the runs do not tell them apart."""
     (a, da), (b, db) = mean_and_interval(first), mean_and_interval(second)
     return not abs(a - b) > da + db  # nan: one run each tells nothing apart
+
+
+def ratio_interval(ours: Sequence[float], theirs: Sequence[float], draws: int = 2000) -> list[float]:
+    """95% interval of the ratio of medians, by the percentile bootstrap (Efron and Tibshirani 1993)."""
+    chance = random.Random(0)
+    ratios = sorted(
+        statistics.median(chance.choices(ours, k=len(ours)))
+        / statistics.median(chance.choices(theirs, k=len(theirs)))
+        for _ in range(draws)
+    )
+    return [ratios[int(0.025 * draws)], ratios[int(0.975 * draws) - 1]]

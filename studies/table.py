@@ -1,79 +1,87 @@
-"""A table of an experiment: for markdown, for HTML, and the runs behind it as CSV."""
+"""The one table: for Markdown (and so for a page), as CSV, and on the terminal."""
 
 from __future__ import annotations
 
 import csv
-import html
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import rich.table
+from rich.console import Console
+from rich.text import Text
+
+_NUMERIC = tuple("0123456789+-–")
+_LOG_WIDTH = 130  # a log file has room
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table.
+    """Rows of cells by heading; the columns are the headings of all rows, and a cell that a row lacks is empty.
 
     Attributes:
-        title: says the scale.
-        headings: of the columns.
-        rows: cells as they are shown.
-        notes: sentences below it.
+        rows: cells by heading, as they are shown.
+        title: stands above; in an experiment it says the scale.
+        notes: sentences below; empty ones are left out.
     """
 
-    title: str
-    headings: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    notes: Sequence[str] = field(default_factory=tuple)
+    rows: Sequence[Mapping[str, object]]
+    title: str = ""
+    notes: Sequence[str] = ()
 
-    def to_markdown(self) -> str:
-        """With title and notes."""
-        lines = [f"## {self.title}", "", _line(self.headings), "|" + "---|" * len(self.headings)]
-        lines += [_line(row) for row in self.rows]
-        if self.notes:
-            lines += ["", *(f"- {note}" for note in self.notes)]
-        return "\n".join(lines) + "\n"
+    @property
+    def headings(self) -> list[str]:
+        """Of the columns, in the order in which rows name them."""
+        return list(dict.fromkeys(heading for row in self.rows for heading in row))
 
-    def to_html(self) -> str:
-        """As a figure that scrolls sideways where it is wider than the page."""
-        head = "".join(f"<th>{html.escape(text)}</th>" for text in self.headings)
-        body = "".join(
-            f"<tr><th>{_breakable(first)}</th>{''.join(map(_cell, rest))}</tr>" for first, *rest in self.rows
-        )
-        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
-        return (
-            f"<h3>{html.escape(self.title)}</h3>"
-            f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-            + (f"<ul>{notes}</ul>" if notes else "")
-        )
+    def cells(self) -> list[list[str]]:
+        """Row by row, as text."""
+        return [[str(row.get(heading, "")) for heading in self.headings] for row in self.rows]
+
+    def to_markdown(self, level: int = 2) -> str:
+        """With title, as a heading of ``level``, and notes."""
+        parts = [f"{'#' * level} {self.title}"] if self.title else []
+        if self.rows:
+            lines = [_line(self.headings), "|" + "---|" * len(self.headings), *map(_line, self.cells())]
+            parts.append("\n".join(lines))
+        if notes := bullets(self.notes):
+            parts.append(notes)
+        return "\n\n".join(parts) + "\n"
+
+    def to_csv(self) -> str:
+        """Without title and notes; floats keep six digits."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.headings)
+        for row in self.rows:
+            values = [row.get(heading, "") for heading in self.headings]
+            writer.writerow([f"{value:.6f}" if isinstance(value, float) else value for value in values])
+        return text.getvalue()
+
+    def print(self) -> None:
+        """Shows it on the terminal, columns of numbers flush right."""
+        table = rich.table.Table(title=Text(self.title) if self.title else None, title_justify="left")
+        cells = self.cells()
+        for heading, *column in zip(self.headings, *cells, strict=True):
+            is_numeric = all(not cell or cell.startswith(_NUMERIC) for cell in column)
+            table.add_column(heading, justify="right" if is_numeric else "left", overflow="fold")
+        for row in cells:
+            table.add_row(*map(Text, row))
+        console = Console()
+        (console if console.is_terminal else Console(width=_LOG_WIDTH)).print(table)
+        for note in filter(None, self.notes):
+            console.print(note, markup=False, highlight=False)
 
 
-def to_csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A line a run; columns that a row lacks are empty. Floats keep six digits."""
-    rows = list(rows)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        values = [row.get(column, "") for column in columns]
-        writer.writerow([f"{value:.6f}" if isinstance(value, float) else value for value in values])
-    return text.getvalue()
+def bullets(sentences: Sequence[str]) -> str:
+    """A Markdown list of those that are not empty."""
+    return "\n".join(f"- {sentence}" for sentence in sentences if sentence)
 
 
-def _cell(text: str) -> str:
-    return f"<td class=number>{html.escape(text)}</td>" if "±" in text else f"<td>{_breakable(text)}</td>"
-
-
-def _breakable(text: str) -> str:
-    """With places where a long SPEC may go on in the next line."""
-    return html.escape(text).replace(",", ",<wbr>").replace(":", ":<wbr>")
+def megabytes(count: float) -> str:
+    """Bytes for people: 25.69 MB is 25,690,000 bytes."""
+    return f"{count / 1e6:,.2f} MB"
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
-
-
-def megabytes(count: int) -> str:
-    """Bytes for people: 25.69 MB is 25,690,000 bytes."""
-    return f"{count / 1e6:,.2f} MB"
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from suture.launch.options.click_options import run_options
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 
 
 @click.group()
@@ -111,7 +111,7 @@ def bench_all(quick: bool, out: Path | None) -> None:
 @bench.command("attacks")
 @click.option("--steps", "num_steps", type=int, default=12, help="steps timed a row, at least 10 [12]")
 @run_options
-def bench_attacks(options: RunOptions, num_steps: int) -> None:
+def bench_attacks(options: AskedOptions, num_steps: int) -> None:
     """Step times of every attack, defence and detector beside undefended training.
 
     Without options: drawn photographs at 64 px, ResNet-18 cut at layer1.
@@ -135,7 +135,7 @@ def bench_security(repeats: int, threads: int | None) -> None:
 @click.option("--runs", "num_runs", type=int, default=30, help="runs of each kind, at least 2 [30]")
 @click.option("--flipped", type=float, default=0.4, help="share of one site's labels that are wrong [0.4]")
 @run_options
-def bench_warnings(options: RunOptions, num_runs: int, flipped: float) -> None:
+def bench_warnings(options: AskedOptions, num_runs: int, flipped: float) -> None:
     """How often a site is named as unlike the others: on even data, and where one site's labels are partly wrong.
 
     Without options: drawn photographs at 32 px, three sites of 256 images, eight rounds, seeds from --seed on.
@@ -145,32 +145,12 @@ def bench_warnings(options: RunOptions, num_runs: int, flipped: float) -> None:
     run_command(options, num_runs, flipped)
 
 
-@bench.command("wire")
-@click.option("--steps", "num_steps", type=int, default=12, help="steps timed a format, at least 10 [12]")
-@click.option("--seeds", "num_seeds", type=int, default=1, help="runs of each format, from --seed on [1]")
-@click.option("--aux-images", type=int, default=100, help="images that the attacker owns [100]")
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", help="also write DIR/benchmarks-wire.md"
-)
-@run_options
-def bench_wire(
-    options: RunOptions, num_steps: int, num_seeds: int, aux_images: int, out: Path | None
-) -> None:
-    """Bytes and time of a step, the test metric and what ADRA rebuilds, for every wire format.
-
-    Without options: drawn photographs at 64 px, ResNet-18 cut 3, two clients, three rounds.
-    """
-    from suture.studies.bench.wire import WirePlan, run_command
-
-    run_command(options, WirePlan(steps=num_steps, seeds=num_seeds, aux_images=aux_images), out)
-
-
 @bench.command("detectors")
 @click.option("--steps", "num_steps", type=int, default=240, help="batches a run [240]")
 @click.option("--honest", type=int, default=20, help="honest runs [20]")
 @click.option("--hostile", type=int, default=3, help="runs under FSHA [3]")
 @run_options
-def bench_detectors(options: RunOptions, num_steps: int, honest: int, hostile: int) -> None:
+def bench_detectors(options: AskedOptions, num_steps: int, honest: int, hostile: int) -> None:
     """Alarms of every detector over honest runs and runs under FSHA, seeds from --seed on; about ten minutes.
 
     Without options: drawn photographs at 32 px, ResNet-18 cut at layer1.

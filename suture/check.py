@@ -11,7 +11,7 @@ import suture.models.registry as nets
 from suture.launch.check.page import Findings, page
 from suture.launch.check.policy import policy_findings
 from suture.launch.kits.kit import Kit
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.launch.policy.policy import Policy, training_set
 from suture.launch.site import own_images
 from suture.launch.site.own_images import SiteDataConfig
@@ -53,7 +53,7 @@ def check(
     division that join would make, the largest balanced sets, and memory. With KIT also what the kit's policy.toml makes
     of it. Ends with code 0 where a site could join, else with another and a last line that says what to mend.
     """
-    options = RunOptions(data=data, grades=grades, image_size=image_size).resolved()
+    options = AskedOptions(data=data, grades=grades, image_size=image_size).resolved()
     config = SiteDataConfig(
         class_map={} if class_map is None else parse_map(class_map), validation=validation, test=test
     )
@@ -80,13 +80,13 @@ def check(
 
 
 def _looked_at(source: Source, options: RunOptions) -> Survey:
-    channels = nets.model_entry(required(options.model)).in_channels
+    channels = nets.model_entry(options.model).in_channels
     number = len(source.examples)
     shown = number >= _MANY and sys.stderr.isatty()
     if not shown:
-        return survey(source, required(options.image_size), channels)
+        return survey(source, options.image_size, channels)
     with click.progressbar(length=number, label="looking at every picture", file=sys.stderr) as bar:
-        return survey(source, required(options.image_size), channels, lambda: bar.update(1))
+        return survey(source, options.image_size, channels, lambda: bar.update(1))
 
 
 def _match(found: Findings, classes: tuple[str, ...]) -> None:

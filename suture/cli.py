@@ -18,7 +18,7 @@ from suture.experiment import experiment, report
 from suture.kits import provision, roster
 from suture.launch.keys import KEY_VARIABLE
 from suture.launch.options.click_options import EPILOG, run_options
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.options.outcome import outcome
 from suture.launch.output.run_folder import named_by_time
 from suture.launch.output.stopped import run_sentence, saying, sigterm_as_interrupt
@@ -40,7 +40,7 @@ suture.add_command(report)
 
 @suture.command(epilog=EPILOG)
 @run_options
-def train(options: RunOptions) -> None:
+def train(options: AskedOptions) -> None:
     """Train on this machine: starts one server and --clients N clients (default 4), or all in one process.
 
     With --exchange local the same protocol runs in one process; with --unsplit the joined net is trained, which
@@ -170,7 +170,7 @@ def keygen(file: Path) -> None:
 )
 @run_options
 def audit(
-    options: RunOptions,
+    options: AskedOptions,
     cuts: str,
     defences: str,
     num_seeds: int,

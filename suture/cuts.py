@@ -9,7 +9,7 @@ import click
 import torch
 from rich.console import Console
 
-from suture.launch.options.options import RunOptions, as_config_error
+from suture.launch.options.options import AskedOptions, as_config_error
 from suture.models.cuts import CutRow, cut_table
 from suture.runtime.errors import ConfigError
 from suture.studies.cut_advice import Line, advise, notes
@@ -31,7 +31,7 @@ from suture.tables import print_advice, print_cuts
 @click.option("--bandwidth", type=float, metavar="MBIT", help="of the line, in Mbit/s")
 @click.option("--latency", type=float, metavar="MS", help="of the line, in milliseconds one way")
 @click.option("--client-speed", type=float, metavar="FACTOR", help="the client's over this machine's [1]")
-@click.option("--exchange", metavar="autograd|fused", help=f"how a step crosses [{RunOptions.exchange}]")
+@click.option("--exchange", metavar="autograd|fused", help=f"how a step crosses [{AskedOptions.exchange}]")
 def cuts(
     model: str,
     image_size: int,
@@ -69,7 +69,7 @@ def _advise(
     """Prints the advice for every cut; ``given`` are `Line`'s fields, None where nothing was said."""
     if given["bandwidth"] is None or given["latency"] is None:
         raise ConfigError("advise needs the line: give --bandwidth MBIT and --latency MS")
-    line = Line(**{"exchange": RunOptions.exchange} | {k: v for k, v in given.items() if v is not None})
+    line = Line(**{"exchange": AskedOptions.exchange} | {k: v for k, v in given.items() if v is not None})
     with Console(stderr=True).status(f"timing {len(rows)} cuts"):
         found = advise(
             model, rows, line, image_size=image_size, batch_size=batch_size, labels=labels, width=width

@@ -58,7 +58,7 @@ def experiment(slots: int | None, **asked: Any) -> None:
     help="where to write [FOLDER/report; of a run FOLDER]",
 )
 @click.option(
-    "--foreword", type=click.Path(path_type=Path), metavar="FILE", help="paragraphs of text that stand first"
+    "--foreword", type=click.Path(path_type=Path), metavar="FILE", help="Markdown that stands first"
 )
 def report(folder: Path, out: Path | None, foreword: Path | None) -> None:
     """One self-contained HTML page: of all experiments in FOLDER [experiments], or of the run in FOLDER.

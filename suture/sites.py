@@ -13,7 +13,7 @@ import click
 
 from suture.launch.kits.kit import Kit
 from suture.launch.options.click_options import EPILOG, asked_options
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import AskedOptions
 from suture.launch.options.outcome import exit_as_rank, outcome
 from suture.launch.output.run_folder import holds_run, named_by_time, saved_serving, with_saved
 from suture.launch.output.stopped import run_sentence, saying, site_sentence, typed_command
@@ -82,15 +82,16 @@ def serve(asked: dict[str, Any], kit: Path, named: str | None, **serving: Any) -
     if asked.get("resume") or holds_run(Path(folder)):
         asked = with_saved(asked | {"resume": True}, opens_data=False)
         given = saved_serving(Path(folder)) | given
-    options = RunOptions(**with_task(asked) | {"run_dir": folder})
-    check_options(options, "serve")
+    given_options = AskedOptions(**with_task(asked) | {"run_dir": folder})
+    check_options(given_options, "serve")
+    options = given_options.resolved()
     classes = () if named is None else parse_names(named)
-    check_classes(options.resolved(), classes)
+    check_classes(options, classes)
     min_clients = given.get("min_clients")
     OpenMembership(
         least=1 if min_clients is None else min_clients, grace=given.get("grace", ServeConfig.grace)
     )
-    if min_clients is not None and min_clients > required(options.clients):
+    if min_clients is not None and min_clients > options.clients:
         raise ConfigError(f"min_clients must lie in 1..{options.clients} (--clients), got {min_clients}")
     own = Kit.read(kit, Role.SERVER)
     config = replace(ServeConfig.given(own, given), classes=classes)
@@ -158,7 +159,7 @@ def join(
     With --evaluate-only it scores the model of each round on its images and gets the model, and nothing is learnt from
     them; the server counts it among its --clients. 'suture pause KIT' and 'suture leave KIT' reach it while it runs.
     """
-    options = RunOptions(**asked)
+    options = AskedOptions(**asked)
     check_options(options, "join")
     for option in _FOR_TRAINING if evaluate_only else ():
         if option in asked:

@@ -104,7 +104,7 @@ def build_client(
     )
 
 
-def build_server(home=False, attack=None, *, batch_size=BATCH, microbatches=1) -> ServerModel:
+def build_server(home=False, attack=None, *, batch_size=BATCH) -> ServerModel:
     labels = None if home else TensorSpec((), torch.int64, batch_size, below=2)
     smashed = TensorSpec((2, 4, 4), torch.float32, batch_size)
     top = build_parts(home).top
@@ -114,7 +114,6 @@ def build_server(home=False, attack=None, *, batch_size=BATCH, microbatches=1) -
         smashed=smashed,
         labels=labels,
         attack=attack,
-        microbatches=microbatches,
     )
 
 

@@ -2,11 +2,14 @@
 
 A plug-in's parameters are the fields of the frozen config dataclass that stands beside its class; their types
 say how a value is read. Parts of a chain are joined with ``+``: ``dcor:alpha=0.5+noise:scale=1``.
+One's own plug-in is a class whose first argument is annotated with its config: ``module:FILE_OR_PACKAGE:NAME`` or an
+entry point, and the parameters follow as always: ``module:ward/blur.py:Blur:width=3``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import textwrap
 import types
@@ -15,7 +18,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
+from suture.models.plugins import FORM, is_outside, known, split
 from suture.runtime.errors import ConfigError
+from suture.runtime.plugins import load
+from suture.threats.needs import Cost, Needs
 from suture.threats.strength import Strength
 
 P = TypeVar("P")
@@ -53,6 +59,25 @@ class Spec(Generic[P]):
     entry: Entry[P]
     config: Any
 
+    @property
+    def needs(self) -> Needs:
+        """What an attack needs of the run.
+
+        Raises:
+            ConfigError: its config does not say it.
+        """
+        if not isinstance(declared := getattr(self.config, "needs", None), Needs):
+            raise ConfigError(
+                f"attack {self.entry.name}: {type(self.config).__name__} must say what it needs: needs = Needs(...)"
+            )
+        return declared
+
+    @property
+    def cost(self) -> Cost:
+        """What it costs; nothing where its config says nothing."""
+        declared: Cost = getattr(self.config, "cost", Cost())
+        return declared
+
     def __str__(self) -> str:
         """The shortest text that says the same: parameters at their default are left out."""
         changed = [
@@ -67,12 +92,14 @@ class Registry(Mapping[str, Entry[P]]):
     """The plug-ins of one kind by name, in the order given.
 
     Args:
-        kind: "attack", "defence" or "detector", for messages.
+        kind: "attack", "defence" or "detector", for messages and entry points.
         entries: the plug-ins.
+        base: what the class of a plug-in that is not among them must extend.
     """
 
-    def __init__(self, kind: str, entries: Iterable[Entry[P]] = ()) -> None:
+    def __init__(self, kind: str, entries: Iterable[Entry[P]] = (), base: type[Any] = object) -> None:
         self.kind = kind
+        self._base = base
         self._entries = {entry.name: entry for entry in entries}
 
     def __getitem__(self, name: str) -> Entry[P]:
@@ -84,6 +111,22 @@ class Registry(Mapping[str, Entry[P]]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def is_outside(self, name: str) -> bool:
+        """Whether ``name`` means code that is not in this repository; runs none of it."""
+        return name not in self._entries and is_outside(self.kind, name)
+
+    def find(self, name: str) -> Entry[P]:
+        """The plug-in of that name, of this registry or from outside; the latter's module is run.
+
+        Raises:
+            ConfigError: there is none, or it is no plug-in of this kind.
+        """
+        if name in self._entries:
+            return self._entries[name]
+        if is_outside(self.kind, name):
+            return _entry(self.kind, name, load(self.kind, name), self._base)
+        raise ConfigError(f"unknown {self.kind} {name!r}; {known(name, self._entries)}")
+
     def parse(self, text: str) -> Spec[P]:
         """Reads one SPEC.
 
@@ -91,25 +134,23 @@ class Registry(Mapping[str, Entry[P]]):
             ConfigError: an unknown name or parameter (the known ones are listed), a value of another type,
                 or one that the plug-in's config refuses.
         """
-        name, colon, rest = text.strip().partition(":")
-        if name not in self._entries:
-            raise ConfigError(f"unknown {self.kind} {name!r}; known: {', '.join(self._entries) or 'none'}")
-        entry = self._entries[name]
-        pairs = [part.strip() for part in rest.split(",")] if colon else []
+        name, rest = split(text.strip())
+        entry = self.find(name)
+        pairs = [part.strip() for part in rest.split(",")] if rest is not None else []
         values: dict[str, Any] = {}
         types_ = typing.get_type_hints(entry.config)
-        known = {field.name: types_[field.name] for field in dataclasses.fields(entry.config)}
+        kinds = {field.name: types_[field.name] for field in dataclasses.fields(entry.config)}
         for pair in pairs:
             key, equals, value = (piece.strip() for piece in pair.partition("="))
             key = key.replace("-", "_")
-            if not equals or key not in known:
+            if not equals or key not in kinds:
                 raise ConfigError(
                     f"{self.kind} {name}: unknown parameter {pair!r}; known: {parameters(entry) or 'none'} "
                     f"(written {name}:key=value,key=value)"
                 )
             if key in values:
                 raise ConfigError(f"{self.kind} {name}: {key} is given twice; give it once")
-            values[key] = _read(value, known[key], f"{self.kind} {name}: {key}")
+            values[key] = _read(value, kinds[key], f"{self.kind} {name}: {key}")
         return Spec(entry, entry.config(**values))
 
     def parse_chain(self, text: str | None) -> tuple[Spec[P], ...]:
@@ -118,15 +159,16 @@ class Registry(Mapping[str, Entry[P]]):
         Raises:
             ConfigError: as `parse`, and where a name comes twice.
         """
-        if text is None or text.strip() in ("", "none"):
-            return ()
-        # A plus sign inside a number (1e+3) is followed by a digit, one between plug-ins by a letter.
-        specs = tuple(self.parse(part) for part in re.split(r"\+(?=\s*[a-zA-Z])", text))
+        specs = tuple(self.parse(part) for part in _parts(text))
         names = [spec.entry.name for spec in specs]
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"{self.kind} {name} is given {names.count(name)} times; give it once")
         return specs
+
+    def names(self, text: str | None) -> list[str]:
+        """The names in SPECs joined with ``+``, known or not; runs no code of theirs."""
+        return [split(part.strip())[0] for part in _parts(text)]
 
     def help(self) -> str:
         """A few lines for ``--help``: name and parameters, what it does, the paper."""
@@ -138,7 +180,34 @@ class Registry(Mapping[str, Entry[P]]):
                 f"      {entry.paper}",
                 *textwrap.wrap(taken, 90, initial_indent="      ", subsequent_indent="      "),
             ]
+        lines.append(f"  {FORM + ':key=value,...':22}\n      one of your own: docs/extending.md")
         return "\n".join(lines)
+
+
+def _parts(text: str | None) -> list[str]:
+    if text is None or text.strip() in ("", "none"):
+        return []
+    # A plus sign inside a number (1e+3) is followed by a digit, one between plug-ins by a letter.
+    return re.split(r"\+(?=\s*[a-zA-Z])", text)
+
+
+def _entry(kind: str, name: str, plugin: Any, base: type[Any]) -> Entry[Any]:
+    """The entry of a class from outside: its config is what its first argument is annotated with."""
+    if not isinstance(plugin, type) or not issubclass(plugin, base):
+        raise ConfigError(f"{kind} {name}: must be a class that extends {base.__name__}, got {plugin!r:.80}")
+    try:
+        taken = inspect.signature(plugin, eval_str=True).parameters.values()
+    except NameError as error:
+        raise ConfigError(f"{kind} {name}: its arguments' annotations cannot be read: {error}") from None
+    config = next((argument.annotation for argument in taken), None)
+    frozen = getattr(getattr(config, "__dataclass_params__", None), "frozen", False)
+    if not isinstance(config, type) or not frozen:
+        raise ConfigError(
+            f"{kind} {name}: the first argument of {plugin.__name__} must be annotated with its config, a frozen "
+            f"dataclass, got {config!r:.60}"
+        )
+    summary = (plugin.__doc__ or "").strip().partition("\n")[0]
+    return Entry(name=name, summary=summary, paper="the user's own", plugin=plugin, config=config)
 
 
 def parameters(entry: Entry[Any]) -> str:

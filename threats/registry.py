@@ -1,7 +1,7 @@
 """Every attack, defence and detector by name: what ``--attack``, ``--defence`` and ``--detector`` can say.
 
 A new one is a file of its own and an entry here; ``--help``, the parser and the tests that run over all entries
-follow.
+follow. One that is not in this repository needs no entry: see docs/extending.md.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from suture.runtime.hooks import Attack, Defence, Detector
 from suture.threats.attacks.adra.attack import AdraAttack, AdraConfig
 from suture.threats.attacks.fsha.attack import FshaAttack
 from suture.threats.attacks.fsha.config import FshaConfig
+from suture.threats.attacks.live import LiveAttack
 from suture.threats.client_view import ClientView
 from suture.threats.defences.compose import ComposedDefence
 from suture.threats.defences.dcor import DcorConfig, DcorDefence
@@ -43,6 +44,7 @@ ATTACKS: Registry[Attack] = Registry(
             config=AdraConfig,
         ),
     ),
+    LiveAttack,
 )
 
 DEFENCES: Registry[Defence] = Registry(
@@ -84,6 +86,7 @@ DEFENCES: Registry[Defence] = Registry(
             config=DropoutConfig,
         ),
     ),
+    Defence,
 )
 
 DETECTORS: Registry[Detector] = Registry(
@@ -104,6 +107,7 @@ DETECTORS: Registry[Detector] = Registry(
             config=ScrutinizerConfig,
         ),
     ),
+    Detector,
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import suture.models.registry as nets
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import RunOptions
 from suture.launch.policy.policy import Policy
 from suture.launch.policy.rules import outside
 
@@ -25,7 +25,7 @@ def policy_findings(
     Returns:
         Lines for a person, and what to mend, each by its rule's name.
     """
-    task = nets.model_entry(required(options.model)).task
+    task = nets.model_entry(options.model).task
     fitting = [name for name in policy.nets if name not in nets.MODELS or nets.model_entry(name).task == task]
     cuts = [f"{name} cut at {policy.earliest_cut[name]} or later" for name in fitting]
     lines = [
@@ -48,7 +48,7 @@ def policy_findings(
     ]
     if forbidden:
         lines[0] = lines[0].replace(" allows ", " forbids: ", 1)
-    if complaint := outside(policy, "image_size", required(options.image_size)):
+    if complaint := outside(policy, "image_size", options.image_size):
         forbidden.append(f"policy {complaint}; try another --image-size, or change {path}")
     if not fitting:
         forbidden.append(f"policy nets: none is for {task}; add one to {path}")

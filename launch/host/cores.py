@@ -6,9 +6,9 @@ import os
 
 import torch
 
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.runtime.host import allocator
-from suture.runtime.scheduler import Together, parse_schedule
+from suture.runtime.scheduler import parse_schedule
 
 
 def ranks_at_once(options: RunOptions, *, serves: bool, here: int) -> int:
@@ -20,14 +20,14 @@ def ranks_at_once(options: RunOptions, *, serves: bool, here: int) -> int:
         here: ranks of this machine.
     """
     together = parse_schedule(options.schedule, options.seed).together
-    if together is None or required(options.clients) == 1:
+    if together is None or options.clients == 1:
         return 1  # they take turns; a single client and the server wait for each other
-    if serves and together is Together.CONCAT:
-        return 1  # its one step is of everybody's batches, who wait for it
+    if serves and together.server_waits_for_all:
+        return 1
     return here
 
 
-def ready_torch(options: RunOptions, sharing: int = 1) -> None:
+def ready_torch(options: AskedOptions, sharing: int = 1) -> None:
     """Sets torch's threads (torchrun sets them to one) and has torch keep the memory that it frees.
 
     Args:

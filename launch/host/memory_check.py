@@ -12,7 +12,7 @@ import psutil
 import torch
 
 import suture.models.registry as nets
-from suture.launch.options.options import DEFAULT_CLIENTS, RunOptions, as_config_error, parse_cut, required
+from suture.launch.options.options import RunOptions, as_config_error, parse_cut
 from suture.runtime.errors import ConfigError
 
 RANK_BYTES = 300_000_000
@@ -34,8 +34,8 @@ def estimate(options: RunOptions, *, forked: bool = False) -> int:
     """
     with as_config_error(), torch.device("meta"):
         split = nets.build(
-            required(options.model),
-            cut=parse_cut(required(options.cut)),
+            options.model,
+            cut=parse_cut(options.cut),
             num_outputs=2,
             labels=options.labels,
             width=options.width,
@@ -44,8 +44,8 @@ def estimate(options: RunOptions, *, forked: bool = False) -> int:
         name: sum(p.numel() * p.element_size() for p in part.parameters())
         for name, part in split.parts().items()
     }
-    top, clients = weights.pop("top"), options.clients or DEFAULT_CLIENTS
-    copies = _COPIES[required(options.optimizer)]
+    top, clients = weights.pop("top"), options.clients
+    copies = _COPIES[options.optimizer]
     rank = FORKED_RANK_BYTES if forked else RANK_BYTES
     return rank * (clients + 1) + copies * (top + clients * sum(weights.values()))
 
@@ -62,7 +62,7 @@ def check_memory(options: RunOptions, *, forked: bool = False) -> None:
     """
     need, free = estimate(options, forked=forked), free_memory()
     if need > free:
-        clients = options.clients or DEFAULT_CLIENTS
+        clients = options.clients
         raise ConfigError(
             f"clients is {clients}: {clients + 1} processes need at least {need / 1e9:.1f} GB of "
             f"memory, {free / 1e9:.1f} GB are free here; use fewer --clients, several machines, "

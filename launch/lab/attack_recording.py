@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from suture.launch import build
@@ -17,14 +16,14 @@ from suture.launch.deploy.trained import load_trained
 from suture.launch.host.cores import ready_torch
 from suture.launch.lab import lab
 from suture.launch.lab.judging import judge_run, read_run, run_key
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import RunOptions
 from suture.runtime.errors import CheckpointError, ConfigError
-from suture.runtime.hooks import Attack, SmashedBatch
+from suture.runtime.hooks import SmashedBatch
 from suture.runtime.state.checkpoint import Checkpoints
 from suture.runtime.training.randomness import EVALUATION_BATCH, PUBLIC
-from suture.threats.attacks.adra.attack import LEAKED_FILE, AdraConfig
 from suture.threats.attacks.live import LiveAttack
 from suture.threats.attacks.recording import Recording
+from suture.threats.needs import Needs
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ def attack_recording(
     options = replace(recorded, attack=spec)
     ready_torch(options)
     asked = options.attack_spec()
-    if asked is None or not isinstance(asked.config, AdraConfig):
+    if asked is None or asked.needs.live:
         raise ConfigError(
             f"attack {spec} acts while the net is trained; run it live with 'suture train --attack {spec}'"
         )
@@ -58,7 +57,7 @@ def attack_recording(
         shutil.rmtree(folder)
     num_classes, top = _final_top(options, run_dir)
     attack = lab.build_attack(options, top, num_classes, folder)
-    assert isinstance(attack, LiveAttack)
+    assert attack is not None
     split = build.build_split(options, num_classes, key)
     recording = Recording.open(
         run_dir / lab.RECORDING, lab.recording_origin(options, run, build.smashed_spec(options, split).shape)
@@ -66,8 +65,8 @@ def attack_recording(
     for batch in recording.play():
         if batch.phase != "query":  # queries of another attack's images, if any
             attack.observe(batch)
-    if asked.config.origin != "shadow":
-        _query(options, attack, run_dir, key, num_classes)
+    if asked.needs.queries != "none":
+        _query(options, asked.needs, attack, run_dir, key)
     attack.finish()
     return judge_run(run_dir, handoff_key=handoff_key, folder=folder, read=read)
 
@@ -78,32 +77,27 @@ def _final_top(options: RunOptions, run_dir: Path) -> tuple[int, torch.nn.Module
     if newest is None:
         raise CheckpointError(f"{run_dir}/checkpoints is empty; the attack needs the server's top")
     state = newest[1]["server"]["top"]
-    num_classes = len(build.build_images(options, required(options.clients)).source.classes)
+    num_classes = len(build.build_images(options, options.clients).source.classes)
     top = build.build_split(options, num_classes, PUBLIC).top
     top.load_state_dict(state)
     return num_classes, top
 
 
-def _query(options: RunOptions, attack: Attack, run_dir: Path, key: bytes, num_classes: int) -> None:
+def _query(options: RunOptions, needs: Needs, attack: LiveAttack, run_dir: Path, key: bytes) -> None:
     """Has client0, rebuilt with its trained bottom and its defence, pass the attacker's images through it."""
-    spec = options.attack_spec()
-    assert spec is not None and isinstance(spec.config, AdraConfig) and isinstance(attack, LiveAttack)
-    images = build.build_images(options, required(options.clients))
+    images = build.build_images(options, options.clients)
     data = build.build_data(options, images, 0)
-    name, round = build.client_name(0), required(options.epochs)
-    if spec.config.origin == "leaked":
-        data.offer(data.pixels("train")[: spec.config.aux_images])
-        assert attack.server_view.folder is not None
-        np.save(attack.server_view.folder / LEAKED_FILE, data.pixels("offered").numpy())
-    else:
-        data.offer(attack.auxiliary.images)
+    name, round = build.client_name(0), options.epochs
+    assert attack.server_view.folder is not None
+    auxiliary = attack.auxiliary if needs.queries == "auxiliary" else None
+    lab.offer_queries(needs, data, auxiliary, attack.server_view.folder)
     client = build.build_client(options, data, name, key, torch.device("cpu"), None)
     trained = load_trained(run_dir / "clients" / name / "model.pt", "last")
     client.bottom.load_state_dict(trained.net.joined.bottom.state_dict())
     client.bottom.eval()
-    for passed in range(spec.config.average):
+    for passed in range(needs.query_rounds):
         with torch.no_grad():
-            for batch in data.test_batches(required(options.batch_size), "offered"):
+            for batch in data.test_batches(options.batch_size, "offered"):
                 client.randomness.reseed(
                     "bottom/offered", round - passed, name, EVALUATION_BATCH - batch.number
                 )

@@ -23,7 +23,7 @@ from suture.launch import build, keys
 from suture.launch.host.cores import ready_torch
 from suture.launch.host.program import SUTURE
 from suture.launch.lab import lab
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.launch.options.toml import check_names, read_toml
 from suture.launch.output.figures.attacks import attack_losses, read_losses, reconstructions
 from suture.launch.output.run_folder import CONFIG, IDENTITY
@@ -33,9 +33,8 @@ from suture.runtime.errors import ConfigError
 from suture.runtime.records.tracking import METRICS_FILE, ClientPictures, read_metrics
 from suture.runtime.state.handoff import parse_key, read_key
 from suture.runtime.training.randomness import Randomness
-from suture.threats.attacks.adra.attack import LEAKED_FILE
 from suture.threats.attacks.auxiliary import Auxiliary
-from suture.threats.attacks.live import LOSSES_FILE, REPORT_FILE, STATE_FILE, LiveAttack
+from suture.threats.attacks.live import LEAKED_FILE, LOSSES_FILE, REPORT_FILE, STATE_FILE, LiveAttack
 from suture.threats.judging.judge import Verdict, judge, judge_labels
 from suture.threats.judging.replayed_client import ReplayedClient
 
@@ -62,10 +61,9 @@ def read_run(run_dir: Path) -> tuple[RunOptions, str]:
     if not (run_dir / IDENTITY).exists():
         raise ConfigError(f"{run_dir} holds no run; name the folder of a run")
     identity = json.loads((run_dir / IDENTITY).read_text())
-    options = RunOptions(**check_names(read_toml(run_dir / CONFIG), str(run_dir / CONFIG)))
-    return replace(
-        options, clients=options.clients or identity["clients"], run_dir=str(run_dir)
-    ).resolved(), identity["run"]
+    asked = AskedOptions(**check_names(read_toml(run_dir / CONFIG), str(run_dir / CONFIG)))
+    clients = asked.clients or identity["clients"]
+    return replace(asked, clients=clients, run_dir=str(run_dir)).resolved(), identity["run"]
 
 
 def run_key(options: RunOptions, run_dir: Path, handoff_key: str | None) -> bytes:
@@ -112,12 +110,12 @@ def judge_run(
     auxiliary, leaked = _auxiliary(options, folder)
     if report.get("target") == "label":
         found: dict[str, Any] = report | judge_labels(
-            folder, witnesses, auxiliary, chosen_round=int(report["chosen_round"]) or required(options.epochs)
+            folder, witnesses, auxiliary, chosen_round=int(report["chosen_round"]) or options.epochs
         )
         _keep(run_dir, folder, found | {"utility": _utility(run_dir, witnesses)})
         return found
     attack, untrained = _rebuilt(options, folder, key, len(witnesses[0].data.classes))
-    entry = nets.model_entry(required(options.model))
+    entry = nets.model_entry(options.model)
     if not read:
         auxiliary = replace(auxiliary, labels=None)
     verdict = judge(
@@ -138,15 +136,15 @@ def judge_run(
 
 def build_witnesses(options: RunOptions, key: bytes) -> list[ReplayedClient]:
     """Every client of the run, rebuilt from data and key."""
-    images = build.build_images(options, required(options.clients))
+    images = build.build_images(options, options.clients)
     return [
         ReplayedClient(
             build.client_name(index),
             build.build_data(options, images, index),
             Randomness(key, options.seed),
-            required(options.batch_size),
+            options.batch_size,
         )
-        for index in range(required(options.clients))
+        for index in range(options.clients)
     ]
 
 
@@ -163,7 +161,7 @@ def _rebuilt(
     """The attack with its final nets, writing nowhere, and the bottom as it was before training."""
     split = build.build_split(options, num_classes, key)
     attack = lab.build_attack(options, split.top, num_classes, None)
-    if not isinstance(attack, LiveAttack):
+    if attack is None:
         return None, split.bottom
     attack.load_state_dict(torch.load(folder / STATE_FILE, weights_only=True))
     return attack, split.bottom

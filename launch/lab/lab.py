@@ -16,18 +16,18 @@ import torch
 
 import suture.models.registry as nets
 from suture.launch import build
-from suture.launch.options.options import RunOptions, parse_cut, required
+from suture.launch.options.options import RunOptions, parse_cut
 from suture.models.split import SplitModel
 from suture.runtime.data.client_data import ClientData, Split
 from suture.runtime.data.registry import open_source
 from suture.runtime.errors import ConfigError
-from suture.runtime.hooks import Attack
 from suture.runtime.server.model import ServerModel
 from suture.runtime.training.randomness import PUBLIC
-from suture.threats.attacks.adra.attack import LEAKED_FILE, AdraConfig
-from suture.threats.attacks.auxiliary import SAME_SOURCE, Auxiliary, check_disjoint, read_auxiliary
+from suture.threats.attacks.auxiliary import Auxiliary, check_disjoint, read_auxiliary
+from suture.threats.attacks.live import LEAKED_FILE, LiveAttack
 from suture.threats.attacks.recording import RecordedAttack, Recording
 from suture.threats.attacks.server_view import ServerView
+from suture.threats.needs import SAME_SOURCE, Needs
 
 log = logging.getLogger(__name__)
 ATTACK, RECORDING = "attack", "recording"
@@ -57,7 +57,7 @@ def recording_origin(options: RunOptions, run: str, smashed_shape: tuple[int, ..
 
 def build_attack(
     options: RunOptions, top: torch.nn.Module, num_classes: int, folder: Path | None
-) -> Attack | None:
+) -> LiveAttack | None:
     """The attack of ``--attack`` with its images and its view of the server; None without one.
 
     Raises:
@@ -67,9 +67,11 @@ def build_attack(
     spec = options.attack_spec()
     if spec is None:
         return None
-    attack: Attack = spec.entry.plugin(
+    spec.needs.check(str(spec), labels_shared=options.labels == "shared")
+    attack = spec.entry.plugin(
         spec.config, build_vantage(options, top, num_classes, folder), build_auxiliary(options)
     )
+    assert isinstance(attack, LiveAttack), "the registry takes no other"
     return attack
 
 
@@ -78,7 +80,7 @@ def build_vantage(
 ) -> ServerView:
     """What the server rank of this run knows by itself."""
     split = build.build_split(options, num_classes, PUBLIC)
-    entry, size = nets.model_entry(required(options.model)), required(options.image_size)
+    entry, size = nets.model_entry(options.model), options.image_size
     return ServerView(
         spec=str(options.attack or ""),
         smashed_shape=build.smashed_spec(options, split).shape,
@@ -87,7 +89,7 @@ def build_vantage(
         num_classes=num_classes,
         labels_shared=options.labels == "shared",
         nonnegative=ends_in_relu(split, (entry.in_channels, size, size)),
-        num_rounds=required(options.epochs),
+        num_rounds=options.epochs,
         folder=folder,
         seed=options.seed,
         device=build.device_of(options, 0),
@@ -95,7 +97,7 @@ def build_vantage(
         fresh_bottom=lambda: (
             nets.build(
                 entry.name,
-                cut=parse_cut(required(options.cut)),
+                cut=parse_cut(options.cut),
                 num_outputs=num_classes,
                 labels=options.labels,
                 width=options.width,
@@ -117,12 +119,12 @@ def ends_in_relu(split: SplitModel, image_shape: tuple[int, int, int]) -> bool:
 def build_auxiliary(options: RunOptions) -> Auxiliary | None:
     """The attacker's images; None where its threat model hands it private ones during the run."""
     spec = options.attack_spec()
-    if spec is None or (isinstance(spec.config, AdraConfig) and spec.config.origin == "leaked"):
+    if spec is None or spec.needs.queries == "private":
         return None
-    where, count = str(spec.config.aux), int(spec.config.aux_images)
-    entry = nets.model_entry(required(options.model))
+    where, count = spec.needs.source, spec.needs.images
+    entry = nets.model_entry(options.model)
     if where in (SAME_SOURCE, options.data):
-        images = build.build_images(options, required(options.clients))
+        images = build.build_images(options, options.clients)
         source, origin = images.source, "the run's source, images that no client was dealt"
         taken = [i for s in images.shares for i in (*s.train, *s.validation, *s.test, *s.held_out)]
     else:
@@ -130,7 +132,7 @@ def build_auxiliary(options: RunOptions) -> Auxiliary | None:
             open_source(where, grades=options.data_config().classes, need=count, seed=options.seed + 1),
             [],
         )
-        origin = where.partition(":")[0]
+        origin = source.name
         if source.task != entry.task:
             raise ConfigError(
                 f"aux {where} is for {source.task}, the run is for {entry.task}; use other aux images"
@@ -138,7 +140,7 @@ def build_auxiliary(options: RunOptions) -> Auxiliary | None:
     return read_auxiliary(
         source,
         count,
-        image_size=required(options.image_size),
+        image_size=options.image_size,
         channels=entry.in_channels,
         seed=options.seed,
         taken=taken,
@@ -159,12 +161,23 @@ def prepare_client(options: RunOptions, data: ClientData, index: int, run_dir: P
     if auxiliary is not None:
         for split in get_args(Split):
             check_disjoint(auxiliary.images, data.pixels(split), build.client_name(index))
-    if isinstance(spec.config, AdraConfig) and index == 0:
-        if spec.config.origin == "query" and auxiliary is not None:
-            data.offer(auxiliary.images)
-        elif spec.config.origin == "leaked":
-            leaked = data.pixels("train")[: spec.config.aux_images]
-            data.offer(leaked)
-            folder = run_dir / ATTACK
-            folder.mkdir(parents=True, exist_ok=True)
-            np.save(folder / LEAKED_FILE, leaked.numpy())
+    if index == 0:
+        offer_queries(spec.needs, data, auxiliary, run_dir / ATTACK)
+
+
+def offer_queries(needs: Needs, data: ClientData, auxiliary: Auxiliary | None, folder: Path) -> None:
+    """Puts aside what a client is to pass through its bottom for the attack, and hands over what is the client's own.
+
+    Args:
+        needs: the attack's.
+        data: the client's.
+        auxiliary: the attacker's images.
+        folder: RUN/attack.
+    """
+    if needs.queries == "auxiliary" and auxiliary is not None:
+        data.offer(auxiliary.images)
+    elif needs.queries == "private":
+        leaked = data.pixels("train")[: needs.images]
+        data.offer(leaked)
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / LEAKED_FILE, leaked.numpy())

@@ -1,4 +1,4 @@
-"""Command-line options made from `RunOptions`: one definition for the command line, ``--config`` and the run."""
+"""Command-line options made from `AskedOptions`: one definition for the command line, ``--config`` and the run."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from typing import Any
 
 import click
 
-from suture.launch.options.options import DEFAULTS, RunOptions
+from suture.launch.options.options import DEFAULTS, AskedOptions
 from suture.launch.options.toml import flag, option_type, read_toml
 from suture.launch.output.run_folder import with_saved
+from suture.models.plugins import FORM
 from suture.runtime.data.registry import SOURCES
+from suture.runtime.scheduler import SCHEDULES
 from suture.runtime.wire.compression import FORMATS, names
 from suture.threats.registry import ATTACKS, DEFENCES, DETECTORS
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a click command every option of a run and ``--config``; it receives one `RunOptions`, ``options``.
+    """Gives a click command every option of a run and ``--config``; it receives `AskedOptions`, ``options``.
 
     With ``--resume`` what is not given is what the run in ``--run-dir`` has saved.
     """
 
     @functools.wraps(command)
     def with_options(asked: dict[str, Any], **others: Any) -> Any:
-        return command(options=RunOptions(**with_saved(asked)), **others)
+        return command(options=AskedOptions(**with_saved(asked)), **others)
 
     return asked_options(with_options)
 
@@ -40,7 +42,7 @@ def asked_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(asked=asked_for(config, given), **others)
 
     wrapped: Callable[..., Any] = with_options
-    for option in reversed(fields(RunOptions)):
+    for option in reversed(fields(AskedOptions)):
         name = "--" + flag(option)
         help_text, kind = option.metadata["help"], option_type(option)
         shown = _shown_default(option.name, option.default)
@@ -80,7 +82,12 @@ def sources_help() -> str:
     for entry in SOURCES.values():
         spec = entry.name + (f":{entry.argument}" if entry.argument else "")
         lines.append(f"  {spec:24} {entry.description}")
-    return "\n".join(lines)
+    return "\n".join([*lines, _OWN])
+
+
+def schedules_help() -> str:
+    """The schedules, a line each, for ``--help``."""
+    return "\n".join([*(f"  {entry.form:24} {entry.help}" for entry in SCHEDULES.values()), _OWN])
 
 
 def threats_help() -> str:
@@ -102,8 +109,10 @@ def formats_help() -> str:
     return "\n".join(lines)
 
 
-_NAMES = {option.name for option in fields(RunOptions)}
+_NAMES = {option.name for option in fields(AskedOptions)}
+_OWN = f"  {FORM}\n  {'':24} one of your own: docs/extending.md"
 EPILOG = (
-    f"\b\nData sources:\n{sources_help()}\n\n\b\nWire formats (--wire):\n{formats_help()}\n\n{threats_help()}"
+    f"\b\nData sources:\n{sources_help()}\n\n\b\nSchedules (--schedule):\n{schedules_help()}\n\n"
+    f"\b\nWire formats (--wire):\n{formats_help()}\n\n{threats_help()}"
 )
 """What ``--help`` says below the options."""

@@ -1,17 +1,15 @@
-"""Every option of a run: one frozen dataclass and the table of defaults per task.
+"""Every option of a run, as it is asked for and resolved: two frozen dataclasses and the table of defaults per task.
 
 Anything below launch takes small configs of its own; this module is the only place where they meet.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
-from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,8 @@ from suture.runtime.exchange import EXCHANGES
 from suture.runtime.hooks import Attack, Defence, Detector
 from suture.runtime.scheduler import Together, parse_schedule
 from suture.runtime.training.optim import OptimizerConfig
-from suture.threats.attacks.auxiliary import SAME_SOURCE
 from suture.threats.client_view import ClientView
+from suture.threats.needs import SAME_SOURCE
 from suture.threats.plugin import Spec
 from suture.threats.registry import ATTACKS, DEFENCES, DETECTORS, build_detector
 
@@ -83,8 +81,8 @@ def _option(default: Any, help: str, **metadata: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """All options of one run. None means: the task's default.
+class AskedOptions:
+    """The options of a run as a person asks for them. None means: left open, see `resolved`.
 
     Each field's help text is what ``--help`` prints; ``flag`` is its name there where a field cannot be called so;
     ``agree`` marks those that every rank must share, ``free`` those that may change when a run is resumed.
@@ -158,11 +156,7 @@ class RunOptions:
         "record what crosses the wire under RUN/recording, for 'suture attack'",
         choices=("off", "last-round", "all"),
     )
-    schedule: str = _option(
-        "round-robin",
-        "who trains when: in turns (round-robin, shuffled), or all at once (parallel: one top takes their batches one "
-        "by one; splitfed: a top each, averaged; concat: their batches joined to one step), or replay:TURNS.JSONL",
-    )
+    schedule: str = _option("round-robin", "who trains when: in turns or all at once (see below)")
     race: bool = _option(
         False,
         "with parallel: take batches in the order of arrival, not in a drawn one; no two runs are alike",
@@ -172,12 +166,6 @@ class RunOptions:
     wire: str = _option(
         "fp32",
         f"what tensors look like while they cross, both ways: {', '.join(formats.names())} (see below)",
-        agree=True,
-    )
-    microbatches: int = _option(
-        1,
-        "parts that a batch crosses the wire in, one behind the other: same gradients within rounding, but batch norm "
-        "sees parts; must divide --batch-size (exchange fused or local)",
         agree=True,
     )
     overlap: bool = _option(
@@ -242,7 +230,7 @@ class RunOptions:
     )
 
     def __post_init__(self) -> None:
-        for option in fields(self):
+        for option in fields(AskedOptions):
             choices, value = option.metadata.get("choices"), getattr(self, option.name)
             if choices and value is not None and value not in choices:
                 raise ConfigError(f"{option.name} must be one of {', '.join(choices)}, got {value!r}")
@@ -252,7 +240,6 @@ class RunOptions:
             ("clients", 1),
             ("threads", 1),
             ("width", 1),
-            ("microbatches", 1),
         ):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -313,11 +300,10 @@ class RunOptions:
                 f"schedule {self.schedule} does not go with exchange autograd, whose server may have one graph open at "
                 "a time: use --exchange fused (or local)"
             )
-        asked = "overlap" if self.overlap else "microbatches" if self.microbatches > 1 else ""
-        if together is not None and asked:
+        if together is not None and self.overlap:
             raise ConfigError(
-                f"schedule {self.schedule} does not go with {asked}: while a client waits the server works for others; "
-                f"leave {asked} out, or use --schedule round-robin"
+                f"schedule {self.schedule} does not go with overlap: while a client waits the server works for others; "
+                f"leave overlap out, or use --schedule round-robin"
             )
         if self.race and together is not Together.PARALLEL:
             raise ConfigError(
@@ -325,15 +311,12 @@ class RunOptions:
             )
 
     def _check_pipeline(self) -> None:
-        """Refuses overlap and microbatches where they cannot go."""
-        asked = [
-            name for name, on in (("microbatches", self.microbatches > 1), ("overlap", self.overlap)) if on
-        ]
-        if asked and self.unsplit:
-            raise ConfigError(f"{asked[0]} needs a wire: with --unsplit nothing crosses; leave it out")
-        if asked and self.exchange == "autograd":
+        """Refuses overlap where it cannot go."""
+        if self.overlap and self.unsplit:
+            raise ConfigError("overlap needs a wire: with --unsplit nothing crosses; leave it out")
+        if self.overlap and self.exchange == "autograd":
             raise ConfigError(
-                f"{asked[0]} does not go with exchange autograd, whose one graph holds one batch at a time: use "
+                "overlap does not go with exchange autograd, whose one graph holds one batch at a time: use "
                 "--exchange fused (or local)"
             )
         if self.overlap and self.detector_spec():
@@ -341,52 +324,23 @@ class RunOptions:
                 "overlap does not go with detector, which must see a batch's gradient before it sends the next: "
                 "leave one out"
             )
-        if self.microbatches > 1 and (self.attack_spec() or self.recording != "off"):
-            raise ConfigError(
-                "microbatches does not go with attack and recording, whose records are of whole batches: use "
-                "--microbatches 1"
-            )
 
     def resolved(self) -> RunOptions:
-        """These options with the task's defaults filled in, checked against each other."""
-        entry, _ = split_spec(self.data)
-        defaults = DEFAULTS[entry.task]
-        filled = dataclasses.replace(
-            self, **{name: value for name, value in defaults.items() if getattr(self, name) is None}
-        )
-        assert filled.model is not None and filled.image_size is not None and filled.cut is not None
-        net = nets.model_entry(filled.model)
-        if net.task != entry.task:
-            fitting = ", ".join(name for name, other in nets.MODELS.items() if other.task == entry.task)
-            raise ConfigError(
-                f"model {filled.model} is for {net.task}, data {entry.name} is for {entry.task}; use --model {fitting}"
-            )
-        if required(filled.batch_size) % filled.microbatches:
-            raise ConfigError(
-                f"microbatches must divide batch_size, got {filled.microbatches} and {filled.batch_size}; use "
-                f"--microbatches {gcd(required(filled.batch_size), filled.microbatches)}, or another --batch-size"
-            )
-        with as_config_error():
-            smallest = required(filled.batch_size) // filled.microbatches
-            nets.validate_image_size(filled.model, filled.image_size, smallest)
-        filled = dataclasses.replace(filled, labels=filled.labels or net.labels[0])
-        filled.data_config(), filled.partition_config(), filled.optimizer_config()
-        parse_schedule(filled.schedule, filled.seed)
-        if filled.weights is not None and not Path(filled.weights).is_file():
-            raise ConfigError(f"weights {filled.weights} is no file; name a state dict saved by torch.save")
-        filled.check_detector()
-        filled.check_cut()
-        return filled
+        """These options with what was left open filled in, checked against each other.
 
-    def check_cut(self) -> None:
-        """Refuses a cut that the model does not have, before any process is started."""
-        import torch
+        Raises:
+            ConfigError: they do not fit together; names values and remedy.
+        """
+        options = self.with_defaults()
+        options.check()
+        return options
 
-        assert self.model is not None and self.cut is not None
-        with as_config_error(), torch.device("meta"):
-            nets.build(
-                self.model, cut=parse_cut(self.cut), num_outputs=2, labels=self.labels, width=self.width
-            )
+    def with_defaults(self) -> RunOptions:
+        """As `resolved`, without checking: costs nothing, for planning."""
+        defaults = {"clients": DEFAULT_CLIENTS} | DEFAULTS[split_spec(self.data)[0].task]
+        values = defaults | {name: value for name, value in vars(self).items() if value is not None}
+        values.setdefault("labels", nets.model_entry(values["model"]).labels[0])
+        return RunOptions(**values)
 
     def defence_specs(self) -> tuple[Spec[Defence], ...]:
         """The defences asked for, in order."""
@@ -396,32 +350,68 @@ class RunOptions:
         """The attack asked for."""
         return None if self.attack in (None, "none") else ATTACKS.parse(str(self.attack))
 
-    def auxiliary_images(self) -> int:
-        """Images of the run's own source that the attacker is to own."""
-        spec = self.attack_spec()
-        takes = spec is not None and getattr(spec.config, "aux", "") == SAME_SOURCE
-        return int(spec.config.aux_images) if spec is not None and takes else 0
-
-    def first_query_round(self) -> int:
-        """The round from which a lab's client passes an attacker's images through its bottom."""
-        spec = self.attack_spec()
-        rounds: int = required(self.epochs)
-        return max(1, rounds + 1 - int(getattr(spec.config, "average", 1) if spec else 1))
-
-    def first_test_round(self) -> int:
-        """The round from which test images are scored: the last one, but in a lab, where attackers see them pass."""
-        every_round = self.test_every_round or self.attack_spec() is not None or self.recording != "off"
-        return 1 if every_round else int(required(self.epochs))
-
     def detector_spec(self) -> Spec[Detector] | None:
         """The detector asked for."""
         return None if self.detector in (None, "none") else DETECTORS.parse(self.detector)
 
+
+def _filled(name: str) -> Any:
+    """A field of `AskedOptions`, without its default: a resolved run must have a value."""
+    return field(metadata=AskedOptions.__dataclass_fields__[name].metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(AskedOptions):
+    """The options of one run, made by `AskedOptions.resolved`: nothing is left open that resolving fills."""
+
+    model: str = _filled("model")
+    cut: str = _filled("cut")
+    labels: str = _filled("labels")
+    image_size: int = _filled("image_size")
+    train_images: int = _filled("train_images")
+    validation_images: int = _filled("validation_images")
+    test_images: int = _filled("test_images")
+    epochs: int = _filled("epochs")
+    batch_size: int = _filled("batch_size")
+    optimizer: str = _filled("optimizer")
+    lr: float = _filled("lr")
+    clients: int = _filled("clients")
+
+    def check(self) -> None:
+        """Refuses options that do not fit together, before any process is started.
+
+        Raises:
+            ConfigError: names values and remedy.
+        """
+        entry, net = split_spec(self.data)[0], nets.model_entry(self.model)
+        if net.task != entry.task:
+            fitting = ", ".join(name for name, other in nets.MODELS.items() if other.task == entry.task)
+            raise ConfigError(
+                f"model {self.model} is for {net.task}, data {entry.name} is for {entry.task}; use --model {fitting}"
+            )
+        with as_config_error():
+            nets.validate_image_size(self.model, self.image_size, self.batch_size)
+        self.data_config(), self.partition_config(), self.optimizer_config()
+        parse_schedule(self.schedule, self.seed)
+        if self.weights is not None and not Path(self.weights).is_file():
+            raise ConfigError(f"weights {self.weights} is no file; name a state dict saved by torch.save")
+        self.check_detector()
+        self.check_cut()
+
+    def check_cut(self) -> None:
+        """Refuses a cut that the model does not have."""
+        import torch
+
+        with as_config_error(), torch.device("meta"):
+            nets.build(
+                self.model, cut=parse_cut(self.cut), num_outputs=2, labels=self.labels, width=self.width
+            )
+
     def check_detector(self) -> None:
-        """Refuses a detector that cannot work with this task and these labels, before any process is started."""
-        entry = nets.model_entry(required(self.model))
+        """Refuses a detector that cannot work with this task and these labels."""
+        entry = nets.model_entry(self.model)
         view = ClientView(
-            images=(entry.in_channels, required(self.image_size), required(self.image_size)),
+            images=(entry.in_channels, self.image_size, self.image_size),
             smashed=(1, 1, 1),
             normalisation=entry.normalisation,
             task=entry.task,
@@ -430,26 +420,40 @@ class RunOptions:
         )
         build_detector(self.detector_spec(), view)
 
+    def auxiliary_images(self) -> int:
+        """Images of the run's own source that the attacker is to own."""
+        spec = self.attack_spec()
+        return spec.needs.images if spec is not None and spec.needs.source == SAME_SOURCE else 0
+
+    def first_query_round(self) -> int:
+        """The round from which a lab's client passes an attacker's images through its bottom."""
+        spec = self.attack_spec()
+        rounds: int = self.epochs
+        return max(1, rounds + 1 - (spec.needs.query_rounds if spec else 1))
+
+    def first_test_round(self) -> int:
+        """The round from which test images are scored: the last one, but in a lab, where attackers see them pass."""
+        every_round = self.test_every_round or self.attack_spec() is not None or self.recording != "off"
+        return 1 if every_round else self.epochs
+
     def data_config(self) -> DataConfig:
         """The part that concerns images."""
         grades: Any = self.grades
-        return DataConfig(
-            spec=self.data, classes=grades, image_size=required(self.image_size), augment=self.augment
-        )
+        return DataConfig(spec=self.data, classes=grades, image_size=self.image_size, augment=self.augment)
 
     def partition_config(self) -> PartitionConfig:
         """The part that concerns sharing images out."""
         return PartitionConfig(
             scheme=self.partition,
-            train_images=required(self.train_images),
-            validation_images=required(self.validation_images),
-            test_images=required(self.test_images),
+            train_images=self.train_images,
+            validation_images=self.validation_images,
+            test_images=self.test_images,
             held_out_images=self.held_out_images,
         )
 
     def optimizer_config(self) -> OptimizerConfig:
         """The part that concerns optimisation."""
-        return OptimizerConfig(name=required(self.optimizer), lr=required(self.lr))
+        return OptimizerConfig(name=self.optimizer, lr=self.lr)
 
     def agreement(self, num_classes: int) -> dict[str, str]:
         """The options that every rank must share, as strings, with the versions that must match."""
@@ -457,7 +461,7 @@ class RunOptions:
 
         from suture.runtime.wire.messages import PROTOCOL
 
-        shared = {o.name: str(getattr(self, o.name)) for o in fields(self) if o.metadata.get("agree")}
+        shared = {o.name: str(getattr(self, o.name)) for o in fields(AskedOptions) if o.metadata.get("agree")}
         # A path differs from site to site; what is behind it must be of one kind.
         shared["data"] = split_spec(self.data)[0].name
         if self.weights is not None:
@@ -474,12 +478,6 @@ class RunOptions:
         """What a site is told before it joins: `site_agreement`, without the classes where nobody has said them."""
         said = self.site_agreement(classes)
         return {name: text for name, text in said.items() if classes or name != "classes"}
-
-
-def required(value: Any) -> Any:
-    if value is None:
-        raise ConfigError("options must be resolved first")
-    return value
 
 
 class as_config_error:

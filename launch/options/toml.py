@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.runtime.errors import ConfigError
 
 
@@ -28,12 +28,12 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def check_names(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """``values`` with their types checked against `RunOptions`.
+    """``values`` with their types checked against `AskedOptions`.
 
     Raises:
         ConfigError: an unknown option (the known ones are listed) or a value of another type.
     """
-    known = {option.name: option for option in fields(RunOptions)}
+    known = {option.name: option for option in fields(AskedOptions)}
     checked: dict[str, Any] = {}
     for name, value in values.items():
         name = name.replace("-", "_")
@@ -60,10 +60,10 @@ def flag(option: dataclasses.Field[Any]) -> str:
     return str(option.metadata.get("flag", option.name.replace("_", "-")))
 
 
-def to_toml(options: RunOptions, note: str, others: Collection[str] = ()) -> str:
+def to_toml(options: AskedOptions, note: str, others: Collection[str] = ()) -> str:
     """A file that ``--config`` takes; options that are None, the run's own place, and ``others`` are left out."""
     lines = [f"# {line}" for line in note.splitlines()]
-    for option in fields(options):
+    for option in fields(AskedOptions):
         value = getattr(options, option.name)
         if value is None or option.name in ("run_dir", "resume", "accept_rollback", *others):
             continue
@@ -78,10 +78,10 @@ def to_toml(options: RunOptions, note: str, others: Collection[str] = ()) -> str
     return "\n".join(lines) + "\n"
 
 
-def to_arguments(options: RunOptions) -> list[str]:
+def to_arguments(options: AskedOptions) -> list[str]:
     """The command line that gives ``options``. A run that is resumed has saved others: there a default is said, too."""
     arguments = []
-    for option in fields(options):
+    for option in fields(AskedOptions):
         value, name = getattr(options, option.name), flag(option)
         if value is None or (value == option.default and (not options.resume or option.name == "resume")):
             continue

@@ -18,7 +18,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import RunOptions
 from suture.launch.output.figures import activations, bottom_stages, segmentation
 from suture.launch.output.lock import lock_folder
 from suture.launch.output.step_times import PROFILE_FILE, draw_own_profile
@@ -202,7 +202,7 @@ class ClientFolder(NoClientObserver):
             "classes": list(client.data.classes),
             "normalisation": self._normalisation,
             "best_round": release.best_round,
-            "epochs": required(self._options.epochs),
+            "epochs": self._options.epochs,
             **models,
         }
         buffer = io.BytesIO()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import suture.models.registry as nets
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import RunOptions
 from suture.launch.output import figures
 from suture.launch.output.round_warnings import ROUND_DONE, RoundWarnings, Warned, WarningRecorder
 from suture.runtime.client.client import Client
@@ -200,7 +200,7 @@ class ClientRecord(NoClientObserver):
 
     @property
     def _task(self) -> str:
-        return str(nets.model_entry(required(self._options.model)).task)
+        return str(nets.model_entry(self._options.model).task)
 
     def counted(self, turn: Turn) -> None:
         """The turn counts: what it took."""

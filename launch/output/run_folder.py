@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
-from suture.launch.options.options import SITES_OWN, RunOptions
+from suture.launch.options.options import SITES_OWN, AskedOptions, RunOptions
 from suture.launch.options.toml import check_names, flag, read_toml, to_toml
 from suture.launch.output.lock import LOCK_FILE, lock_folder
 from suture.runtime.errors import ConfigError
@@ -70,7 +70,7 @@ def with_saved(asked: Mapping[str, Any], opens_data: bool = True) -> dict[str, A
     saved = read_toml(path / CONFIG)
     _refuse_missing(path, {k: v for k, v in saved.items() if k not in asked}, opens_data)
     ours = asked if opens_data else {k: v for k, v in asked.items() if k not in SITES_OWN}
-    _refuse_changes(path, RunOptions(**saved), ours)
+    _refuse_changes(path, AskedOptions(**saved), ours)
     return saved | dict(asked)
 
 
@@ -152,9 +152,9 @@ def _resume(path: Path, options: RunOptions, serving: Mapping[str, Any] | None) 
         run, classes = str(identity["run"]), tuple(map(str, identity.get("classes", ())))
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise _damaged(path, error) from None
-    before = RunOptions(**check_names(read_toml(path / CONFIG), str(path / CONFIG)))
+    before = AskedOptions(**check_names(read_toml(path / CONFIG), str(path / CONFIG)))
     others = () if serving is None else SITES_OWN
-    now = {one.name: getattr(options, one.name) for one in fields(options) if one.name not in others}
+    now = {one.name: getattr(options, one.name) for one in fields(AskedOptions) if one.name not in others}
     _refuse_changes(path, before, now)
     _write(path / CONFIG, to_toml(options, _NOTE.format(path=path), others))
     if dict(serving or {}) != identity.get("serve", {}):
@@ -178,9 +178,9 @@ def _damaged(path: Path, error: Exception) -> ConfigError:
     return ConfigError(f"{path / IDENTITY} is damaged ({error}); the run cannot be identified")
 
 
-def _refuse_changes(path: Path, before: RunOptions, asked: Mapping[str, Any]) -> None:
+def _refuse_changes(path: Path, before: AskedOptions, asked: Mapping[str, Any]) -> None:
     """Refuses options that may not change while a run goes on, and did."""
-    for option in fields(RunOptions):
+    for option in fields(AskedOptions):
         if option.name not in asked or option.metadata.get("free"):
             continue
         was, now = getattr(before, option.name), asked[option.name]

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from suture.launch.keys import KEY_VARIABLE
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.output.run_folder import holds_run
 
 
@@ -49,7 +49,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run_sentence(options: RunOptions, run_dir: str, again: str, key_from_environment: bool) -> str:
+def run_sentence(options: AskedOptions, run_dir: str, again: str, key_from_environment: bool) -> str:
     """What to say of a run that was stopped at its server.
 
     Args:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import suture.models.registry as nets
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import RunOptions
 from suture.runtime.errors import WireError
 from suture.runtime.host.disk import writing
 from suture.runtime.server.coordinator import Coordinator
@@ -70,7 +70,7 @@ def _seconds(coordinator: Coordinator) -> dict[str, float]:
 def header(options: RunOptions) -> dict[str, Any]:
     """What was trained on what."""
     return {
-        "task": nets.model_entry(required(options.model)).task,
+        "task": nets.model_entry(options.model).task,
         "model": options.model,
         "cut": options.cut,
         "data": options.data.partition(":")[0],

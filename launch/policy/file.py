@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from suture.runtime.errors import ConfigError
+from suture.launch.policy.own_code import check_files
+from suture.runtime.errors import ConfigError, PolicyError
 from suture.runtime.hooks import Defence, Detector
 from suture.threats.plugin import Registry, Spec
 from suture.threats.registry import DEFENCES, DETECTORS
@@ -32,10 +33,23 @@ def read_rules(path: Path) -> dict[str, Any]:
         if name not in READERS:
             raise ConfigError(f"{path}: unknown rule {name!r:.60}; {nearest(name, READERS)}")
         try:
+            _check_own_code(name, value, written.get("own_code", []))
             rules[name] = READERS[name](value)
         except ConfigError as error:
             raise ConfigError(f"{path}: {name}: {error}") from None
     return rules
+
+
+def _check_own_code(rule: str, value: Any, digests: Any) -> None:
+    """Before a demanded plug-in of one's own is run, to learn its parameters: its files must be listed."""
+    registry = _REGISTRIES.get(rule)
+    if registry is None or type(value) is not dict:
+        return
+    for name in filter(registry.is_outside, value):
+        try:
+            check_files(registry.kind, name, _texts(digests))
+        except PolicyError as error:
+            raise ConfigError(str(error)) from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -90,9 +104,9 @@ def _specs(registry: Registry[Any], value: Any) -> tuple[Spec[Any], ...]:
         )
     specs = []
     for name, wanted in value.items():
-        if name not in registry:
+        if name not in registry and not registry.is_outside(name):
             raise ConfigError(f"unknown {registry.kind} {name!r:.60}; {nearest(name, registry)}")
-        strength = registry[name].strength
+        strength = registry.find(name).strength
         if strength is None:
             raise ConfigError(
                 f"{registry.kind} {name} does not say which parameter is its strength; leave it out"
@@ -114,6 +128,8 @@ def _defences(value: Any) -> tuple[Spec[Defence], ...]:
 def _detectors(value: Any) -> tuple[Spec[Detector], ...]:
     return _specs(DETECTORS, value)
 
+
+_REGISTRIES: dict[str, Registry[Any]] = {"defences": DEFENCES, "detectors": DETECTORS}
 
 READERS: dict[str, Callable[[Any], Any]] = {
     "nets": _texts,
@@ -145,9 +161,11 @@ DEFAULT_TEXT = """\
 # forbids is refused by name before an image's features are sent. A rule that is left out is as it stands here.
 # docs/policy.md says why each rule is there.
 
-# Nets that may be trained. "torchvision:NAME" and "module:FILE:FACTORY" can be added; each needs an earliest_cut below.
+# Nets that may be trained. "torchvision:NAME" and "module:FILE_OR_PACKAGE:NAME" can be added; each needs an
+# earliest_cut below.
 nets = ["resnet18", "resnet34", "resnet50", "unet"]
-# Code of one's own (module:FILE:FACTORY) runs on this machine: SHA-256 of each file that may, by `sha256sum FILE`.
+# Code of one's own (module:FILE_OR_PACKAGE:NAME) runs on this machine: SHA-256 of each file that may, by
+# `sha256sum FILE`; its name must be in nets, [defences] or [detectors] as well.
 own_code = []
 # Whether training may begin with --weights: the server knows them, and so the first bottom.
 pretrained_weights = false
@@ -159,14 +177,14 @@ augment = "any"
 # [lowest, highest], both allowed.
 image_size = [16, 512]      # pixels a side: the more, the finer the detail that crosses
 width = [1, 128]            # channels of the U-Net's first block
-batch_size = [4, 256]       # images that are together in a step, and in each part of one (--microbatches)
+batch_size = [4, 256]       # images that are together in a step
 epochs = [1, 200]           # rounds: how often each image's features are sent
 lr = [1e-6, 0.1]            # learning rate
 # So many times may the server ask for one round's training images once more, after it took a turn back.
 repeats = 3
 
 # Formats in which tensors may cross, as --wire names them; topk with any share.
-wire = ["fp32", "bf16", "fp16", "int8", "int8:tensor", "topk"]
+wire = ["fp32", "bf16", "fp16", "int8", "topk"]
 # Whether the server must hand out the trained top at the end: without it there is no model to use here.
 release_top = true
 # Whether a proxy that ends TLS may be used: it reads smashed data, and labels where they are shared.

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec
 from pathlib import Path
 
-from suture.models.foreign import search_path
+from suture.models import plugins
 from suture.runtime.errors import PolicyError
+
+
+def check_files(kind: str, name: str, digests: Collection[str]) -> None:
+    """Refuses code of one's own that was not read and listed, without running it.
+
+    Args:
+        kind: of the plug-in, as its option is called.
+        name: ``module:FILE_OR_PACKAGE:NAME``, or an entry point's.
+        digests: SHA-256 (hex) of the files that may run.
+
+    Raises:
+        PolicyError: a file is not found or not listed.
+    """
+    try:
+        where, _ = plugins.place(kind, name)
+    except ValueError as error:
+        raise PolicyError(f"policy own_code: {error!s:.200}") from None
+    for file in [Path(where).expanduser()] if where.endswith(".py") else module_files(where):
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise PolicyError(f"policy own_code: cannot read {file}: {error.strerror}") from None
+        digest = hashlib.sha256(content).hexdigest()
+        if content and digest not in map(str.lower, digests):
+            raise PolicyError(
+                f"policy own_code: {name} would run {file}, whose SHA-256 {digest} is not listed; read that file, "
+                "and add the digest to own_code in policy.toml where it may run"
+            )
 
 
 def module_files(module: str) -> list[Path]:
@@ -18,13 +47,13 @@ def module_files(module: str) -> list[Path]:
     ``importlib.util.find_spec`` would not do: for "a.b" it imports a.
 
     Args:
-        module: dotted name, as in ``--model module:NAME:FACTORY``; looked for where that option looks.
+        module: dotted name, as in ``--model module:PACKAGE.FILE:NAME``; looked for where that option looks.
 
     Raises:
         PolicyError: no file is found, or it is a module of Python's own without one.
     """
     importlib.invalidate_caches()
-    places: Sequence[str] = search_path()
+    places: Sequence[str] = plugins.search_path()
     files, parts = [], module.split(".")
     for number in range(1, len(parts) + 1):
         name = ".".join(parts[:number])

@@ -8,119 +8,27 @@ for the site's side of the protocol to check (``repeats``, rounds beyond ``epoch
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
-import suture.models.registry as nets
 from suture.launch.build import Images
-from suture.launch.options.options import SITES_OWN, SUTURE_VERSION, RunOptions, as_config_error
-from suture.launch.policy.file import DEFAULT_TEXT, Range, nearest, read_rules
-from suture.launch.policy.own_code import module_files
+from suture.launch.options.options import SITES_OWN, SUTURE_VERSION, AskedOptions, RunOptions
+from suture.launch.policy.file import DEFAULT_TEXT, nearest, read_rules
+from suture.launch.policy.own_code import check_files
 from suture.launch.policy.rules import RANGES, complaints, outside, unlisted
-from suture.models.foreign import MODULE, is_foreign
+from suture.launch.policy.site_rules import Rules, is_own
+from suture.models.foreign import KIND
 from suture.runtime.errors import ConfigError, PolicyError
-from suture.runtime.hooks import Defence, Detector
-from suture.runtime.wire.compression import FORMATS
-from suture.threats.plugin import Spec
+from suture.threats.registry import DEFENCES
 
 _REMEDY = "ask the server's operator for another run, or change policy.toml at this site"
 _BESIDE_THE_OPTIONS = ("weights", "classes", "protocol", "torch", "suture")
 """What an agreement holds beside the options that are marked ``agree``; see `RunOptions.agreement`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Policy:
-    """The rules of one site; the defaults are those of `default_text`.
-
-    Attributes:
-        nets: nets that may be trained, as ``--model`` names them.
-        earliest_cut: by net, the earliest cut point allowed, a number or a block's name.
-        own_code: SHA-256 (hex) of the files that a ``module:`` net may run here.
-        pretrained_weights: whether ``--weights`` may be used.
-        labels: "home": they must stay here; or "any".
-        augment: "on": training images must be augmented; or "any".
-        image_size: range of pixels a side.
-        width: range of channels of the U-Net's first block.
-        batch_size: range of images a step; the low end also bounds a microbatch.
-        epochs: range of rounds.
-        lr: range of the learning rate.
-        repeats: how many times one round's training pass may be asked for again, at least 0; the client counts.
-        defences: each must be on, at least as strong as here.
-        more_defences: whether others may be on beside them.
-        detectors: one of them must be on, at least as strong as here; empty for none.
-        on_alarm: "stop": a detector's alarm must stop this site; or "log", which leaves it open.
-        wire: wire formats allowed, names of `compression.FORMATS`.
-        release_top: whether the server must hand out the trained top.
-        tls_proxy: whether a proxy that ends TLS may be used.
-        least_patients: in this site's training set, or in its test set where it only evaluates.
-        least_images: likewise.
-
-    Raises:
-        ConfigError: a rule that cannot work; names it, its value and the bound.
-    """
-
-    nets: tuple[str, ...] = ("resnet18", "resnet34", "resnet50", "unet")
-    earliest_cut: Mapping[str, int | str] = field(
-        default_factory=lambda: {"resnet18": 3, "resnet34": 3, "resnet50": 3, "unet": 2}
-    )
-    own_code: tuple[str, ...] = ()
-    pretrained_weights: bool = False
-    labels: str = "any"
-    augment: str = "any"
-    image_size: Range = (16, 512)
-    width: Range = (1, 128)
-    batch_size: Range = (4, 256)
-    epochs: Range = (1, 200)
-    lr: Range = (1e-6, 0.1)
-    repeats: int = 3
-    defences: tuple[Spec[Defence], ...] = ()
-    more_defences: bool = False
-    detectors: tuple[Spec[Detector], ...] = ()
-    on_alarm: str = "log"
-    wire: tuple[str, ...] = ("fp32", "bf16", "fp16", "int8", "int8:tensor", "topk")
-    release_top: bool = True
-    tls_proxy: bool = False
-    least_patients: int = 10
-    least_images: int = 20
-
-    def __post_init__(self) -> None:
-        for rule, choices in (
-            ("labels", ("any", "home")),
-            ("augment", ("any", "on")),
-            ("on_alarm", ("log", "stop")),
-        ):
-            if (value := getattr(self, rule)) not in choices:
-                raise ConfigError(f"{rule}: must be one of {', '.join(choices)}, got {value!r}")
-        for rule in ("repeats", "least_patients", "least_images"):
-            if (value := getattr(self, rule)) < 0:
-                raise ConfigError(f"{rule}: must be at least 0, got {value}")
-        for name in self.wire:
-            if name not in FORMATS:
-                raise ConfigError(f"wire: unknown format {name!r:.60}; {nearest(name, FORMATS)}")
-        for digest in self.own_code:
-            if len(digest) != 64 or not set(digest.lower()) <= set("0123456789abcdef"):
-                raise ConfigError(f"own_code: must be SHA-256 in 64 hexadecimal digits, got {digest!r:.80}")
-        self._check_nets()
-
-    def _check_nets(self) -> None:
-        for rule, names in (("nets", self.nets), ("earliest_cut", tuple(self.earliest_cut))):
-            for name in names:
-                if not is_foreign(name) and name not in nets.MODELS:
-                    known = [*nets.MODELS, *nets.FORMS]
-                    raise ConfigError(f"{rule}: unknown net {name!r:.60}; {nearest(name, known)}")
-        for name in self.nets:
-            if name not in self.earliest_cut:
-                raise ConfigError(
-                    f"earliest_cut: none for {name}; add \"{name}\" = CUT, see 'suture cuts {name}'"
-                )
-            if not name.startswith(MODULE):  # that would run code whose digest nobody has compared yet
-                try:
-                    with as_config_error():
-                        nets.cut_place(name, self.earliest_cut[name])
-                except ConfigError as error:
-                    raise ConfigError(f"earliest_cut: {error}") from None
+class Policy(Rules):
+    """The last word of one site: screens what a server says, and checks a run against the site's rules."""
 
     @classmethod
     def read(cls, path: Path) -> Policy:
@@ -143,20 +51,22 @@ class Policy:
     # What a server says, before an option is made of it -------------------------------------------
 
     def screen(self, agreement: Mapping[str, str]) -> None:
-        """Refuses what can be refused by the text alone. Must come before a `RunOptions` is made of it, which imports a
-        net's code, and tries which image sizes a net takes, for hours if the size is absurd.
+        """Refuses what can be refused by the text alone. Must come before `AskedOptions` are made of it: that imports
+        a net's code, and tries which image sizes a net takes, for hours if the size is absurd.
 
         Args:
             agreement: options by name, as the server sent them; see `RunOptions.site_agreement`.
 
         Raises:
-            PolicyError: as `unknown` and `check_code`; or the net is not listed, or a number is out of its range.
+            PolicyError: as `unknown`, `check_code` and `check_defence_code`; or the net is not listed, or a number
+                is out of its range.
         """
         self.unknown(agreement)
         if "model" in agreement:
             self.check_code(agreement["model"])
             if complaint := unlisted(self, agreement["model"]):
                 raise PolicyError(f"policy {complaint}; {_REMEDY}")
+        self.check_defence_code(agreement.get("defence", "None"))
         for name in RANGES:
             text = agreement.get(name, "None")
             try:
@@ -176,7 +86,7 @@ class Policy:
         Raises:
             PolicyError: an option is this site's own business, or unknown here; or a value is no text.
         """
-        ours = {option.name: bool(option.metadata.get("agree")) for option in fields(RunOptions)}
+        ours = {option.name: bool(option.metadata.get("agree")) for option in fields(AskedOptions)}
         known = [name for name, agreed in ours.items() if agreed and name not in SITES_OWN]
         known += _BESIDE_THE_OPTIONS
         for name, value in agreement.items():
@@ -198,28 +108,36 @@ class Policy:
         """Refuses code of one's own that this policy does not list, without running it.
 
         Args:
-            model: as ``--model`` takes it; every other form than ``module:FILE:FACTORY`` passes.
+            model: as ``--model`` takes it; nets of this program and torchvision's pass.
 
         Raises:
             PolicyError: the net is not listed, its files are not found, or one has another SHA-256.
         """
-        if not model.startswith(MODULE):
+        if not is_own(model):
             return
         if model not in self.nets:
             raise PolicyError(
                 f"policy nets: {model!r:.100} is code of one's own that is not listed; {_REMEDY}"
             )
-        for file in module_files(model.removeprefix(MODULE).partition(":")[0]):
-            try:
-                content = file.read_bytes()
-            except OSError as error:
-                raise PolicyError(f"policy own_code: cannot read {file}: {error.strerror}") from None
-            digest = hashlib.sha256(content).hexdigest()
-            if content and digest not in map(str.lower, self.own_code):
+        check_files(KIND, model, self.own_code)
+
+    def check_defence_code(self, defence: str) -> None:
+        """As `check_code`, of a chain of defences: one that is code of one's own must be among those demanded.
+
+        Args:
+            defence: as ``--defence`` takes it.
+
+        Raises:
+            PolicyError: one is not listed, its files are not found, or one has another SHA-256.
+        """
+        for name in DEFENCES.names(defence):
+            if not DEFENCES.is_outside(name):
+                continue
+            if name not in {spec.entry.name for spec in self.defences}:
                 raise PolicyError(
-                    f"policy own_code: {model} would run {file}, whose SHA-256 {digest} is not listed; read that file, "
-                    "and add the digest to own_code in policy.toml where it may run"
+                    f"policy defences: {name!r:.100} is code of one's own that is not listed; {_REMEDY}"
                 )
+            check_files(DEFENCES.kind, name, self.own_code)
 
     # The run ---------------------------------------------------------------------------------------
 
@@ -261,6 +179,7 @@ class Policy:
             PolicyError: names each rule and the value.
         """
         self.check_code(str(options.model))
+        self.check_defence_code(str(options.defence))
         found = list(complaints(self, options))
         if tls_proxy and not self.tls_proxy:
             found.append("policy tls_proxy: a proxy that ends TLS may not be used, got --tls proxy")

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import suture.models.registry as nets
-from suture.launch.options.options import SITES_OWN, RunOptions, as_config_error, parse_cut, required
+from suture.launch.options.options import SITES_OWN, RunOptions, as_config_error, parse_cut
+from suture.launch.policy.site_rules import Rules
 from suture.runtime.wire.compression import FORMATS
 from suture.threats.plugin import Spec
 
-if TYPE_CHECKING:
-    from suture.launch.policy.policy import Policy
-
-Rule = Callable[["Policy", RunOptions], str]
+Rule = Callable[[Rules, RunOptions], str]
 """Returns which rule forbids the options and why, empty where none does."""
 
 HARMLESS: dict[str, str] = {
@@ -24,7 +22,7 @@ HARMLESS: dict[str, str] = {
 """Options that every rank shares and no rule bounds, with the reason."""
 
 
-def complaints(policy: Policy, options: RunOptions) -> Iterator[str]:
+def complaints(policy: Rules, options: RunOptions) -> Iterator[str]:
     """What the policy forbids of resolved options, rule by rule.
 
     An option that all ranks share and that stands in none of the three lists is forbidden: it is newer than the policy.
@@ -37,19 +35,19 @@ def complaints(policy: Policy, options: RunOptions) -> Iterator[str]:
             yield f"policy: there is no rule for the option {option.name}, so it is not taken"
 
 
-def _net(policy: Policy, options: RunOptions) -> str:
-    return unlisted(policy, required(options.model))
+def _net(policy: Rules, options: RunOptions) -> str:
+    return unlisted(policy, options.model)
 
 
-def unlisted(policy: Policy, model: str) -> str:
+def unlisted(policy: Rules, model: str) -> str:
     """Why ``model`` may not be trained; empty where it may."""
     if model in policy.nets:
         return ""
     return f"nets: {model!r:.100} is not among {', '.join(policy.nets) or 'those allowed (none)'}"
 
 
-def _cut(policy: Policy, options: RunOptions) -> str:
-    model, cut = required(options.model), required(options.cut)
+def _cut(policy: Rules, options: RunOptions) -> str:
+    model, cut = options.model, options.cut
     if model not in policy.earliest_cut:
         return ""  # is not among the nets, then
     earliest = policy.earliest_cut[model]
@@ -59,13 +57,13 @@ def _cut(policy: Policy, options: RunOptions) -> str:
     return f"earliest_cut: {model} may be cut at {earliest} or later, got {cut}; see 'suture cuts {model}'"
 
 
-def _labels(policy: Policy, options: RunOptions) -> str:
+def _labels(policy: Rules, options: RunOptions) -> str:
     if policy.labels == "any" or options.labels == policy.labels:
         return ""
     return f"labels: labels must stay at {policy.labels}, got {options.labels}"
 
 
-def _augment(policy: Policy, options: RunOptions) -> str:
+def _augment(policy: Rules, options: RunOptions) -> str:
     if policy.augment == "any" or options.augment:
         return ""
     return "augment: training images must be augmented, got --no-augment"
@@ -74,7 +72,7 @@ def _augment(policy: Policy, options: RunOptions) -> str:
 def _within(name: str) -> Rule:
     """The rule of an option's range."""
 
-    def rule(policy: Policy, options: RunOptions) -> str:
+    def rule(policy: Rules, options: RunOptions) -> str:
         value = getattr(options, name)
         return (
             "" if value is None else outside(policy, name, value)
@@ -83,7 +81,7 @@ def _within(name: str) -> Rule:
     return rule
 
 
-def outside(policy: Policy, name: str, value: float) -> str:
+def outside(policy: Rules, name: str, value: float) -> str:
     """Why ``value`` does not lie in the range of the rule ``name``; empty where it does."""
     low, high = getattr(policy, name)
     if low <= value <= high:  # NaN lies in no range
@@ -91,17 +89,7 @@ def outside(policy: Policy, name: str, value: float) -> str:
     return f"{name}: must lie in {low:g}..{high:g}, got {value:g}"
 
 
-def _part(policy: Policy, options: RunOptions) -> str:
-    part, least = required(options.batch_size) // options.microbatches, policy.batch_size[0]
-    if part >= least or options.microbatches == 1:
-        return ""
-    return (
-        f"batch_size: a part of a batch must have at least {least:g} images, got {part} "
-        f"({options.batch_size} in {options.microbatches} microbatches)"
-    )
-
-
-def _defences(policy: Policy, options: RunOptions) -> str:
+def _defences(policy: Rules, options: RunOptions) -> str:
     given = {spec.entry.name: spec for spec in options.defence_specs()}
     for spec in policy.defences:
         name = spec.entry.name
@@ -115,7 +103,7 @@ def _defences(policy: Policy, options: RunOptions) -> str:
     return ""
 
 
-def _detectors(policy: Policy, options: RunOptions) -> str:
+def _detectors(policy: Rules, options: RunOptions) -> str:
     if not policy.detectors:
         return ""
     wanted, spec = {spec.entry.name: spec for spec in policy.detectors}, options.detector_spec()
@@ -127,33 +115,33 @@ def _detectors(policy: Policy, options: RunOptions) -> str:
     return f"detectors: {spec.entry.name}: {shortfall}" if shortfall else ""
 
 
-def _overlap(policy: Policy, options: RunOptions) -> str:
+def _overlap(policy: Rules, options: RunOptions) -> str:
     if not options.overlap or not policy.detectors:
         return ""
     return "detectors: one must be on, which sees a batch's gradient before the next is sent, got --overlap"
 
 
-def _on_alarm(policy: Policy, options: RunOptions) -> str:
+def _on_alarm(policy: Rules, options: RunOptions) -> str:
     watches = options.detector_spec() is not None
     if policy.on_alarm != "stop" or options.on_alarm == "stop" or not watches:
         return ""
     return f"on_alarm: an alarm must stop this site, got {options.on_alarm}; start with --on-alarm stop"
 
 
-def _wire(policy: Policy, options: RunOptions) -> str:
+def _wire(policy: Rules, options: RunOptions) -> str:
     name = options.wire if options.wire in FORMATS else options.wire.partition(":")[0]
     if name in policy.wire:
         return ""
     return f"wire: must be one of {', '.join(policy.wire)}, got {options.wire!r}"
 
 
-def _weights(policy: Policy, options: RunOptions) -> str:
+def _weights(policy: Rules, options: RunOptions) -> str:
     if options.weights is None or policy.pretrained_weights:
         return ""
     return "pretrained_weights: training may not begin with --weights, which the server knows"
 
 
-def _release(policy: Policy, options: RunOptions) -> str:
+def _release(policy: Rules, options: RunOptions) -> str:
     if options.release_top or not policy.release_top:
         return ""
     return "release_top: the server must hand out the trained top at the end, got --no-release-top"
@@ -183,7 +171,6 @@ RULES: dict[str, Rule] = {
     "weights": _weights,
     "augment": _augment,
     **{name: _within(name) for name in RANGES},
-    "microbatches": _part,
     "defence": _defences,
     "detector": _detectors,
     "overlap": _overlap,

@@ -12,7 +12,7 @@ from suture.launch.host.cores import ready_torch
 from suture.launch.host.logs import set_up
 from suture.launch.host.sandbox_setup import enclose
 from suture.launch.lab import lab
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import RunOptions
 from suture.launch.output.client_folder import AllOf, ClientFolder, client_folder
 from suture.launch.output.client_record import ClientRecord
 from suture.runtime.exchange import OVER_RPC
@@ -28,7 +28,7 @@ def join(options: RunOptions, line: Transport, sharing: int) -> None:
     index = line.config.rank - 1
     name = build.client_name(index)
     set_up(name)
-    images = build.build_images(options, required(options.clients))
+    images = build.build_images(options, options.clients)
     if index == 0:
         for note in images.source.notes:
             log.info("%s: %s", images.source.name, note)
@@ -45,7 +45,7 @@ def join(options: RunOptions, line: Transport, sharing: int) -> None:
     # On another machine the server's path need not exist: what this client was told wins.
     elsewhere = options.run_dir is not None and not line.config.one_host
     own = client_folder(Path(options.run_dir or "") if elsewhere else run_dir, name)
-    normalisation = nets.model_entry(required(options.model)).normalisation
+    normalisation = nets.model_entry(options.model).normalisation
     folder_of_own = ClientFolder(options, normalisation, data.task, own)
     observer = AllOf(ClientRecord(options, own), folder_of_own)
     agreement = options.agreement(len(data.classes)) | {"run": line.hear("run")}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import suture.models.registry as nets
 from suture.launch import build
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import RunOptions
 from suture.launch.output import figures, run_folder
 from suture.launch.output.client_folder import link_figures
 from suture.launch.output.final_table import print_final_table
@@ -79,8 +79,8 @@ def conduct(
         coordinator.begin(place.resumed, open_recorder)
         stack.callback(progress.finished)
         started = membership is None or membership.door is None
-        named = [build.client_name(index) for index in range(required(options.clients))] if started else []
-        progress.start(required(options.epochs), named)
+        named = [build.client_name(index) for index in range(options.clients)] if started else []
+        progress.start(options.epochs, named)
         play(coordinator)
         progress.finished()
         server.attack.finish()
@@ -115,7 +115,7 @@ def draw_figures(options: RunOptions, run_dir: Path) -> None:
     charts = run_dir / "figures"
     charts.mkdir(exist_ok=True)
     figures.training_loss(records, charts / "training_loss.png")
-    task = str(nets.model_entry(required(options.model)).task)
+    task = str(nets.model_entry(options.model).task)
     figures.metrics_by_round(records, task, charts / "metrics_by_round.png")
     if options.profile:
         draw_profile(run_dir)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from suture.launch import build, keys
 from suture.launch.host.cores import ready_torch
 from suture.launch.host.logs import set_up
 from suture.launch.lab import lab
-from suture.launch.options.options import DEFAULT_CLIENTS, RunOptions, required
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.launch.output import run_folder
 from suture.launch.output.client_folder import AllOf, ClientFolder
 from suture.launch.output.client_record import ClientRecord
@@ -31,17 +30,16 @@ from suture.runtime.state.handoff import shared_key
 log = logging.getLogger(__name__)
 
 
-def run_in_one_process(options: RunOptions) -> None:
+def run_in_one_process(asked: AskedOptions) -> None:
     """``--exchange local``: the server and all clients here, through the same protocol."""
     progress = Progress()
     set_up("local", progress.console)
-    options = replace(options, clients=options.clients or DEFAULT_CLIENTS).resolved()
+    options = asked.resolved()
     ready_torch(options)
-    num_clients = required(options.clients)
-    images = build.build_images(options, num_clients)
+    images = build.build_images(options, options.clients)
     for note in images.source.notes:
         log.info("%s: %s", images.source.name, note)
-    data = [build.build_data(options, images, index) for index in range(num_clients)]
+    data = [build.build_data(options, images, index) for index in range(options.clients)]
     device = build.device_of(options, 0)
     num_classes = len(images.source.classes)
     given = keys.given_key(options)
@@ -53,7 +51,7 @@ def run_in_one_process(options: RunOptions) -> None:
     lab.arm(server, options, place.run, place.path, num_classes)
 
     def play(coordinator: Coordinator) -> None:
-        normalisation = nets.model_entry(required(options.model)).normalisation
+        normalisation = nets.model_entry(options.model).normalisation
         task = images.source.task
         observer = [AllOf(ClientRecord(options), ClientFolder(options, normalisation, task)) for _ in data]
         _play(options, coordinator, data, key, device, observer)
@@ -85,8 +83,8 @@ def play_locally(
     Returns:
         The coordinator of the run that has ended.
     """
-    images = images or build.build_images(options, required(options.clients))
-    data = [build.build_data(options, images, index) for index in range(required(options.clients))]
+    images = images or build.build_images(options, options.clients)
+    data = [build.build_data(options, images, index) for index in range(options.clients)]
     device, num_classes = build.device_of(options, 0), len(images.source.classes)
     server = build.build_server(options, num_classes, device)
     if arm is not None:

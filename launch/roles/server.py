@@ -17,7 +17,7 @@ from suture.launch.host.logs import set_up
 from suture.launch.host.sandbox_setup import enclose
 from suture.launch.kits.standing import ServerStanding
 from suture.launch.lab import lab
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import RunOptions
 from suture.launch.output import run_folder, stopped
 from suture.launch.output.progress import Progress
 from suture.launch.roles.conduct import conduct
@@ -47,7 +47,7 @@ def serve(options: RunOptions, line: Transport, sharing: int) -> None:
     keys.forget_key(options)
     # The server opens no data source: how many classes there are, the clients say, each when it has its images.
     # Only then is there a folder, so that a run which could not begin leaves none.
-    for index in range(required(options.clients)):
+    for index in range(options.clients):
         num_classes = int(line.hear(f"classes of {build.client_name(index)}"))
     place = run_folder.open_folder(options, build.new_run_id())
     line.publish("run", place.run)
@@ -67,7 +67,7 @@ def serve(options: RunOptions, line: Transport, sharing: int) -> None:
         line.join(transport.SERVER, served.table())
         served.serve(calls.ping)
 
-    membership = Membership(required(options.clients), options.agreement(num_classes) | {"run": place.run})
+    membership = Membership(options.clients, options.agreement(num_classes) | {"run": place.run})
     with ExitStack() as stack:
         if transport.LOOPBACK_STORE not in os.environ:  # else `suture train` says it
             again = stopped.torchrun_command(str(place.path))
@@ -88,7 +88,7 @@ def _restarted(options: RunOptions, line: Transport) -> RunOptions:
 
 
 def serve_site(options: RunOptions, config: ServeConfig) -> None:
-    """The server, until the run is over. Takes up the run that --run-dir holds, if it holds one.
+    """The server, until the run is over.
 
     Raises:
         SutureError: the run could not start, or stopped.
@@ -96,12 +96,9 @@ def serve_site(options: RunOptions, config: ServeConfig) -> None:
     progress = Progress()
     set_up("server", progress.console)
     host, port = parse_address(config.listen)
-    options = options.resolved()
-    run_dir, num_clients = Path(required(options.run_dir)), required(options.clients)
-    options = replace(options, resume=run_folder.holds_run(run_dir))
     keys.forget_key(options)
     opening = OpenMembership(
-        least=1 if options.resume else config.min_clients or num_clients, grace=config.grace
+        least=1 if options.resume else config.min_clients or options.clients, grace=config.grace
     )
     credentials, standing = config.kit.credentials(), ServerStanding(config.kit, config.revoked)
     torch.set_num_threads(1)  # threads that are older than the sandbox stay outside it
@@ -118,7 +115,7 @@ def serve_site(options: RunOptions, config: ServeConfig) -> None:
             host=host,
             port=port,
             credentials=credentials,
-            sites=num_clients,
+            sites=options.clients,
             lease=options.lease,
             line_timeout=config.line_timeout,
             tls=config.tls,
@@ -130,7 +127,7 @@ def serve_site(options: RunOptions, config: ServeConfig) -> None:
     try:
         standing.start()
         line.start()
-        log.info("listening on %s for %d sites", config.listen, num_clients)
+        log.info("listening on %s for %d sites", config.listen, options.clients)
         # The server opens no data source: where nobody has named the classes, the first site says its own.
         if not place.classes:
             hello = line.first_hello()
@@ -144,7 +141,7 @@ def serve_site(options: RunOptions, config: ServeConfig) -> None:
         def play(coordinator: Coordinator) -> None:
             line.play(coordinator, limits)
 
-        membership = Membership(num_clients, options.site_agreement(place.classes), opening)
+        membership = Membership(options.clients, options.site_agreement(place.classes), opening)
         board = ServerBoard(Trust(credentials.authority, revocations=standing.revocations), place.run)
         conduct(options, server, place, num_classes, progress, play, membership=membership, board=board)
     finally:

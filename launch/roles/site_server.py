@@ -11,7 +11,7 @@ from typing import Any
 import suture.models.registry as nets
 from suture.launch.host.address import parse_address
 from suture.launch.kits.kit import Kit
-from suture.launch.options.options import RunOptions, as_config_error, required
+from suture.launch.options.options import AskedOptions, RunOptions, as_config_error
 from suture.runtime.data.registry import SOURCES
 from suture.runtime.data.source import Task
 from suture.runtime.errors import ConfigError
@@ -84,7 +84,7 @@ def check_line_timeout(seconds: float) -> None:
         raise ConfigError(f"line_timeout must be at least 1 second, got {seconds}")
 
 
-def check_options(options: RunOptions, command: str) -> None:
+def check_options(options: AskedOptions, command: str) -> None:
     """Refuses options that a run of sites does not have, or not at this end.
 
     Raises:
@@ -108,7 +108,7 @@ def check_options(options: RunOptions, command: str) -> None:
         )
     others = ("schedule", "clients", "resume") if command == "join" else ("handoff_key", "class_weights")
     for option in others:
-        given, usual = getattr(options, option), RunOptions.__dataclass_fields__[option].default
+        given, usual = getattr(options, option), AskedOptions.__dataclass_fields__[option].default
         if given != usual:
             other = "serve" if command == "join" else "join"
             raise ConfigError(f"{option} is an option of suture {other}; leave it out here")
@@ -133,13 +133,13 @@ def check_classes(options: RunOptions, classes: tuple[str, ...]) -> None:
     """Refuses classes that the run's net cannot have.
 
     Args:
-        options: resolved.
+        options: the run's.
         classes: as ``--classes`` names them.
 
     Raises:
         ConfigError: a net that marks pixels has another number of classes than two.
     """
-    task = Task(nets.model_entry(required(options.model)).task)
+    task = Task(nets.model_entry(options.model).task)
     if classes and task is Task.SEGMENTATION and len(classes) != 2:
         raise ConfigError(
             f"--classes names {len(classes)} classes, and {options.model} marks one against its background; write "

@@ -13,7 +13,7 @@ import logging
 import resource
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ import torch
 from suture.launch import build, keys
 from suture.launch.host.cores import ready_torch
 from suture.launch.host.logs import set_up
-from suture.launch.options.options import DEFAULT_CLIENTS, RunOptions, required
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.launch.output import run_folder
 from suture.launch.output.final_table import print_final_table
 from suture.launch.output.progress import Progress
@@ -81,7 +81,7 @@ class Unsplit:
         """The batches of one client's turn, in the order that its split run would take."""
         generator = self._hidden.generator
         return self.data[client].train_batches(
-            required(self.options.batch_size),
+            self.options.batch_size,
             generator("order", round, client),
             lambda batch: generator("augment", round, client, batch),
         )
@@ -111,7 +111,7 @@ class Unsplit:
                 continue
             collected, losses, num_images = build_scores(data.task, len(data.classes)), 0.0, 0
             criterion = build_criterion(data.task, None)
-            for batch in data.test_batches(required(self.options.batch_size), phase):
+            for batch in data.test_batches(self.options.batch_size, phase):
                 logits = self.model(batch.inputs.to(self.device)).cpu()
                 collected.update(logits, batch.targets)
                 losses += float(criterion(logits, batch.targets)) * len(logits)
@@ -125,7 +125,7 @@ class Unsplit:
         return model_digest({name: part.state_dict() for name, part in self._parts.items()})
 
 
-def run_unsplit(options: RunOptions) -> None:
+def run_unsplit(asked: AskedOptions) -> None:
     """``suture train --unsplit``.
 
     Raises:
@@ -133,10 +133,9 @@ def run_unsplit(options: RunOptions) -> None:
     """
     progress = Progress()
     set_up("unsplit", progress.console)
-    options = replace(options, clients=options.clients or DEFAULT_CLIENTS).resolved()
+    options = asked.resolved()
     ready_torch(options)
-    num_clients = required(options.clients)
-    images = build.build_images(options, num_clients)
+    images = build.build_images(options, options.clients)
     if options.pooled:
         images = build.Images(images.source, (_pool(images.shares), *images.shares))
     data = {name: build.build_data(options, images, index) for index, name in _names(options)}
@@ -157,7 +156,7 @@ def run_unsplit(options: RunOptions) -> None:
 
 def _names(options: RunOptions) -> list[tuple[int, str]]:
     """Which share each member has: with ``--pooled`` the pool is the first."""
-    names = [build.client_name(index) for index in range(required(options.clients))]
+    names = [build.client_name(index) for index in range(options.clients)]
     return list(enumerate([POOL, *names] if options.pooled else names))
 
 
@@ -170,14 +169,14 @@ def _train(trainer: Unsplit, options: RunOptions, progress: Progress, tracker: T
     scheduler: Scheduler = parse_schedule(options.schedule, options.seed)
     clients = [name for name in trainer.data if name != POOL]
     trained = [POOL] if options.pooled else clients
-    progress.start(required(options.epochs), trained)
+    progress.start(options.epochs, trained)
     step, turn, num_images, begun = 0, 0, 0, time.monotonic()
     seconds = 0.0
     scores: dict[str, dict[str, dict[str, float]]] = {}
-    for round in range(1, required(options.epochs) + 1):
+    for round in range(1, options.epochs + 1):
         for (client,) in scheduler.order(round, trained):
             turn, started, losses = turn + 1, time.monotonic(), []
-            num_batches = trainer.data[client].num_train_batches(required(options.batch_size))
+            num_batches = trainer.data[client].num_train_batches(options.batch_size)
             progress.turn_started(round, turn, client, "train", num_batches)
             for batch in trainer.train_batches(round, client):
                 step, loss = step + 1, trainer.train_step(round, client, batch)

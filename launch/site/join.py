@@ -23,7 +23,7 @@ from suture.launch.host.logs import set_up
 from suture.launch.host.sandbox_setup import enclose
 from suture.launch.kits.kit import Kit
 from suture.launch.kits.standing import SiteStanding
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.launch.output.client_folder import AllOf, ClientFolder, client_folder
 from suture.launch.output.client_record import ClientRecord, images_by_set
 from suture.launch.output.report.numbers import RunState
@@ -102,7 +102,7 @@ def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
     """A site, until the run is over; looks for the server again whenever it has lost it.
 
     Args:
-        asked: options by name, as this site's people gave them; the server's run says the rest.
+        asked: options by name, as this site's people gave them, and ``run_dir``; the server's run says the rest.
         config: the site.
 
     Raises:
@@ -122,7 +122,7 @@ def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
             f"policy tls_proxy: a proxy that opens TLS may not be used, got --tls proxy; see {kit.policy}"
         )
     host, port = parse_address(config.server)
-    lease = RunOptions(**asked).lease
+    lease = AskedOptions(**asked).lease
     line = GrpcClientConfig(
         host=host,
         port=port,
@@ -138,7 +138,7 @@ def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
     policy.screen(terms.agreement)
     values = merged(asked, terms)
     own_images.check_task(values)
-    options = policy.filled(RunOptions(**values | {"clients": 1}).resolved())
+    options = policy.filled(AskedOptions(**values | {"clients": 1}).resolved())
     state = kit.make_state()
     wishes = SiteWishes(state, name, terms.run)
     key = keys.given_key(options, one_host=True)
@@ -171,12 +171,12 @@ def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
     )
     # The secret is for this run: a server that says another id when the site joins is refused.
     client.join(terms.run)
-    own = client_folder(Path(required(options.run_dir)), name)
-    normalisation = nets.model_entry(required(options.model)).normalisation
+    own = client_folder(Path(asked["run_dir"]), name)
+    normalisation = nets.model_entry(options.model).normalisation
     kept_folder = ClientFolder(options, normalisation, data.task, own)
     kept_folder.lock()
     agreement = options.site_agreement(data.classes)  # reads --weights, which the sandbox will not let us do
-    outbox = Outbox(own / LEFT_FILE, required(options.cut))
+    outbox = Outbox(own / LEFT_FILE, options.cut)
     line = replace(line, limits=build.wire_limits(options, len(data.classes)), outbox=outbox)
     kept = f"{data.num_images()} images are in memory ({data.num_bytes() / 1e6:.2g} MB)"
     # The kit stays readable, since the roster may change while the run goes on, and its state writable.
@@ -194,7 +194,7 @@ def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
         return line.traffic.up, line.traffic.down
 
     task = str(data.task)
-    progress = SiteProgress(task, required(options.epochs), traffic, own, console)
+    progress = SiteProgress(task, options.epochs, traffic, own, console)
     record = ClientRecord(options, own, curves=True, traffic=traffic, warn=progress.warned)
     with closing(outbox), closing(wishes), standing:
         wishes.watch()

@@ -10,7 +10,7 @@ from typing import Any
 import suture.models.registry as nets
 from suture.launch import build
 from suture.launch.host.memory_check import free_memory
-from suture.launch.options.options import RunOptions, as_config_error, required
+from suture.launch.options.options import AskedOptions, RunOptions, as_config_error
 from suture.runtime.data import class_names
 from suture.runtime.data.client_data import ClientData
 from suture.runtime.data.registry import SOURCES, open_source, split_spec
@@ -83,7 +83,7 @@ def check_task(values: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: names the run's net, both tasks and the data sources that fit.
     """
-    entry, _ = split_spec(values.get("data", RunOptions.data))
+    entry, _ = split_spec(values.get("data", AskedOptions.data))
     if values.get("model") is None:
         return  # the task's default, then
     with as_config_error():
@@ -226,6 +226,6 @@ def shown_bytes(number: int) -> str:
 
 def num_bytes(options: RunOptions, num_images: int) -> int:
     """Memory that so many of a site's images take while it trains, at the run's size."""
-    entry = nets.model_entry(required(options.model))
-    pixels: int = required(options.image_size) ** 2
+    entry = nets.model_entry(options.model)
+    pixels: int = options.image_size**2
     return num_images * pixels * (entry.in_channels + (1 if Task(entry.task) is Task.SEGMENTATION else 0))

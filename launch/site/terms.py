@@ -15,7 +15,7 @@ from dataclasses import fields
 from multiprocessing.connection import Connection
 from typing import Any
 
-from suture.launch.options.options import SITES_OWN, RunOptions
+from suture.launch.options.options import SITES_OWN, AskedOptions
 from suture.launch.options.toml import flag, option_type
 from suture.launch.site.search import Search
 from suture.runtime.data.class_names import problem_of
@@ -147,7 +147,7 @@ def merged(asked: Mapping[str, Any], terms: Terms) -> dict[str, Any]:
         ConfigError: both say something, and not the same; or the run starts from weights that this site does not have.
     """
     said = {name: text for name, text in terms.agreement.items() if name not in (*_BESIDE, *SITES_OWN)}
-    options = {option.name: option for option in fields(RunOptions)}
+    options = {option.name: option for option in fields(AskedOptions)}
     values = dict(asked)
     for name, text in said.items():
         if name not in options:

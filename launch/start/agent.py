@@ -11,7 +11,7 @@ import click
 from suture.launch.host.memory_check import check_memory
 from suture.launch.host.network_namespace import why_not_isolated
 from suture.launch.keys import KEY_VARIABLE
-from suture.launch.options.options import DEFAULT_CLIENTS, RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.options.outcome import STOPPED
 from suture.launch.options.toml import to_arguments
 from suture.launch.start import fork_server
@@ -19,7 +19,7 @@ from suture.runtime.errors import ConfigError
 from suture.runtime.host.private_files import take_variable
 
 
-def start_ranks(options: RunOptions) -> None:
+def start_ranks(asked: AskedOptions) -> None:
     """Starts torchrun's agent here with one server rank and the clients, and waits.
 
     Raises:
@@ -34,9 +34,9 @@ def start_ranks(options: RunOptions) -> None:
 
     from suture.runtime.rpc.transport import LOOPBACK_STORE, loopback_store
 
-    _check_isolation(options.isolate)
-    check_memory(options.resolved(), forked=True)  # refuse what cannot work before any rank exists
-    num_clients = options.clients or DEFAULT_CLIENTS
+    _check_isolation(asked.isolate)
+    options = asked.resolved()
+    check_memory(options, forked=True)  # refuse what cannot work before any rank exists
     _quiet_elastic()
     # The agent would open a store for its ranks on every interface; this one only this machine reaches.
     store = loopback_store()
@@ -45,7 +45,7 @@ def start_ranks(options: RunOptions) -> None:
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
-        nproc_per_node=num_clients + 1,
+        nproc_per_node=options.clients + 1,
         run_id="suture",
         rdzv_backend="c10d",
         rdzv_endpoint=f"127.0.0.1:{store.port}",
@@ -55,7 +55,7 @@ def start_ranks(options: RunOptions) -> None:
         start_method=fork_server.START_METHOD,
     )
     try:
-        elastic_launch(launch, fork_server.play)(to_arguments(options), meeting)
+        elastic_launch(launch, fork_server.play)(to_arguments(asked), meeting)
     except ChildFailedError as failure:
         _, first = failure.get_first_failure()
         if first.exitcode == STOPPED:  # Ctrl-C reaches the ranks as well, and one of them was first

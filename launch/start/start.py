@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 
 
-def start(options: RunOptions) -> None:
+def start(options: AskedOptions) -> None:
     """Trains: unsplit, all roles in this process, or one server and the clients as processes.
 
     Raises:

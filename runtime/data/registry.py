@@ -1,12 +1,16 @@
-"""The data sources by name: what ``--data NAME[:PATH]`` can say, and opening one."""
+"""The data sources by name: what ``--data NAME[:PATH]`` can say, and opening one.
+
+One of one's own is a `SourceEntry`, named ``module:FILE_OR_PACKAGE:NAME[:PATH]`` or by an entry point.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from suture.models.plugins import FORM, is_outside, nearest, split
 from suture.runtime.data.chest_phantom import ChestPhantom
 from suture.runtime.data.dicom import open_dicom
 from suture.runtime.data.fundus_phantom import FundusPhantom
@@ -18,7 +22,9 @@ from suture.runtime.data.library_warnings import counted_warnings
 from suture.runtime.data.medmnist import open_medmnist
 from suture.runtime.data.source import Source, Task
 from suture.runtime.errors import ConfigError, DataError
+from suture.runtime.plugins import load
 
+KIND = "data"
 Grades = Literal["binary", "all"]
 
 
@@ -44,7 +50,7 @@ class SourceEntry:
     """A line of the registry.
 
     Attributes:
-        name: As on the command line.
+        name: As on the command line; of one's own what it is called there, whatever stands here.
         description: One line for ``--help``.
         argument: What follows the colon, such as "PATH"; empty where nothing does.
         open: Opens the source.
@@ -156,16 +162,23 @@ def split_spec(spec: str) -> tuple[SourceEntry, str]:
     Raises:
         ConfigError: The name is unknown (the message lists the known), or a path is missing or superfluous.
     """
-    name, _, argument = spec.partition(":")
-    entry = SOURCES.get(name)
-    if entry is None:
-        known = ", ".join(e.name + (f":{e.argument}" if e.argument else "") for e in SOURCES.values())
-        raise ConfigError(f"unknown data source {name!r}; known: {known}")
+    name, argument = split(spec)
+    entry = SOURCES.get(name) or _outside(name)
     if entry.argument and not argument:
         raise ConfigError(f"data source {name} needs a path: {name}:{entry.argument}")
     if argument and not entry.argument:
         raise ConfigError(f"data source {name} takes no path, got {spec!r}; write {name}")
-    return entry, argument
+    return entry, argument or ""
+
+
+def _outside(name: str) -> SourceEntry:
+    if not is_outside(KIND, name):
+        known = ", ".join(e.name + (f":{e.argument}" if e.argument else "") for e in SOURCES.values())
+        raise ConfigError(f"unknown data source {name!r}; known: {known}, {FORM}{nearest(name, SOURCES)}")
+    entry = load(KIND, name)
+    if not isinstance(entry, SourceEntry):
+        raise ConfigError(f"data {name}: must be a SourceEntry, got {entry!r:.80}")
+    return replace(entry, name=name)
 
 
 def open_source(spec: str, *, grades: Grades, need: int, seed: int) -> Source:

@@ -20,7 +20,7 @@ from suture.runtime.records.step_timer import SERVER, NoStepTimer, StepTimer
 from suture.runtime.state.averaging import Mean
 from suture.runtime.state.handoff import part_digest
 from suture.runtime.training.optim import step_with
-from suture.runtime.training.randomness import EVALUATION_BATCH, PUBLIC, Randomness, part_place
+from suture.runtime.training.randomness import EVALUATION_BATCH, PUBLIC, Randomness
 from suture.runtime.wire.checks import TensorSpec
 from suture.runtime.wire.compression import Packer
 from suture.runtime.wire.messages import LossReply
@@ -49,7 +49,6 @@ class ServerModel:
         seed: the run's public seed.
         device: where the top computes; tensors cross the wire on the CPU.
         wire: the format in which they cross, see ``compression``.
-        microbatches: parts that a batch may come in, see ``parts``.
     """
 
     def __init__(
@@ -63,7 +62,6 @@ class ServerModel:
         seed: int = 0,
         device: torch.device | str = "cpu",
         wire: str = "fp32",
-        microbatches: int = 1,
     ) -> None:
         self.top = top
         self.optimizer = optimizer
@@ -75,7 +73,6 @@ class ServerModel:
         self.step_timer: StepTimer = NoStepTimer()
         self._device = torch.device(device)
         self._copies: dict[str, tuple[nn.Module, torch.optim.Optimizer]] = {}
-        self.microbatches = microbatches
 
     def _half(self, client: str) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The top that a client's batches go through, and its optimizer."""
@@ -105,26 +102,20 @@ class ServerModel:
         self.optimizer.load_state_dict(state["optimizer"])
         self._copies = {}
 
-    def forward(
-        self, batch: SmashedBatch, class_weights: Tensor | None = None, whole: Tensor | None = None
-    ) -> LossReply | Tensor:
+    def forward(self, batch: SmashedBatch, class_weights: Tensor | None = None) -> LossReply | Tensor:
         """One training batch through the top, keeping the graph for the backward that the client starts.
 
         Args:
             batch: checked smashed data with its graph, on the CPU.
             class_weights: weights_K of the loss, None for equal ones.
-            whole: where ``batch`` is a part of several, y_N of the whole batch: the parts' losses add up to the whole
-                batch's mean, by class weights where there are any.
 
         Returns:
             Labels shared: the loss; labels at home: the top's output, on the CPU.
         """
         with self.step_timer.part(SERVER):
-            return self._forward(batch, class_weights, whole)
+            return self._forward(batch, class_weights)
 
-    def _forward(
-        self, batch: SmashedBatch, class_weights: Tensor | None, whole: Tensor | None
-    ) -> LossReply | Tensor:
+    def _forward(self, batch: SmashedBatch, class_weights: Tensor | None) -> LossReply | Tensor:
         # The alias gives the server a node of its own in the graph, where its hook cannot touch the client's.
         smashed = batch.smashed.view_as(batch.smashed)
         seen = self._seen(batch, smashed)
@@ -133,26 +124,19 @@ class ServerModel:
         if batch.labels is None:
             self._attack_gradient(smashed, batch)
             return output.cpu()
-        if whole is None:
-            task_loss = _task_loss(output, batch.labels, class_weights)
-            loss = self.attack.loss(seen, task_loss)
-            return LossReply(loss.cpu(), float(task_loss.detach()))
-        ours, theirs = _weight(batch.labels, class_weights), _weight(whole, class_weights)
-        summed = _task_loss(output, batch.labels, class_weights, "sum")
-        # A part may hold nothing but images of classes that do not count.
-        task_loss, share = summed / float(ours if ours > 0 else 1), float(ours / theirs)
-        loss = self.attack.loss(seen, task_loss) * share
-        return LossReply(loss.cpu(), float(task_loss.detach()) * share)
+        task_loss = _task_loss(output, batch.labels, class_weights)
+        loss = self.attack.loss(seen, task_loss)
+        return LossReply(loss.cpu(), float(task_loss.detach()))
 
     def _through_top(self, seen: SmashedBatch) -> Tensor:
         top, _ = self._half(seen.client)
         top.train()
-        self._randomness.reseed("top", *part_place((seen.round, seen.client, seen.batch), seen.part))
+        self._randomness.reseed("top", seen.round, seen.client, seen.batch)
         output: Tensor = top(seen.smashed)
         return output
 
     def forward_apart(
-        self, batch: SmashedBatch, class_weights: Tensor | None = None, whole: Tensor | None = None
+        self, batch: SmashedBatch, class_weights: Tensor | None = None
     ) -> tuple[LossReply | Tensor, Pending]:
         """`forward` on a graph that ends at this server.
 
@@ -160,7 +144,7 @@ class ServerModel:
             As `forward`, detached; and what `backward`, its other half, takes.
         """
         smashed = batch.smashed.detach().requires_grad_()
-        answer = self.forward(replace(batch, smashed=smashed), class_weights, whole)
+        answer = self.forward(replace(batch, smashed=smashed), class_weights)
         if isinstance(answer, LossReply):
             return replace(answer, loss=answer.loss.detach()), Pending(smashed, answer.loss)
         return answer.detach(), Pending(smashed, answer)
@@ -298,16 +282,9 @@ class ServerModel:
         return part_digest(self.top.state_dict())
 
 
-def _task_loss(
-    logits: Tensor, labels: Tensor, class_weights: Tensor | None, reduction: str = "mean"
-) -> Tensor:
+def _task_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
     weights = None if class_weights is None else class_weights.to(logits)
-    return cross_entropy(logits, labels.to(logits.device), weight=weights, reduction=reduction)
-
-
-def _weight(labels: Tensor, class_weights: Tensor | None) -> Tensor:
-    """What these images count together."""
-    return torch.tensor(float(len(labels))) if class_weights is None else class_weights[labels].sum()
+    return cross_entropy(logits, labels.to(logits.device), weight=weights)
 
 
 def _to_cpu(value: Any) -> Any:

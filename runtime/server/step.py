@@ -20,9 +20,8 @@ from suture.runtime.hooks import SmashedBatch
 from suture.runtime.records.observers import NoRecorder, Recorder, Watcher
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.server.membership import Member
-from suture.runtime.server.parts import Parts
+from suture.runtime.server.model import Pending
 from suture.runtime.server.run_state import RunState
-from suture.runtime.training.randomness import part_place
 from suture.runtime.wire.checks import TensorSpec, check_gradient, check_upload
 from suture.runtime.wire.compression import Payload
 from suture.runtime.wire.messages import (
@@ -38,6 +37,23 @@ from suture.runtime.wire.messages import (
 
 
 @dataclass
+class BatchUnderWay:
+    """A training batch that has come and waits for its step.
+
+    Attributes:
+        num_images: in it.
+        uploaded: what came, where it crossed packed.
+        pending: its forward pass, which waits for the gradient from the client.
+        answered: what was answered, where it crossed packed.
+    """
+
+    num_images: int
+    uploaded: Packed | None = None
+    pending: Pending | None = None
+    answered: Packed | None = None
+
+
+@dataclass
 class Running:
     """One client's part in the turn that is being played, and what it has come to so far.
 
@@ -48,7 +64,7 @@ class Running:
         went_on_at: when it last went on with it; a time.
         losses: of its steps.
         num_images: of all its steps.
-        parts: of the batch that waits for its step.
+        batch: what waits for its step.
         owed: what the server has yet to answer, perhaps after other clients: meanwhile this one cannot be late.
         share: what it sealed at its end, where others train in the same turn.
         has_fetched: whether it has asked for the hand-off.
@@ -62,7 +78,7 @@ class Running:
     went_on_at: float
     losses: list[float] = field(default_factory=list)
     num_images: int = 0
-    parts: Parts = field(default_factory=Parts)
+    batch: BatchUnderWay | None = None
     owed: Work | None = None
     share: SealedHandoff | None = None
     has_fetched: bool = False
@@ -74,9 +90,9 @@ class Running:
         """The client has gone on with its turn, which renews the turn's lease."""
         self.heard = self.went_on_at = time.monotonic()
 
-    def place(self, batch: int, part: int = 0) -> tuple[int | str, ...]:
-        """What a draw for one of the turn's batches, or a part of it, is named by."""
-        return part_place((self.turn.round, self.turn.client, batch), part)
+    def place(self, batch: int) -> tuple[int, str, int]:
+        """What a draw for one of the turn's batches is named by."""
+        return self.turn.round, self.turn.client, batch
 
 
 @dataclass
@@ -87,8 +103,7 @@ class Work:
         member: the client's.
         running: its part in the turn.
         answer: takes what the client is to be told, a `Refusal` included.
-        batch: on its way up, or a part of it.
-        whole: y_N of the whole batch where ``batch`` is a part and labels are shared.
+        batch: on its way up.
         gradient: where labels stay at home, the other half: the gradient of what was answered.
         done: the step that it belongs to.
     """
@@ -97,7 +112,6 @@ class Work:
     running: Running
     answer: Future[Any]
     batch: SmashedBatch | None = None
-    whole: Tensor | None = None
     gradient: Tensor | None = None
     done: StepDone | None = None
 
@@ -140,53 +154,47 @@ class Steps:
         """
         assert work.batch is not None
         server = self.run_state.server
-        answer, pending = server.forward_apart(work.batch, class_weights(work.member), work.whole)
-        work.running.parts.pending.append(pending)
+        answer, pending = server.forward_apart(work.batch, class_weights(work.member))
+        under_way(work.running).pending = pending
         if not isinstance(answer, LossReply):
             return self.output(work, answer)
         work.done = self.done_with(work, answer)
         return StepReply(answer.loss, answer.task_loss, self.backward(work))
 
     def backward(self, work: Work) -> Payload:
-        """The other half of an explicit step: answers with the gradient at the cut, and steps the top with the last
-        part of a batch.
-        """
-        assert work.done is not None
-        server, parts, client = self.run_state.server, work.running.parts, work.member.name
-        at_cut, gradients = server.backward(parts.pending.popleft(), work.gradient, client)
-        part = parts.done
-        is_last = parts.add(gradients)
-        if is_last:
-            server.step(parts.gradients, client)
-        else:
-            server.attack.step()  # to which a part is a batch of its own
-        return self.at_cut(work, at_cut, part, is_last)
+        """The other half of an explicit step: answers with the gradient at the cut, and steps the top."""
+        server, batch, client = self.run_state.server, under_way(work.running), work.member.name
+        pending, batch.pending = batch.pending, None
+        assert pending is not None
+        at_cut, gradients = server.backward(pending, work.gradient, client)
+        server.step(gradients, client)
+        return self.at_cut(work, at_cut)
 
     # Its parts -----------------------------------------------------------------------------------
 
     def arrived(self, member: Member, running: Running, upload: Upload, answer: Future[Any]) -> Work:
-        """Checks a training batch, or a part of one.
+        """Checks a training batch.
 
         Raises:
             WireError: it is not what comes next.
         """
-        server, parts = self.run_state.server, running.parts
         batch = self.checked(member, running.turn, upload)
         if upload.batch != member.num_stepped or running.owed is not None:
             raise WireError(
                 f"{member.name}: batch: expected {member.num_stepped}, got {upload.batch}; refused"
             )
-        most, images = server.microbatches, len(batch.smashed)
-        labels = parts.take(upload, images, most, server.smashed.max_batch, member.name)
+        if running.batch is not None:
+            raise WireError(
+                f"{member.name}: batch: expected the gradient of {upload.batch}, got it again; refused"
+            )
         member.uploaded = (running.turn.number, upload.batch)
-        if upload.part == 0:
-            running.bytes_up = running.bytes_down = 0
-        parts.uploaded.append(upload.smashed if isinstance(upload.smashed, Packed) else None)
+        running.bytes_up = running.bytes_down = 0
+        packed = upload.smashed if isinstance(upload.smashed, Packed) else None
+        running.batch = BatchUnderWay(len(batch.smashed), packed)
         self.crossed(running, up=upload.smashed)
         if upload.labels is not None:
             self.crossed(running, up=upload.labels)
-        whole = parts.labels if parts.number > 1 else None
-        return Work(member, running, answer, replace(batch, labels=labels), whole)
+        return Work(member, running, answer, batch)
 
     def gradient_arrived(
         self, member: Member, running: Running, message: OutputGradient, answer: Future[Any]
@@ -197,21 +205,15 @@ class Steps:
             WireError: it is none, or not the one that is due.
             DivergedError: the loss beside it is not finite.
         """
-        done, parts = StepDone(message.turn, message.batch, message.loss), running.parts
+        done, batch = StepDone(message.turn, message.batch, message.loss), running.batch
         self.may_step(member, running, done)
-        if not parts.pending or running.owed is not None:
+        if batch is None or batch.pending is None or running.owed is not None:
             raise WireError(f"{member.name}: backward: no forward waits for it; refused")
-        if not parts.complete or message.part != parts.done:
-            raise WireError(
-                f"{member.name}: backward: part: expected {parts.done} when all {parts.number} have come, got "
-                f"{message.part!r:.40} when {parts.came} have; refused"
-            )
-        output, answered = parts.pending[0].root, parts.answered[message.part]
+        output, answered = batch.pending.root, batch.answered
         spec, packer = TensorSpec.like(output), self.run_state.server.packer
         gradient = packer.unpack(message.gradient, spec, member.name, "gradient", of=answered)
         check_gradient(gradient, output, member.name)
         self.crossed(running, up=message.gradient)
-        parts.loss = message.loss
         return Work(member, running, answer, gradient=gradient, done=done)
 
     def checked(self, member: Member, turn: Turn, upload: Upload) -> SmashedBatch:
@@ -225,16 +227,14 @@ class Steps:
         smashed = server.packer.unpack(upload.smashed, server.smashed, member.name, "smashed")
         decoded = replace(upload, smashed=smashed)
         check_upload(decoded, member.name, server.smashed, server.labels if training else None, training)
-        return SmashedBatch(
-            smashed, upload.labels, turn.client, turn.round, upload.batch, upload.phase, upload.part
-        )
+        return SmashedBatch(smashed, upload.labels, turn.client, turn.round, upload.batch, upload.phase)
 
     def output(self, work: Work, output: Tensor) -> Payload:
         """What the top made of a batch, as it goes down."""
         running, batch = work.running, work.batch
         assert batch is not None
-        packed = self.run_state.server.packer.pack(output, "output", *running.place(batch.batch, batch.part))
-        running.parts.answered.append(packed if isinstance(packed, Packed) else None)
+        packed = self.run_state.server.packer.pack(output, "output", *running.place(batch.batch))
+        under_way(running).answered = packed if isinstance(packed, Packed) else None
         self.crossed(running, down=packed)
         return packed
 
@@ -247,7 +247,6 @@ class Steps:
         assert work.batch is not None
         done = StepDone(work.running.turn.number, work.batch.batch, answer.task_loss)
         self.may_step(work.member, work.running, done)
-        work.running.parts.loss += answer.task_loss
         return done
 
     def may_step(self, member: Member, running: Running, done: StepDone) -> None:
@@ -265,13 +264,12 @@ class Steps:
                 "start a new run with a lower --lr; the last good checkpoint is kept"
             )
 
-    def at_cut(self, work: Work, gradient: Tensor, part: int = 0, is_last: bool = True) -> Payload:
-        """The gradient at the cut as it goes down; with the last part of a batch its step is written down."""
+    def at_cut(self, work: Work, gradient: Tensor) -> Payload:
+        """The gradient at the cut as it goes down; the step is written down."""
         running = work.running
         assert work.done is not None
-        place, of = running.place(work.done.batch, part), running.parts.uploaded[part]
-        if is_last:
-            self.record(work.member, running, running.parts.loss)
+        place, of = running.place(work.done.batch), under_way(running).uploaded
+        self.record(work.member, running, work.done.loss)
         payload = self.run_state.server.packer.pack(gradient, "gradient", *place, of=of)
         self.crossed(running, down=payload)
         return payload
@@ -282,22 +280,20 @@ class Steps:
         """Steps the top after a backward of distributed autograd's.
 
         Raises:
-            WireError: its batch is not whole.
+            WireError: its batch came in explicit halves.
             DivergedError: the loss is not finite.
         """
         self.may_step(member, running, done)
-        if running.parts.pending or not running.parts.complete:
-            raise WireError(
-                f"{member.name}: step: its batch is not whole, or came in explicit halves; refused"
-            )
+        if running.batch is None or running.batch.pending is not None:
+            raise WireError(f"{member.name}: step: its batch came in explicit halves; refused")
         self.run_state.server.step(gradients, member.name)
         self.record(member, running, done.loss)
 
     def record(self, member: Member, running: Running, loss: float) -> None:
         """Writes a step down, now that it is done."""
-        turn, images = running.turn, running.parts.num_images
+        turn, images = running.turn, under_way(running).num_images
         member.uploaded, member.num_stepped = (0, -1), member.num_stepped + 1
-        running.parts = Parts()
+        running.batch = None
         running.losses.append(loss)
         running.num_images += images
         self.num_done += 1
@@ -312,6 +308,12 @@ class Steps:
         running.bytes_down += 0 if down is None else down.nbytes
         totals.bytes_up = max(totals.bytes_up, running.bytes_up)
         totals.bytes_down = max(totals.bytes_down, running.bytes_down)
+
+
+def under_way(running: Running) -> BatchUnderWay:
+    """The batch that waits for its step; there is one."""
+    assert running.batch is not None
+    return running.batch
 
 
 def class_weights(member: Member) -> Tensor | None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from suture.runtime.errors import SutureError
 from suture.runtime.server.model import Pending
-from suture.runtime.server.step import Steps, Work, class_weights, in_order
+from suture.runtime.server.step import Steps, Work, class_weights, in_order, under_way
 from suture.runtime.wire.compression import Payload
 from suture.runtime.wire.messages import LossReply, Refusal, StepReply
 
@@ -87,7 +87,7 @@ class OneByOne(Lane):
     def _go_on(self) -> None:
         while not self._open and (work := self._take()) is not None:
             super().train(work)
-            if work.running.parts.pending:
+            if work.running.batch is not None and work.running.batch.pending is not None:
                 self._open = (
                     work.member.name
                 )  # its output is out, and the top must not change before its step
@@ -164,13 +164,13 @@ class Joined(Lane):
         self._answered = [work.member.name for work in works]
         outputs = [answer for answer in found if isinstance(answer, Tensor)]
         for work, batch, output in zip(works, batches, outputs, strict=True):
-            work.running.parts.pending.append(Pending(batch.smashed, output))
+            under_way(work.running).pending = Pending(batch.smashed, output)
         return [self.steps.output(*each) for each in zip(works, outputs, strict=True)]
 
     def _backward(self, works: list[Work]) -> list[object]:
         self._answered = []
         for work in works:
-            work.running.parts.pending.clear()
+            under_way(work.running).pending = None
         of_outputs = [work.gradient for work in works if work.gradient is not None]
         return list(self._step(works, [len(grad) for grad in of_outputs], of_outputs))
 

@@ -139,8 +139,6 @@ class Turns:
         server = self.run_state.server
         if not server.packer.differentiable:
             raise WireError(f"{member.name}: forward: no graph crosses in {server.packer.wire}; refused")
-        if upload.parts != 1:
-            raise WireError(f"{member.name}: forward: a graph crosses whole, not in parts; refused")
         running = self._held(member, upload.turn, TurnKind.TRAIN)
         if running.turn.together:
             raise WireError(f"{member.name}: forward: others train in this turn; no graph crosses; refused")
@@ -166,8 +164,6 @@ class Turns:
         announced = 0 if member.hello is None else member.hello.num_batches
         if running.turn.together and upload.batch >= announced:
             raise WireError(f"{member.name}: batch: it announced {announced}, got {upload.batch}; refused")
-        if running.turn.together and upload.parts != 1:
-            raise WireError(f"{member.name}: part: others train in this turn; batches come whole; refused")
         work = self._steps.arrived(member, running, upload, answer)
         running.owed = work
         self._lane.train(work)
@@ -187,14 +183,13 @@ class Turns:
     def is_early(self, member: Member, message: Upload | OutputGradient) -> bool:
         """Whether ``message`` belongs behind one that this member's turn still waits for."""
         running = self.of(member)
-        its = running is not None and running.turn.number == message.turn
-        return running is not None and its and running.parts.is_early(message, member.num_stepped)
+        if running is None or running.turn.number != message.turn or type(message.batch) is not int:
+            return False
+        return message.batch == member.num_stepped + 1
 
     def predict(self, member: Member, upload: Upload) -> Payload:
         """One evaluation batch; see `Server.predict`."""
         running, server = self._held(member, upload.turn, TurnKind.EVALUATE), self.run_state.server
-        if upload.parts != 1:
-            raise WireError(f"{member.name}: predict: images are evaluated whole, not in parts; refused")
         output = server.predict(self._steps.checked(member, running.turn, upload))
         place = running.place(EVALUATION_BATCH - upload.batch)
         return server.packer.pack(output, f"output/{upload.phase}", *place)
@@ -242,7 +237,7 @@ class Turns:
             return True
         if not running.losses or running.owed is not None:
             raise WireError(f"{member.name}: a turn without a step cannot be committed; refused")
-        if running.parts.came:
+        if running.batch is not None:
             raise WireError(f"{member.name}: a turn with a batch half done cannot be committed; refused")
         others = [part for part in self.running.values() if part is not running]
         if all(part.share is not None for part in others):

@@ -23,11 +23,6 @@ EVALUATION_BATCH = -1  # evaluation's batches count down from here, apart from t
 _WORDS, _HEADER = 624, 24
 
 
-def part_place(place: tuple[int, str, int], part: int) -> tuple[int | str, ...]:
-    """Where draws for a part of a batch are; the first part's are the whole batch's."""
-    return (*place, part) if part else place
-
-
 class Randomness:
     """Derives generators from a secret.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from suture.launch.host.program import SUTURE
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.options.toml import to_arguments
 from suture.runtime.errors import SutureError
 from suture.runtime.wire.compression import parse_format
@@ -20,7 +20,7 @@ from suture.studies.audit.point import Means, options_of
 
 
 def check_with_processes(
-    point: Point, result: Mapping[str, Any], base: RunOptions, means: Means, folder: Path
+    point: Point, result: Mapping[str, Any], base: AskedOptions, means: Means, folder: Path
 ) -> str:
     """Trains ``point`` over RPC and compares; returns a sentence.
 

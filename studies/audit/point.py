@@ -16,7 +16,7 @@ import suture.models.registry as nets
 from suture.launch import build
 from suture.launch.lab import lab
 from suture.launch.lab.judging import build_witnesses
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.data.source import Task
 from suture.runtime.errors import ConfigError
@@ -92,7 +92,7 @@ class Panel(Attack):
             attacker.finish()
 
 
-def options_of(point: Point, base: RunOptions, means: Means, attacker: str) -> RunOptions:
+def options_of(point: Point, base: AskedOptions, means: Means, attacker: str) -> RunOptions:
     """The options of a point's run under one of ``ATTACKERS``."""
     return replace(
         base,
@@ -104,7 +104,7 @@ def options_of(point: Point, base: RunOptions, means: Means, attacker: str) -> R
     ).resolved()
 
 
-def run_point(point: Point, base: RunOptions, means: Means, key_text: str, samples: Path) -> dict[str, Any]:
+def run_point(point: Point, base: AskedOptions, means: Means, key_text: str, samples: Path) -> dict[str, Any]:
     """Trains, attacks and judges; returns plain values.
 
     Args:
@@ -129,7 +129,7 @@ def run_point(point: Point, base: RunOptions, means: Means, key_text: str, sampl
         def arm(server: ServerModel, num_classes: int) -> None:
             for name, own in every.items():
                 attack = lab.build_attack(own, server.top, num_classes, run_dir / name)
-                assert isinstance(attack, LiveAttack)
+                assert attack is not None
                 attackers[name] = attack
             server.attack = Panel(attackers)
 
@@ -139,7 +139,7 @@ def run_point(point: Point, base: RunOptions, means: Means, key_text: str, sampl
         # Without labels the judge trains no reader: an audit's question is the image, not what it shows.
         owned = Auxiliary(auxiliary.images, None, auxiliary.mirror, auxiliary.origin)
         split = build.build_split(options, len(witnesses[0].data.classes), key)
-        normalisation = nets.model_entry(required(options.model)).normalisation
+        normalisation = nets.model_entry(options.model).normalisation
         verdicts = {
             name: judge(
                 run_dir / name,

@@ -28,7 +28,7 @@ from rich.progress import (
 
 import suture.models.registry as nets
 from suture.launch.host.cores import ready_torch
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.options.toml import to_arguments
 from suture.runtime.data.registry import split_spec
 from suture.runtime.data.source import Task
@@ -95,7 +95,7 @@ class AuditConfig:
             raise ConfigError(f"budget must be above 0 minutes, got {self.budget}")
 
 
-def run_audit(config: AuditConfig, given: RunOptions, folder: Path) -> None:
+def run_audit(config: AuditConfig, given: AskedOptions, folder: Path) -> None:
     """Runs what is missing and writes the report; after a stop the same command goes on where it stopped.
 
     Raises:
@@ -146,13 +146,13 @@ def run_audit(config: AuditConfig, given: RunOptions, folder: Path) -> None:
         print(check_with_processes(plan[0], results[0], base, config.means, folder))
 
 
-def audit_options(given: RunOptions) -> RunOptions:
+def audit_options(given: AskedOptions) -> AskedOptions:
     """The options of every run: what a person set, else an audit's own defaults, else those of training."""
     if given.attack or given.defence or given.unsplit:
         raise ConfigError(
             "an audit brings attacks and defences itself: leave out --attack, --defence and --unsplit"
         )
-    plain, entry = RunOptions(), split_spec(given.data)[0]
+    plain, entry = AskedOptions(), split_spec(given.data)[0]
     own = {
         name: value
         for name, value in _DEFAULTS[entry.task].items()
@@ -176,7 +176,7 @@ def _scaled(config: AuditConfig, seeds: Sequence[int], folder: Path, first: Path
     return points(config.cuts, config.families, seeds, int(about["strengths"]))
 
 
-def _open(folder: Path, config: AuditConfig, base: RunOptions) -> str:
+def _open(folder: Path, config: AuditConfig, base: AskedOptions) -> str:
     """Makes the folder or takes it up again; returns the clients' key.
 
     Raises:
@@ -212,7 +212,7 @@ def _told(result: Mapping[str, Any]) -> str:
 
 
 def _report(
-    folder: Path, config: AuditConfig, base: RunOptions, plan: Sequence[Point], *, ended_early: bool
+    folder: Path, config: AuditConfig, base: AskedOptions, plan: Sequence[Point], *, ended_early: bool
 ) -> list[dict[str, Any]]:
     """Writes table and picture of what is done so far."""
     paths = [folder / "points" / f"{point.name}.json" for point in plan]
@@ -246,7 +246,7 @@ def _report(
     return results
 
 
-def _command(config: AuditConfig, base: RunOptions) -> str:
+def _command(config: AuditConfig, base: AskedOptions) -> str:
     """What repeats the audit, without the place of anybody's data."""
     name, colon, _ = base.data.partition(":")
     shown = [

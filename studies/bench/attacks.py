@@ -12,12 +12,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from suture.launch.host.cores import ready_torch
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.studies.bench.rigs.rig import WARM_UP, Rig, check_steps, over, times_in_turn
+from suture.studies.table import Table
 from suture.threats.registry import ATTACKS, DEFENCES, DETECTORS
 
 PLAIN = "undefended, honest"
@@ -25,9 +23,9 @@ PLAIN = "undefended, honest"
 _ATTACKS = {"fsha": "aux_images=64,pretrain=2", "adra": "aux_images=64"}
 
 
-def default_options() -> RunOptions:
+def default_options() -> AskedOptions:
     """Drawn fundus photographs at 64 px, ResNet-18 cut at layer1: no files needed."""
-    return RunOptions(
+    return AskedOptions(
         data="fundus-phantom", model="resnet18", cut="4", image_size=64, batch_size=16, exchange="local"
     )
 
@@ -42,7 +40,7 @@ def variants() -> dict[str, dict[str, str]]:
     return {PLAIN: {}} | attacks | defences | detectors
 
 
-def measure(options: RunOptions, num_steps: int) -> dict[str, list[float]]:
+def measure(options: AskedOptions, num_steps: int) -> dict[str, list[float]]:
     """Seconds of each step, by row.
 
     Raises:
@@ -66,7 +64,7 @@ def measure(options: RunOptions, num_steps: int) -> dict[str, list[float]]:
         return times_in_turn(rigs, num_steps)
 
 
-def run_command(options: RunOptions, num_steps: int) -> None:
+def run_command(options: AskedOptions, num_steps: int) -> None:
     """``suture bench attacks``."""
     options = over(default_options(), options)
     ready_torch(options)
@@ -77,14 +75,17 @@ def run_command(options: RunOptions, num_steps: int) -> None:
         f"step times, {resolved.model} cut {resolved.cut}, {resolved.image_size} px, batch {resolved.batch_size}, "
         f"median of {num_steps} steps taken in turn"
     )
-    table = Table(title=title, title_justify="left")
-    for heading in ("", "seconds a step", "fastest and slowest", "ratio to undefended"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for name, values in times.items():
-        spread = f"{min(values):.3f} to {max(values):.3f}"
-        table.add_row(name, f"{medians[name]:.3f}", spread, f"{medians[name] / medians[PLAIN]:.2f}")
-    Console(width=110).print(table)
-    print(
+    rows = [
+        {
+            "": name,
+            "seconds a step": f"{medians[name]:.3f}",
+            "fastest and slowest": f"{min(values):.3f} to {max(values):.3f}",
+            "ratio to undefended": f"{medians[name] / medians[PLAIN]:.2f}",
+        }
+        for name, values in times.items()
+    ]
+    note = (
         "A passive attack records while training goes on and trains its decoder after the last round: that time is "
         "not in a step. SplitGuard's fake batches cost the client one step in ten, which it does not learn from."
     )
+    Table(rows, title, [note]).print()

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from suture.launch.host.memory_check import check_memory
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.runtime.errors import ConfigError
 from suture.runtime.rpc.transport import SERVER
-from suture.runtime.scheduler import parse_schedule
 from suture.studies.bench.page import page
 from suture.studies.bench.plan import LEASE, say
 from suture.studies.bench.rigs.machine import machine
@@ -55,7 +54,7 @@ class ClientsPlan:
 
     def options(self, clients: int, schedule: str) -> RunOptions:
         """The run that is timed; SGD, so that the checkpoints of small turns do not hide everything else."""
-        return RunOptions(
+        return AskedOptions(
             data="fundus-phantom",  # names the task; no image is drawn
             model=self.model,
             cut=self.cut,
@@ -98,21 +97,8 @@ def run_command(*, quick: bool, out: Path | None) -> None:
     page.publish("clients", where, measured, quick=quick, out=out)
 
 
-def known_schedules() -> tuple[list[str], list[str]]:
-    """The schedules that this version has, and those that it has not."""
-    there: list[str] = []
-    missing: list[str] = []
-    for name in SCHEDULES:
-        try:
-            parse_schedule(name, 0)
-            there.append(name)
-        except ConfigError:
-            missing.append(name)
-    return there, missing
-
-
 def run_plan(plan: ClientsPlan, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measures every number of clients in every schedule that there is.
+    """Measures every number of clients in every schedule.
 
     Args:
         plan: what and how long.
@@ -121,23 +107,22 @@ def run_plan(plan: ClientsPlan, say: Callable[[str], None]) -> dict[str, Any]:
     Raises:
         SutureError: a process failed.
     """
-    schedules, missing = known_schedules()
     rows, left_out = [], []
     for count, turn_steps in plan.turns:
         try:
-            check_memory(plan.options(count, schedules[0]), forked=True)
+            check_memory(plan.options(count, SCHEDULES[0]), forked=True)
         except ConfigError as error:
             left_out.append(str(error))
             say(f"{count} clients: {error}")
             continue
-        for schedule in schedules:
+        for schedule in SCHEDULES:
             row = measure(plan, count, turn_steps, schedule)
             rows.append(row)
             say(
                 f"{count} clients, {schedule}: {row['images_per_second']:.1f} images/s, "
                 f"{row['over_unsplit']:.3f} times unsplit"
             )
-    return {"plan": asdict(plan), "rows": rows, "missing_schedules": missing, "left_out": left_out}
+    return {"plan": asdict(plan), "rows": rows, "left_out": left_out}
 
 
 def measure(plan: ClientsPlan, count: int, turn_steps: int, schedule: str) -> dict[str, Any]:

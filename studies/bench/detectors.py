@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from suture.launch.host.cores import ready_torch
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import AskedOptions
 from suture.runtime.hooks import Detector
 from suture.studies.bench.rigs.rig import Rig, over
+from suture.studies.table import Table
 from suture.threats.client_view import ClientView
 from suture.threats.registry import DETECTORS
 
@@ -56,9 +55,9 @@ class Watched:
     scores: dict[str, float]
 
 
-def default_options() -> RunOptions:
+def default_options() -> AskedOptions:
     """A small run without files: drawn fundus photographs, ResNet-18 cut at layer1."""
-    return RunOptions(
+    return AskedOptions(
         data="fundus-phantom",
         model="resnet18",
         cut="4",
@@ -70,10 +69,10 @@ def default_options() -> RunOptions:
     )
 
 
-def watch(options: RunOptions, seed: int, attack: str | None, num_steps: int) -> Watched:
+def watch(options: AskedOptions, seed: int, attack: str | None, num_steps: int) -> Watched:
     """One run of ``num_steps`` batches under all detectors."""
     batch_size = options.batch_size or 16
-    options = replace(
+    run = replace(
         options,
         seed=seed,
         attack=attack,
@@ -85,9 +84,9 @@ def watch(options: RunOptions, seed: int, attack: str | None, num_steps: int) ->
     ).resolved()
     alarms: dict[str, int | None] = dict.fromkeys(DETECTORS)
     with tempfile.TemporaryDirectory(prefix="suture-detectors-") as folder:
-        rig = Rig(options, Path(folder))
+        rig = Rig(run, Path(folder))
         view = ClientView(
-            images=(3, required(options.image_size), required(options.image_size)),
+            images=(3, run.image_size, run.image_size),
             smashed=rig.server.smashed.shape,
             normalisation="imagenet",
             task="classification",
@@ -104,7 +103,7 @@ def watch(options: RunOptions, seed: int, attack: str | None, num_steps: int) ->
     return Watched(seed, alarms, {name: detector.score() for name, detector in detectors.items()})
 
 
-def run_command(options: RunOptions, num_steps: int, honest: int, hostile: int) -> None:
+def run_command(options: AskedOptions, num_steps: int, honest: int, hostile: int) -> None:
     """``suture bench detectors``."""
     options = over(default_options(), options)
     ready_torch(options)
@@ -120,19 +119,19 @@ def run_command(options: RunOptions, num_steps: int, honest: int, hostile: int) 
             for name, step in result.alarms.items()
         )
         print(f"[{number}/{len(runs)}] {kind}, seed {seed}: {told}", flush=True)
-    table = Table(title=f"alarms within {num_steps} batches, thresholds as shipped", title_justify="left")
-    for heading in (
-        "detector",
-        "honest runs with alarm",
-        "FSHA runs with alarm",
-        "batches until the alarm (FSHA)",
-    ):
-        table.add_column(heading)
+    rows = []
     for name in DETECTORS:
         rates = {
             kind: f"{sum(r.alarms[name] is not None for r in results)} of {len(results)}"
             for kind, results in found.items()
         }
         delays = [str(r.alarms[name]) for r in found["fsha"] if r.alarms[name] is not None]
-        table.add_row(name, rates["honest"], rates["fsha"], ", ".join(delays) or "-")
-    Console().print(table)
+        rows.append(
+            {
+                "detector": name,
+                "honest runs with alarm": rates["honest"],
+                "FSHA runs with alarm": rates["fsha"],
+                "batches until the alarm (FSHA)": ", ".join(delays) or "-",
+            }
+        )
+    Table(rows, f"alarms within {num_steps} batches, thresholds as shipped").print()

@@ -11,12 +11,12 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from suture.launch.host.cores import ready_torch
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.errors import ConfigError
 from suture.runtime.rpc.transport import SERVER
@@ -37,7 +37,7 @@ class Way:
 
     Attributes:
         name: what the table calls it.
-        options: names and values; an option that this version does not have leaves the way out.
+        options: names and values.
         carrier: "rpc", or "grpc": over mutual TLS, as between sites.
         on_slow: timed on the slowest line, too.
         trained: runs are trained with it, for the metric.
@@ -63,12 +63,10 @@ WAYS = (
     _way("fused fp32", on_slow=True),
     _way("gRPC fp32", on_slow=True, carrier="grpc"),
     _way("fused fp32, overlap", overlap=True),
-    _way("fused fp32, 4 micro-batches", microbatches=4),
     _way("fused bf16", wire="bf16"),
     _way("fused int8", on_slow=True, trained=True, wire="int8"),
     _way("fused int8, overlap", on_slow=True, trained=True, wire="int8", overlap=True),
     _way("gRPC int8, overlap", on_slow=True, carrier="grpc", wire="int8", overlap=True),
-    _way("fused int8, 4 micro-batches", wire="int8", microbatches=4),
     _way("fused topk:0.05", on_slow=True, trained=True, wire="topk:0.05"),
     _way("fused topk:0.05, overlap", on_slow=True, trained=True, wire="topk:0.05", overlap=True),
 )
@@ -98,9 +96,9 @@ class LinePlan:
     image_size: int = 96
     batch_size: int = 8
 
-    def options(self) -> RunOptions:
+    def options(self) -> AskedOptions:
         """The run whose steps are timed, before a way's own options."""
-        return RunOptions(
+        return AskedOptions(
             data="fundus-phantom",  # names the task; no image is drawn
             model="resnet18",
             cut="2",
@@ -118,7 +116,7 @@ class LinePlan:
         rates = tuple(megabits for megabits, _ in self.lines)
         return rates if way.on_slow or len(rates) == 1 else rates[:-1]
 
-    def training(self, data: str) -> RunOptions:
+    def training(self, data: str) -> AskedOptions:
         """A run for the metric."""
         return replace(
             self.options(),
@@ -167,40 +165,26 @@ def default_data(quick: bool) -> str:
     return f"kaggle-dr:{folder}" if folder.is_dir() and not quick else "fundus-phantom"
 
 
-def possible(plan: LinePlan) -> tuple[list[tuple[Way, RunOptions]], list[str]]:
-    """The ways that this version has, with their options, and the names of the others."""
-    there, missing = [], []
-    known = {option.name for option in fields(RunOptions)}
-    for way in plan.ways:
-        try:
-            if not way.options.keys() <= known:
-                raise ConfigError("an option of a later version")
-            rounds = 1 + plan.turns * len(plan.rates(way))
-            there.append((way, replace(plan.options(), epochs=rounds, **way.options).resolved()))
-        except ConfigError:
-            missing.append(way.name)
-    return there, missing
-
-
 def measure(plan: LinePlan, data: str, say: Callable[[str], None]) -> dict[str, Any]:
     """Step times by way and rate, and the metric by wire format.
 
     Raises:
         SutureError: a process failed.
     """
-    ways, missing = possible(plan)
     with ExitStack() as stack:
         line = stack.enter_context(shaped.ShapedLine())
         line.shape(*plan.lines[0])
         stages: dict[str, Stage] = {}
-        for way, options in ways:
+        for way in plan.ways:
+            rounds = 1 + plan.turns * len(plan.rates(way))
+            options = replace(plan.options(), epochs=rounds, **way.options).resolved()
             stages[way.name] = stack.enter_context(
                 Stage(options, unsplit=False, round_steps=plan.turn_steps, line=line, carrier=way.carrier)
             )
             stages[way.name].round()
         for megabits, latency in plan.lines:
             line.shape(megabits, latency)
-            order = [way.name for way, _ in ways if megabits in plan.rates(way)]
+            order = [way.name for way in plan.ways if megabits in plan.rates(way)]
             taken = dict.fromkeys(order, 0.0)
             for _ in range(plan.turns):
                 for name in order:
@@ -223,11 +207,11 @@ def measure(plan: LinePlan, data: str, say: Callable[[str], None]) -> dict[str, 
                 )
             },
         }
-        for (name, report), (way, _) in zip(reports.items(), ways, strict=True)
+        for (name, report), way in zip(reports.items(), plan.ways, strict=True)
     ]
-    metric = train(plan, data, [way for way, _ in ways if way.trained], say)
+    metric = train(plan, data, [way for way in plan.ways if way.trained], say)
     shown = {name: value for name, value in asdict(plan).items() if name != "ways"}
-    return {"plan": shown, "rows": rows, "missing_ways": missing, "metric": metric}
+    return {"plan": shown, "rows": rows, "metric": metric}
 
 
 def train(plan: LinePlan, data: str, ways: list[Way], say: Callable[[str], None]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions, RunOptions
 
 
 def say(line: str) -> None:
@@ -38,7 +38,7 @@ class Row:
 
     def options(self, clients: int = 1, exchange: str = "fused") -> RunOptions:
         """The run that is timed: one turn, without augmentation and evaluation."""
-        return RunOptions(
+        return AskedOptions(
             data="chest-phantom"
             if self.model == "unet"
             else "fundus-phantom",  # names the task; no image is drawn

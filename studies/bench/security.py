@@ -15,12 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch.distributed.rpc import internal
 
 from suture.launch.host.cores import ready_torch
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.runtime.client.client import Client
 from suture.runtime.errors import ConfigError
 from suture.runtime.scheduler import Turn
@@ -31,6 +29,7 @@ from suture.runtime.wire.checks import check_step_reply, check_upload
 from suture.runtime.wire.messages import StepReply, Upload
 from suture.studies.bench.rigs.rig import Rig
 from suture.studies.bench.rigs.signed import SignedHandoff
+from suture.studies.table import Table
 
 LEAST = 10
 STEP_CUT, HANDOFF_CUT = "3", "7"
@@ -81,7 +80,7 @@ class _Messages:
             self._pickler.deserialize(*self._pickler.serialize(message))  # type: ignore[no-untyped-call]
 
 
-def measure(options: RunOptions, repeats: int) -> Costs:
+def measure(options: AskedOptions, repeats: int) -> Costs:
     """All of it, in turn.
 
     Raises:
@@ -120,7 +119,7 @@ def _hand_over(client: Client, turn: Turn) -> None:
     client.open(sealed)
 
 
-def _at_cut(options: RunOptions, cut: str) -> RunOptions:
+def _at_cut(options: AskedOptions, cut: str) -> RunOptions:
     num_images = 4 * (options.batch_size or 32)
     shares = {"train_images": num_images, "validation_images": 0, "test_images": 4}
     return replace(options, cut=cut, clients=1, epochs=1, **shares).resolved()  # type: ignore[arg-type]
@@ -132,24 +131,20 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def default_options() -> RunOptions:
+def default_options() -> AskedOptions:
     """ResNet-34 at 64 px on drawn photographs: no files needed."""
-    return RunOptions(data="fundus-phantom", model="resnet34", image_size=64, batch_size=32, exchange="local")
+    return AskedOptions(
+        data="fundus-phantom", model="resnet34", image_size=64, batch_size=32, exchange="local"
+    )
 
 
 def run_command(repeats: int, threads: int | None) -> None:
     """``suture bench security``."""
     options = default_options()
-    ready_torch(RunOptions(threads=threads))
+    ready_torch(AskedOptions(threads=threads))
     costs = measure(options, repeats)
     step, plain, checked = (statistics.median(times) for times in (costs.step, costs.plain, costs.checked))
-    table = Table(
-        title=f"ResNet-34, 64 px, batch {options.batch_size}; medians of {repeats}, taken in turn",
-        title_justify="left",
-    )
-    for heading in ("", "median", "fastest and slowest", "of a step"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    rows = {
+    measured = {
         f"a step at cut {STEP_CUT}, one process": costs.step,
         "its messages, torch's pickler": costs.plain,
         "its messages, codec and checks": costs.checked,
@@ -159,16 +154,22 @@ def run_command(repeats: int, threads: int | None) -> None:
     for cut, each in costs.signed.items():
         named = f"between hospitals, cut {cut} ({costs.handoff_bytes[cut] / 1e6:.1f} MB)"
         parts = ("sealed, signed", "checked by the server", "checked, opened")
-        rows |= {f"{named}: {part}": [one[i] for one in each] for i, part in enumerate(parts)}
-        rows[f"{named}: all of it"] = [sum(one) for one in each]
-    for name, times in rows.items():
-        median = statistics.median(times)
-        spread = f"{min(times) * 1e3:.2f} to {max(times) * 1e3:.2f} ms"
-        table.add_row(name, f"{median * 1e3:.2f} ms", spread, f"{median / step:.2%}")
-    Console(width=120).print(table)
+        measured |= {f"{named}: {part}": [one[i] for one in each] for i, part in enumerate(parts)}
+        measured[f"{named}: all of it"] = [sum(one) for one in each]
+    rows = [
+        {
+            "": name,
+            "median": f"{statistics.median(times) * 1e3:.2f} ms",
+            "fastest and slowest": f"{min(times) * 1e3:.2f} to {max(times) * 1e3:.2f} ms",
+            "of a step": f"{statistics.median(times) / step:.2%}",
+        }
+        for name, times in measured.items()
+    ]
     steps = 4  # of a turn by default: 128 images, 32 a batch
     a_step = checked - plain + statistics.median(costs.handoff[STEP_CUT]) / steps
-    print(
+    note = (
         f"codec, checks and sealed hand-off together: {a_step * 1e3:.2f} ms a step, {a_step / step:.2%} of it "
         f"(a hand-off every {steps} steps)"
     )
+    title = f"ResNet-34, 64 px, batch {options.batch_size}; medians of {repeats}, taken in turn"
+    Table(rows, title, [note]).print()

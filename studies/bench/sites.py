@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.runtime.rpc.transport import SERVER
 from suture.studies.bench.page import page
 from suture.studies.bench.plan import LEASE, say
@@ -69,7 +69,7 @@ class SitesPlan:
 
 
 def _options(**chosen: Any) -> RunOptions:
-    return RunOptions(
+    return AskedOptions(
         data="fundus-phantom",  # names the task; no image is drawn
         optimizer="sgd",
         augment=False,

@@ -17,12 +17,12 @@ from typing import Any
 from suture.runtime.errors import ConfigError
 from suture.runtime.exchange import OVER_RPC
 from suture.runtime.rpc.transport import SERVER
-from suture.studies.bench.intervals import ratio_interval
 from suture.studies.bench.page import page
 from suture.studies.bench.plan import FULL, QUICK, STANDARD, Plan, Row, say
 from suture.studies.bench.rigs.floors import floors
 from suture.studies.bench.rigs.machine import machine
 from suture.studies.bench.rigs.stage import UNSPLIT, Stage
+from suture.studies.statistics import ratio_interval
 
 
 def run_command(*, full: bool, quick: bool, only: str | None, out: Path | None) -> None:

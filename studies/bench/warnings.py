@@ -8,13 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from suture.launch import build
 from suture.launch.host.cores import ready_torch
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import AskedOptions
 from suture.launch.output.report.intervals import wilson
 from suture.launch.output.round_warnings import RoundWarnings, WarningRecorder
 from suture.launch.roles.one_process import play_locally
@@ -23,6 +21,7 @@ from suture.runtime.errors import ConfigError
 from suture.runtime.records.observers import NoRecorder
 from suture.runtime.training.randomness import Randomness
 from suture.studies.bench.rigs.rig import over
+from suture.studies.table import Table
 
 _FEWEST_SITES = 3
 
@@ -45,9 +44,9 @@ class FlippedLabels(Source):
         return image, 1 - label if index in self._wrong else label
 
 
-def default_options() -> RunOptions:
+def default_options() -> AskedOptions:
     """A small run without files: drawn fundus photographs, ResNet-18, three sites."""
-    return RunOptions(
+    return AskedOptions(
         data="fundus-phantom",
         model="resnet18",
         image_size=32,
@@ -61,10 +60,10 @@ def default_options() -> RunOptions:
     )
 
 
-def named(options: RunOptions, seed: int, flipped: float) -> list[str]:
+def named(options: AskedOptions, seed: int, flipped: float) -> list[str]:
     """The sites that one run named, the last site's labels being wrong by the share ``flipped``."""
-    options = replace(options, seed=seed).resolved()
-    images = build.build_images(options, required(options.clients))
+    run = replace(options, seed=seed).resolved()
+    images = build.build_images(run, run.clients)
     images = replace(images, source=FlippedLabels(images.source, _wrong(images, seed, flipped)))
     found: list[str] = []
     recorder = WarningRecorder(
@@ -74,7 +73,7 @@ def named(options: RunOptions, seed: int, flipped: float) -> list[str]:
     )
     key = hashlib.sha256(f"suture/bench/warnings/{seed}".encode()).digest()
     with tempfile.TemporaryDirectory(prefix="suture-warnings-") as folder:
-        play_locally(options, key, Path(folder), images=images, recorder=recorder)
+        play_locally(run, key, Path(folder), images=images, recorder=recorder)
     return sorted(set(found))
 
 
@@ -88,14 +87,14 @@ def _wrong(images: build.Images, seed: int, flipped: float) -> frozenset[int]:
     return frozenset(wrong)
 
 
-def run_command(options: RunOptions, num_runs: int, flipped: float) -> None:
+def run_command(given: AskedOptions, num_runs: int, flipped: float) -> None:
     """``suture bench warnings``."""
     if num_runs < 2:
         raise ConfigError(f"--runs must be at least 2, got {num_runs}")
     if not 0 < flipped <= 1:
         raise ConfigError(f"--flipped must lie in (0, 1], got {flipped}")
-    options = over(default_options(), options)
-    num_sites = required(options.clients)
+    options = over(default_options(), given).resolved()
+    num_sites = options.clients
     if num_sites < _FEWEST_SITES:
         raise ConfigError(
             f"--clients must be at least {_FEWEST_SITES}: fewer are not compared, got {num_sites}"
@@ -112,17 +111,14 @@ def run_command(options: RunOptions, num_runs: int, flipped: float) -> None:
                 f"[{number + 1}/{num_runs}] {kind}, seed {seed}: {', '.join(found) or 'nobody named'}",
                 flush=True,
             )
-    table = Table(
-        title=f"{num_sites} sites, {required(options.resolved().epochs)} rounds", title_justify="left"
-    )
-    for heading in ("data", "what happened", "runs", "95 % interval"):
-        table.add_column(heading)
-    rows = (
+    told = (
         ("even", "somebody was named", counts["even"][0]),
         (f"{flipped:.0%} of one site's labels wrong", "that site was named", counts["flipped"][0]),
         (f"{flipped:.0%} of one site's labels wrong", "another site was named", counts["flipped"][1]),
     )
-    for data, what, count in rows:
+    rows = []
+    for data, what, count in told:
         low, high = wilson(count, num_runs)
-        table.add_row(data, what, f"{count} of {num_runs}", f"{low:.3f} to {high:.3f}")
-    Console().print(table)
+        runs, interval = f"{count} of {num_runs}", f"{low:.3f} to {high:.3f}"
+        rows.append({"data": data, "what happened": what, "runs": runs, "95 % interval": interval})
+    Table(rows, f"{num_sites} sites, {options.resolved().epochs} rounds").print()

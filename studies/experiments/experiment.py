@@ -1,33 +1,33 @@
-"""What an experiment is: its sizes by scale, its runs, and what their results say in tables and pictures."""
+"""What an experiment is: its sizes by scale, its runs, and what their results say in tables and pictures.
+
+NAME.toml beside an experiment's module has what is data: sizes by scale and role, its share of the budget of ``all``,
+and the study's published figures with a sentence on each difference.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
+import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
+from suture.launch.output.report.tables import NAMES
 from suture.studies.audit.report import is_void as majority_lost
 from suture.studies.experiments.engine.job import Job, runs_folder
 from suture.studies.experiments.engine.setting import Setting
-from suture.studies.experiments.engine.sizes import Scale, Sizes
+from suture.studies.experiments.engine.sizes import Scale, Sizes, sizes_of
 from suture.studies.statistics import shown
 from suture.studies.table import Table
 
 METRICS = {
     "classification": ("accuracy", "balanced_accuracy", "auroc", "majority_accuracy"),
     "segmentation": ("jaccard", "dice", "pixel_accuracy"),
-}
-HEADINGS = {
-    "balanced_accuracy": "balanced accuracy",
-    "auroc": "AUROC",
-    "majority_accuracy": "majority class",
-    "pixel_accuracy": "pixel accuracy",
-    "dice": "Dice",
-    "jaccard": "Jaccard",
 }
 PROCESSES = "processes"
 
@@ -76,9 +76,9 @@ class Results:
         """A test metric's mean over clients, seed by seed."""
         return [client_mean(result["summary"], metric) for result in self.of(arm)]
 
-    def cells(self, arm: str, metrics: Sequence[str]) -> list[str]:
-        """Means and intervals over the seeds."""
-        return [shown(self.values(arm, metric)) for metric in metrics]
+    def cells(self, arm: str, metrics: Sequence[str]) -> dict[str, str]:
+        """Means and intervals over the seeds, by heading."""
+        return {NAMES[metric]: shown(self.values(arm, metric)) for metric in metrics}
 
     def by_client(self, arm: str, metric: str) -> list[float]:
         """A test metric client by client, each the mean over seeds."""
@@ -98,9 +98,23 @@ class Experiment(ABC):
     roles: ClassVar[tuple[str, ...]]
     default_seeds: ClassVar[int] = 3
 
-    @abstractmethod
+    @cached_property
+    def file(self) -> Mapping[str, Any]:
+        """NAME.toml beside this experiment's module."""
+        return tomllib.loads(Path(inspect.getfile(type(self))).with_name(f"{self.name}.toml").read_text())
+
     def sizes(self, scale: Scale, effort: int) -> dict[str, Sizes]:
         """Sizes by role; ``effort`` counts from 1 and matters at scale laptop."""
+        return sizes_of(self.file, scale, effort)
+
+    def published(self, row: str) -> Any:
+        """The study's figures of one row, None where it has none."""
+        return self.file["study"].get("rows", {}).get(row)
+
+    def differences(self) -> list[str]:
+        """A sentence on each published row."""
+        found = self.file["study"].get("differences", {})
+        return [f"Published row {row}: {sentence}" for row, sentence in found.items()]
 
     def has_sites(self, setting: Setting) -> bool:
         """Looks at the data once, before the plan: whether they come from two hospitals or more, where that matters."""
@@ -135,7 +149,7 @@ def is_void(summary: Mapping[str, Any]) -> bool:
     return majority_lost(client_mean(summary, "accuracy"), client_mean(summary, "majority_accuracy"))
 
 
-def options(setting: Setting, role: str, *, clients: int, seed: int, **further: Any) -> RunOptions:
+def options(setting: Setting, role: str, *, clients: int, seed: int, **further: Any) -> AskedOptions:
     """The options that runs on one data set share."""
     sizes = setting.sizes[role]
     given: dict[str, Any] = {
@@ -157,7 +171,7 @@ def options(setting: Setting, role: str, *, clients: int, seed: int, **further: 
         "judge": "off",  # a run's worker judges
         "checkpoints": "off" if setting.exchange == "local" else "turn",
     }
-    return RunOptions(**given | further)
+    return AskedOptions(**given | further)
 
 
 def repeated_with_processes(job: Job) -> Job:
@@ -170,11 +184,6 @@ def repeated_with_processes(job: Job) -> Job:
     )
 
 
-def without_checks(arms: Sequence[str]) -> list[str]:
-    """The arms that are compared, without the repetitions by real processes."""
-    return [arm for arm in arms if not arm.endswith(f"-{PROCESSES}")]
-
-
 def scale_of(setting: Setting, role: str) -> str:
     """For a table's title: "scale laptop: ..."."""
     sizes = setting.sizes[role]
@@ -183,11 +192,6 @@ def scale_of(setting: Setting, role: str) -> str:
         f"scale {setting.scale}: {data}, {sizes.model} at {sizes.image_size} px, {sizes.train_images} training images "
         f"a client, {sizes.rounds} rounds, {setting.num_seeds} seed{'s' if setting.num_seeds > 1 else ''}"
     )
-
-
-def headings(metrics: Sequence[str]) -> list[str]:
-    """Of columns."""
-    return [HEADINGS.get(metric, metric) for metric in metrics]
 
 
 def check_sentence(results: Results) -> str:

@@ -18,7 +18,7 @@ from site_own import ANY_SIZE, FINAL, initial_secret, own_of
 
 from suture.launch import build
 from suture.launch.kits.provision import Project, provision
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.runtime.exchange import LocalExchange
 from suture.runtime.records.observers import NoRecorder
 from suture.runtime.records.tracking import read_events, read_metrics
@@ -164,7 +164,7 @@ class Sites:
         """weights_sha256 of the same sites' run in this process, with nobody disturbing it."""
         torch.set_num_threads(1)
         chosen = {name: value for name, value in self.options.items() if name != "line_timeout"}
-        options = RunOptions(**chosen, clients=len(names), schedule=schedule).resolved()
+        options = AskedOptions(**chosen, clients=len(names), schedule=schedule).resolved()
         data = [build.build_data(options, build.build_site_images(options, name), 0) for name in names]
         agreement = options.site_agreement(data[0].classes)
         num_classes, device = len(data[0].classes), torch.device("cpu")

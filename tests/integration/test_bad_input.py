@@ -220,12 +220,12 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch
     """Oracle: the last whole checkpoint is still there and resumes to the uninterrupted run's weights."""
     import torch
 
-    from suture.launch.options.options import RunOptions
+    from suture.launch.options.options import AskedOptions
     from suture.launch.roles.one_process import play_locally
     from suture.runtime.state import checkpoint
 
     torch.set_num_threads(1)
-    options = RunOptions(
+    options = AskedOptions(
         model="resnet18", image_size=32, train_images=8, validation_images=0, test_images=4, batch_size=4,
         epochs=2, clients=2,
     ).resolved()  # fmt: skip

@@ -24,7 +24,7 @@ from site_own import ANY_SIZE, initial_secret, own_of
 from suture.launch import build
 from suture.launch.build import SiteOwn
 from suture.launch.kits.provision import Project, provision
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.runtime.client.step import ClientStep
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.state.handoff import read_key, write_key
@@ -269,7 +269,7 @@ def _found(capture: Path, secret: bytes) -> int:
 def test_a_listener_reads_nothing_and_over_rpc_everything(hosts, played, tmp_path):
     """Oracle: known bytes, searched for in the capture of the line and, by the same search, in one of torch RPC."""
     _, _, folder, _ = played
-    options = RunOptions(**OPTIONS, clients=1).resolved()
+    options = AskedOptions(**OPTIONS, clients=1).resolved()
     initial, drawn = (
         initial_secret(folder / "kits", folder / "run"),
         own_of(folder / "kits", folder / "run", "ward_a"),
@@ -284,7 +284,7 @@ def test_a_listener_reads_nothing_and_over_rpc_everything(hosts, played, tmp_pat
     run = [
         sys.executable,
         "-m",
-        "launch",
+        "suture",
         "train",
         "--clients=1",
         f"--handoff-key={tmp_path / 'handoff.key'}",
@@ -296,7 +296,7 @@ def test_a_listener_reads_nothing_and_over_rpc_everything(hosts, played, tmp_pat
         _started(namespace, [*run, "--isolate=off"], tmp_path / "rpc.log") as process,
     ):
         assert process.wait(180) == 0, (tmp_path / "rpc.log").read_text()
-    plain = _known(RunOptions(**OPTIONS | {"epochs": 1}, clients=1).resolved(), key, "client0", 0)
+    plain = _known(AskedOptions(**OPTIONS | {"epochs": 1}, clients=1).resolved(), key, "client0", 0)
     plain["weights"] = _released_weight(tmp_path / "rpc" / "clients" / "client0" / "model.pt")
     rpc = {what: _found(tmp_path / "rpc.pcap", secret) for what, secret in plain.items()}
     assert line == dict.fromkeys(secrets, 0)

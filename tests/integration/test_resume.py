@@ -16,14 +16,14 @@ import torch
 from commands import ROOT, TINY, suture
 
 from suture.launch import build
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.records.tracking import read_events, read_metrics
 from suture.runtime.server.run_state import RunState
 
 KEY = bytes(range(32))
 CASES = {
-    "resnet": RunOptions(
+    "resnet": AskedOptions(
         model="resnet18",
         image_size=32,
         train_images=8,
@@ -34,7 +34,7 @@ CASES = {
         clients=2,
         schedule="shuffled",
     ).resolved(),
-    "unet": RunOptions(
+    "unet": AskedOptions(
         data="chest-phantom",
         width=4,
         image_size=32,

@@ -22,7 +22,7 @@ from torch.distributed import rpc
 
 from suture.launch import build
 from suture.launch.kits.kit import Kit
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.runtime.data.client_data import ClientData
 from suture.runtime.exchange import OVER_RPC
 from suture.runtime.exchange.grpc import GrpcExchange
@@ -51,7 +51,7 @@ def main() -> None:
     results = []
     for number, case in enumerate(json.loads(cases.read_text())):
         carrier = case.pop("carrier", "rpc")
-        options = RunOptions(**case).resolved()
+        options = AskedOptions(**case).resolved()
         torch.set_num_threads(1)
         if rank > options.clients:
             results.append({})

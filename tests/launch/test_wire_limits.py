@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from suture.launch import build
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.runtime.grpc.chunks import SMALL
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.training.randomness import Randomness
@@ -37,7 +37,7 @@ def made(request):
     """Options, a client that has stepped once, so that its optimizer has a state, a server, and how many classes."""
     torch.set_num_threads(1)
     case = CASES[request.param]
-    options = RunOptions(
+    options = AskedOptions(
         clients=1, train_images=8, validation_images=0, test_images=2, batch_size=4, optimizer="adam", **case
     ).resolved()
     images = build.build_images(options, 1)
@@ -86,7 +86,7 @@ def test_a_whole_batch_fits_in_every_format(made, wire):
 
 def test_nothing_is_computed_for_the_bounds():
     """Oracle: a net that would not fit into memory: only its shapes are multiplied."""
-    options = RunOptions(
+    options = AskedOptions(
         model="unet", data="chest-phantom", width=2048, image_size=64, labels="home", clients=1
     )
     assert build.wire_limits(options.resolved(), 2).release > 2**36

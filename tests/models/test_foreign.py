@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from suture.cli import suture
 from suture.launch.deploy.trained import load_trained
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.roles.one_process import run_in_one_process
 from suture.launch.roles.unsplit import run_unsplit
 from suture.models.cuts import cut_table
@@ -146,12 +146,14 @@ def test_batch_norm_refuses_one_image_where_it_is_one_value_a_channel() -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("vgg11", "model must be one of resnet18, resnet34, resnet50, unet, torchvision:NAME, module:PACKAGE.FILE:FACTORY, got 'vgg11'"),
+        ("vgg11", "model must be one of resnet18, resnet34, resnet50, unet, torchvision:NAME, module:FILE_OR_PACKAGE:NAME, got 'vgg11'"),
         ("torchvision:vgg12", "model must be torchvision:NAME with NAME one of alexnet, .*, got 'torchvision:vgg12'"),
-        ("module:ward.nets", "model must have the form module:PACKAGE.FILE:FACTORY, got 'module:ward.nets'"),
+        ("module:ward.nets", "model must have the form module:FILE_OR_PACKAGE:NAME, got 'module:ward.nets'"),
         ("module:ward.nowhere:make", "model .*: cannot import ward.nowhere: ModuleNotFoundError: .*; name a file below "),
         ("module:ward.broken:make", "model .*: cannot import ward.broken: ModuleNotFoundError: .*no_such_package"),
-        ("module:ward.nets:number", "model .*: ward.nets has no factory number; known: make, wrong, failing, no_net"),
+        ("module:ward.nets:number", "model .*: number must be a factory that takes the number of outputs, got int"),
+        ("module:ward.nets:mak", "model .*: ward.nets has no mak; known: make, wrong, failing, no_net; did you mean make.$"),
+        ("resnet43", "model must be one of .*, got 'resnet43'; did you mean resnet34.$"),
         ("module:ward.nets:failing", "model .*: its factory failed for 2 outputs: FileNotFoundError: no weights.pt"),
         ("module:ward.nets:no_net", "model .*: its factory must return an nn.Module, got str"),
         ("module:ward.nets:wrong", r"model .* must give one logit an image and class, \(32, 2\) for .*, got \(32, 4, 1, 1\)"),
@@ -160,7 +162,7 @@ def test_batch_norm_refuses_one_image_where_it_is_one_value_a_channel() -> None:
 def test_what_names_no_net_is_refused_before_a_run_starts(model: str, words: str, own: str) -> None:
     """Oracle: the messages, written out."""
     with pytest.raises(ConfigError, match=f"^{words}"):
-        RunOptions(model=model, cut="1").resolved()
+        AskedOptions(model=model, cut="1").resolved()
 
 
 def test_the_command_lists_every_point(own: str) -> None:
@@ -176,12 +178,12 @@ def test_a_run_of_a_net_with_dropout_ends_with_the_unsplit_runs_weights(
 ) -> None:
     """Oracle: weights_sha256 of `--unsplit`; the model that the client keeps has the same digest and predicts."""
     write_key(tmp_path / "key")
-    options = RunOptions(
+    options = AskedOptions(
         model=model, cut=cut, image_size=px, clients=1, train_images=4, validation_images=2, test_images=2,
         batch_size=4, epochs=1, threads=1, handoff_key=str(tmp_path / "key"), run_dir=str(tmp_path / "split"),
     )  # fmt: skip
     run_in_one_process(options)
-    run_unsplit(RunOptions(**{**vars(options), "unsplit": True, "run_dir": str(tmp_path / "unsplit")}))
+    run_unsplit(AskedOptions(**{**vars(options), "unsplit": True, "run_dir": str(tmp_path / "unsplit")}))
     digests = [
         json.loads((tmp_path / run / "summary.json").read_text())["weights_sha256"]
         for run in ("split", "unsplit")

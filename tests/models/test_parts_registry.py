@@ -176,7 +176,7 @@ def test_an_unknown_net_is_answered_with_the_known_ones() -> None:
     with pytest.raises(
         ValueError,
         match=r"^model must be one of resnet18, resnet34, resnet50, unet, torchvision:NAME, "
-        r"module:PACKAGE.FILE:FACTORY, got 'vgg'$",
+        r"module:FILE_OR_PACKAGE:NAME, got 'vgg'$",
     ):
         build("vgg", cut=3, num_outputs=2)
 

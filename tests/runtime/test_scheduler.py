@@ -102,6 +102,29 @@ def test_an_unknown_schedule_lists_the_known(spec):
     """Oracle: the message."""
     with pytest.raises(
         ConfigError,
-        match="schedule must be one of round-robin, shuffled, parallel, splitfed, concat, replay:FILE, got ",
+        match="schedule must be one of round-robin, shuffled, parallel, splitfed, concat, replay:FILE, "
+        "module:FILE_OR_PACKAGE:NAME, got ",
     ):
         parse_schedule(spec, 0)
+
+
+def test_a_schedule_of_ones_own_is_called_with_its_argument_and_the_seed(tmp_path):
+    """Oracle: a class in a file, written here; what extends nothing is refused by what it lacks."""
+    (tmp_path / "own.py").write_text(
+        "from suture.runtime.scheduler import InTurns\n"
+        "class First(InTurns):\n"
+        "    def __init__(self, argument, seed):\n"
+        "        self.number = int(argument) + seed\n"
+        "    def order(self, round, clients):\n"
+        "        return [(name,) for name in clients[: self.number]]\n"
+        "class Bare:\n"
+        "    def __init__(self, argument, seed): ...\n"
+    )
+    own = parse_schedule(f"module:{tmp_path}/own.py:First:2", 1)
+    assert own.order(1, NAMES) == [("client0",), ("client1",), ("client2",)] and own.together is None
+    with pytest.raises(ConfigError, match=r"schedule module:.*:Bare: .* has no together and no order and no"):
+        parse_schedule(f"module:{tmp_path}/own.py:Bare", 0)
+    with pytest.raises(ConfigError, match=r"own.py has no Frist; known: First, Bare; did you mean First\?"):
+        parse_schedule(f"module:{tmp_path}/own.py:Frist", 0)
+    with pytest.raises(ConfigError, match="'shufled'; did you mean shuffled"):
+        parse_schedule("shufled", 0)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from suture.launch import build
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.exchange import LocalExchange
 from suture.runtime.scheduler import Turn, TurnKind
@@ -84,7 +84,7 @@ def spied(request, tmp_path_factory):
     """A whole run, and every value that its clients had at any time."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp(request.param)
-    options = RunOptions(**CASES[request.param]).resolved()
+    options = AskedOptions(**CASES[request.param]).resolved()
     noted = SimpleNamespace(
         messages=[], uploads=[], parts=[], skips=[], inputs=[], smashed=[], targets=[], clients=[], gradients=[],
         folder=folder, options=options,
@@ -231,7 +231,7 @@ def test_clients_refuse_to_be_copied_or_sent(spied):
 
 
 def _initial(secret: bytes, **changes) -> dict[str, set[bytes]]:
-    options = RunOptions(**CASES["unet"] | changes).resolved()
+    options = AskedOptions(**CASES["unet"] | changes).resolved()
     parts = build.build_split(options, 2, secret).parts()
     return {name: fingerprints(part.state_dict().values()) for name, part in parts.items()}
 
@@ -249,7 +249,7 @@ def test_initial_weights_of_the_hidden_parts_follow_from_the_key_and_the_tops_fr
 
 def test_the_servers_own_copy_of_the_hidden_parts_is_thrown_away():
     """Oracle: all that can be reached from a server that was just built is top, and as large as the top."""
-    options = RunOptions(**CASES["unet"]).resolved()
+    options = AskedOptions(**CASES["unet"]).resolved()
     server = build.build_server(options, 2, torch.device("cpu"))
     split = build.build_split(options, 2, PUBLIC)
     held = fingerprints(tensors_within(server))
@@ -259,7 +259,7 @@ def test_the_servers_own_copy_of_the_hidden_parts_is_thrown_away():
 
 def test_the_order_of_images_and_their_augmentation_follow_from_the_key():
     """Oracle: two keys under one seed; the same key again repeats the inputs bit for bit."""
-    options = RunOptions(**CASES["unet"] | {"train_images": 8}).resolved()
+    options = AskedOptions(**CASES["unet"] | {"train_images": 8}).resolved()
     images = build.build_images(options, 1)
     data = build.build_data(options, images, 0)
 

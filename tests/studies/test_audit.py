@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.runtime.errors import ConfigError, SutureError
 from suture.studies.audit.page import to_markdown, verdicts
 from suture.studies.audit.plan import (
@@ -178,12 +178,12 @@ def test_the_csv_has_a_line_for_every_run_attacker_set_and_row() -> None:
 def test_an_audit_brings_attacks_and_defences_itself(given: dict[str, Any]) -> None:
     """Oracle: the message."""
     with pytest.raises(ConfigError, match="an audit brings attacks and defences itself"):
-        audit_options(RunOptions(**given))
+        audit_options(AskedOptions(**given))
 
 
 def test_effort_makes_both_attackers_train_longer_and_changes_nothing_else() -> None:
     """Oracle: the SPECs of the attacks; too little is refused."""
-    point, base = Point("4", "none", "none", 0, 0), RunOptions(held_out_images=8)
+    point, base = Point("4", "none", "none", 0, 0), AskedOptions(held_out_images=8)
     one, four = (options_of(point, base, Means(aux_images=9, effort=n), "adaptive") for n in (1, 4))
     assert one.attack is not None and "epochs=20" in one.attack
     assert four.attack == one.attack.replace("epochs=20", "epochs=80")
@@ -193,7 +193,7 @@ def test_effort_makes_both_attackers_train_longer_and_changes_nothing_else() -> 
 
 def test_what_a_person_sets_wins_over_the_audits_defaults() -> None:
     """Oracle: the options."""
-    options = audit_options(RunOptions(epochs=9, model="resnet34"))
+    options = audit_options(AskedOptions(epochs=9, model="resnet34"))
     assert (options.epochs, options.model, options.image_size) == (9, "resnet34", 32)
 
 
@@ -201,7 +201,7 @@ def test_a_tiny_audit_goes_on_where_it_stopped_and_refuses_another_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Oracle: the files; a finished point is not run again, a missing one is, with the same weights."""
-    options = RunOptions(
+    options = AskedOptions(
         data="fundus-phantom",
         image_size=16,
         clients=1,
@@ -232,7 +232,7 @@ def test_a_tiny_audit_goes_on_where_it_stopped_and_refuses_another_one(
     assert {"attack", "mean image", "shuffled", "untrained client"} <= set(scores)
     assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in scores.values())
     with pytest.raises(ConfigError, match="holds an audit with other options"):
-        run_audit(config, RunOptions(**{**vars(options), "epochs": 4}), tmp_path)
+        run_audit(config, AskedOptions(**{**vars(options), "epochs": 4}), tmp_path)
 
 
 def test_an_audit_whose_second_run_fails_reports_the_first(
@@ -250,7 +250,7 @@ def test_an_audit_whose_second_run_fails_reports_the_first(
     monkeypatch.setattr("suture.studies.audit.run.run_point", play)
     config = AuditConfig(cuts=("4",), families=("none",), num_seeds=2, means=Means(aux_images=16))
     with pytest.raises(SutureError, match="the second run fails"):
-        run_audit(config, RunOptions(clients=1, threads=1), tmp_path)
+        run_audit(config, AskedOptions(clients=1, threads=1), tmp_path)
     assert "1 of 2 runs are done" in (tmp_path / "audit.md").read_text()
     assert (tmp_path / "frontier.png").stat().st_size > 0
 

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from suture.runtime.errors import ConfigError
-from suture.studies.bench.intervals import mean_interval
 from suture.studies.bench.page import page, sites
 from suture.studies.bench.page.line import kind, verdicts
 from suture.studies.bench.rigs.machine import machine
@@ -94,9 +93,8 @@ def test_the_aim_over_a_line_needs_both_speed_and_the_metric(seconds, values, sa
     assert said in verdicts(line_found(seconds, values))[0]
 
 
-def test_the_interval_is_students():
-    """Oracle: the tables: t is 4.30 for three values; the standard error of 1, 2, 3 is 1 / sqrt(3)."""
-    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx(4.30 / 3**0.5)
+def test_ways_that_end_with_the_same_weights_share_their_metric():
+    """Oracle: by hand."""
     assert kind("autograd bf16") == "bf16" and kind("fused int8, overlap") == "int8, overlap"
 
 
@@ -122,7 +120,7 @@ def test_the_aims_between_sites_are_compared_with_what_was_measured():
     assert ": met; the largest is 1.040, at 100 Mbit/s. Means instead of medians: 1.040 at 100." in step
     assert "**not met**; the least is 40%, down at 100 Mbit/s" in handoff
     assert "in 8 ms: **not met**; 9.0 ms more" in loopback and ": met; 300.00 MB" in site
-    text = "\n".join(sites.lines(found))
+    text = page.section("sites", page.content("suture bench sites", machine(), found))
     assert "| over the same by torch RPC | 2.000 (2.00 to 2.00) | 1.040 (1.04 to 1.04) |" in text
     assert "| hand-off up, gRPC, of the line | 8% | 80% |" in text and "| joining, ms | 20.0 | 20.0 |" in text
     assert "| one of 2 sites, median | 400.00 MB | 300.00 MB |" in text
@@ -148,3 +146,12 @@ def test_steps_are_told_apart_by_turn_and_line():
         (8, 50.0),
     ]
     assert seconds_by_line(steps, turns_each=2) == [[1.0, 2.0, 3.0], [4.0]]
+
+
+@pytest.mark.parametrize("folder", [page.DOCS, page.FULL])
+def test_the_pages_in_docs_are_what_their_numbers_give(folder):
+    """Oracle: the page in the repository, made anew from the JSON beside it."""
+    kept = json.loads((folder / page.DATA).read_text())
+    text = (folder / page.PAGE).read_text()
+    for name, found in kept.items():
+        assert page.section(name, found) in text

@@ -76,7 +76,7 @@ def done(tmp_path):
 def test_a_page_holds_tables_pictures_commands_and_machine_and_needs_nothing_else(done, tmp_path):
     """Oracle: every source is a data URI or a place in the page; the made-up figures are in its text."""
     foreword = tmp_path / "said.txt"
-    foreword.write_text("# Findings\n\nSplitting <changes> nothing.")
+    foreword.write_text("## Findings\n\nSplitting <changes> nothing.")
     assert write_report(done, done / "out", foreword) == ["split-vs-central"]
     page = Page((done / "out" / "index.html").read_text())
     inside = [f"#{name}" for name in page.ids]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from suture.launch import build
 from suture.launch.lab import lab
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.client.client import Client
 from suture.runtime.data.client_data import ClientData
@@ -43,7 +43,7 @@ def options(run_dir: Path, **changed: Any) -> RunOptions:
         "test_images": 4, "held_out_images": 4, "epochs": 1, "batch_size": 4, "clients": 2, "threads": 1,
         "exchange": "local", "run_dir": str(run_dir),
     }  # fmt: skip
-    return RunOptions(**(given | changed)).resolved()
+    return AskedOptions(**(given | changed)).resolved()
 
 
 class Spy(Attack):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.launch.roles.one_process import play_locally, run_in_one_process
 from suture.runtime.errors import AlarmError, ConfigError
 from suture.runtime.hooks import Detector
@@ -39,7 +39,7 @@ def _options(**changed: Any) -> RunOptions:
         "threads": 1,
         "exchange": "local",
     }
-    return RunOptions(**values | changed).resolved()
+    return AskedOptions(**values | changed).resolved()
 
 
 def _weights(folder: Path, **changed: Any) -> str:

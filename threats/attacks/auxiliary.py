@@ -16,8 +16,6 @@ from torch import Tensor
 from suture.runtime.data.source import Source, Task
 from suture.runtime.errors import ConfigError, DataError
 
-SAME_SOURCE = "run"  # aux=run: images of the run's own source that no client was dealt
-
 
 @dataclass(frozen=True)
 class Auxiliary:

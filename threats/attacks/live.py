@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from suture.runtime.errors import ConfigError, DataError
+from suture.runtime.errors import DataError
 from suture.runtime.hooks import Attack, SmashedBatch
 from suture.runtime.host.disk import writing
 from suture.runtime.state.checkpoint import write_atomically
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LOSSES_FILE, REPORT_FILE, STATE_FILE = "losses.jsonl", "report.json", "attack.pt"
+LEAKED_FILE = "leaked.npy"  # the private images that a threat model hands over, x_NCHW uint8
 KEPT_TRAIN_BATCHES = 4  # reconstructed training batches a turn: enough to judge in-training leakage
 
 
@@ -218,19 +219,6 @@ class LiveAttack(Attack):
 def reconstruction_path(folder: Path, round: int, client: str, phase: str, batch: int) -> Path:
     """Where the guess for one batch lies: uint8 (N, C, H, W), numpy's format."""
     return folder / f"round_{round:04d}" / f"{client}-{phase}-{batch:05d}.npy"
-
-
-def check_labels_fit(attack: str, server_view: ServerView, *, needs_labels: bool) -> None:
-    """Refuses an attack that learns from labels in a run where they stay at home.
-
-    Raises:
-        ConfigError: names the attack and the remedy.
-    """
-    if needs_labels and not server_view.labels_shared:
-        raise ConfigError(
-            f"attack {attack} with these parameters reads labels, which stay at home in this run; "
-            "use --labels shared or other parameters"
-        )
 
 
 def finite_state(modules: Mapping[str, torch.nn.Module]) -> bool:

@@ -21,6 +21,7 @@ from suture.runtime.data.normalise import denormalise
 from suture.runtime.hooks import Defence
 from suture.runtime.training.optim import moments, moments_like, take_moments
 from suture.threats.client_view import ClientView, check_bounds
+from suture.threats.needs import Cost
 from suture.threats.strength import Strength
 
 
@@ -39,6 +40,7 @@ class ProxyConfig:
     """
 
     strength: ClassVar[Strength] = Strength(parameter="task_weight", stronger="lower")
+    cost: ClassVar[Cost] = Cost(image=0.01)
 
     task_weight: float = 0.5
     threshold: float = 1.0

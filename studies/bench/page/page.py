@@ -1,32 +1,39 @@
 """docs/benchmarks.md: one page of six sections, written from the JSON beside it, in which each command keeps its own.
 
 A command replaces its section in benchmarks.json and its picture, and the page is made anew from all that is there.
+NAME.md here is a section's text, whose open places ``fill`` of the module NAME fills.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from suture.runtime.errors import ConfigError
 from suture.runtime.state.checkpoint import write_atomically
+from suture.studies.bench.page import clients, line, profile, sites, startup, train
+from suture.studies.table import Table
 
 DOCS, FULL = Path("docs"), Path("docs/benchmarks-full")
 DATA, PAGE = "benchmarks.json", "benchmarks.md"
 
-SECTIONS = ("train", "clients", "line", "sites", "startup", "profile")
-"""In the page's order. Each module here has a ``TITLE``, and ``lines`` and ``draw`` of what was found."""
+_SECTIONS = {
+    "train": (train.fill, train.draw),
+    "clients": (clients.fill, clients.draw),
+    "line": (line.fill, line.draw),
+    "sites": (sites.fill, sites.draw),
+    "startup": (startup.fill, startup.draw),
+    "profile": (profile.fill, profile.draw),
+}
+SECTIONS = tuple(_SECTIONS)
+"""In the page's order."""
 
-_INTRODUCTION = (
-    "Each section is one command's, and says where and when it was measured; `make bench` runs them all. Its step "
-    "times are of reduced sizes; `make bench-full` takes the whole of them, into docs/benchmarks-full. What is "
-    "compared was alive at once and took turns, so that whatever else the machine did hit all alike. Times are "
-    "medians of at least ten. Images are noise unless a "
-    f"section says otherwise; every number is in [{DATA}]({DATA})."
-)
+_MEASURED = """\
+`{command}` on {date}: {processor}, {cores} cores, {memory:.0f} GiB, {system}, Python {python}, torch {torch}, no GPU
+used. Load average before it began (1, 5, 15 minutes): {load}."""
 
 
 def picture(name: str) -> str:
@@ -41,19 +48,28 @@ def content(command: str, where: Mapping[str, Any], measured: Mapping[str, Any])
 
 def section(name: str, found: Mapping[str, Any]) -> str:
     """One section, in Markdown."""
-    module, where = _module(name), found["machine"]
-    load = ", ".join(f"{value:.2f}" for value in where["load_before"])
-    head = [
-        f"## {module.TITLE}",
-        "",
-        f"`{found['command']}` on {where['date']}: {where['processor']}, {where['cores']} cores, "
-        f"{where['memory_bytes'] / 2**30:.0f} GiB, {where['system']}, Python {where['python']}, "
-        f"torch {where['torch']}, no GPU used. Load average before it began (1, 5, 15 minutes): {load}.",
-        "",
-    ]
+    where = found["machine"]
+    measured = _MEASURED.format(
+        command=found["command"],
+        memory=where["memory_bytes"] / 2**30,
+        load=", ".join(f"{value:.2f}" for value in where["load_before"]),
+        **where,
+    )
     if "skipped" in found:
-        return "\n".join([*head, f"Not measured: {found['skipped']}.", ""])
-    return "\n".join([*head, *module.lines(found), ""])
+        return f"{_title(name)}\n\n{measured}\n\nNot measured: {found['skipped']}.\n"
+    filled = {
+        place: told.to_markdown().rstrip() if isinstance(told, Table) else told
+        for place, told in _SECTIONS[name][0](found).items()
+    }
+    return _text(name).format_map({**found, **filled, "measured": measured})
+
+
+def _text(name: str) -> str:
+    return (files(__package__) / f"{name}.md").read_text()
+
+
+def _title(name: str) -> str:
+    return _text(name).partition("\n")[0]
 
 
 def write(out: Path, name: str, found: Mapping[str, Any]) -> None:
@@ -68,15 +84,14 @@ def write(out: Path, name: str, found: Mapping[str, Any]) -> None:
         kept = _kept(path) | {name: dict(found)}
         write_atomically(path, (json.dumps(kept, indent=1) + "\n").encode())
         if "skipped" not in found:
-            _module(name).draw(found, out / picture(name))
+            _SECTIONS[name][1](found, out / picture(name))
         pieces = []
         for other in filter(kept.__contains__, SECTIONS):
             text = (section if other == name else _kept_section)(other, kept[other])
             if "skipped" not in kept[other] and (out / picture(other)).exists():
-                text += f"\n![{_module(other).TITLE}]({picture(other)})\n"
+                text += f"\n![{_title(other).removeprefix('## ')}]({picture(other)})\n"
             pieces.append(text)
-        text = "\n".join(["# Benchmarks", "", _INTRODUCTION, "", *pieces])
-        write_atomically(out / PAGE, text.encode())
+        write_atomically(out / PAGE, "\n".join([_text("introduction"), *pieces]).encode())
     except OSError as error:
         raise ConfigError(f"cannot write to {out}: {error.strerror}; give another --out") from None
 
@@ -86,7 +101,7 @@ def _kept_section(name: str, found: Mapping[str, Any]) -> str:
     try:
         return section(name, found)
     except (KeyError, TypeError):
-        return f"## {_module(name).TITLE}\n\nMeasured by another version of Suture: run `suture bench {name}` again.\n"
+        return f"{_title(name)}\n\nMeasured by another version of Suture: run `suture bench {name}` again.\n"
 
 
 def finish(out: Path | None, name: str, found: Mapping[str, Any]) -> None:
@@ -117,7 +132,3 @@ def _kept(path: Path) -> dict[str, Any]:
     return {
         name: kept[name] for name in SECTIONS if isinstance(kept, dict) and isinstance(kept.get(name), dict)
     }
-
-
-def _module(name: str) -> Any:
-    return importlib.import_module(f"suture.studies.bench.page.{name}")

@@ -30,7 +30,7 @@ from suture.launch import build
 from suture.launch.host.cores import ranks_at_once, ready_torch
 from suture.launch.host.sandbox_setup import enclose
 from suture.launch.kits.kit import Kit
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import RunOptions
 from suture.launch.roles.site_server import ServeConfig
 from suture.launch.roles.unsplit import Unsplit
 from suture.launch.site.join import JoinConfig
@@ -98,7 +98,7 @@ def act(part: Part, line: Connection) -> None:
     warnings.filterwarnings("ignore", module=r"torch\..*")
     if part.cable is not None:
         enter(part.cable.namespace)
-    here = 1 if part.role == "unsplit" else 1 + required(part.options.clients)
+    here = 1 if part.role == "unsplit" else 1 + part.options.clients
     ready_torch(part.options, ranks_at_once(part.options, serves=part.role == "server", here=here))
     plays: dict[str, Callable[[Part, Connection], dict[str, Any]]]
     plays = {"server": _serve, "unsplit": _train_unsplit}
@@ -124,12 +124,12 @@ class PacedData(ClientData):
     """
 
     def __init__(self, options: RunOptions, line: Connection) -> None:
-        entry = nets.model_entry(str(options.model))
+        entry = nets.model_entry(options.model)
         self._line = line
         super().__init__(
-            NoiseSource(Task(entry.task), options.batch_size or 1),
-            Share(tuple(range(options.batch_size or 1)), (), ()),
-            image_size=options.image_size or 0,
+            NoiseSource(Task(entry.task), options.batch_size),
+            Share(tuple(range(options.batch_size)), (), ()),
+            image_size=options.image_size,
             channels=entry.in_channels,
             normalisation=entry.normalisation,
             augment=False,
@@ -289,7 +289,7 @@ def _transport(part: Part) -> Transport:
 def _serve(part: Part, line: Connection) -> dict[str, Any]:
     num_classes = len(CLASSES)
     server = build.build_server(part.options, num_classes, torch.device("cpu"))
-    expected = required(part.options.clients)
+    expected = part.options.clients
     door = None if part.kit is None else OpenMembership(least=expected, grace=0.0)
     coordinator = build.build_coordinator(
         part.options,

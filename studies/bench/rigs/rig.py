@@ -13,7 +13,7 @@ import torch
 
 from suture.launch import build
 from suture.launch.lab import lab
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.runtime.client.client import Client
 from suture.runtime.data.client_data import Batch
 from suture.runtime.errors import ConfigError
@@ -27,10 +27,10 @@ LEAST_STEPS, WARM_UP = 10, 2
 _KEY = bytes(range(32))  # a rig's images are nobody's
 
 
-def over(defaults: RunOptions, given: RunOptions) -> RunOptions:
+def over(defaults: AskedOptions, given: AskedOptions) -> AskedOptions:
     """``defaults`` with everything that ``given`` sets to something else than a plain run has."""
-    plain = RunOptions()
-    names = [option.name for option in fields(given)]
+    plain = AskedOptions()
+    names = [option.name for option in fields(AskedOptions)]
     return replace(
         defaults,
         **{name: getattr(given, name) for name in names if getattr(given, name) != getattr(plain, name)},
@@ -76,22 +76,16 @@ class Rig:
         self.server = build.build_server(options, num_classes, device)
         lab.arm(self.server, options, "rig", run_dir, num_classes)
         self.server.attack.prepare()
-        self._coordinator = build.build_coordinator(
+        coordinator = build.build_coordinator(
             options, self.server, run="rig", run_dir=run_dir, num_classes=num_classes
         )
-        self._coordinator.begin(False, lambda step: NoRecorder())
+        coordinator.begin(False, lambda step: NoRecorder())
         self.client: Client = build.build_client(options, data, build.client_name(0), _KEY, device, None)
-        self._exchange = LocalExchange(self._coordinator)
+        self._exchange = LocalExchange(coordinator)
         member = Participant(self.client, self._exchange, NoClientObserver())
         join(member, options.agreement(num_classes))
         self.turn: Turn = unwrap(self._exchange.ask_turn().wait())
         self._batches = self._endless()
-
-    @property
-    def bytes_per_step(self) -> tuple[int, int]:
-        """Bytes up and down of the largest step so far."""
-        totals = self._coordinator.run_state.totals
-        return totals.bytes_up, totals.bytes_down
 
     def _endless(self) -> Iterator[Batch]:
         """The turn's batches again and again, numbered as if the turn went on."""

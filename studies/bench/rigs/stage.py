@@ -55,7 +55,7 @@ class Stage:
         carrier: str = "rpc",
         visits: int = 0,
     ) -> None:
-        self.clients = [build.client_name(index) for index in range(1 if visits else options.clients or 1)]
+        self.clients = [build.client_name(index) for index in range(1 if visits else options.clients)]
         self._options = options
         self._round_steps = round_steps
         self._line = line

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 
 RESULT = "result.json"
 Skips = Literal["exact", "cut off"]
@@ -39,7 +39,7 @@ class Job:
 
     arm: str
     seed: int
-    options: RunOptions
+    options: AskedOptions
     facts: Mapping[str, Any] = field(default_factory=dict)
     skips: Skips = "exact"
     only_client: str = ""

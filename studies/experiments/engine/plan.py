@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from suture.launch import build
-from suture.launch.options.options import required
 from suture.runtime.errors import ConfigError
 from suture.studies.experiments.engine.job import Job
 from suture.studies.experiments.engine.setting import (
@@ -22,16 +21,6 @@ from suture.studies.experiments.engine.setting import (
 from suture.studies.experiments.engine.sizes import DEFAULT_BUDGET, SCALES, Scale, largest_effort
 from suture.studies.experiments.experiment import Experiment
 from suture.studies.experiments.registry import ALL
-
-_SHARES = {
-    "cut-layer": 0.13,
-    "clients": 0.14,
-    "unet-cut": 0.09,
-    "fsha": 0.23,
-    "adra": 0.32,
-    "split-vs-central": 0.08,
-}
-"""Of the budget of ``all``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +107,7 @@ def plan(experiment: Experiment, request: Request) -> Setting:
     data = with_data(request.data, request.scale)
     check_data(data, experiment.roles)
     seeds = range(request.seed, request.seed + num_seeds)
-    share = _SHARES[experiment.name] if request.name == ALL else 1.0
+    share = float(experiment.file["share"]) if request.name == ALL else 1.0
     budget = (request.budget or DEFAULT_BUDGET) if request.scale == "laptop" else 0.0
 
     def sized(effort: int, keys: dict[int, str], has_sites: bool = False) -> Setting:
@@ -153,4 +142,4 @@ def check_images(jobs: Sequence[Job]) -> None:
             continue
         seen.add(told)
         opened = replace(job.options, data=expanded(job.options.data)).resolved()
-        build.build_images(opened, required(opened.clients))
+        build.build_images(opened, opened.clients)

@@ -11,7 +11,7 @@ from suture.studies.experiments.engine.setting import CONFIG, Setting, read_sett
 from suture.studies.experiments.experiment import Experiment, Results
 from suture.studies.experiments.pages.attribution import attribution
 from suture.studies.experiments.registry import EXPERIMENTS
-from suture.studies.table import to_csv
+from suture.studies.table import Table
 
 PICTURES = "pictures.json"
 
@@ -31,7 +31,7 @@ def write_results(folder: Path) -> list[str]:
         )
     tables = experiment.tables(setting, results)
     text = "\n".join([f"# {experiment.name}: {experiment.question}\n", *(t.to_markdown() for t in tables)])
-    write_atomically(folder / "table.csv", to_csv(rows).encode())
+    write_atomically(folder / "table.csv", Table(rows).to_csv().encode())
     write_atomically(folder / "table.md", text.encode())
     pictures = experiment.pictures(setting, results, folder / "figures")
     told = []

@@ -1,4 +1,4 @@
-"""How large an experiment is: its scales, and the largest that fits a budget.
+"""How large an experiment is: its scales, its sizes as its TOML file has them, and the largest that fit a budget.
 
 The plan is a function of the budget and not of the machine: it rests on the cost of a run as measured once, below.
 """
@@ -6,11 +6,10 @@ The plan is a function of the budget and not of the machine: it rests on the cos
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from suture.launch.options.options import RunOptions, required
 from suture.runtime.errors import ConfigError
 from suture.studies.experiments.engine.job import Job
 
@@ -30,9 +29,6 @@ _IMAGE = {"resnet18": 0.007, "resnet34": 0.0125, "unet": 0.013}  # trained at 64
 _STEP = {"resnet18": 0.035, "resnet34": 0.066, "unet": 0.02}  # the optimizer's, whatever the batch
 _EVALUATED = 0.3  # of what training on an image costs
 _TURN, _CHECKPOINT = 0.2, 1.0
-_PROXY = 0.01  # an image, at 64 px
-_FSHA_STEP, _FSHA_JUDGE = 0.085, 15.0
-_PAIR, _ADRA_JUDGE = {False: 0.0012, True: 0.0022}, 4.0  # a decoder's pass over a pair at 64 px: small, large
 _CORES = 0.8  # what the budget counts on: other things run on a laptop, too
 
 
@@ -65,53 +61,29 @@ class Sizes:
     decoder_epochs: int = 0
 
 
-def classifier_sizes(scale: Scale, effort: int, laptop_model: str = "resnet34") -> Sizes:
-    """Of runs in which two clients train a classifier on photographs: the study's at scale full."""
-    if scale == "full":
-        return Sizes(
-            model="resnet34", image_size=224, train_images=1000, test_images=200, rounds=20, batch_size=32
-        )
-    if scale == "laptop":
-        return Sizes(
-            model=laptop_model,
-            image_size=64,
-            train_images=120,
-            test_images=32,
-            rounds=2 * effort,
-            batch_size=10,
-        )
-    return Sizes(model="resnet18", image_size=32, train_images=16, test_images=8, rounds=2, batch_size=8)
+def sizes_of(told: Mapping[str, Any], scale: Scale, effort: int) -> dict[str, Sizes]:
+    """Sizes by role, from an experiment's file; at scale laptop its rounds are those of effort 1."""
+    times = effort if scale == "laptop" else 1
+    return {role: Sizes(**{**own, "rounds": own["rounds"] * times}) for role, own in told[scale].items()}
 
 
 def cpu_seconds(job: Job) -> float:
     """What a run costs on one thread, roughly; for planning only."""
-    options: RunOptions = job.options
-    model, pixels = str(options.model), (int(required(options.image_size)) / 64) ** 2
-    clients, rounds = int(required(options.clients)), int(required(options.epochs))
-    turns = rounds * (1 if job.only_client else clients)
-    an_image = _IMAGE[model] * pixels * (options.width or 16) / 16
-    images = turns * int(required(options.train_images))
-    steps = turns * -(-int(required(options.train_images)) // int(required(options.batch_size)))
-    tests = clients * rounds * (int(required(options.test_images)) + options.held_out_images)
-    total = _START + steps * _STEP[model] + (images + _EVALUATED * tests) * an_image + turns * _TURN
+    options = job.options.with_defaults()
+    pixels, rounds = (options.image_size / 64) ** 2, options.epochs
+    turns = rounds * (1 if job.only_client else options.clients)
+    an_image = _IMAGE[options.model] * pixels * (options.width or 16) / 16
+    images = turns * options.train_images
+    steps = turns * -(-options.train_images // options.batch_size)
+    tests = options.clients * rounds * (options.test_images + options.held_out_images)
+    total = _START + steps * _STEP[options.model] + (images + _EVALUATED * tests) * an_image + turns * _TURN
     total += 0 if options.exchange == "local" or options.unsplit else _PROCESSES
     total += turns * _CHECKPOINT if options.checkpoints == "turn" and not options.unsplit else 0
-    total += images * _PROXY * pixels if "proxy" in (options.defence or "") else 0
-    spec = options.attack_spec()
-    if spec is None:
-        return total
-    if spec.entry.name == "fsha":
-        return total + _FSHA_JUDGE + steps * _FSHA_STEP
-    attacks: list[Any] = [spec.config, *(_config(options, text) for text in job.afterwards.values())]
-    for config in attacks:
-        total += _ADRA_JUDGE + config.epochs * config.aux_images * _PAIR[config.width > 1] * pixels
+    attacks = [replace(options, attack=text) for text in job.afterwards.values()]
+    asked = [*options.defence_specs(), *(attacked.attack_spec() for attacked in (options, *attacks))]
+    for cost in (spec.cost for spec in asked if spec is not None):
+        total += cost.end + steps * cost.step + pixels * (images * cost.image + cost.end_at_64_px)
     return total
-
-
-def _config(options: RunOptions, text: str) -> Any:
-    spec = replace(options, attack=text).attack_spec()
-    assert spec is not None
-    return spec.config
 
 
 def minutes(jobs: Sequence[Job]) -> float:

@@ -24,7 +24,7 @@ from suture.launch import build
 from suture.launch.lab import lab
 from suture.launch.lab.attack_recording import attack_recording
 from suture.launch.lab.judging import VERDICT, build_witnesses, judge_run
-from suture.launch.options.options import RunOptions, required
+from suture.launch.options.options import AskedOptions
 from suture.launch.options.toml import to_arguments
 from suture.launch.output.run_folder import IDENTITY
 from suture.launch.start.start import start
@@ -61,7 +61,7 @@ def work(folder: Path, name: str) -> None:
             options = replace(options, resume=True)
         else:
             shutil.rmtree(run_dir)  # killed, and nothing in it can be gone on with
-    with registered(required(options.model)) if job.skips == "cut off" else nullcontext():
+    with registered(options.with_defaults().model) if job.skips == "cut off" else nullcontext():
         if not (run_dir / "summary.json").exists():
             start(options)
         if options.attack is not None and not (run_dir / lab.ATTACK / VERDICT).exists():
@@ -86,7 +86,7 @@ def work(folder: Path, name: str) -> None:
     write_atomically(result_path(folder, name), (json.dumps(result, indent=1) + "\n").encode())
 
 
-def prepared(job: Job, setting: Setting, folder: Path) -> RunOptions:
+def prepared(job: Job, setting: Setting, folder: Path) -> AskedOptions:
     """A job's options with the files that it reads, which are written where they are missing."""
     inputs = inputs_folder(folder)
     inputs.mkdir(parents=True, exist_ok=True)
@@ -111,29 +111,30 @@ def prepared(job: Job, setting: Setting, folder: Path) -> RunOptions:
 
 def _turns_of(job: Job, inputs: Path) -> Path:
     """A schedule in which one client alone trains; the others only evaluate."""
-    path = inputs / f"turns-{job.only_client}-{required(job.options.epochs)}.jsonl"
+    rounds = job.options.with_defaults().epochs
+    path = inputs / f"turns-{job.only_client}-{rounds}.jsonl"
     turns = [
-        {"kind": TurnKind.TRAIN, "round": number + 1, "client": job.only_client}
-        for number in range(required(job.options.epochs))
+        {"kind": TurnKind.TRAIN, "round": number + 1, "client": job.only_client} for number in range(rounds)
     ]
     write_atomically(path, "".join(json.dumps(turn) + "\n" for turn in turns).encode())
     return path
 
 
-def _start_of(options: RunOptions, inputs: Path) -> Path:
+def _start_of(options: AskedOptions, inputs: Path) -> Path:
     """Weights of the whole net that depend on the seed and the classes and not on the cut."""
     path = inputs / f"weights-{options.seed}.pt"
     if not path.exists():
-        num_classes = len(build.build_images(options.resolved(), required(options.clients)).source.classes)
-        first = nets.cut_points(required(options.model))[0].name
-        whole = build.build_split(replace(options, cut=first).resolved(), num_classes, PUBLIC)
+        run = options.resolved()
+        num_classes = len(build.build_images(run, run.clients).source.classes)
+        first = nets.cut_points(run.model)[0].name
+        whole = build.build_split(replace(run, cut=first), num_classes, PUBLIC)
         draft = inputs / f".weights-{options.seed}-{os.getpid()}.pt"
         torch.save(whole_state_dict(whole), draft)
         draft.replace(path)
     return path
 
 
-def command(job: Job, options: RunOptions, folder: Path) -> list[str]:
+def command(job: Job, options: AskedOptions, folder: Path) -> list[str]:
     """The commands that repeat the run, without the place of anybody's data or folder."""
     run_dir = f"{runs_folder(Path())}/{job.name}"
     shown = replace(options, data=job.options.data, run_dir=run_dir, resume=False)
@@ -148,7 +149,7 @@ def command(job: Job, options: RunOptions, folder: Path) -> list[str]:
     return commands
 
 
-def _keep_samples(job: Job, options: RunOptions, run_dir: Path, key: bytes) -> None:
+def _keep_samples(job: Job, options: AskedOptions, run_dir: Path, key: bytes) -> None:
     """Writes a few held-out images of client0 and what each attack made of them, for the pictures."""
     for name, spec in {"live": str(options.attack), **job.afterwards}.items():
         place = run_dir / lab.ATTACK if name == "live" else run_dir / "attacks" / name
@@ -156,7 +157,7 @@ def _keep_samples(job: Job, options: RunOptions, run_dir: Path, key: bytes) -> N
         own = replace(options, attack=spec).resolved()
         auxiliary = lab.build_auxiliary(own)
         assert auxiliary is not None
-        normalisation = nets.model_entry(required(own.model)).normalisation
+        normalisation = nets.model_entry(own.model).normalisation
         replayed = build_witnesses(own, key)[0]
         pairs = collect(place, replayed, "held_out", int(verdict["chosen_round"]), normalisation, set())
         if pairs is None:

@@ -20,11 +20,6 @@ attacker's images names rightly."""
 UNREAD = tuple(name for name in LEAKS if name != "read")
 
 
-def leak_headings(columns: Sequence[str] = tuple(LEAKS)) -> list[str]:
-    """Of the columns of `leak_cells`."""
-    return [LEAKS[name][0] for name in columns]
-
-
 def verdict(result: Mapping[str, Any], attack: str) -> Mapping[str, Any] | None:
     """The judge's of one attack ("live", or the name of one afterwards); None where there was none."""
     summary = result["summary"]
@@ -55,10 +50,11 @@ def leak_facts(result: Mapping[str, Any], attack: str, prefix: str = "") -> dict
 
 def leak_cells(
     found: Sequence[Mapping[str, Any]], attack: str, columns: Sequence[str] = tuple(LEAKS)
-) -> list[str]:
-    """Means and intervals over the seeds."""
+) -> dict[str, str]:
+    """Means and intervals over the seeds, by heading."""
     facts = [leak_facts(result, attack) for result in found]
-    return [shown([fact[name] for fact in facts if name in fact], LEAKS[name][1]) for name in columns]
+    kept = {name: [fact[name] for fact in facts if name in fact] for name in columns}
+    return {LEAKS[name][0]: shown(values, LEAKS[name][1]) for name, values in kept.items()}
 
 
 def nothing_known(found: Sequence[Mapping[str, Any]], attack: str) -> str:

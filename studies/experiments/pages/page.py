@@ -1,23 +1,31 @@
-"""The report's page: HTML with its pictures and its style inside."""
+"""The report's page: Markdown made into one HTML file with its pictures and its style inside."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from suture.studies.experiments.pages.study import study
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+from markdown_it.utils import OptionsDict
+from PIL import Image
+
 from suture.studies.table import Table
 
 _TITLE = "The study, redone"
+_ABOUT = (
+    "Every experiment of the published study (Split Learning for Healthcare (2023), notebooks) run again, scored on "
+    "images that no client trained on, with what it did not control for held fixed. Published figures stand beside "
+    "ours."
+)
 _COLOURS = 128
-_BROAD = 800  # pixels beyond which a picture scrolls on a phone rather than shrink
-_RUN_COLUMNS = ("run", "seed", "command", "seconds", "cpu_seconds", "weights_sha256")
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class Chapter:
         tables: as they are shown.
         pictures: those that were drawn.
         machine: where it was run.
-        runs: run by run, with the columns of ``_RUN_COLUMNS``.
+        runs: run by run: name, seed, commands, seconds, digest.
         planned: how many runs there are to be.
     """
 
@@ -51,25 +59,36 @@ class Chapter:
     planned: int
 
 
-def to_html(chapters: Sequence[Chapter], foreword: Iterable[str] = ()) -> str:
+class _Renderer(RendererHTML):
+    """Wide tables scroll sideways by themselves, intervals stay on a line, and pictures are in the page."""
+
+    def text(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: Any) -> str:
+        return super().text(tokens, idx, options, env).replace(" ± ", "&nbsp;±&nbsp;")
+
+    def table_open(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: Any) -> str:
+        return '<div class="wide"><table>\n'
+
+    def table_close(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: Any) -> str:
+        return "</table></div>\n"
+
+    def image(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: Any) -> str:
+        path = Path(env[str(tokens[idx].attrs["src"])])
+        width, data = inlined(path)
+        alt = html.escape(tokens[idx].content)
+        return f'<img alt="{alt}" style="width:{width}px" src="{data}">'
+
+
+def to_html(chapters: Sequence[Chapter], foreword: str = "") -> str:
     """The whole page.
 
     Args:
         chapters: in the order in which they stand.
-        foreword: paragraphs; one that begins with "# " is a heading.
+        foreword: Markdown, stands first.
     """
     style = (files(__package__) / "page.css").read_text()
-    links = "".join(f'<li><a href="#{c.name}">{html.escape(c.question)}</a></li>' for c in chapters)
-    body = [
-        f"<h1>{_TITLE}</h1>",
-        "<p>Every experiment of the published study "
-        f"({html.escape(study()['source'])}) run again, scored on images that no client trained on, with what it did "
-        "not control for held fixed. Published figures stand beside ours.</p>",
-        *map(_paragraph, foreword),
-        "<h2>Questions</h2>",
-        f"<ol>{links}</ol>",
-        *map(_chapter, chapters),
-    ]
+    links = "\n".join(f"1. [{chapter.question}](#{chapter.name})" for chapter in chapters)
+    body = [_rendered(f"# {_TITLE}\n\n{_ABOUT}\n\n{foreword}\n\n## Questions\n\n{links}")]
+    body += map(_section, chapters)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -79,33 +98,44 @@ def to_html(chapters: Sequence[Chapter], foreword: Iterable[str] = ()) -> str:
     )
 
 
-def _chapter(chapter: Chapter) -> str:
+def _rendered(text: str, pictures: Mapping[str, Path] | None = None) -> str:
+    """Markdown as HTML; whatever looks like HTML in it stays text."""
+    page = MarkdownIt("commonmark", {"html": False}, renderer_cls=_Renderer).enable("table")
+    return str(page.render(text, dict(pictures or {})))
+
+
+def _section(chapter: Chapter) -> str:
+    pictures = {f"figures/{number}": shown for number, shown in enumerate(chapter.pictures)}
+    told = ", ".join(f"{name} {value}" for name, value in chapter.machine.items() if name != "command")
     parts = [
-        f'<section id="{chapter.name}">',
-        f"<h2>{html.escape(chapter.question)}</h2>",
-        f"<p><code>{html.escape(str(chapter.machine.get('command', '')))}</code>, experiment <b>{chapter.name}</b>: "
-        f"{len(chapter.runs)} of {chapter.planned} runs are done.</p>",
-        *(table.to_html() for table in chapter.tables),
-        *(_figure(picture) for picture in chapter.pictures),
-        _machine(chapter.machine),
-        _runs(chapter.runs),
-        "</section>",
+        f"## {chapter.question}",
+        f"`{chapter.machine.get('command', '')}`, experiment **{chapter.name}**: {len(chapter.runs)} of "
+        f"{chapter.planned} runs are done.",
+        *(table.to_markdown(level=3) for table in chapter.tables),
+        *(f"![{shown.caption}]({name})\n\n*{shown.caption}*" for name, shown in pictures.items()),
+        f"*Where: {told}.*",
     ]
-    return "\n".join(parts)
-
-
-def _figure(picture: Shown) -> str:
-    width, data = inlined(picture.path)
-    caption = html.escape(picture.caption)
-    broad = " class=broad" if width > _BROAD else ""
-    image = f'<div class=wide><img{broad} alt="{caption}" style="width:{width}px" src="{data}"></div>'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+    runs = [
+        {
+            "run": run["run"],
+            "seed": run["seed"],
+            "command": " ".join(f"`{line}`" for line in run["command"]),
+            "seconds": run["seconds"],
+            "cpu seconds": run["cpu_seconds"],
+            "weights sha256": run["weights_sha256"][:16],
+        }
+        for run in chapter.runs
+    ]
+    return (
+        f'<section id="{chapter.name}">\n'
+        + _rendered("\n\n".join(parts), {name: shown.path for name, shown in pictures.items()})
+        + f"<details><summary>All {len(runs)} runs: commands, seeds, times, weights</summary>\n"
+        + f'<div class="runs">{_rendered(Table(runs).to_markdown())}</div></details>\n</section>'
+    )
 
 
 def inlined(path: Path) -> tuple[int, str]:
     """A PNG's width on the page and the picture as a data URI, in whichever form is smaller."""
-    from PIL import Image
-
     with Image.open(path) as image:
         width = round(image.width * 96 / 150)  # figures are drawn at 150 dots an inch
         buffer = io.BytesIO()
@@ -117,37 +147,7 @@ def inlined(path: Path) -> tuple[int, str]:
 
 def fewer_colours(path: Path) -> bytes:
     """A PNG with so few colours that a page of them stays small; charts and galleries look the same."""
-    from PIL import Image
-
     with Image.open(path) as image:
         buffer = io.BytesIO()
         image.convert("RGB").quantize(_COLOURS).save(buffer, format="PNG", optimize=True)
         return buffer.getvalue()
-
-
-def _machine(machine: Mapping[str, Any]) -> str:
-    told = ", ".join(f"{name} {value}" for name, value in machine.items() if name != "command")
-    return f"<p class=small>Where: {html.escape(told)}.</p>"
-
-
-def _runs(runs: Sequence[Mapping[str, Any]]) -> str:
-    rows = "".join("<tr>" + "".join(_cell(column, run) for column in _RUN_COLUMNS) + "</tr>" for run in runs)
-    head = "".join(f"<th>{column.replace('_', ' ')}</th>" for column in _RUN_COLUMNS)
-    return (
-        f"<details><summary>All {len(runs)} runs: commands, seeds, times, weights</summary>"
-        f'<div class="wide runs"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></details>'
-    )
-
-
-def _cell(column: str, run: Mapping[str, Any]) -> str:
-    value = run[column]
-    if column == "command":
-        return "<td>" + "<br>".join(f"<code>{html.escape(line)}</code>" for line in value) + "</td>"
-    shown = str(value)[:16] if column == "weights_sha256" else str(value)
-    return f"<td>{html.escape(shown)}</td>"
-
-
-def _paragraph(text: str) -> str:
-    if text.startswith("# "):
-        return f"<h2>{html.escape(text[2:])}</h2>"
-    return f"<p>{html.escape(text)}</p>"

@@ -28,7 +28,7 @@ def write_report(folder: Path, out: Path, foreword: Path | None = None) -> list[
     Args:
         folder: where the experiments lie, each in a folder of its name; those without a result are left out.
         out: where to write; made where missing.
-        foreword: a text file whose paragraphs stand first, written by who has read the numbers.
+        foreword: a file in Markdown that stands first, written by who has read the numbers.
 
     Returns:
         Names of the experiments that are in it.
@@ -47,7 +47,7 @@ def write_report(folder: Path, out: Path, foreword: Path | None = None) -> list[
     if not chapters:
         raise ConfigError(f"{folder} holds no experiment with a result; run 'suture experiment all' first")
     try:
-        said = foreword.read_text().strip().split("\n\n") if foreword else []
+        said = foreword.read_text() if foreword else ""
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the foreword {foreword}: {error}") from None
     out.mkdir(parents=True, exist_ok=True)

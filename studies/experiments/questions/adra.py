@@ -11,28 +11,19 @@ from typing import Any
 
 from suture.studies.experiments.engine.job import Job
 from suture.studies.experiments.engine.setting import Setting
-from suture.studies.experiments.engine.sizes import Scale, Sizes
 from suture.studies.experiments.experiment import (
     METRICS,
     Experiment,
     Picture,
     Results,
     check_sentence,
-    headings,
     is_void,
     options,
     repeated_with_processes,
     scale_of,
 )
 from suture.studies.experiments.pages.charts import attack_curves, reconstructed
-from suture.studies.experiments.pages.leaks import (
-    UNREAD,
-    leak_cells,
-    leak_facts,
-    leak_headings,
-    nothing_known,
-)
-from suture.studies.experiments.pages.study import differences
+from suture.studies.experiments.pages.leaks import UNREAD, leak_cells, leak_facts, nothing_known
 from suture.studies.table import Table
 
 ATTACKERS = {"live": "study's decoder", "fresh": "fresh, larger decoder"}
@@ -51,53 +42,13 @@ _SHOWN = METRICS["classification"]
 
 
 class Adra(Experiment):
-    """Plans runs with and without a proxy adversary, attacked twice, and says how much each attack rebuilt."""
+    """ADRA at two cuts, with and without a proxy adversary, by a decoder after the study's and by a fresh one."""
 
     name = "adra"
     question = (
         "What does a passive server rebuild, and what is a proxy adversary worth against a fresh attacker?"
     )
     roles = ("photographs", "digits")
-
-    def sizes(self, scale: Scale, effort: int) -> dict[str, Sizes]:
-        if scale == "smoke":
-            small = Sizes(
-                model="resnet18",
-                image_size=32,
-                train_images=16,
-                test_images=8,
-                rounds=2,
-                batch_size=8,
-                held_out_images=8,
-                aux_images=16,
-                decoder_epochs=2,
-            )
-            return dict.fromkeys(self.roles, small)
-        full = scale == "full"
-        return {
-            "photographs": Sizes(
-                model="resnet34",
-                image_size=224 if full else 64,
-                train_images=1000 if full else 200,
-                test_images=200 if full else 64,
-                rounds=20 if full else 2 * effort,
-                batch_size=32 if full else 20,
-                held_out_images=100 if full else 40,
-                aux_images=1000 if full else 140,
-                decoder_epochs=20 if full else 30,
-            ),
-            "digits": Sizes(
-                model="resnet34",
-                image_size=32,
-                train_images=600,
-                test_images=200,
-                rounds=20 if full else 2 * effort,
-                batch_size=25,
-                held_out_images=100,
-                aux_images=2000 if full else 1000,
-                decoder_epochs=20 if full else 10,
-            ),
-        }
 
     def jobs(self, setting: Setting) -> list[Job]:
         jobs = [
@@ -138,7 +89,7 @@ class Adra(Experiment):
         return [self._table(setting, results, role) for role in self.roles]
 
     def _table(self, setting: Setting, results: Results, role: str) -> Table:
-        rows = []
+        rows: list[dict[str, object]] = []
         for cut, defence in ARMS[role]:
             arm = f"{role}-cut{cut}-{defence}"
             if arm in results.arms():
@@ -150,23 +101,26 @@ class Adra(Experiment):
             "majority class; what they hide is no merit.",
             nothing_known([results.result(job) for job in results.jobs if job.facts["data"] == role], "live"),
             check_sentence(results) if role == "photographs" else "",
-            *differences(self.name),
+            *self.differences(),
         ]
         title = f"ADRA against a proxy adversary, {scale_of(setting, role)}"
-        heads = ["cut", "defence", "attacker", *headings(_SHOWN), *leak_headings(UNREAD), "void"]
-        return Table(title, heads, rows, [note for note in notes if note])
+        return Table(rows, title, notes)
 
     @staticmethod
-    def _rows(results: Results, arm: str, cut: str, defence: str) -> list[list[str]]:
+    def _rows(results: Results, arm: str, cut: str, defence: str) -> list[dict[str, object]]:
         found = results.of(arm)
         void = sum(is_void(result["summary"]) for result in found)
         rows = []
         for attack, who in ATTACKERS.items():
             if any(leak_facts(result, attack) for result in found):
                 first = attack == "live"
-                utility = results.cells(arm, _SHOWN) if first else [""] * len(_SHOWN)
-                told = f"{void} of {len(found)}" if first and void else ""
-                rows.append([cut, defence, who, *utility, *leak_cells(found, attack, UNREAD), told])
+                row: dict[str, object] = {"cut": cut, "defence": defence, "attacker": who}
+                rows.append(
+                    row
+                    | (results.cells(arm, _SHOWN) if first else {})
+                    | leak_cells(found, attack, UNREAD)
+                    | {"void": f"{void} of {len(found)}" if first and void else ""}
+                )
         return rows
 
     def pictures(self, setting: Setting, results: Results, folder: Path) -> list[Picture]:

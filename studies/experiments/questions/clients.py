@@ -15,21 +15,18 @@ from pathlib import Path
 
 from suture.studies.experiments.engine.job import Job
 from suture.studies.experiments.engine.setting import Setting
-from suture.studies.experiments.engine.sizes import Scale, Sizes
 from suture.studies.experiments.experiment import (
     METRICS,
     Experiment,
     Picture,
     Results,
     check_sentence,
-    headings,
     options,
     repeated_with_processes,
     scale_of,
 )
 from suture.studies.experiments.pages.charts import Series, lines_with_intervals
-from suture.studies.experiments.pages.study import differences, in_percent, published
-from suture.studies.statistics import changed
+from suture.studies.statistics import changed, in_percent
 from suture.studies.table import Table
 
 COUNTS = (1, 2, 3, 4, 6)
@@ -45,37 +42,11 @@ _SHOWN = METRICS["classification"]
 
 
 class Clients(Experiment):
-    """Plans three ways of growing in clients and compares the scores of each, seed by seed."""
+    """One to six clients, as published and with the total of updates, or of updates and images, held fixed."""
 
     name = "clients"
     question = "What do more clients do when the total is held fixed?"
     roles = (_ROLE,)
-
-    def sizes(self, scale: Scale, effort: int) -> dict[str, Sizes]:
-        """Test images count for all clients together: each number of clients shares them out."""
-        if scale == "full":
-            sizes = Sizes(
-                model="resnet34",
-                image_size=224,
-                train_images=1000,
-                test_images=1200,
-                rounds=20,
-                batch_size=40,
-            )
-        elif scale == "laptop":
-            sizes = Sizes(
-                model="resnet34",
-                image_size=64,
-                train_images=40,
-                test_images=66,
-                rounds=2 * effort,
-                batch_size=20,
-            )
-        else:
-            sizes = Sizes(
-                model="resnet18", image_size=32, train_images=8, test_images=24, rounds=2, batch_size=4
-            )
-        return {_ROLE: sizes}
 
     def jobs(self, setting: Setting) -> list[Job]:
         jobs = []
@@ -125,30 +96,24 @@ class Clients(Experiment):
                 if arm not in results.arms():
                     continue
                 told = facts[arm]
-                study = in_percent(published(self.name, str(count))) if way == "published" else ""
+                by_client = ", ".join(f"{value:.2f}" for value in results.by_client(arm, "accuracy"))
+                study = in_percent(self.published(str(count))) if way == "published" else ""
                 rows.append(
-                    [
-                        WAYS[way].partition(":")[0],
-                        str(count),
-                        str(told["images"]),
-                        str(told["updates"]),
-                        *results.cells(arm, _SHOWN),
-                        ", ".join(f"{value:.2f}" for value in results.by_client(arm, "accuracy")),
-                        study,
-                    ]
+                    {"way": WAYS[way].partition(":")[0], "clients": count}
+                    | {"images": told["images"], "updates": told["updates"]}
+                    | results.cells(arm, _SHOWN)
+                    | {"accuracy by client": by_client, "study, by client (on training images)": study}
                 )
-        heads = ["way", "clients", "images", "updates", *headings(_SHOWN), "accuracy by client"]
-        heads.append("study, by client (on training images)")
         notes = [
             "Cut 3. All test images are shared out among the clients, so every row is scored on nearly the same "
             "images; mean over clients; ± is the 95 % interval over seeds. The row of six is one run in all three "
             "ways.",
             *(self._growth(results, way) for way in WAYS),
             check_sentence(results),
-            *differences(self.name),
+            *self.differences(),
         ]
         title = f"Clients, with and without the total held fixed, {scale_of(setting, _ROLE)}"
-        return [Table(title, heads, rows, [note for note in notes if note])]
+        return [Table(rows, title, notes)]
 
     @staticmethod
     def _arm(way: str, count: int) -> str:

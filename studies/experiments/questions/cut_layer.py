@@ -11,37 +11,32 @@ from typing import Any
 
 from suture.studies.experiments.engine.job import Job
 from suture.studies.experiments.engine.setting import Setting
-from suture.studies.experiments.engine.sizes import Scale, Sizes, classifier_sizes
 from suture.studies.experiments.experiment import (
     METRICS,
     Experiment,
     Picture,
     Results,
     check_sentence,
-    headings,
     options,
     repeated_with_processes,
     scale_of,
 )
 from suture.studies.experiments.pages.charts import activations_of, losses_by_arm
-from suture.studies.experiments.pages.study import differences, in_percent, published
-from suture.studies.statistics import overlaps
+from suture.studies.statistics import in_percent, overlaps, shown
 from suture.studies.table import Table
 
 CUTS = (1, 2, 3, 5, 7)
 _ROLE = "photographs"
 _SHOWN = METRICS["classification"]
+_DIGEST = "digest of the whole net"
 
 
 class CutLayer(Experiment):
-    """Plans a run for every cut and seed, and one of each cut from the same weights, whose digests must be equal."""
+    """A classifier at five cuts: weights drawn part by part with every seed, and once the same at every cut."""
 
     name = "cut-layer"
     question = "Does it matter to the classifier where the net is cut?"
     roles = (_ROLE,)
-
-    def sizes(self, scale: Scale, effort: int) -> dict[str, Sizes]:
-        return {_ROLE: classifier_sizes(scale, effort)}
 
     def jobs(self, setting: Setting) -> list[Job]:
         jobs = [self._job(setting, cut, seed, "drawn part by part") for seed in setting.seeds for cut in CUTS]
@@ -69,24 +64,23 @@ class CutLayer(Experiment):
             clients = results.by_client(f"cut{cut}", "accuracy")
             wire = results.of(f"cut{cut}")[0]["summary"]["wire_bytes_per_step"]
             rows.append(
-                [
-                    str(cut),
-                    *results.cells(f"cut{cut}", _SHOWN),
-                    ", ".join(f"{value:.3f}" for value in clients),
-                    f"{(wire['up'] + wire['down']) / 1e6:.2f}",
-                    in_percent(published(self.name, str(cut))),
-                ]
+                {
+                    "cut": cut,
+                    **results.cells(f"cut{cut}", _SHOWN),
+                    "accuracy by client": ", ".join(f"{value:.3f}" for value in clients),
+                    "MB a step": f"{(wire['up'] + wire['down']) / 1e6:.2f}",
+                    "study, by client": in_percent(self.published(str(cut))),
+                }
             )
-        heads = ["cut", *headings(_SHOWN), "accuracy by client", "MB a step", "study, by client"]
         notes = [
             "Test images that no client trained on; mean over two clients; ± is the 95 % interval over seeds.",
             self._twins(results),
             self._overlap(results),
             check_sentence(results),
-            *differences(self.name),
+            *self.differences(),
         ]
         title = f"The cut and the classifier, {scale_of(setting, _ROLE)}"
-        return Table(title, heads, rows, [note for note in notes if note])
+        return Table(rows, title, notes)
 
     @staticmethod
     def _twins(results: Results) -> str:
@@ -111,24 +105,27 @@ class CutLayer(Experiment):
         return f"The AUROC intervals of {', '.join(apart)} do not overlap, those of all other pairs do."
 
     def _same_start(self, setting: Setting, results: Results) -> Table:
-        rows = []
+        rows: list[dict[str, object]] = []
         for cut in CUTS:
             found = results.of(f"cut{cut}-same-start")
             if found:
-                cells = results.cells(f"cut{cut}-same-start", (*_SHOWN, "loss"))
-                rows.append([str(cut), *cells, found[0]["net_sha256"][:16]])
-        digests = {row[-1] for row in rows}
+                arm = f"cut{cut}-same-start"
+                rows.append(
+                    {"cut": cut}
+                    | results.cells(arm, _SHOWN)
+                    | {"test loss": shown(results.values(arm, "loss")), _DIGEST: found[0]["net_sha256"][:16]}
+                )
+        digests = {row[_DIGEST] for row in rows}
         note = (
             "From equal weights every cut ends with the same net, bit for bit: where the net is cut changes nothing "
             "of what is learnt, only who draws which initial weights, what crosses the wire and what it shows."
             if len(digests) == 1 and len(rows) > 1
             else f"The nets differ: {len(digests)} digests over {len(rows)} cuts."
         )
-        heads = ["cut", *headings(_SHOWN), "test loss", "digest of the whole net"]
         title = (
             f"The same initial weights at every cut, seed {setting.first_seed}, {scale_of(setting, _ROLE)}"
         )
-        return Table(title, heads, rows, [note])
+        return Table(rows, title, [note])
 
     def pictures(self, setting: Setting, results: Results, folder: Any) -> list[Picture]:
         arms = [f"cut{cut}" for cut in CUTS if f"cut{cut}" in results.arms()]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from suture.studies.experiments.engine.job import Job
 from suture.studies.experiments.engine.setting import Setting
-from suture.studies.experiments.engine.sizes import Scale, Sizes
 from suture.studies.experiments.experiment import (
     Experiment,
     Picture,
@@ -23,35 +22,12 @@ _EXCHANGES = ("autograd", "fused", "local")
 
 
 class Exchanges(Experiment):
-    """Plans one run for every exchange and compares the digests of their weights."""
+    """A classifier and a U-Net, each over every exchange."""
 
     name = "exchanges"
     question = "Do all exchanges end with the same weights, bit for bit?"
     roles = _ROLES
     default_seeds = 1
-
-    def sizes(self, scale: Scale, effort: int) -> dict[str, Sizes]:
-        pixels = {"full": (224, 256), "laptop": (64, 64)}.get(scale, (32, 32))
-        images, rounds = (1000, 20) if scale == "full" else (40, effort) if scale == "laptop" else (16, 1)
-        return {
-            "photographs": Sizes(
-                model="resnet34" if scale != "smoke" else "resnet18",
-                image_size=pixels[0],
-                train_images=images,
-                test_images=16 if scale != "full" else 200,
-                rounds=rounds,
-                batch_size=10,
-            ),
-            "lungs": Sizes(
-                model="unet",
-                image_size=pixels[1],
-                train_images=20 if scale != "full" else 280,
-                test_images=4 if scale != "full" else 70,
-                rounds=rounds,
-                batch_size=4,
-                width=8 if scale != "full" else 64,
-            ),
-        }
 
     def jobs(self, setting: Setting) -> list[Job]:
         jobs = []
@@ -83,12 +59,12 @@ class Exchanges(Experiment):
         tables = []
         for role in _ROLES:
             rows = [
-                [
-                    job.options.exchange,
-                    str(job.seed),
-                    f"{results.result(job)['summary']['images_per_second']:.0f}",
-                    results.result(job)["summary"]["weights_sha256"],
-                ]
+                {
+                    "exchange": job.options.exchange,
+                    "seed": job.seed,
+                    "images/s": f"{results.result(job)['summary']['images_per_second']:.0f}",
+                    "weights_sha256": results.result(job)["summary"]["weights_sha256"],
+                }
                 for job in results.jobs
                 if job.facts["data"] == role
             ]
@@ -96,7 +72,7 @@ class Exchanges(Experiment):
             notes = ["Speeds are of runs side by side, one thread each: no benchmark."]
             if role == _ROLES[-1]:
                 notes.append(check_sentence(results))
-            tables.append(Table(title, ["exchange", "seed", "images/s", "weights_sha256"], rows, notes))
+            tables.append(Table(rows, title, notes))
         return tables
 
     def pictures(self, setting: Setting, results: Results, folder: Path) -> list[Picture]:

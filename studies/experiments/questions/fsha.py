@@ -12,21 +12,19 @@ from typing import Any
 
 from suture.studies.experiments.engine.job import Job
 from suture.studies.experiments.engine.setting import Setting
-from suture.studies.experiments.engine.sizes import Scale, Sizes
 from suture.studies.experiments.experiment import (
     METRICS,
     Experiment,
     Picture,
     Results,
     check_sentence,
-    headings,
     is_void,
     options,
     repeated_with_processes,
     scale_of,
 )
 from suture.studies.experiments.pages.charts import attack_curves, reconstructed
-from suture.studies.experiments.pages.leaks import LEAKS, leak_cells, leak_facts, leak_headings, nothing_known
+from suture.studies.experiments.pages.leaks import leak_cells, leak_facts, nothing_known
 from suture.studies.table import Table
 
 ALPHA, SCALE = 100, 50
@@ -44,38 +42,11 @@ ARMS: dict[str, tuple[str, bool, str]] = {
 
 
 class Fsha(Experiment):
-    """Plans the attacked and the honest arms, and says what was rebuilt and what the defence costs."""
+    """FSHA with and without distance correlation, by a server that knows of it and by one that does not."""
 
     name = "fsha"
     question = "What is distance correlation worth against a server that hijacks the client?"
     roles = (_ROLE,)
-
-    def sizes(self, scale: Scale, effort: int) -> dict[str, Sizes]:
-        if scale == "smoke":
-            return {
-                _ROLE: Sizes(
-                    model="resnet18",
-                    image_size=16,
-                    train_images=16,
-                    test_images=8,
-                    rounds=2,
-                    batch_size=8,
-                    held_out_images=8,
-                    aux_images=16,
-                )
-            }
-        return {
-            _ROLE: Sizes(
-                model="resnet18",
-                image_size=32,
-                train_images=1200,
-                test_images=100,
-                rounds=24 if scale == "full" else 2 * effort,
-                batch_size=32,
-                held_out_images=50,
-                aux_images=2000,
-            )
-        }
 
     def jobs(self, setting: Setting) -> list[Job]:
         jobs = [self._job(setting, arm, seed) for seed in setting.seeds for arm in ARMS]
@@ -113,8 +84,11 @@ class Fsha(Experiment):
         for arm, (defence, attacked, how) in ARMS.items():
             if arm not in results.arms():
                 continue
-            cells = leak_cells(results.of(arm), "live") if attacked else ["–"] * len(LEAKS)
-            rows.append([defence, how or "honest server", *results.cells(arm, _SHOWN), *cells])
+            rows.append(
+                {"defence": defence, "server": how or "honest server"}
+                | results.cells(arm, _SHOWN)
+                | leak_cells(results.of(arm) if attacked else [], "live")
+            )
         notes = [
             "ResNet-18 cut 4, two clients. Leakage is of held-out digits that nobody trained on; the classifier's "
             "figures are of test digits. Under FSHA the server teaches no classifier: the clients see their accuracy "
@@ -126,8 +100,7 @@ class Fsha(Experiment):
             "with and without an attacker that knows of the defence.",
         ]
         title = f"FSHA against distance correlation, {scale_of(setting, _ROLE)}"
-        heads = ["defence", "server", *headings(_SHOWN), *leak_headings()]
-        return [Table(title, heads, rows, [note for note in notes if note])]
+        return [Table(rows, title, notes)]
 
     def _cost(self, results: Results) -> str:
         if not {"honest", "honest-dcor"} <= set(results.arms()):

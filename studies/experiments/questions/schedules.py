@@ -9,14 +9,12 @@ from pathlib import Path
 
 from suture.studies.experiments.engine.job import Job
 from suture.studies.experiments.engine.setting import Setting
-from suture.studies.experiments.engine.sizes import Scale, Sizes, classifier_sizes
 from suture.studies.experiments.experiment import (
     METRICS,
     Experiment,
     Picture,
     Results,
     check_sentence,
-    headings,
     options,
     repeated_with_processes,
     scale_of,
@@ -37,15 +35,12 @@ _WHAT = {
 
 
 class Schedules(Experiment):
-    """Plans the same runs under every schedule and compares each with round-robin."""
+    """Every schedule, compared with round-robin seed by seed."""
 
     name = "schedules"
     question = "Do clients that train at once reach what clients reach that take turns?"
     roles = (_ROLE,)
     default_seeds = 5
-
-    def sizes(self, scale: Scale, effort: int) -> dict[str, Sizes]:
-        return {_ROLE: classifier_sizes(scale, effort, "resnet18")}
 
     def jobs(self, setting: Setting) -> list[Job]:
         jobs = [
@@ -62,7 +57,8 @@ class Schedules(Experiment):
 
     def tables(self, setting: Setting, results: Results) -> list[Table]:
         rows = [
-            [f"{schedule}: {what}", str(len(results.of(schedule))), *results.cells(schedule, _SHOWN)]
+            {"schedule": f"{schedule}: {what}", "seeds": len(results.of(schedule))}
+            | results.cells(schedule, _SHOWN)
             for schedule, what in _WHAT.items()
             if schedule in results.arms()
         ]
@@ -73,8 +69,7 @@ class Schedules(Experiment):
             check_sentence(results),
         ]
         title = f"Taking turns and training at once, {scale_of(setting, _ROLE)}"
-        heads = ["schedule", "seeds", *headings(_SHOWN)]
-        return [Table(title, heads, rows, [note for note in notes if note])]
+        return [Table(rows, title, notes)]
 
     def _against_turns(self, results: Results, schedule: str) -> str:
         if schedule == _TURNS or not {schedule, _TURNS} <= set(results.arms()):

@@ -12,14 +12,12 @@ from pathlib import Path
 from suture.launch import build
 from suture.studies.experiments.engine.job import Job
 from suture.studies.experiments.engine.setting import Setting
-from suture.studies.experiments.engine.sizes import Scale, Sizes, classifier_sizes
 from suture.studies.experiments.experiment import (
     METRICS,
     Experiment,
     Picture,
     Results,
     check_sentence,
-    headings,
     options,
     repeated_with_processes,
     scale_of,
@@ -41,14 +39,11 @@ ARMS = {
 
 
 class SplitVsCentral(Experiment):
-    """Plans split, central and single-client runs, and scores them on one set of test images."""
+    """Split training of two clients, central training, and each client alone."""
 
     name = "split-vs-central"
     question = "Is it worth a hospital's while to join?"
     roles = (_ROLE,)
-
-    def sizes(self, scale: Scale, effort: int) -> dict[str, Sizes]:
-        return {_ROLE: classifier_sizes(scale, effort)}
 
     def jobs(self, setting: Setting) -> list[Job]:
         jobs = []
@@ -100,12 +95,9 @@ class SplitVsCentral(Experiment):
                 continue
             found = results.of(arm)
             rows.append(
-                [
-                    what,
-                    str(len(found)),
-                    *results.cells(arm, _SHOWN),
-                    found[0]["summary"]["weights_sha256"][:12],
-                ]
+                {"training": what, "seeds": len(found)}
+                | results.cells(arm, _SHOWN)
+                | {"weights_sha256": found[0]["summary"]["weights_sha256"][:12]}
             )
         notes = [
             "Cut 3. Every row is scored on the same test images, those of both clients, which no client trained on; "
@@ -116,14 +108,7 @@ class SplitVsCentral(Experiment):
             "The study did not ask this.",
         ]
         title = f"Split, central and alone, {scale_of(setting, _ROLE)}"
-        return [
-            Table(
-                title,
-                ["training", "seeds", *headings(_SHOWN), "weights_sha256"],
-                rows,
-                [note for note in notes if note],
-            )
-        ]
+        return [Table(rows, title, notes)]
 
     def _gain(self, results: Results, arm: str) -> str:
         if not {"split", arm} <= set(results.arms()):

@@ -8,20 +8,17 @@ from pathlib import Path
 from suture.runtime.data.registry import open_source
 from suture.studies.experiments.engine.job import Job, Skips
 from suture.studies.experiments.engine.setting import Setting
-from suture.studies.experiments.engine.sizes import Scale, Sizes
 from suture.studies.experiments.experiment import (
     METRICS,
     Experiment,
     Picture,
     Results,
     check_sentence,
-    headings,
     options,
     repeated_with_processes,
     scale_of,
 )
 from suture.studies.experiments.pages.charts import copied, scores_by_round
-from suture.studies.experiments.pages.study import differences, published
 from suture.studies.statistics import changed
 from suture.studies.table import Table
 
@@ -31,38 +28,11 @@ _SHOWN = METRICS["segmentation"]
 
 
 class UnetCut(Experiment):
-    """Plans a run for every cut, with and without the gradients of the skips, and compares their scores."""
+    """A U-Net at three cuts, its skips with and without gradient."""
 
     name = "unet-cut"
     question = "Does it matter to a U-Net where it is cut, and what do the skips' gradients do?"
     roles = (_ROLE,)
-
-    def sizes(self, scale: Scale, effort: int) -> dict[str, Sizes]:
-        if scale == "full":
-            sizes = Sizes(
-                model="unet",
-                width=64,
-                image_size=256,
-                train_images=560,
-                test_images=140,
-                rounds=20,
-                batch_size=8,
-            )
-        elif scale == "laptop":
-            sizes = Sizes(
-                model="unet",
-                width=16,
-                image_size=64,
-                train_images=56,
-                test_images=16,
-                rounds=10 * effort,
-                batch_size=4,
-            )
-        else:
-            sizes = Sizes(
-                model="unet", width=4, image_size=32, train_images=8, test_images=4, rounds=2, batch_size=4
-            )
-        return {_ROLE: sizes}
 
     def has_sites(self, setting: Setting) -> bool:
         size = setting.sizes[_ROLE]
@@ -100,28 +70,27 @@ class UnetCut(Experiment):
         for arm, told in facts.items():
             if arm.endswith("processes"):
                 continue
-            study = published(self.name, str(told["cut"]))
+            study = self.published(str(told["cut"]))
             same = told["skip gradients"] == "cut off"  # which is what the study did
             rows.append(
-                [
-                    f"cut {told['cut']}",
-                    told["clients"],
-                    told["skip gradients"],
-                    *results.cells(arm, _SHOWN),
-                    *((f"{study['jaccard']:.4f}", f"{study['accuracy']:.4f}") if same else ("", "")),
-                ]
+                {
+                    "cut": f"cut {told['cut']}",
+                    "clients": told["clients"],
+                    "skip gradients": told["skip gradients"],
+                }
+                | results.cells(arm, _SHOWN)
+                | {f"study: {name}": f"{study[name]:.4f}" if same else "" for name in ("jaccard", "accuracy")}
             )
-        heads = ["cut", "clients", "skip gradients", *headings(_SHOWN), "study: jaccard", "study: accuracy"]
         notes = [
             "Test images of patients never trained on; ± is the 95 % interval over seeds. The study's skips had no "
             "gradient, so its figures stand beside those rows.",
             *(self._effect(results, cut) for cut in CUTS),
             "" if setting.has_sites else "The set has one site: two clients by site are left out.",
             check_sentence(results),
-            *differences(self.name),
+            *self.differences(),
         ]
         title = f"The U-Net's cut and its skips' gradients, {scale_of(setting, _ROLE)}"
-        return [Table(title, heads, rows, [note for note in notes if note])]
+        return [Table(rows, title, notes)]
 
     def _effect(self, results: Results, cut: int) -> str:
         arms = f"cut{cut}", f"cut{cut}-no-skip-gradients"

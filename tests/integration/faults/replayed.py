@@ -8,7 +8,7 @@ import torch
 from site_own import initial_secret, own_of
 
 from suture.launch import build
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.runtime.exchange import LocalExchange
 from suture.runtime.records.observers import NoRecorder
 from suture.runtime.server.membership import Membership
@@ -28,7 +28,7 @@ def replay(options: str, kits: str, run: str, *names: str) -> str:
         weights_sha256.
     """
     torch.set_num_threads(1)
-    chosen = RunOptions(
+    chosen = AskedOptions(
         **json.loads(options), clients=len(names), schedule=f"replay:{run}/turns.jsonl"
     ).resolved()
     images = [build.build_site_images(chosen, name) for name in names]

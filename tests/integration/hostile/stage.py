@@ -20,7 +20,7 @@ from suture.launch import build
 from suture.launch.kits.authority import Authority
 from suture.launch.kits.kit import Certificates
 from suture.launch.kits.provision import Project, provision
-from suture.launch.options.options import SITES_OWN, RunOptions
+from suture.launch.options.options import SITES_OWN, AskedOptions
 
 ROOT = Path(__file__).resolve().parents[3]
 OPTIONS = {
@@ -91,7 +91,7 @@ class Stage:
 
     def agreement(self) -> dict[str, str]:
         """What a member says that it was started with."""
-        options = RunOptions(**self.options, clients=1).resolved()
+        options = AskedOptions(**self.options, clients=1).resolved()
         return options.site_agreement(build.build_site_images(options, "ward_a").source.classes)
 
     def log(self, name: str) -> str:

@@ -31,7 +31,7 @@ from stage import SITES, TINY, Stage
 from torch import Tensor
 
 from suture.launch import build
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.site.secret import run_secret
 from suture.runtime.client.rollback_guard import RollbackGuard
 from suture.runtime.client.step import ClientStep
@@ -270,7 +270,7 @@ class Noise:
     """What a site's defence adds to the first batch of a round, for one image place."""
 
     def __init__(self) -> None:
-        self._options = RunOptions(**NOISY, clients=1).resolved()
+        self._options = AskedOptions(**NOISY, clients=1).resolved()
         images = build.build_site_images(self._options, "ward_a")
         self._data = build.build_data(self._options, images, 0)
 

@@ -25,7 +25,7 @@ from stage import OPTIONS
 from suture.launch import build
 from suture.launch.kits.authority import DAY, Authority
 from suture.launch.kits.provision import Project, provision
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.runtime.consortium.board import ServerBoard
 from suture.runtime.consortium.identity import Trust
 from suture.runtime.errors import ConfigError, PeerLostError
@@ -182,7 +182,7 @@ def met(tmp_path_factory, table):
     """How each meeting ended for the site, and how much each server had written."""
     folder = tmp_path_factory.mktemp("met")
     kits = provision(Project(address="127.0.0.1:1", sites=("ward_a", "ward_b")), folder / "kits")
-    options = RunOptions(**RUN, clients=1).resolved()
+    options = AskedOptions(**RUN, clients=1).resolved()
     classes = build.build_site_images(options, "ward_a").source.classes
     torch.set_num_threads(1)
     servers, threads = {}, []

@@ -20,7 +20,7 @@ import suture.models.registry as nets
 from suture.launch import build
 from suture.launch.host.sandbox_setup import enclose
 from suture.launch.kits.kit import Kit
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.output.client_folder import ClientFolder
 from suture.launch.policy.policy import Policy
 from suture.launch.site.search import Search
@@ -42,7 +42,7 @@ KEY = bytes(range(32))
 def main() -> None:
     orders, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     torch.set_num_threads(1)
-    options = RunOptions(**orders["options"], clients=1).resolved()
+    options = AskedOptions(**orders["options"], clients=1).resolved()
     data = build.build_data(options, build.build_site_images(options, "ward_a"), 0)
     kit = Kit.read(Path(orders["kit"]), Role.CLIENT)
     own = kit.credentials()

@@ -7,11 +7,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import suture.launch.deploy.export
 from suture.cli import suture
+from suture.launch.deploy import export as export_module
 from suture.launch.deploy.export import export
 from suture.launch.deploy.trained import load_trained
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.roles.one_process import run_in_one_process
 from suture.runtime.data.normalise import normalise
 from suture.runtime.errors import ConfigError, SutureError
@@ -27,7 +27,7 @@ def run(request, tmp_path_factory):
     """The run folder of a tiny classifier or segmenter."""
     path = tmp_path_factory.mktemp(request.param) / "run"
     run_in_one_process(
-        RunOptions(
+        AskedOptions(
             **NETS[request.param], clients=1, epochs=1, image_size=32, exchange="local", run_dir=str(path),
             train_images=4, validation_images=2, test_images=2, batch_size=2,
         )
@@ -73,7 +73,7 @@ def test_onnx_computes_what_torch_does(model, tmp_path, num_images):
 
 
 def test_onnx_without_its_packages_names_the_extra(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(suture.launch.deploy.export, "is_installed", lambda name: False)
+    monkeypatch.setattr(export_module, "is_installed", lambda name: False)
     with pytest.raises(
         ConfigError, match=r"format onnx needs onnx and onnxscript: pip install suture\[onnx\]"
     ):
@@ -81,9 +81,9 @@ def test_onnx_without_its_packages_names_the_extra(model, tmp_path, monkeypatch)
 
 
 def test_a_file_that_computes_something_else_is_not_kept(model, tmp_path, monkeypatch):
-    write, _ = suture.launch.deploy.export.FORMATS["torchscript"]
+    write, _ = export_module.FORMATS["torchscript"]
     wrong = lambda path: ("a liar", lambda x: expected(model, x) + 0.01)  # noqa: E731
-    monkeypatch.setitem(suture.launch.deploy.export.FORMATS, "torchscript", (write, wrong))
+    monkeypatch.setitem(export_module.FORMATS, "torchscript", (write, wrong))
     with pytest.raises(SutureError, match=r"a liar computes other probabilities .*difference 0.01"):
         export(model, "torchscript", tmp_path / "net.pt")
     assert not list(tmp_path.iterdir())

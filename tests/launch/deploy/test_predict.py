@@ -15,7 +15,7 @@ import suture.models.registry as nets
 from suture.cli import suture
 from suture.launch.deploy.predict import original_mask, predict_folder
 from suture.launch.deploy.trained import load_trained
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.roles.one_process import run_in_one_process
 from suture.runtime.data.normalise import normalise
 from suture.runtime.data.pictures import read_mask, read_picture
@@ -25,7 +25,7 @@ from suture.runtime.errors import ConfigError, DataError
 def tiny_run(path, data, **options):
     options = {"train_images": 4, "validation_images": 2, "test_images": 2, "batch_size": 2} | options
     run_in_one_process(
-        RunOptions(
+        AskedOptions(
             data=data, clients=1, epochs=1, image_size=32, exchange="local", run_dir=str(path), **options
         )
     )

@@ -5,10 +5,10 @@ import os
 import pytest
 import torch
 
+from suture.launch import rank as rank_module
 from suture.launch.host import cores
 from suture.launch.host.cores import ranks_at_once, ready_torch
-from suture.launch.options.options import RunOptions
-from suture.launch.roles import ranks
+from suture.launch.options.options import AskedOptions
 from suture.runtime.scheduler import SCHEDULES
 
 
@@ -23,13 +23,13 @@ def threads():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_ranks_share_the_cores_where_they_compute_at_once(schedule, clients, tmp_path):
     """Oracle: who waits for whom, by hand; a replay is as what it replays."""
-    if schedule == "replay:FILE":
+    if schedule == "replay":
         turns = tmp_path / "turns.jsonl"
         turns.write_text(
             '{"round": 1, "client": "client0+client1", "kind": "train", "together": "splitfed"}\n'
         )
         schedule = f"replay:{turns}"
-    options = RunOptions(schedule=schedule, clients=clients)
+    options = AskedOptions(schedule=schedule, clients=clients).with_defaults()
     in_turns = clients == 1 or schedule in ("round-robin", "shuffled")
     waits_for_all = in_turns or schedule == "concat"
     assert ranks_at_once(options, serves=False, here=5) == (1 if in_turns else 5)
@@ -40,9 +40,9 @@ def test_ranks_share_the_cores_where_they_compute_at_once(schedule, clients, tmp
 def test_a_rank_has_its_share_of_the_cores_and_at_least_one(sharing, expected, monkeypatch):
     """Oracle: whole cores, by hand; --threads wins."""
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    ready_torch(RunOptions(), sharing)
+    ready_torch(AskedOptions(), sharing)
     assert torch.get_num_threads() == expected
-    ready_torch(RunOptions(threads=3), sharing)
+    ready_torch(AskedOptions(threads=3), sharing)
     assert torch.get_num_threads() == 3
 
 
@@ -64,17 +64,17 @@ def test_a_rank_counts_those_of_its_own_machine(rank, schedule, expected, monkey
         def leave(self):
             pass
 
-    monkeypatch.setattr(ranks, "Transport", NoLine)
+    monkeypatch.setattr(rank_module, "Transport", NoLine)
     for name in ("serve", "join"):
         monkeypatch.setattr(
-            ranks, name, lambda options, line, sharing, name=name: heard.append((name, sharing))
+            rank_module, name, lambda options, line, sharing, name=name: heard.append((name, sharing))
         )
-    rank.run_rank(RunOptions(schedule=schedule))
+    rank_module.run_rank(AskedOptions(schedule=schedule))
     assert heard == [("join" if rank else "serve", expected)]
     assert torch.get_num_threads() == 1  # until its sandbox is closed
 
 
 def test_cores_are_counted_somewhere():
     """Oracle: this machine has at least one, and a rank alone takes them all."""
-    cores.ready_torch(RunOptions())
+    cores.ready_torch(AskedOptions())
     assert torch.get_num_threads() == (os.cpu_count() or 1)

@@ -3,14 +3,14 @@
 import pytest
 
 from suture.launch.host import memory_check
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.start import agent
 from suture.models.registry import build
 from suture.runtime.errors import ConfigError
 
 
 def options(**given):
-    return RunOptions(**{"model": "resnet18", "cut": "3", "image_size": 32} | given).resolved()
+    return AskedOptions(**{"model": "resnet18", "cut": "3", "image_size": 32} | given).resolved()
 
 
 def test_the_estimate_counts_ranks_weights_gradients_and_moments():

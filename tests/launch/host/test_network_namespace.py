@@ -13,7 +13,7 @@ import pytest
 
 from suture.launch import rank
 from suture.launch.host import network_namespace
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.start import agent
 from suture.runtime.errors import ConfigError
 from suture.runtime.state.handoff import write_key
@@ -130,7 +130,7 @@ def test_on_is_refused_where_it_does_not_work_and_auto_says_so(monkeypatch, caps
     """Oracle: one sentence each, with the system's reason."""
     monkeypatch.setenv(network_namespace.ISOLATED, "Operation not permitted")
     with pytest.raises(ConfigError, match="isolate is on, but .*Operation not permitted.*--isolate auto"):
-        agent._check_isolation(RunOptions(isolate="on").isolate)
+        agent._check_isolation(AskedOptions(isolate="on").isolate)
     agent._check_isolation("auto")
     assert "other users of this machine reach their ports" in capsys.readouterr().err
     monkeypatch.setenv(network_namespace.ISOLATED, "")
@@ -151,7 +151,7 @@ def test_a_run_s_ranks_are_all_in_it(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "launch",
+        "suture",
         "train",
         *options.split(),
         "--batch-size=4",

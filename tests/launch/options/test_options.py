@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from suture.cli import suture
 from suture.launch.options.click_options import run_options
-from suture.launch.options.options import DEFAULTS, RunOptions
+from suture.launch.options.options import DEFAULTS, AskedOptions
 from suture.launch.options.toml import check_names, flag, read_toml, to_arguments, to_toml
 from suture.launch.rank import rank
 from suture.runtime.data.registry import SOURCES
 from suture.runtime.data.source import Task
 from suture.runtime.errors import ConfigError
+from suture.runtime.scheduler import SCHEDULES
 from suture.threats.registry import ATTACKS, DEFENCES, DETECTORS
 
 # A value for every option that is not its default, and what must be set beside it.
@@ -54,7 +55,6 @@ VALUES = {
     "race": True,
     "exchange": "local",
     "wire": "bf16",
-    "microbatches": 7,
     "overlap": True,
     "clients": 3,
     "unsplit": True,
@@ -75,39 +75,39 @@ VALUES = {
     "checkpoints": "off",
 }
 BESIDE = {"race": {"schedule": "parallel"}, "pooled": {"unsplit": True}, "resume": {"run_dir": "some/where"}}
-NAMES = [option.name for option in dataclasses.fields(RunOptions)]
+NAMES = [option.name for option in dataclasses.fields(AskedOptions)]
 AGREED = {
     "data", "grades", "model", "width", "cut", "labels", "image_size", "batch_size", "optimizer", "lr", "seed",
-    "wire", "microbatches", "overlap",
+    "wire", "overlap",
 }  # fmt: skip
 
 
-def with_option(name: str) -> RunOptions:
-    return RunOptions(**{name: VALUES[name]} | BESIDE.get(name, {}))
+def with_option(name: str) -> AskedOptions:
+    return AskedOptions(**{name: VALUES[name]} | BESIDE.get(name, {}))
 
 
-def parsed(*arguments: str) -> RunOptions:
+def parsed(*arguments: str) -> AskedOptions:
     """What the command line makes of ``arguments``."""
 
     @click.command()
     @run_options
-    def command(options: RunOptions) -> RunOptions:
+    def command(options: AskedOptions) -> AskedOptions:
         return options
 
     return command.main(list(arguments), standalone_mode=False)
 
 
-def from_toml(options: RunOptions, folder: Path) -> RunOptions:
+def from_toml(options: AskedOptions, folder: Path) -> AskedOptions:
     path = folder / "config.toml"
     path.write_text(to_toml(options, "a note\nof two lines"))
-    return RunOptions(**read_toml(path))
+    return AskedOptions(**read_toml(path))
 
 
 def test_every_option_has_a_value_here():
-    """Oracle: the fields of `RunOptions`; each value differs from the default."""
+    """Oracle: the fields of `AskedOptions`; each value differs from the default."""
     assert list(VALUES) == NAMES
-    assert not [name for name in NAMES if getattr(RunOptions(), name) == VALUES[name]]
-    assert all(option.metadata["help"] for option in dataclasses.fields(RunOptions))
+    assert not [name for name in NAMES if getattr(AskedOptions(), name) == VALUES[name]]
+    assert all(option.metadata["help"] for option in dataclasses.fields(AskedOptions))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -121,8 +121,8 @@ def test_an_option_survives_its_file(name, tmp_path):
 @pytest.mark.parametrize("data", ["fundus-phantom", "chest-phantom"])
 def test_resolved_options_survive_their_file(data, tmp_path):
     """Oracle: the resolved options; reading them again resolves to the same."""
-    options = RunOptions(data=data, clients=2, lr=0.1 + 0.2).resolved()
-    assert from_toml(options, tmp_path) == options == options.resolved()
+    options = AskedOptions(data=data, clients=2, lr=0.1 + 0.2).resolved()
+    assert from_toml(options, tmp_path).resolved() == options == options.resolved()
     assert (tmp_path / "config.toml").read_text().startswith("# a note\n# of two lines\n")
 
 
@@ -130,7 +130,7 @@ def test_resolved_options_survive_their_file(data, tmp_path):
 @given(st.text(st.characters(codec="utf-8")), st.floats(min_value=1e-300, max_value=1e300))
 def test_any_text_and_number_survive_the_file(tmp_path_factory, text, number):
     """Oracle: the values that were written, control characters and all."""
-    options = RunOptions(handoff_key=text, lr=number)
+    options = AskedOptions(handoff_key=text, lr=number)
     assert from_toml(options, tmp_path_factory.getbasetemp()) == options
 
 
@@ -144,20 +144,20 @@ def test_an_option_survives_the_command_line(name, tmp_path):
         (tmp_path / "config.toml").write_text("lease = 7.0\n")
     arguments = to_arguments(options)
     assert parsed(*arguments) == options
-    (option,) = (option for option in dataclasses.fields(RunOptions) if option.name == name)
+    (option,) = (option for option in dataclasses.fields(AskedOptions) if option.name == name)
     assert any(argument.removeprefix("--no-").removeprefix("--") == flag(option) for argument in arguments)
 
 
 def test_no_options_need_no_arguments():
     """Oracle: the defaults."""
-    assert to_arguments(RunOptions()) == [] and parsed() == RunOptions()
+    assert to_arguments(AskedOptions()) == [] and parsed() == AskedOptions()
 
 
 def test_the_command_line_wins_over_the_file(tmp_path):
     """Oracle: one option in both, one in the file only."""
     (tmp_path / "my.toml").write_text("epochs = 3\nbatch-size = 5\nlr = 1\ncut = 2\naugment = false\n")
     options = parsed("--config", str(tmp_path / "my.toml"), "--epochs", "9", "--augment")
-    assert options == RunOptions(epochs=9, batch_size=5, lr=1.0, cut="2", augment=True)
+    assert options == AskedOptions(epochs=9, batch_size=5, lr=1.0, cut="2", augment=True)
 
 
 @pytest.mark.parametrize(
@@ -201,27 +201,19 @@ def test_a_file_that_is_no_toml_is_refused(content, tmp_path):
         ({"clients": 0}, "clients must be at least 1, got 0"),
         ({"threads": -1}, "threads must be at least 1, got -1"),
         ({"width": 0}, "width must be at least 1, got 0"),
-        ({"microbatches": 0}, "microbatches must be at least 1, got 0"),
-        (
-            {"microbatches": 2, "exchange": "autograd"},
-            "microbatches does not go with exchange autograd.*--exchange fused",
-        ),
         (
             {"overlap": True, "exchange": "autograd"},
             "overlap does not go with exchange autograd.*--exchange fused",
         ),
-        ({"microbatches": 2, "unsplit": True}, "microbatches needs a wire: with --unsplit nothing crosses"),
         ({"overlap": True, "unsplit": True}, "overlap needs a wire: with --unsplit nothing crosses"),
         (
             {"overlap": True, "detector": next(iter(DETECTORS))},
             "overlap does not go with detector, which must see",
         ),
         (
-            {"microbatches": 2, "attack": next(iter(ATTACKS))},
-            "microbatches does not go with attack and recording",
+            {"wire": "topk:0.1:ef"},
+            "wire topk:R keeps a share R above 0 and at most 1, got '0.1:ef'; try topk:0.1",
         ),
-        ({"microbatches": 2, "recording": "all"}, "microbatches does not go with attack and recording"),
-        ({"wire": "topk:0.1:fe"}, "wire topk:R:ef feeds back what was left out, got 'fe'; try topk:0.1"),
         ({"lease": 0.0}, "lease must be above 0 seconds, got 0.0"),
         ({"lease": float("nan")}, "lease must be above 0 seconds, got nan"),
         ({"seed": -1}, "seed must lie in 0..2\\*\\*63 - 1, got -1"),
@@ -246,39 +238,28 @@ def test_a_file_that_is_no_toml_is_refused(content, tmp_path):
 def test_an_option_that_cannot_work_is_refused(values, words):
     """Oracle: the message names option, value and bound."""
     with pytest.raises(ConfigError, match=words):
-        RunOptions(**values)
+        AskedOptions(**values)
 
 
-@pytest.mark.parametrize(("parts", "size", "fits"), [(3, 32, 1), (48, 32, 16), (64, 32, 32), (4, 6, 2)])
-def test_microbatches_must_divide_the_batch(parts, size, fits):
-    """Oracle: the message names both and a number that does; 16 of 32 pass."""
-    with pytest.raises(
-        ConfigError,
-        match=f"microbatches must divide batch_size, got {parts} and {size}; use --microbatches {fits}",
-    ):
-        RunOptions(microbatches=parts, batch_size=size).resolved()
-    assert RunOptions(microbatches=fits, batch_size=size, image_size=64).resolved().microbatches == fits
-
-
-def test_a_part_must_not_be_a_single_image_where_batch_norm_has_single_pixels():
+def test_a_batch_must_not_be_a_single_image_where_batch_norm_has_single_pixels():
     """Oracle: the bound of a batch of one image."""
     with pytest.raises(ConfigError, match="batch size must be at least 2 for resnet34 at 32 px, got 1"):
-        RunOptions(microbatches=8, batch_size=8, image_size=32).resolved()
+        AskedOptions(batch_size=1, image_size=32).resolved()
 
 
 @pytest.mark.parametrize("task", Task)
 def test_the_defaults_of_a_task_fill_what_was_left_open(task):
     """Oracle: the table of defaults; what was set stays."""
     data = {Task.CLASSIFICATION: "fundus-phantom", Task.SEGMENTATION: "chest-phantom"}[task]
-    resolved = RunOptions(data=data).resolved()
+    resolved = AskedOptions(data=data).resolved()
     assert {name: getattr(resolved, name) for name in DEFAULTS[task]} == DEFAULTS[task]
-    assert RunOptions(data=data, epochs=77).resolved().epochs == 77
+    assert AskedOptions(data=data, epochs=77).resolved().epochs == 77
     assert resolved.labels == {Task.CLASSIFICATION: "shared", Task.SEGMENTATION: "home"}[task]
 
 
 def test_what_must_agree_is_in_the_agreement():
     """Oracle: the list of options that change the protocol or the weights; keys and places are nobody's business."""
-    options = RunOptions(handoff_key="/secret/key", run_dir="/private/run", weights=None).resolved()
+    options = AskedOptions(handoff_key="/secret/key", run_dir="/private/run", weights=None).resolved()
     agreement = options.agreement(2)
     assert agreement.keys() >= AGREED | {"classes", "protocol", "torch", "defence"}
     assert not agreement.keys() & {"handoff_key", "run_dir", "weights", "interface", "threads", "device"}
@@ -290,25 +271,31 @@ def test_what_must_agree_is_in_the_agreement():
 @pytest.mark.parametrize("name", sorted(AGREED))
 def test_options_that_differ_make_another_agreement(name):
     """Oracle: the agreement of the defaults differs in this option and in no other."""
-    ours, theirs = RunOptions().agreement(2), with_option(name).agreement(2)
+    options = AskedOptions().resolved()
+    other = dataclasses.replace(options, **{name: VALUES[name]} | BESIDE.get(name, {}))
+    ours, theirs = options.agreement(2), other.agreement(2)
     assert {key for key in ours if ours[key] != theirs[key]} == {name}
 
 
 def test_the_path_of_the_data_may_differ_from_site_to_site(tmp_path):
     """Oracle: two paths of one kind agree."""
-    one, two = (RunOptions(data=f"kaggle-dr:{tmp_path}/{site}").agreement(2) for site in ("a", "b"))
+    one, two = (
+        AskedOptions(data=f"kaggle-dr:{tmp_path}/{site}").resolved().agreement(2) for site in ("a", "b")
+    )
     assert one == two and one["data"] == "kaggle-dr"
 
 
 @pytest.mark.parametrize("command", [rank, suture.commands["train"]])
 def test_help_lists_every_option_and_every_data_source(command):
-    """Oracle: the fields, the registry of sources, and the defaults of both tasks."""
+    """Oracle: the fields, the registries of sources and schedules, and the defaults of both tasks."""
     shown = CliRunner().invoke(command, ["--help"])
     text = " ".join(shown.output.split())
     assert shown.exit_code == 0
-    for option in dataclasses.fields(RunOptions):
+    for option in dataclasses.fields(AskedOptions):
         assert f"--{flag(option)}" in text, option.name
     for entry in SOURCES.values():
         assert entry.name + (f":{entry.argument}" if entry.argument else "") in text
         assert entry.description[:20] in text
+    for schedule in SCHEDULES.values():
+        assert f"{schedule.form} {schedule.help}" in text
     assert "classification: resnet34, segmentation: unet" in text and "--config FILE.toml" in text

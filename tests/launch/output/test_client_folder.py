@@ -9,7 +9,7 @@ import pytest
 
 import suture.cli
 from suture.launch import build
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.options.outcome import outcome
 from suture.launch.output import client_folder
 from suture.launch.output.client_folder import ClientFolder
@@ -106,7 +106,7 @@ def test_clients_that_report_different_weights_do_not_cost_the_summary(train, mo
 
 def test_two_clients_of_one_name_do_not_share_a_folder(tmp_path):
     """Oracle: the second is refused before it could join, and told whom it met; then the folder is free."""
-    options = RunOptions().resolved()
+    options = AskedOptions().resolved()
     first, second = (
         ClientFolder(options, "imagenet", Task.CLASSIFICATION, tmp_path / "ward_a") for _ in "12"
     )

@@ -10,14 +10,14 @@ import torch
 from tiny import build_client
 from torch import nn
 
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.output.client_record import ClientRecord, mean_loss
 from suture.runtime.data.client_data import Batch
 from suture.runtime.records.tracking import read_events, read_metrics
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.wire.messages import Release
 
-OPTIONS = RunOptions(model="resnet18", image_size=32, epochs=3).resolved()
+OPTIONS = AskedOptions(model="resnet18", image_size=32, epochs=3).resolved()
 SCORES = {"validation": {"loss": 0.4, "auroc": 0.75, "balanced_accuracy": 0.7, "num_images": 16}}
 
 

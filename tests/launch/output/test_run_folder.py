@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from suture.launch.options.options import SITES_OWN, RunOptions
+from suture.launch.options.options import SITES_OWN, AskedOptions, RunOptions
 from suture.launch.options.toml import read_toml
 from suture.launch.output.run_folder import holds_run, keep_classes, open_folder, saved_serving, with_saved
 from suture.runtime.errors import ConfigError
@@ -17,7 +17,7 @@ from suture.runtime.errors import ConfigError
 
 @pytest.fixture
 def options(tmp_path) -> RunOptions:
-    return RunOptions(clients=2, run_dir=str(tmp_path / "runs" / "mine")).resolved()
+    return AskedOptions(clients=2, run_dir=str(tmp_path / "runs" / "mine")).resolved()
 
 
 def _content(folder):
@@ -28,7 +28,7 @@ def test_a_new_folder_holds_what_repeats_the_run(options, tmp_path):
     """Oracle: the options, read back; the id that the run was given; where it was started."""
     folder = open_folder(options, "abc")
     assert (folder.path, folder.run, folder.resumed) == (tmp_path / "runs" / "mine", "abc", False)
-    again = RunOptions(**read_toml(folder.path / "config.toml"))
+    again = AskedOptions(**read_toml(folder.path / "config.toml")).resolved()
     assert again == dataclasses.replace(options, run_dir=None)
     identity = {"run": "abc", "clients": 2, "started_in": str(Path.cwd())}
     assert json.loads((folder.path / "run.json").read_text()) == identity
@@ -42,7 +42,7 @@ def test_a_server_of_sites_writes_nothing_of_images_that_it_has_not(options):
     assert not written.keys() & set(SITES_OWN) and written["model"] == options.model
     folder.lock.close()
     asked = {"resume": True, "run_dir": options.run_dir, "data": "mnist:/elsewhere", "train_images": 7}
-    again = RunOptions(**with_saved(asked, opens_data=False))
+    again = AskedOptions(**with_saved(asked, opens_data=False))
     assert open_folder(dataclasses.replace(again, data="fundus-phantom").resolved(), "other", {}).run == "abc"
 
 
@@ -55,7 +55,7 @@ def test_an_empty_folder_is_taken(options, tmp_path):
 def test_without_a_name_the_folder_is_named_by_the_time(tmp_path, monkeypatch):
     """Oracle: below runs/, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    folder = open_folder(RunOptions(clients=1).resolved(), "abc")
+    folder = open_folder(AskedOptions(clients=1).resolved(), "abc")
     assert folder.path.parent.name == "runs" and (tmp_path / folder.path / "run.json").exists()
 
 
@@ -215,7 +215,7 @@ def test_a_run_that_is_resumed_says_its_own_options(options):
     folder = open_folder(begun, "abc")
     folder.lock.close()
     asked = {"resume": True, "run_dir": str(folder.path)}
-    assert RunOptions(**with_saved(asked)) == dataclasses.replace(begun, resume=True)
+    assert AskedOptions(**with_saved(asked)).resolved() == dataclasses.replace(begun, resume=True)
 
 
 @pytest.mark.parametrize("asked", [{}, {"lr": 0.5}, {"run_dir": "a/folder"}, {"resume": True}])
@@ -273,7 +273,7 @@ def test_from_another_folder_it_is_said_what_is_missing(name, tmp_path, monkeypa
     Path("mine").write_text("")
     value = {"data": "image-folder:mine", "schedule": "replay:mine"}.get(name, "mine")
     options = dataclasses.replace(
-        RunOptions(clients=2).resolved(), **{name: value}, run_dir=str(tmp_path / "run")
+        AskedOptions(clients=2).resolved(), **{name: value}, run_dir=str(tmp_path / "run")
     )
     open_folder(options, "abc").lock.close()
     asked = {"resume": True, "run_dir": str(tmp_path / "run")}

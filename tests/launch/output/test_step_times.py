@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.output.step_times import (
     EVENT,
     draw_own_profile,
@@ -68,7 +68,7 @@ def test_a_profiled_run_ends_with_the_same_weights_and_keeps_times_apart(tmp_pat
     for profile in (False, True):
         run = tmp_path / f"profiled{profile}"
         run_in_one_process(
-            RunOptions(
+            AskedOptions(
                 **net,
                 data=data,
                 image_size=32,

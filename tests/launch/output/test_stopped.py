@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.output import stopped
 from suture.launch.output.run_folder import open_folder
 
-OPTIONS = RunOptions(clients=2).resolved()
+OPTIONS = AskedOptions(clients=2).resolved()
 
 
 def test_a_stop_is_said_once_when_all_is_closed_and_passed_on(capsys):

@@ -16,7 +16,7 @@ from suture.cli import suture
 from suture.launch.host.address import parse_address
 from suture.launch.kits.kit import Kit
 from suture.launch.kits.provision import Project, provision
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.output.run_folder import open_folder
 from suture.launch.roles.site_server import ServeConfig, with_task
 from suture.launch.site.join import JoinConfig, proxy_ports
@@ -210,7 +210,9 @@ def test_a_server_is_begun_with_what_was_typed(given, kits, begun):
         kit=kits["serve"], listen="0.0.0.0:29500", min_clients=2, grace=5.0, tls="proxy"
     )
     folder = "mine" if given else options.run_dir
-    assert options == RunOptions(lr=0.5, clients=3, run_dir=folder) and (given or folder.startswith("runs/"))
+    assert options == AskedOptions(lr=0.5, clients=3, run_dir=folder).resolved() and (
+        given or folder.startswith("runs/")
+    )
 
 
 def test_a_server_that_is_started_again_needs_its_folder_and_no_more(kits, begun, tmp_path):
@@ -221,11 +223,11 @@ def test_a_server_that_is_started_again_needs_its_folder_and_no_more(kits, begun
     )
     suture.main(line(f"serve {typed} --run-dir {run}", kits), standalone_mode=False)
     ((first, before),) = begun
-    open_folder(first.resolved(), "abc", before.saved()).lock.close()
+    open_folder(first, "abc", before.saved()).lock.close()
     suture.main(line(f"serve --run-dir {run} --grace 7 --epochs 9", kits), standalone_mode=False)
     (_, (options, config)) = begun
     assert config == replace(before, grace=7.0, revoked=Path("r.pem").absolute())
-    assert options.resolved() == replace(first.resolved(), epochs=9, resume=True)
+    assert options == replace(first, epochs=9, resume=True)
     with pytest.raises(ConfigError, match=r"was started with lr = 0.5, got 0.1; leave --lr out"):
         suture.main(line(f"serve --run-dir {run} --lr 0.1", kits), standalone_mode=False)
 
@@ -293,7 +295,7 @@ def test_a_proxy_without_a_proper_port_is_said(monkeypatch):
 def test_the_first_sites_classes_are_the_runs():
     """Oracle: the names that went in."""
     classes = ("no finding", "mild, or moderate", "x" * 100)
-    assert read_classes(RunOptions(clients=1).resolved().site_agreement(classes), "ward_a") == classes
+    assert read_classes(AskedOptions(clients=1).resolved().site_agreement(classes), "ward_a") == classes
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from small_files import goes_across, write_folders, write_table
 
 from suture.launch import build
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.launch.site import own_images
 from suture.launch.site.own_images import SiteDataConfig
 from suture.launch.site.terms import agreed_classes
@@ -22,7 +22,7 @@ def folders(tmp_path):
 
 
 def options(data: str, **others: object) -> RunOptions:
-    return RunOptions(data=data, model="resnet18", image_size=32, **others).resolved()
+    return AskedOptions(data=data, model="resnet18", image_size=32, **others).resolved()
 
 
 def divided(run: RunOptions, asked: dict[str, object] | None = None, **own: object) -> build.Images:
@@ -59,7 +59,7 @@ def test_numbers_are_balanced_over_the_classes_that_the_map_makes(folders):
 @pytest.mark.parametrize("data", ["fundus-phantom", "chest-phantom"])
 def test_all_of_a_drawn_source_is_what_a_run_is_made_for(data):
     """Oracle: the sum of the task's default numbers."""
-    run = RunOptions(data=data).resolved()
+    run = AskedOptions(data=data).resolved()
     share = divided(run).shares[0]
     used = len(share.train) + len(share.validation) + len(share.test)
     wanted = run.train_images + run.validation_images + run.test_images

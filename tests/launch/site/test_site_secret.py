@@ -8,7 +8,7 @@ import torch
 
 from suture.launch import build
 from suture.launch.build import SiteOwn
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.site.secret import run_secret
 from suture.runtime.client.client import Client
 from suture.runtime.client.step import ClientStep
@@ -17,7 +17,7 @@ from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.state.handoff import part_digest
 
 KEY = bytes(range(32))
-OPTIONS = RunOptions(
+OPTIONS = AskedOptions(
     model="resnet18", image_size=32, train_images=8, validation_images=0, test_images=2, batch_size=4, clients=1,
     augment=False, defence="noise:scale=0.5", seed=7, threads=1,
 ).resolved()  # fmt: skip

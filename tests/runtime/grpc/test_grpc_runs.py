@@ -30,12 +30,10 @@ def local(
     home: bool,
     scheduler: Scheduler | None = None,
     batch_size: int = BATCH,
-    microbatches: int = 1,
     **config: Any,
 ) -> str:
     """The digest of the same run in one process."""
-    both = {"batch_size": batch_size, "microbatches": microbatches}
-    server, config = build_server(home, **both), config | both
+    server, config = build_server(home, batch_size=batch_size), config | {"batch_size": batch_size}
     coordinator = build_coordinator(run_dir, server, clients, rounds=rounds, scheduler=scheduler)
     members = [
         Participant(build_client(i, home, **config), LocalExchange(coordinator), NoClientObserver())
@@ -71,10 +69,10 @@ def test_a_run_over_grpc_ends_with_the_weights_of_the_run_in_one_process(
 
 
 @pytest.mark.parametrize("home", [False, True])
-def test_batches_that_cross_in_parts_and_overlap_are_taken_in_their_order(home, house, tmp_path):
-    """Oracle: as above, where two batches in four parts each are under way at once, the most that there may be."""
-    parts = {"num_train": 8, "batch_size": 4, "microbatches": 4, "overlap": True}
-    made = house(1, rounds=3, home=home, batch_size=4, microbatches=4)
+def test_batches_that_overlap_are_taken_in_their_order(home, house, tmp_path):
+    """Oracle: as above, where two batches are under way at once, the most that there may be."""
+    overlap = {"num_train": 8, "batch_size": 2, "overlap": True}
+    made = house(1, rounds=3, home=home, batch_size=2)
     train, slowly = made.coordinator.train, 0.005
 
     def train_slowly(*args):
@@ -83,9 +81,11 @@ def test_batches_that_cross_in_parts_and_overlap_are_taken_in_their_order(home, 
 
     train_slowly.__name__ = "train"
     made.coordinator.train = train_slowly
-    take_part(Participant(build_client(0, home, **parts), GrpcExchange(made.line()), NoClientObserver()), {})
+    take_part(
+        Participant(build_client(0, home, **overlap), GrpcExchange(made.line()), NoClientObserver()), {}
+    )
     assert made.ended.wait(LONG) and made.error is None
-    assert made.coordinator.weights_sha256() == local(tmp_path / "local", 1, 3, home, **parts)
+    assert made.coordinator.weights_sha256() == local(tmp_path / "local", 1, 3, home, **overlap)
 
 
 @pytest.mark.parametrize("home", [False, True])

@@ -28,7 +28,7 @@ from tiny import build_client
 
 from suture.launch.kits.authority import Authority
 from suture.launch.kits.kit import Kit
-from suture.launch.roles import sites
+from suture.launch.roles import site_server
 from suture.launch.site import join
 from suture.launch.site.join import JoinConfig
 from suture.runtime.errors import ConfigError, MemberLostError, PeerLostError, WireError
@@ -94,10 +94,10 @@ def test_a_run_behind_a_proxy_ends_with_the_weights_of_the_run_in_one_process(ho
     assert len(relay.named("train")) == 6 and len(relay.named(HANDSHAKE)) == 1
 
 
-def test_batches_in_parts_that_overtake_each_other_in_a_proxy_are_taken_in_their_order(behind, tmp_path):
+def test_batches_that_overtake_each_other_in_a_proxy_are_taken_in_their_order(behind, tmp_path):
     """Oracle: as above; every second call is held back a little, so that the next one is there before it."""
-    parts = {"num_train": 8, "batch_size": 4, "microbatches": 4, "overlap": True}
-    made, relay = behind(1, rounds=2, batch_size=4, microbatches=4)
+    overlap = {"num_train": 8, "batch_size": 2, "overlap": True}
+    made, relay = behind(1, rounds=2, batch_size=2)
     turns = itertools.count()
 
     def hold_back(endpoint: str, chunks: Chunks) -> Chunks:
@@ -106,9 +106,9 @@ def test_batches_in_parts_that_overtake_each_other_in_a_proxy_are_taken_in_their
         return chunks
 
     relay.request = hold_back
-    take_part(member(made, relay, 0, **parts), {})
+    take_part(member(made, relay, 0, **overlap), {})
     assert made.ended.wait(LONG) and made.error is None
-    assert made.coordinator.weights_sha256() == local(tmp_path / "local", 1, 2, False, **parts)
+    assert made.coordinator.weights_sha256() == local(tmp_path / "local", 1, 2, False, **overlap)
 
 
 def test_a_site_behind_a_proxy_whose_line_breaks_in_a_turn_comes_back(behind, tmp_path):
@@ -767,7 +767,7 @@ def test_a_mode_that_there_is_none_of_is_said():
     with pytest.raises(ConfigError, match="tls must be one of mutual, proxy, got 'none'"):
         JoinConfig(kit=kit, server="a:1", tls="none")
     with pytest.raises(ConfigError, match="tls must be one of mutual, proxy, got 'none'"):
-        sites.ServeConfig(kit=kit, listen="a:1", tls="none")
+        site_server.ServeConfig(kit=kit, listen="a:1", tls="none")
     with pytest.raises(ConfigError, match="proxy_ca is for a proxy that opens TLS: give --tls proxy, too"):
         JoinConfig(kit=kit, server="a:1", proxy_ca="d")
 

@@ -169,7 +169,6 @@ def test_a_lost_client_undoes_the_turn_for_all_and_the_others_begin_again(run):
     [
         ({"batch": 1}, "batch: expected 0, got 1"),
         ({"batch": 2}, "batch: it announced 2, got 2"),
-        ({"part": 0, "parts": 2}, "part: others train in this turn; batches come whole"),
         ({"smashed": torch.full((4, 2, 3), torch.nan)}, "24 of 24 values are NaN"),
         ({"turn": 9}, r"train in turn 9, but turn 1 \(train\) of ward_a\+ward_b is running"),
     ],

@@ -170,8 +170,8 @@ def clock(monkeypatch):
     """The time as the coordinator and the members' table read it."""
     now = SimpleNamespace(seconds=1000.0)
     now.monotonic = lambda: now.seconds
-    for module in ("coordinator", "course", "members", "turns", "steps", "leases"):
-        monkeypatch.setattr(f"runtime.{module}.time", now)
+    for module in ("coordinator", "dispatcher", "membership", "transaction", "step", "liveness"):
+        monkeypatch.setattr(f"suture.runtime.server.{module}.time", now)
     return now
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.hooks import Attack, SmashedBatch
 from suture.runtime.server.model import ServerModel
@@ -49,7 +49,7 @@ def num_tensors() -> int:
 def test_a_long_run_takes_no_more_memory_than_a_short_one(schedule, tmp_path, monkeypatch):
     """A step's smashed data is 16 KB, of which malloc's growth a turn must be a small part."""
     torch.set_num_threads(1)
-    options = RunOptions(
+    options = AskedOptions(
         data="chest-phantom", model="unet", width=8, cut="1", image_size=32, augment=False, train_images=2,
         validation_images=1, test_images=1, batch_size=2, clients=2, epochs=LATE, schedule=schedule,
     ).resolved()  # fmt: skip

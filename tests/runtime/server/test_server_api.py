@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_codec import GOOD
 from torch.futures import Future
 
 from suture.runtime.errors import ERRORS, StoppedError, SutureError, WireError
@@ -41,6 +40,7 @@ from suture.runtime.wire.messages import (
     Upload,
     Welcome,
 )
+from tests.runtime.wire.test_codec import GOOD
 
 H = torch.zeros(1, 2, 3)
 LONG = 60.0  # seconds that no test waits

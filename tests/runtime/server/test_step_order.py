@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.runtime.test_compressed_runs import TINY
 from torch.nn.functional import cross_entropy
 
 import suture.runtime.session
@@ -25,6 +24,7 @@ from suture.runtime.scheduler import Together, Turn, TurnKind
 from suture.runtime.server.step_order import OneByOne, waves
 from suture.runtime.state.handoff import part_digest, weights_digest
 from suture.runtime.training.randomness import Randomness
+from tests.runtime.wire.test_compressed_runs import TINY
 
 KEY = bytes(range(32))
 # Batches of 4 and 2 images at one client, of 4 and 4 at the other.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from suture.launch import build
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.scheduler import AtOnce, Replay, RoundRobin, Shuffled, Together, TurnKind
 from suture.runtime.server.turn_log import TurnLog
@@ -176,7 +176,7 @@ def test_a_replayed_run_equals_the_run_it_came_from(tmp_path, monkeypatch):
     def play(name: str, schedule: str):
         folder = tmp_path / name
         folder.mkdir()
-        options = RunOptions(
+        options = AskedOptions(
             data="chest-phantom", width=1, image_size=32, train_images=2, validation_images=0, test_images=1,
             batch_size=2, epochs=2, clients=3, lr=0.01, schedule=schedule, augment=False,
         ).resolved()  # fmt: skip

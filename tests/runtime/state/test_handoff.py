@@ -128,9 +128,9 @@ def test_a_seal_refuses_to_be_pickled():
 
 def _client(memory: Path, accept_rollback: int | None = None):
     from suture.launch import build
-    from suture.launch.options.options import RunOptions
+    from suture.launch.options.options import AskedOptions
 
-    options = RunOptions(
+    options = AskedOptions(
         data="chest-phantom", width=1, image_size=32, train_images=2, validation_images=0, test_images=1,
         batch_size=2, clients=1, accept_rollback=accept_rollback,
     ).resolved()  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from suture.launch import build
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.errors import WireError
 from suture.runtime.hooks import Attack
@@ -37,7 +37,7 @@ def tiny_net(num_outputs):
     )
 
 
-TINY = RunOptions(
+TINY = AskedOptions(
     model=f"module:{__name__}:tiny_net",
     cut="act",
     image_size=16,

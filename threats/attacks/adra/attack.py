@@ -30,12 +30,22 @@ from suture.runtime.hooks import SmashedBatch
 from suture.threats.attacks.adra.nets import AdraDecoder
 from suture.threats.attacks.adra.shadow import ShadowTraining, train_shadow
 from suture.threats.attacks.adra.training import DecoderTraining, fit_decoder
-from suture.threats.attacks.auxiliary import SAME_SOURCE, Auxiliary
-from suture.threats.attacks.live import KEPT_TRAIN_BATCHES, LiveAttack, NotFiniteError, check_labels_fit
+from suture.threats.attacks.auxiliary import Auxiliary
+from suture.threats.attacks.live import KEPT_TRAIN_BATCHES, LEAKED_FILE, LiveAttack, NotFiniteError
 from suture.threats.attacks.recording import Recording
 from suture.threats.attacks.server_view import ServerView
+from suture.threats.needs import SAME_SOURCE, Cost, Needs
 
-LEAKED_FILE = "leaked.npy"  # in RUN/attack: the private images that the threat model hands over, x_NCHW uint8
+_QUERIES: dict[str, Literal["none", "auxiliary", "private"]] = {
+    "leaked": "private",
+    "query": "auxiliary",
+    "shadow": "none",
+}
+_PAIR, _WIDE_PAIR, _JUDGE = (
+    0.0012,
+    0.0022,
+    4.0,
+)  # CPU seconds: a decoder's pass over a pair at 64 px; the judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +91,24 @@ class AdraConfig:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"adra: {name} must be above 0, got {getattr(self, name)}")
 
+    @property
+    def needs(self) -> Needs:
+        """By ``origin``."""
+        return Needs(
+            live=False,
+            images=self.aux_images,
+            source=self.aux,
+            queries=_QUERIES[self.origin],
+            query_rounds=self.average,
+            labels=self.origin == "shadow",
+        )
+
+    @property
+    def cost(self) -> Cost:
+        """The decoder's training and the judge."""
+        pair = _WIDE_PAIR if self.width > 1 else _PAIR
+        return Cost(end=_JUDGE, end_at_64_px=self.epochs * self.aux_images * pair)
+
     def training(self) -> DecoderTraining:
         """The part that concerns the decoder's training."""
         return DecoderTraining(
@@ -106,7 +134,7 @@ class AdraAttack(LiveAttack):
         self.threat_model = f"passive server, pairs by {config.origin}"  # type: ignore[misc]
         self.knows = type(self).knows | _KNOWN[config.origin]  # type: ignore[misc]
         if config.origin == "shadow":
-            check_labels_fit("adra:origin=shadow", server_view, needs_labels=True)
+            config.needs.check("adra:origin=shadow", labels_shared=server_view.labels_shared)
             if (
                 server_view.top is None
                 or server_view.fresh_bottom is None

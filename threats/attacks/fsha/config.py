@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from suture.runtime.errors import ConfigError
-from suture.threats.attacks.auxiliary import SAME_SOURCE
+from suture.threats.needs import SAME_SOURCE, Cost, Needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,8 @@ class FshaConfig:
         scale: factor on the gradient sent to the client: the adaptive form against a client's penalty.
         task: weight of the honest task loss beside the hijack (the paper: 0).
     """
+
+    cost: ClassVar[Cost] = Cost(step=0.085, end=15.0)
 
     aux: str = SAME_SOURCE
     aux_images: int = 2000
@@ -58,6 +60,11 @@ class FshaConfig:
             raise ConfigError(
                 f"fsha: penalty and task must not be below 0, got {self.penalty} and {self.task}"
             )
+
+    @property
+    def needs(self) -> Needs:
+        """It answers while the clients train."""
+        return Needs(images=self.aux_images, source=self.aux)
 
     @classmethod
     def published(cls) -> FshaConfig:

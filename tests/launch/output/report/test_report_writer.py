@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from suture.cli import suture
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.launch.output.lock import lock_folder
 from suture.launch.output.report import REPORT_FILE, ReportWriter, RunState
 from suture.launch.roles.one_process import run_in_one_process
@@ -123,7 +123,7 @@ def test_a_whole_run_leaves_its_page_and_the_same_weights(tmp_path, capsys):
     key.chmod(0o600)
 
     def options(name: str) -> RunOptions:
-        return RunOptions(
+        return AskedOptions(
             model="resnet18",
             exchange="local",
             clients=2,
