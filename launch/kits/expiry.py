@@ -14,9 +14,9 @@ from suture.runtime.grpc.credentials import common_name
 log = logging.getLogger(__name__)
 
 WARNED_BEFORE = timedelta(days=30)
-"""From so long before its end on a certificate is spoken of."""
+"""How long before its end a certificate is warned of."""
 _AGAIN = timedelta(hours=23)
-"""Once a day: a day's clock need not be looked at on the minute."""
+"""Warnings are a day apart; a little less, so that a look at the same hour warns again."""
 
 
 def now() -> datetime:

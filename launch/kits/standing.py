@@ -38,7 +38,7 @@ _SECONDS_OF_A_SESSION = 86400.0
 
 
 class Standing:
-    """What both ends have.
+    """What server and site watch alike: revocations and the ends of certificates. Renewal is each subclass's own.
 
     Args:
         kit: this machine's.

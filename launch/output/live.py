@@ -13,7 +13,7 @@ _SECONDS_BETWEEN_REFRESHES = 0.25
 
 
 class LivePicture(ABC):
-    """It starts no thread: the picture moves only when something is reported, for batches at most four times a second.
+    """Draws without a thread: only when something is reported, for batches at most four times a second.
 
     Args:
         console: where to draw, stderr when None.

@@ -163,7 +163,8 @@ def _resume(path: Path, options: RunOptions, serving: Mapping[str, Any] | None) 
 
 
 def _identity(path: Path) -> dict[str, Any]:
-    """
+    """What RUN/run.json says.
+
     Raises:
         ValueError, OSError: it is no JSON, or cannot be read.
     """

@@ -48,11 +48,11 @@ class SignedList:
 
     @classmethod
     def none(cls) -> SignedList:
-        """Before the first."""
+        """The empty list: there has been none yet."""
         return cls(0, (), b"", None)
 
     def entry(self, certificate: x509.Certificate) -> x509.RevokedCertificate | None:
-        """What the list has on a certificate."""
+        """The list's entry for a certificate; None where it has none."""
         if certificate.issuer != self.issuer:
             return None
         return next((one for one in self.entries if one.serial_number == certificate.serial_number), None)

@@ -59,23 +59,23 @@ class Caller(Protocol):
 
     @property
     def pings(self) -> Pings:
-        """Of the stream that it holds open."""
+        """The pings of the stream that it holds open."""
         ...
 
     def new_token(self) -> str:
-        """Names the session that it will have when it is in."""
+        """A name for the session that it will have once it has joined."""
         ...
 
     def said_hello(self) -> None:
-        """A hello has come that is its own."""
+        """Its own hello has come."""
         ...
 
     def joined(self) -> None:
-        """It is in."""
+        """It has joined."""
         ...
 
     def left(self) -> None:
-        """It is not in any more."""
+        """It has left."""
         ...
 
 

@@ -27,24 +27,24 @@ class Pings(Protocol):
         ...
 
     def made(self) -> bytes:
-        """The next one of this end's."""
+        """This end's next ping."""
         ...
 
     def take(self, ping: bytes) -> None:
-        """One of the other end's.
+        """Takes a ping of the other end's.
 
         Raises:
-            ForgedError: it is not.
+            ForgedError: the other end did not make it.
         """
         ...
 
     def patience(self, lease: float) -> float:
-        """Seconds that the next one may take."""
+        """Seconds that the next ping may take."""
         ...
 
 
 class PlainPings:
-    """TLS has done everything; that one came is enough."""
+    """Pings without tags: TLS has shown who sends them, so that one came is enough."""
 
     def begin(self) -> None: ...
 

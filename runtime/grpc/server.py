@@ -106,7 +106,7 @@ class GrpcServerConfig:
 
 @dataclass(eq=False)
 class _Session:
-    """A site that is in: its object, whose turn it is to be read among its calls, whether it has opened its stream.
+    """A site that has joined: its `ServerApi`, which of its calls is read next, whether it has opened its stream.
 
     It may open another stream over another connection, with a certificate that was renewed, before it closes the one
     that it has: it has gone when the last one ends.
@@ -154,7 +154,7 @@ class _Session:
 
 @dataclass(frozen=True)
 class _Run:
-    """What is played: from now on a hello is answered."""
+    """The run that is played; from now on a hello is answered."""
 
     coordinator: Coordinator
     limits: Limits
@@ -354,9 +354,10 @@ class GrpcServer:
         return TlsCaller(str(names[0].decode(errors="replace")), certificate), NO_TAGS
 
     def _check_counts(self, caller: Caller) -> None:
-        """
+        """Refuses a caller whose certificate was revoked.
+
         Raises:
-            EvictedError: the caller's certificate counts no more.
+            EvictedError: it counts no more.
         """
         if reason := self._config.refuses(caller.certificate):
             error = EvictedError(

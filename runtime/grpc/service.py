@@ -43,7 +43,8 @@ def endpoint_of(method: str) -> str:
 
 
 def check_mode(tls: str) -> None:
-    """
+    """Refuses an unknown mode.
+
     Raises:
         ConfigError: there is no such mode.
     """
