@@ -97,7 +97,7 @@ def _query(options: RunOptions, attack: Attack, run_dir: Path, key: bytes, num_c
         np.save(attack.server_view.folder / LEAKED_FILE, data.pixels("offered").numpy())
     else:
         data.offer(attack.auxiliary.images)
-    client = build.build_client(options, data, name, key, torch.device("cpu"), None)
+    client = build.build_client(options, data, name, key, torch.device("cpu"), None).model
     trained = load_trained(run_dir / "clients" / name / "model.pt", "last")
     client.bottom.load_state_dict(trained.net.joined.bottom.state_dict())
     client.bottom.eval()

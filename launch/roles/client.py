@@ -16,8 +16,9 @@ from suture.launch.options.options import RunOptions, required
 from suture.launch.output.client_folder import AllOf, ClientFolder, client_folder
 from suture.launch.output.client_record import ClientRecord
 from suture.runtime.exchange import OVER_RPC
+from suture.runtime.participant.participant import Participant
 from suture.runtime.rpc.transport import Transport
-from suture.runtime.session import Participant, take_part
+from suture.runtime.session import take_part
 from suture.runtime.state.handoff import shared_key
 
 log = logging.getLogger(__name__)

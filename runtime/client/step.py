@@ -8,23 +8,21 @@ Shape legend: N batch; C, H, W image; D dimensions at the cut (h_ND).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from suture.runtime.client.model import ClientModel
 from suture.runtime.data.client_data import Batch
 from suture.runtime.errors import DivergedError
 from suture.runtime.records.step_timer import WAITING
 from suture.runtime.scheduler import Turn
 from suture.runtime.training.randomness import part_place
 from suture.runtime.wire.checks import check_loss
-
-if TYPE_CHECKING:
-    from suture.runtime.client.client import Client
 
 TopCall = Callable[[Tensor, Tensor | None], Any]  # (smashed, labels or None) -> LossReply or the top's output
 
@@ -52,7 +50,7 @@ class ClientStep:
     """
 
     def __init__(
-        self, client: Client, turn: Turn, batch: Batch, num_parts: int = 1, stashed: bool = False
+        self, client: ClientModel, turn: Turn, batch: Batch, num_parts: int = 1, stashed: bool = False
     ) -> None:
         self.client, self.batch, self.num_parts = client, batch, num_parts
         self.place = (turn.round, client.name, batch.number)
@@ -200,10 +198,17 @@ class ClientStep:
             with torch.no_grad():
                 sent = _joined([part.sent.detach() for part in self._parts])
                 client.detector.observe(sent, _joined(self._came_home), self.targets)
-        client.learns = self.learns
-        client.step(self._gradients)
+        self.learn(self._gradients)
 
     # Both -----------------------------------------------------------------------------------------
+
+    def learn(self, gradients: Mapping[Tensor, Tensor]) -> None:
+        """Optimizer and defence step with the gradients of one backward.
+
+        Those of a detector's fake batch are thrown away; the client's batch norms have seen true images.
+        """
+        if self.learns:
+            self.client.step(gradients)
 
     def check_loss(self, loss: Tensor) -> None:
         """Refuses to learn from a loss that is no number.

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from suture.runtime.client.client import Client
+from suture.runtime.client.model import ClientModel
 from suture.runtime.client.step import ClientStep
 from suture.runtime.data.client_data import Batch
 from suture.runtime.errors import SutureError
@@ -42,7 +42,9 @@ class BatchInFlight:
         stashed: see `ClientStep`.
     """
 
-    def __init__(self, begin: Begin, client: Client, turn: Turn, batch: Batch, stashed: bool = False) -> None:
+    def __init__(
+        self, begin: Begin, client: ClientModel, turn: Turn, batch: Batch, stashed: bool = False
+    ) -> None:
         self.batch = batch
         self._calls, self._client, self._turn = _Calls(begin), client, turn.number
         self._step = ClientStep(client, turn, batch, client.num_parts(len(batch.inputs)), stashed)

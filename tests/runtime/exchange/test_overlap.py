@@ -93,7 +93,7 @@ class Played:
         def noted(*args):
             self.clients.append(real(*args))
             if detector is not None:
-                self.clients[-1].detector = detector
+                self.clients[-1].model.detector = detector
             return self.clients[-1]
 
         def arm(server, num_classes):
@@ -107,7 +107,11 @@ class Played:
         self.sha256 = self.coordinator.weights_sha256()
 
     def tensors(self):
-        parts = [self.clients[0].bottom, self.clients[0].head, self.coordinator.run_state.server.top]
+        parts = [
+            self.clients[0].model.bottom,
+            self.clients[0].model.head,
+            self.coordinator.run_state.server.top,
+        ]
         return [t for part in parts if part is not None for t in part.state_dict().values()]
 
 
@@ -291,10 +295,10 @@ class Line(LocalExchange):
 
 def _log(tmp_path, monkeypatch, failing=None, **changes):
     from suture.launch.roles import ranks
-    from suture.runtime.client.client import Client
+    from suture.runtime.client.model import ClientModel
 
     Line.log = []
-    real = Client.batches
+    real = ClientModel.batches
 
     def batches(client, turn):
         for batch in real(client, turn):
@@ -303,7 +307,7 @@ def _log(tmp_path, monkeypatch, failing=None, **changes):
                 raise DataError("a picture is gone")
             yield batch
 
-    monkeypatch.setattr(Client, "batches", batches)
+    monkeypatch.setattr(ClientModel, "batches", batches)
     monkeypatch.setattr(ranks, "LocalExchange", Line)
     options = dataclasses.replace(PLAIN, clients=1, train_images=12, **changes)
     Played(tmp_path, options)
