@@ -18,7 +18,8 @@ import suture.models.registry as nets
 from suture.launch.options.model import as_config_error, parse_cut
 from suture.launch.options.options import RunOptions
 from suture.models.split import SplitModel
-from suture.runtime.client.client import Client, ClientConfig
+from suture.runtime.client.client import Client
+from suture.runtime.client.model import ClientConfig, ClientModel
 from suture.runtime.consortium.board import ServerBoard
 from suture.runtime.consortium.site import SiteConsortium
 from suture.runtime.data.client_data import ClientData
@@ -310,11 +311,10 @@ def build_client(
         rounds=None if own is None else options.epochs,
         repeats=None if own is None else own.repeats,
     )
-    return Client(
+    model = ClientModel(
         split,
         data,
         config,
-        key=key,
         randomness=randomness,
         output=output_spec(options, split),
         defence=build_defence(
@@ -323,9 +323,9 @@ def build_client(
             lambda name: initial.reseed("initial weights", f"defence/{name}"),
         ),
         detector=build_detector(options.detector_spec(), view),
-        consortium=None if own is None else own.consortium,
         device=device,
     )
+    return Client(model, key, None if own is None else own.consortium)
 
 
 def new_run_id() -> str:

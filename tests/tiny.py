@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from suture.models.split import BottomOutput, SplitModel
-from suture.runtime.client.client import Client, ClientConfig
+from suture.runtime.client.client import Client
+from suture.runtime.client.model import ClientConfig, ClientModel
 from suture.runtime.consortium.board import ServerBoard
 from suture.runtime.consortium.site import SiteConsortium
 from suture.runtime.data.client_data import ClientData
@@ -91,17 +92,16 @@ def build_client(
     )
     config = {"name": f"client{index}", "batch_size": BATCH, "optimizer": SGD} | config
     data = ClientData(Drawn(), share, image_size=4, channels=1, normalisation="symmetric", augment=False)
-    return Client(
+    model = ClientModel(
         build_parts(home),
         data,
         ClientConfig(labels_shared=not home, **config),
-        key=KEY,
         randomness=Randomness(KEY, 0),
         output=TensorSpec((2, 4, 4) if home else (2,), torch.float32, config["batch_size"]),
         defence=defence,
         detector=detector,
-        consortium=consortium,
     )
+    return Client(model, KEY, consortium)
 
 
 def build_server(home=False, attack=None, *, batch_size=BATCH) -> ServerModel:

@@ -91,7 +91,7 @@ def _query(options: RunOptions, needs: Needs, attack: LiveAttack, run_dir: Path,
     assert attack.server_view.folder is not None
     auxiliary = attack.auxiliary if needs.queries == "auxiliary" else None
     lab.offer_queries(needs, data, auxiliary, attack.server_view.folder)
-    client = build.build_client(options, data, name, key, torch.device("cpu"), None)
+    client = build.build_client(options, data, name, key, torch.device("cpu"), None).model
     trained = load_trained(run_dir / "clients" / name / "model.pt", "last")
     client.bottom.load_state_dict(trained.net.joined.bottom.state_dict())
     client.bottom.eval()

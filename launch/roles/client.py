@@ -19,8 +19,9 @@ from suture.launch.output.client_record import ClientRecord
 from suture.runtime.data.client_data import ClientData
 from suture.runtime.exchange import OVER_RPC
 from suture.runtime.host.sandbox import Ports
+from suture.runtime.participant.participant import Participant
 from suture.runtime.rpc.transport import Transport
-from suture.runtime.session import Participant, take_part
+from suture.runtime.session import take_part
 from suture.runtime.state.handoff import shared_key
 
 log = logging.getLogger(__name__)

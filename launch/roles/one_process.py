@@ -21,10 +21,11 @@ from suture.launch.output.progress import Progress
 from suture.launch.roles.conduct import conduct
 from suture.runtime.data.client_data import ClientData
 from suture.runtime.exchange import LocalExchange
+from suture.runtime.one_process import run_local
+from suture.runtime.participant.participant import ClientObserver, NoClientObserver, Participant
 from suture.runtime.records.observers import NoRecorder, Recorder
 from suture.runtime.server.coordinator import Coordinator
 from suture.runtime.server.model import ServerModel
-from suture.runtime.session import ClientObserver, NoClientObserver, Participant, run_local
 from suture.runtime.state.handoff import shared_key
 
 log = logging.getLogger(__name__)

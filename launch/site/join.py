@@ -51,8 +51,10 @@ from suture.runtime.grpc.credentials import Credentials, read_authorities
 from suture.runtime.grpc.loop import LoopThread
 from suture.runtime.grpc.service import MUTUAL, PROXY, check_mode
 from suture.runtime.host.sandbox import Ports
+from suture.runtime.participant.leaving import part
+from suture.runtime.participant.participant import ClientObserver, Participant
 from suture.runtime.records.outbox import LEFT_FILE, Outbox
-from suture.runtime.session import ClientObserver, Participant, join, part, take_turns
+from suture.runtime.session import join, take_turns
 from suture.runtime.wire.messages import Terms
 
 log = logging.getLogger(__name__)

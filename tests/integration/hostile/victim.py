@@ -34,7 +34,8 @@ from suture.runtime.grpc.chunks import SMALL, Limits
 from suture.runtime.grpc.client import GrpcClient, GrpcClientConfig
 from suture.runtime.grpc.credentials import Credentials, Role
 from suture.runtime.host.sandbox import Ports
-from suture.runtime.session import Participant, take_part
+from suture.runtime.participant.participant import Participant
+from suture.runtime.session import take_part
 
 KEY = bytes(range(32))
 

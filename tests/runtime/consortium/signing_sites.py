@@ -20,10 +20,11 @@ from suture.runtime.errors import SutureError
 from suture.runtime.exchange import LocalExchange
 from suture.runtime.exchange.turnstile import side_by_side
 from suture.runtime.grpc.credentials import Role
+from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.server.coordinator import Coordinator
 from suture.runtime.server.membership import OpenMembership
-from suture.runtime.session import NoClientObserver, Participant, end, join, take_turn
+from suture.runtime.session import end, join, take_turn
 from suture.runtime.wire.messages import unwrap
 
 

@@ -187,10 +187,10 @@ class Line(LocalExchange):
 
 def _log(tmp_path, monkeypatch, failing=None, **changes):
     from suture.launch.roles import one_process
-    from suture.runtime.client.client import Client
+    from suture.runtime.client.model import ClientModel
 
     Line.log = []
-    real = Client.batches
+    real = ClientModel.batches
 
     def batches(client, turn):
         for batch in real(client, turn):
@@ -199,7 +199,7 @@ def _log(tmp_path, monkeypatch, failing=None, **changes):
                 raise DataError("a picture is gone")
             yield batch
 
-    monkeypatch.setattr(Client, "batches", batches)
+    monkeypatch.setattr(ClientModel, "batches", batches)
     monkeypatch.setattr(one_process, "LocalExchange", Line)
     options = dataclasses.replace(PLAIN, clients=1, train_images=12, **changes)
     weights_sha256(tmp_path, options)
