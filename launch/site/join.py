@@ -220,10 +220,10 @@ class _Shown:
         def traffic() -> tuple[int, int]:
             return line.traffic.up, line.traffic.down
 
-        self.task = str(client.data.task)
+        self.task = str(client.model.data.task)
         self.progress = SiteProgress(self.task, options.epochs, traffic, own, console)
         self.record = ClientRecord(options, own, curves=True, traffic=traffic, warn=self.progress.warned)
-        self._own, self._facts = own, _facts(options, client.data, client.name)
+        self._own, self._facts = own, _facts(options, client.model.data, client.name)
 
     def page(self) -> ReportWriter:
         """The page of the run, as it begins."""
