@@ -20,8 +20,8 @@ from suture.runtime.errors import ConfigError
 from suture.runtime.rpc.transport import SERVER
 from suture.studies.bench.page import page
 from suture.studies.bench.plan import LEASE, say
-from suture.studies.bench.rigs.machine import machine
 from suture.studies.bench.rigs.stage import UNSPLIT, Stage
+from suture.studies.machine import machine
 
 SCHEDULES = ("round-robin", "parallel", "splitfed", "concat")
 

@@ -24,8 +24,8 @@ from suture.studies.bench.page import line, page
 from suture.studies.bench.page.line import PLAIN
 from suture.studies.bench.plan import LEASE, say
 from suture.studies.bench.rigs import shaped
-from suture.studies.bench.rigs.machine import machine
 from suture.studies.bench.rigs.stage import Stage, seconds_by_line
+from suture.studies.machine import machine
 
 _KEY = bytes(range(32))  # a benchmark's images are nobody's secret from itself
 DATA_VARIABLE = "SUTURE_DATA"

@@ -19,9 +19,9 @@ from suture.studies.bench.plan import LEASE, say
 from suture.studies.bench.rigs import consortium, shaped
 from suture.studies.bench.rigs.consortium import ConsortiumPlan
 from suture.studies.bench.rigs.floors import floors
-from suture.studies.bench.rigs.machine import machine
 from suture.studies.bench.rigs.shaped import ShapedLine
 from suture.studies.bench.rigs.stage import UNSPLIT, Stage, seconds_by_line
+from suture.studies.machine import machine
 
 CARRIERS = ("rpc", "grpc")
 

@@ -27,7 +27,7 @@ from suture.runtime.errors import SutureError
 from suture.runtime.records.tracking import METRICS_FILE
 from suture.studies.bench.page import page
 from suture.studies.bench.plan import say
-from suture.studies.bench.rigs.machine import machine
+from suture.studies.machine import machine
 
 RANKS = 5
 PROCESSOR = "processor"

@@ -17,7 +17,7 @@ from suture.runtime.records.step_timer import RunningStepTimer
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.studies.bench.page import page
 from suture.studies.bench.plan import say
-from suture.studies.bench.rigs.machine import machine
+from suture.studies.machine import machine
 
 _RUN = "--clients 2 --data fundus-phantom --validation-images 0 --test-images 2 --profile"
 _SIZES = {

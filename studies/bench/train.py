@@ -20,8 +20,8 @@ from suture.runtime.rpc.transport import SERVER
 from suture.studies.bench.page import page
 from suture.studies.bench.plan import FULL, QUICK, STANDARD, Plan, Row, say
 from suture.studies.bench.rigs.floors import floors
-from suture.studies.bench.rigs.machine import machine
 from suture.studies.bench.rigs.stage import UNSPLIT, Stage
+from suture.studies.machine import machine
 from suture.studies.statistics import ratio_interval
 
 
