@@ -14,6 +14,7 @@ import torch
 from suture.launch.options.options import SUTURE_VERSION
 from suture.runtime.state.checkpoint import write_atomically
 from suture.studies.experiments.engine.plan import Request
+from suture.studies.machine import processor
 
 MACHINE = "machine.json"
 
@@ -43,24 +44,13 @@ def machine(request: Request) -> dict[str, Any]:
         "command": " ".join(asked),
         "commit": commit(),
         "machine": f"{platform.machine()}, {platform.system()} {platform.release()}",
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "suture": SUTURE_VERSION,
         "runs at a time": request.slots,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )
 
 
 def commit() -> str:

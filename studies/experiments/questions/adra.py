@@ -89,7 +89,7 @@ class Adra(Experiment):
         return [self._table(setting, results, role) for role in self.roles]
 
     def _table(self, setting: Setting, results: Results, role: str) -> Table:
-        rows: list[dict[str, object]] = []
+        rows: list[dict[str, str]] = []
         for cut, defence in ARMS[role]:
             arm = f"{role}-cut{cut}-{defence}"
             if arm in results.arms():
@@ -107,7 +107,7 @@ class Adra(Experiment):
         return Table(rows, title, notes)
 
     @staticmethod
-    def _rows(results: Results, arm: str, cut: str, defence: str) -> list[dict[str, object]]:
+    def _rows(results: Results, arm: str, cut: str, defence: str) -> list[dict[str, str]]:
         found = results.of(arm)
         void = sum(is_void(result["summary"]) for result in found)
         rows = []
