@@ -155,11 +155,11 @@ class _NotYet(Exception):
 
 def _gather_before_the_last_round(events: Events) -> None:
     """Holds the last round back until all are present: a tiny run would be over before anybody is back."""
-    courses: list[Dispatcher] = []
+    dispatchers: list[Dispatcher] = []
 
     def all_are_in(clients: list[str]) -> bool:
         newest = {event["who"]: event["what"] for event in events.all() if event["what"] in ("started", "in")}
-        members = courses[-1].membership
+        members = dispatchers[-1].membership
         expected = members._expected - len(members._shut_out)
         return len(clients) == expected and all(newest[c] == "in" for c in clients)
 
@@ -168,10 +168,10 @@ def _gather_before_the_last_round(events: Events) -> None:
             raise _NotYet
         real(turn_log, clients, *rest)
 
-    def go_on(real: Callable[..., Any], course: Dispatcher) -> None:
-        courses[:] = [course]
+    def go_on(real: Callable[..., Any], dispatcher: Dispatcher) -> None:
+        dispatchers[:] = [dispatcher]
         with suppress(_NotYet):  # the coordinator asks again, twice a second
-            real(course)
+            real(dispatcher)
 
     _wrap(TurnLog, "start_round", start_round)
     _wrap(Dispatcher, "go_on", go_on)

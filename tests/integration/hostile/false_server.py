@@ -146,9 +146,9 @@ def _forks(apart: bool) -> None:
         say(one=others.turn, other=fork[0].turn)
         return counts
 
-    def answer_all(real: Callable[..., Any], course: Dispatcher, turn: Turn) -> None:
-        for member in course.membership:
-            member.answer(dataclasses.replace(turn, handoff=number(member, course.run_state)))
+    def answer_all(real: Callable[..., Any], dispatcher: Dispatcher, turn: Turn) -> None:
+        for member in dispatcher.membership:
+            member.answer(dataclasses.replace(turn, handoff=number(member, dispatcher.run_state)))
 
     _instead(Turns, "grant", grant)
     _instead(Coordinator, "newest_handoff", newest)

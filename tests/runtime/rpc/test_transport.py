@@ -31,27 +31,27 @@ from suture.runtime.wire.checks import TensorSpec
 from suture.runtime.server.coordinator import Coordinator, RunConfig
 from suture.runtime.server.run_state import RunState
 from suture.runtime.server.turn_log import TurnLog
-from suture.runtime.server.membership import Members
+from suture.runtime.server.membership import Membership
 from suture.runtime.records.observers import NoRecorder
 from suture.runtime.rpc import calls
 from suture.runtime.rpc import transport
 from suture.runtime.rpc.functions import RpcServer
 from suture.runtime.scheduler import RoundRobin
-from suture.runtime.server.model import Server
+from suture.runtime.server.model import ServerModel
 torch.set_num_threads(1)
 port, folder = int(sys.argv[1]), Path(sys.argv[2])
 top = torch.nn.Linear(2, 2)
 spec = TensorSpec((2,), torch.float32, 4)
-server = Server(top, torch.optim.SGD(top.parameters(), lr=0.1), smashed=spec, labels=None)
-ledger = TurnLog(RoundRobin(), 1)
-journal = RunState("run", folder, server, ledger, Checkpoints(folder / "checkpoints"), ())
-run = Coordinator(journal, Members(2, {}), RunConfig(run="run", run_dir=folder, lease=60))
+server = ServerModel(top, torch.optim.SGD(top.parameters(), lr=0.1), smashed=spec, labels=None)
+turn_log = TurnLog(RoundRobin(), 1)
+run_state = RunState("run", folder, server, turn_log, Checkpoints(folder / "checkpoints"), ())
+run = Coordinator(run_state, Membership(2, {}), RunConfig(run="run", run_dir=folder, lease=60))
 run.begin(False, lambda step: NoRecorder())
 line = transport.Transport(transport.TransportConfig(host="127.0.0.1", port=port, rank=0, timeout=60))
 served = RpcServer(run)
 line.join(transport.SERVER, served.table())
 print("ready", flush=True)
-served.serve(calls.knock)
+served.serve(calls.ping)
 """
 
 # A client: joins, then waits for a turn or calls as told on its standard input, and says how that ended.
