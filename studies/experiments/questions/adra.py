@@ -114,7 +114,7 @@ class Adra(Experiment):
         for attack, who in ATTACKERS.items():
             if any(leak_facts(result, attack) for result in found):
                 first = attack == "live"
-                row: dict[str, object] = {"cut": cut, "defence": defence, "attacker": who}
+                row: dict[str, str] = {"cut": cut, "defence": defence, "attacker": who}
                 rows.append(
                     row
                     | (results.cells(arm, _SHOWN) if first else {})
