@@ -28,6 +28,7 @@ from suture.runtime.data.registry import open_source
 from suture.runtime.data.source import Source, Task
 from suture.runtime.errors import ConfigError, DataError
 from suture.runtime.grpc.chunks import SMALL, Limits
+from suture.runtime.randomness import PUBLIC, Randomness
 from suture.runtime.records.observers import Watcher
 from suture.runtime.scheduler import parse_schedule
 from suture.runtime.server.coordinator import Coordinator, RunConfig
@@ -37,7 +38,6 @@ from suture.runtime.server.run_state import RunState
 from suture.runtime.server.turn_log import TurnLog
 from suture.runtime.state.checkpoint import Checkpoints, NoCheckpoints
 from suture.runtime.training.metrics import MAIN_METRICS
-from suture.runtime.training.randomness import PUBLIC, Randomness
 from suture.runtime.wire.checks import TensorSpec
 from suture.threats.client_view import ClientView
 from suture.threats.registry import build_defence, build_detector

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from suture.launch.options.click_options import run_options
+from suture.launch.click_options import run_options
 from suture.launch.options.options import AskedOptions
 
 

@@ -16,6 +16,7 @@ from suture.runtime.consortium.site import SiteConsortium
 from suture.runtime.data.client_data import ClientData
 from suture.runtime.data.partition import Share
 from suture.runtime.data.source import Example, Source, Task
+from suture.runtime.randomness import Randomness
 from suture.runtime.records.observers import NoRecorder, Recorder
 from suture.runtime.scheduler import RoundRobin, Scheduler
 from suture.runtime.server.coordinator import Coordinator, RunConfig
@@ -25,7 +26,6 @@ from suture.runtime.server.run_state import RunState
 from suture.runtime.server.turn_log import TurnLog
 from suture.runtime.state.checkpoint import Checkpoints
 from suture.runtime.training.optim import OptimizerConfig
-from suture.runtime.training.randomness import Randomness
 from suture.runtime.wire.checks import TensorSpec
 
 KEY, SGD = bytes(range(32)), OptimizerConfig(name="sgd", lr=0.1)

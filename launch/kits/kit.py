@@ -21,9 +21,9 @@ import tomli_w
 from cryptography import x509
 
 from suture.launch.host.address import parse_address
+from suture.runtime.consortium.credentials import Credentials, Role
 from suture.runtime.consortium.roster import Roster, fingerprint
 from suture.runtime.errors import ConfigError
-from suture.runtime.grpc.credentials import Credentials, Role
 from suture.runtime.host.private_files import write_private
 
 KIT = "kit.toml"

@@ -19,8 +19,8 @@ from suture.launch.lab.judging import judge_run, read_run, run_key
 from suture.launch.options.options import RunOptions
 from suture.runtime.errors import CheckpointError, ConfigError
 from suture.runtime.hooks import SmashedBatch
+from suture.runtime.randomness import EVALUATION_BATCH, PUBLIC
 from suture.runtime.state.checkpoint import Checkpoints
-from suture.runtime.training.randomness import EVALUATION_BATCH, PUBLIC
 from suture.threats.attacks.live import LiveAttack
 from suture.threats.attacks.recording import Recording
 from suture.threats.needs import Needs

@@ -25,11 +25,11 @@ from suture.launch.output import run_folder
 from suture.launch.output.progress import Progress
 from suture.launch.roles.conduct import conduct
 from suture.runtime.consortium.board import ServerBoard
+from suture.runtime.consortium.credentials import Credentials
 from suture.runtime.consortium.identity import Trust
 from suture.runtime.data.registry import SOURCES
 from suture.runtime.data.source import Task
 from suture.runtime.errors import ConfigError
-from suture.runtime.grpc.credentials import Credentials
 from suture.runtime.grpc.server import GrpcServer, GrpcServerConfig
 from suture.runtime.grpc.service import MUTUAL, check_mode
 from suture.runtime.host.sandbox import Ports

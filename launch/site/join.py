@@ -38,6 +38,7 @@ from suture.launch.site.terms import agreed_classes, ask_terms, merged
 from suture.launch.site.wishes import SiteWishes, Unasked
 from suture.runtime.client.client import Client
 from suture.runtime.client.wishes import Parting, Wish
+from suture.runtime.consortium.credentials import Credentials, read_authorities
 from suture.runtime.consortium.identity import Identity, Trust
 from suture.runtime.consortium.roster import Roster
 from suture.runtime.consortium.site import SiteConsortium
@@ -47,7 +48,6 @@ from suture.runtime.errors import ConfigError, EvictedError, PeerLostError, Poli
 from suture.runtime.exchange.grpc import GrpcExchange
 from suture.runtime.grpc.chunks import SMALL, Limits
 from suture.runtime.grpc.client import GrpcClient, GrpcClientConfig
-from suture.runtime.grpc.credentials import Credentials, read_authorities
 from suture.runtime.grpc.loop import LoopThread
 from suture.runtime.grpc.service import MUTUAL, PROXY, check_mode
 from suture.runtime.host.sandbox import Ports

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from suture.runtime.client.model import ClientModel
 from suture.runtime.data.client_data import Batch, Split
+from suture.runtime.randomness import EVALUATION_BATCH
 from suture.runtime.training.metrics import build_criterion, build_scores
-from suture.runtime.training.randomness import EVALUATION_BATCH
 from suture.runtime.wire.messages import QUERY
 
 # Splits that are passed through the whole net after a round, and the phase that the server is told. Held-out images

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from suture.models.split import SplitModel
 from suture.runtime.data.client_data import Batch, ClientData
 from suture.runtime.hooks import Defence, Detector
+from suture.runtime.randomness import Randomness
 from suture.runtime.records.step_timer import NoStepTimer, StepTimer
 from suture.runtime.scheduler import Turn
 from suture.runtime.training.metrics import build_criterion
 from suture.runtime.training.optim import OptimizerConfig, step_with
-from suture.runtime.training.randomness import Randomness
 from suture.runtime.wire.checks import TensorSpec
 from suture.runtime.wire.compression import Packer
 

@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
+from suture.runtime.consortium.credentials import Credentials, common_name
 from suture.runtime.consortium.roster import Roster, fingerprint
 from suture.runtime.errors import ConfigError, UntrustedError
-from suture.runtime.grpc.credentials import Credentials, common_name
 from suture.runtime.wire.messages import Statement, printable
 from suture.runtime.wire.statements import signed_bytes
 

@@ -17,8 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from suture.runtime.consortium.credentials import SITE_NAME
 from suture.runtime.errors import ConfigError
-from suture.runtime.grpc.credentials import SITE_NAME
 from suture.runtime.host.private_files import replace_private
 
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")

@@ -13,9 +13,9 @@ from torch import Tensor
 from suture.runtime.client.model import ClientModel
 from suture.runtime.data.client_data import Batch
 from suture.runtime.errors import SutureError, WireError
+from suture.runtime.randomness import EVALUATION_BATCH
 from suture.runtime.scheduler import Turn
 from suture.runtime.server.api import Endpoint, ServerApi, answer_type
-from suture.runtime.training.randomness import EVALUATION_BATCH
 from suture.runtime.wire.codec import fits
 from suture.runtime.wire.messages import (
     Board,

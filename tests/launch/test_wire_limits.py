@@ -11,8 +11,8 @@ import torch
 from suture.launch import build
 from suture.launch.options.options import AskedOptions
 from suture.runtime.grpc.chunks import SMALL
+from suture.runtime.randomness import Randomness
 from suture.runtime.scheduler import Turn, TurnKind
-from suture.runtime.training.randomness import Randomness
 from suture.runtime.wire import frames
 from suture.runtime.wire.compression import Packer
 from suture.runtime.wire.messages import OutputGradient, Release, Share, StepReply, Upload

@@ -16,9 +16,9 @@ from suture.launch import build
 from suture.launch.options.options import AskedOptions
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.exchange import LocalExchange
+from suture.runtime.randomness import PUBLIC, Randomness
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.state.checkpoint import read_checkpoint
-from suture.runtime.training.randomness import PUBLIC, Randomness
 from suture.runtime.wire.messages import Upload
 
 KEY, OTHER = bytes(range(32)), bytes(32)

@@ -21,10 +21,10 @@ from traitor import _instead, tell
 
 from suture.launch.kits.kit import Kit
 from suture.runtime.consortium.board import ServerBoard
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.consortium.identity import Identity
 from suture.runtime.errors import TurnUndoneError
 from suture.runtime.grpc import server as grpc_server
-from suture.runtime.grpc.credentials import Role
 from suture.runtime.grpc.server import GrpcServer
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.server.coordinator import Coordinator

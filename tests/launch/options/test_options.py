@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suture.cli import suture
-from suture.launch.options.click_options import run_options
+from suture.launch.click_options import run_options
 from suture.launch.options.options import DEFAULTS, AskedOptions
 from suture.launch.options.toml import check_names, flag, read_toml, to_arguments, to_toml
 from suture.launch.rank import rank

@@ -15,6 +15,7 @@ from tiny import KEY
 
 from suture.runtime.client.client import Client
 from suture.runtime.consortium import evidence
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.consortium.epochs import EpochChain
 from suture.runtime.consortium.identity import Identity
 from suture.runtime.consortium.keys import KeyRequest
@@ -28,7 +29,6 @@ from suture.runtime.errors import (
     WireError,
 )
 from suture.runtime.exchange import LocalExchange
-from suture.runtime.grpc.credentials import Role
 from suture.runtime.participant import errands
 from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.scheduler import AtOnce, Together, Turn, TurnKind

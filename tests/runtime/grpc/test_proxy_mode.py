@@ -31,12 +31,12 @@ from suture.launch.kits.kit import Kit
 from suture.launch.roles import site_server
 from suture.launch.site import join
 from suture.launch.site.join import JoinConfig
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.errors import ConfigError, MemberLostError, PeerLostError, WireError
 from suture.runtime.exchange.grpc import GrpcExchange
 from suture.runtime.grpc import authenticated
 from suture.runtime.grpc.chunks import CHUNK_BYTES, Limits
 from suture.runtime.grpc.client import GrpcClient
-from suture.runtime.grpc.credentials import Role
 from suture.runtime.grpc.handshake import Identity, SiteHandshake
 from suture.runtime.grpc.server import CALLS_OF_A_SITE
 from suture.runtime.grpc.service import HANDSHAKE, MUTUAL, PROXY

@@ -19,7 +19,7 @@ import tomli_w
 from suture.runtime.data.registry import split_spec
 from suture.runtime.errors import ConfigError
 from suture.runtime.state.handoff import parse_key, write_key
-from suture.studies.experiments.engine.sizes import SCALES, Sizes
+from suture.studies.experiments.runs.sizes import SCALES, Sizes
 
 CONFIG = "config.toml"
 ROLES: dict[str, tuple[str, str]] = {

@@ -55,7 +55,7 @@ def machine(request: Request) -> dict[str, Any]:
 
 def commit() -> str:
     """The commit's short hash, with a plus where files differ from it; "unknown" outside a repository."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
 
     def git(*arguments: str) -> str | None:
         try:
