@@ -6,6 +6,8 @@ In a checkout the packages stand at the repository's root; installed, inside thi
 
 from pathlib import Path
 
+__version__ = "0.1.0"
+
 _ROOT = Path(__file__).resolve().parent.parent
 if (_ROOT / "setup.cfg").is_file():
     __path__.append(str(_ROOT))

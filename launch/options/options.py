@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 
 import suture.models.registry as nets
 import suture.runtime.wire.compression as formats
+from suture import __version__
 from suture.launch.options.classes import CLASSES, written_classes
 from suture.launch.options.data import DataOptions
 from suture.launch.options.exchange import ExchangeOptions
@@ -35,9 +35,6 @@ from suture.runtime.wire.messages import PROTOCOL
 from suture.threats.client_view import ClientView
 from suture.threats.needs import SAME_SOURCE
 from suture.threats.registry import build_detector
-
-SUTURE_VERSION = version("suture")
-"""Read now: a sandbox may shut off the package's own description later."""
 
 DEFAULT_CLIENTS = 4
 """How many clients `suture train` starts; under torchrun its ranks decide."""
@@ -285,7 +282,7 @@ class RunOptions(AskedOptions):
         shared["data"] = split_spec(self.data)[0].name
         if self.weights is not None:
             shared["weights"] = hashlib.sha256(Path(self.weights).read_bytes()).hexdigest()
-        versions = {"protocol": str(PROTOCOL), "torch": torch.__version__, "suture": SUTURE_VERSION}
+        versions = {"protocol": str(PROTOCOL), "torch": torch.__version__, "suture": __version__}
         return shared | {"classes": str(num_classes)} | versions
 
     def site_agreement(self, classes: Sequence[str]) -> dict[str, str]:

@@ -12,8 +12,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 
+from suture import __version__
 from suture.launch.build import Images
-from suture.launch.options.options import SITES_OWN, SUTURE_VERSION, AskedOptions, RunOptions
+from suture.launch.options.options import SITES_OWN, AskedOptions, RunOptions
 from suture.launch.policy.file import DEFAULT_TEXT, nearest, read_rules
 from suture.launch.policy.own_code import check_files
 from suture.launch.policy.rules import RANGES, complaints, outside, unlisted
@@ -96,7 +97,7 @@ class Policy(Rules):
                 )
             if name not in known:
                 raise PolicyError(
-                    f"policy: the server set {name!r:.60}, an option that suture {SUTURE_VERSION} does not know "
+                    f"policy: the server set {name!r:.60}, an option that suture {__version__} does not know "
                     f"({nearest(str(name), known)}); refused: the same suture must run at both ends"
                 )
             if not isinstance(value, str):

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from suture.launch.options.options import SUTURE_VERSION
+from suture import __version__
 from suture.launch.output.lock import who_has
 from suture.launch.output.report.lines import MetricsReader
 from suture.launch.output.report.numbers import RunState, gather
@@ -151,7 +151,7 @@ def pages_of(folder: Path) -> list[tuple[Path, str]]:
 
 def versions() -> dict[str, str]:
     """Of what writes the page."""
-    return {"suture": SUTURE_VERSION, "torch": str(torch.__version__), "Python": platform.python_version()}
+    return {"suture": __version__, "torch": str(torch.__version__), "Python": platform.python_version()}
 
 
 def _state_of(folder: Path) -> RunState:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from suture.launch.options.options import SUTURE_VERSION
+from suture import __version__
 from suture.runtime.state.checkpoint import write_atomically
 from suture.studies.experiments.engine.plan import Request
 from suture.studies.machine import processor
@@ -48,7 +48,7 @@ def machine(request: Request) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "suture": SUTURE_VERSION,
+        "suture": __version__,
         "runs at a time": request.slots,
     }
 
