@@ -15,9 +15,11 @@ from pathlib import Path
 import torch
 
 import suture.models.registry as nets
-from suture.launch.options.options import RunOptions, as_config_error, parse_cut
+from suture.launch.options.model import as_config_error, parse_cut
+from suture.launch.options.options import RunOptions
 from suture.models.split import SplitModel
-from suture.runtime.client.client import Client, ClientConfig
+from suture.runtime.client.client import Client
+from suture.runtime.client.model import ClientConfig, ClientModel
 from suture.runtime.consortium.board import ServerBoard
 from suture.runtime.consortium.site import SiteConsortium
 from suture.runtime.data.client_data import ClientData
@@ -26,6 +28,7 @@ from suture.runtime.data.registry import open_source
 from suture.runtime.data.source import Source, Task
 from suture.runtime.errors import ConfigError, DataError
 from suture.runtime.grpc.chunks import SMALL, Limits
+from suture.runtime.randomness import PUBLIC, Randomness
 from suture.runtime.records.observers import Watcher
 from suture.runtime.scheduler import parse_schedule
 from suture.runtime.server.coordinator import Coordinator, RunConfig
@@ -35,7 +38,6 @@ from suture.runtime.server.run_state import RunState
 from suture.runtime.server.turn_log import TurnLog
 from suture.runtime.state.checkpoint import Checkpoints, NoCheckpoints
 from suture.runtime.training.metrics import MAIN_METRICS
-from suture.runtime.training.randomness import PUBLIC, Randomness
 from suture.runtime.wire.checks import TensorSpec
 from suture.threats.client_view import ClientView
 from suture.threats.registry import build_defence, build_detector
@@ -309,11 +311,10 @@ def build_client(
         rounds=None if own is None else options.epochs,
         repeats=None if own is None else own.repeats,
     )
-    return Client(
+    model = ClientModel(
         split,
         data,
         config,
-        key=key,
         randomness=randomness,
         output=output_spec(options, split),
         defence=build_defence(
@@ -322,9 +323,9 @@ def build_client(
             lambda name: initial.reseed("initial weights", f"defence/{name}"),
         ),
         detector=build_detector(options.detector_spec(), view),
-        consortium=None if own is None else own.consortium,
         device=device,
     )
+    return Client(model, key, None if own is None else own.consortium)
 
 
 def new_run_id() -> str:

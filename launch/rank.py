@@ -11,9 +11,9 @@ from typing import NoReturn
 import click
 import torch
 
+from suture.launch.click_options import EPILOG, run_options
 from suture.launch.host.cores import ranks_at_once
 from suture.launch.host.memory_check import check_memory
-from suture.launch.options.click_options import EPILOG, run_options
 from suture.launch.options.options import AskedOptions
 from suture.launch.options.outcome import exit_as_rank, outcome
 from suture.launch.roles.client import join

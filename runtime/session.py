@@ -1,4 +1,4 @@
-"""THE loop: the protocol as one client lives it, and the same loop with all roles in one process.
+"""THE page: a run as one client lives it, and within it the turn, and within the turn the step.
 
 client                                   server
 join(hello)                 ->           agree on the options, or refuse
@@ -17,80 +17,24 @@ from __future__ import annotations
 import logging
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from suture.runtime.client.client import Client
-from suture.runtime.client.wishes import NoWishes, Parting, Wish, Wishes
-from suture.runtime.consortium import errands
+from suture.runtime.client.evaluation import evaluate as score
 from suture.runtime.data.client_data import Batch
-from suture.runtime.errors import (
-    ERRORS,
-    AlarmError,
-    BadHandoffError,
-    CheckpointError,
-    MemberLostError,
-    NameTakenError,
-    StoppedError,
-    SutureError,
-    TurnUndoneError,
-    WireError,
-)
+from suture.runtime.errors import ERRORS, AlarmError, NameTakenError, StoppedError, WireError
 from suture.runtime.exchange.exchange import Exchange
-from suture.runtime.exchange.local import LocalExchange
-from suture.runtime.exchange.turnstile import side_by_side
+from suture.runtime.participant import errands
+from suture.runtime.participant.leaving import leave_quietly
+from suture.runtime.participant.participant import Participant
+from suture.runtime.participant.turn_errors import turn_errors
 from suture.runtime.scheduler import Turn, TurnKind
-from suture.runtime.wire.messages import Farewell, Release, Welcome, printable, unwrap
+from suture.runtime.wire.messages import Farewell, Welcome, printable
 
 log = logging.getLogger(__name__)
-
-
-class ClientObserver(Protocol):
-    """What a client shows and keeps for its own people: how its training goes, pictures, the model at the end."""
-
-    def joined(self, client: Client, welcome: Welcome) -> None: ...
-    def waits(self, turn: Turn) -> None: ...
-    def began(self, turn: Turn) -> None: ...
-    def trained(self, turn: Turn, batch: Batch, loss: float) -> None: ...
-    def evaluated(self, turn: Turn, phase: str, batch: Batch, smashed: Tensor, logits: Tensor) -> None: ...
-    def watched(self, turn: Turn, batch: Batch, score: float, alarm: str) -> None: ...
-    def scored(self, turn: Turn, scores: Mapping[str, Mapping[str, float]]) -> None: ...
-    def counted(self, turn: Turn) -> None: ...
-    def undone(self, turn: Turn, why: str) -> None: ...
-    def finished(self, client: Client, release: Release) -> None: ...
-
-
-class NoClientObserver:
-    """Shows and keeps nothing."""
-
-    def joined(self, client: Client, welcome: Welcome) -> None: ...
-    def waits(self, turn: Turn) -> None: ...
-    def began(self, turn: Turn) -> None: ...
-    def trained(self, turn: Turn, batch: Batch, loss: float) -> None: ...
-    def evaluated(self, turn: Turn, phase: str, batch: Batch, smashed: Tensor, logits: Tensor) -> None: ...
-    def watched(self, turn: Turn, batch: Batch, score: float, alarm: str) -> None: ...
-    def scored(self, turn: Turn, scores: Mapping[str, Mapping[str, float]]) -> None: ...
-    def counted(self, turn: Turn) -> None: ...
-    def undone(self, turn: Turn, why: str) -> None: ...
-    def finished(self, client: Client, release: Release) -> None: ...
-
-
-E = TypeVar("E", bound=Exchange, covariant=True)
-
-
-@dataclass(frozen=True)
-class Participant(Generic[E]):
-    """A client, its way to the server, what it keeps, and what its own people may want meanwhile."""
-
-    client: Client
-    exchange: E
-    observer: ClientObserver
-    wishes: Wishes = field(default_factory=NoWishes)
 
 
 def take_part(
@@ -110,7 +54,15 @@ def take_part(
     try:
         take_turns(participant)
     finally:
-        _quietly(participant.exchange.leave)
+        leave_quietly(participant)
+
+
+def join(participant: Participant[Exchange], agreement: Mapping[str, str], patience: float = 0.0) -> None:
+    """Joins the run; the server names the run and its folder."""
+    welcome = _take_seat(participant, agreement, patience)
+    participant.client.join(welcome.run)
+    errands.ask_for_key(participant)
+    participant.observer.joined(participant.client, welcome)
 
 
 def take_turns(participant: Participant[Exchange]) -> None:
@@ -118,7 +70,7 @@ def take_turns(participant: Participant[Exchange]) -> None:
 
     Raises:
         SutureError: as `take_part`.
-        Parting: the client's own people want it to go; see `part`.
+        Parting: the client's own people want it to go; see `leaving.part`.
     """
     awaits_mean = False
     while True:
@@ -132,56 +84,99 @@ def take_turns(participant: Participant[Exchange]) -> None:
     end(participant, turn)
 
 
-def part(participant: Participant[Exchange], parting: Parting) -> None:
-    """Goes, for good or until it joins again; the turn that the client is in, if it is in one, is rolled back.
+def take_turn(participant: Participant[Exchange], turn: Turn) -> None:
+    """One turn, whole or not at all; raises as `turn_errors`."""
+    if turn.kind is TurnKind.WAIT:
+        participant.observer.waits(turn)
+        return
+    with turn_errors(participant, turn):
+        participant.observer.began(turn)
+        if turn.kind in errands.ERRANDS:
+            errands.run(participant, turn)
+            return
+        _take_up(participant, turn)
+        if turn.kind is TurnKind.TRAIN:
+            train(participant, turn)
+        elif turn.kind is TurnKind.AVERAGE:
+            average(participant, turn)
+        else:
+            evaluate(participant, turn)
+        participant.observer.counted(turn)
+
+
+def train(participant: Participant[Exchange], turn: Turn) -> None:
+    """Trains on all batches of this client, and seals what came of it for the next one.
+
+    One step, as `FusedStep` takes it where labels are shared:
+
+    1. bottom    the images go through the client's part; the defence has the last word on what leaves:
+                 `ClientStep.down`
+    2. wire      smashed data and labels go up: `Packer.pack`, `BatchInFlight.depart`
+    3. top       the server checks them, shows them to its attack, and computes the loss: `ServerModel.forward`
+    4. gradient  back to the cut: `ServerModel.backward`; it comes home in the answer: `BatchInFlight.arrive`
+    5. both step `ServerModel.step`, before it answers; at the client the gradient goes on through defence and bottom,
+                 `ClientStep.back`, and `ClientModel.step` ends the step
+
+    Where labels stay at home the head and the loss follow the top, at the client: `ClientStep.head`.
+    """
+    client, model, exchange = participant.client, participant.client.model, participant.exchange
+    client.begin(turn)
+    with closing(exchange.train(model, turn, model.batches(turn))) as trained:
+        for step in model.step_timer.steps(turn, trained):
+            participant.observer.trained(turn, step.batch, step.loss)
+            _watch(participant, turn, step.batch)
+            participant.wishes.in_turn()
+    handoff = client.seal(turn)
+    exchange.commit(handoff)
+    client.committed(handoff, turn.together)
+
+
+def average(participant: Participant[Exchange], turn: Turn) -> None:
+    """Seals the mean of what all clients of the last turn have trained."""
+    client, exchange = participant.client, participant.exchange
+    handoff = client.average(turn, exchange.shares())
+    exchange.commit(handoff)
+    client.committed(handoff)
+
+
+def evaluate(participant: Participant[Exchange], turn: Turn) -> None:
+    """Scores the model on this client's own images."""
+    client, exchange = participant.client, participant.exchange
+
+    def seen(phase: str, batch: Batch, smashed: Tensor, logits: Tensor) -> None:
+        participant.observer.evaluated(turn, phase, batch, smashed, logits)
+        participant.wishes.in_turn()
+
+    client.begin_evaluation(turn)
+    scores = score(client.model, exchange.predict(client.model, turn), turn.round, seen)
+    participant.observer.scored(turn, scores)
+    exchange.report(turn, scores)
+
+
+def end(participant: Participant[Exchange], turn: Turn) -> None:
+    """The run is over: say goodbye and keep the model.
 
     Raises:
-        SutureError: the server did not hear it. A client that leaves for good must tell it, and try again.
+        SutureError: it is over because something failed elsewhere; the error is that rank's.
+        WireError: the final model's hand-off cannot be had.
     """
-    participant.client.undo()
-    if parting.wish is Wish.LEAVE:
-        errands.withdraw(participant)
-    else:
-        _quietly(participant.exchange.leave)
+    if turn.reason:
+        raise ERRORS.get(turn.error, StoppedError)(printable(turn.reason))
+    client, exchange = participant.client, participant.exchange
+    _take_up(participant, turn)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    head = errands.head(participant)
+    release = client.check_release(exchange.finish(Farewell(client.digests(), peak, head)))
+    errands.compare_heads(participant)
+    participant.observer.finished(client, release)
 
 
-def run_local(members: list[Participant[LocalExchange]], agreement: Mapping[str, str]) -> None:
-    """All clients' whole runs in one process: whoever's turn it is takes it.
-
-    Raises:
-        SutureError: as `take_part`.
-    """
-    waiting = {}
-    for participant in members:
-        join(participant, agreement)
-    for participant in members:
-        waiting[participant.client.name] = (participant, participant.exchange.ask_turn())
-    try:
-        while waiting:
-            granted = [
-                (waiting.pop(name)[0], unwrap(future.value()))
-                for name, (_, future) in list(waiting.items())
-                if future.done()
-            ]
-            for participant, turn in granted:
-                if turn.kind is TurnKind.END:
-                    end(participant, turn)
-            playing = [(participant, turn) for participant, turn in granted if turn.kind is not TurnKind.END]
-            side_by_side([partial(take_turn, participant, turn) for participant, turn in playing])
-            for participant, _ in playing:
-                waiting[participant.client.name] = (participant, participant.exchange.ask_turn())
-    finally:
-        for participant in members:
-            _quietly(participant.exchange.leave)
-
-
-def join(participant: Participant[Exchange], agreement: Mapping[str, str], patience: float = 0.0) -> None:
-    """Joins the run; the server names the run and its folder."""
+def _take_seat(participant: Participant[Exchange], agreement: Mapping[str, str], patience: float) -> Welcome:
+    """Says hello, again and again while this client's last process still has the seat."""
     deadline, said = time.monotonic() + patience, False
     while True:
         try:
-            welcome = participant.exchange.join(participant.client.hello(agreement))
-            break
+            return participant.exchange.join(participant.client.hello(agreement))
         except NameTakenError as taken:
             if time.monotonic() >= deadline:
                 raise
@@ -189,115 +184,6 @@ def join(participant: Participant[Exchange], agreement: Mapping[str, str], patie
                 log.info("%s; waiting for the server to notice that it is gone", taken)
             said = True
             time.sleep(0.25)
-    participant.client.join(welcome.run)
-    errands.ask_for_key(participant)
-    participant.observer.joined(participant.client, welcome)
-
-
-def take_turn(participant: Participant[Exchange], turn: Turn) -> None:
-    """One turn, whole or not at all.
-
-    Raises:
-        SutureError: the turn failed and was given up.
-        Parting: the client's own people want it to go at once; the turn is not over.
-    """
-    client, exchange, observer = participant.client, participant.exchange, participant.observer
-    if turn.kind is TurnKind.WAIT:
-        observer.waits(turn)
-        return
-    try:
-        observer.began(turn)
-        if errands.run(participant, turn):
-            return
-        _take_up(participant, turn)
-        if turn.kind is TurnKind.TRAIN:
-            client.begin(turn)
-            with closing(exchange.train(client, turn, client.batches(turn))) as trained:
-                for step in client.step_timer.steps(turn, trained):
-                    observer.trained(turn, step.batch, step.loss)
-                    _watch(participant, turn, step.batch)
-                    participant.wishes.in_turn()
-            handoff = client.seal(turn)
-            exchange.commit(handoff)
-            client.committed(handoff, turn.together)
-        elif turn.kind is TurnKind.AVERAGE:
-            handoff = client.average(turn, exchange.shares())
-            exchange.commit(handoff)
-            client.committed(handoff)
-        else:
-            client.begin_evaluation(turn)
-            seen = partial(_evaluated, participant, turn)
-            scores = client.evaluate(exchange.predict(client, turn), turn.round, seen)
-            observer.scored(turn, scores)
-            exchange.report(turn, scores)
-        observer.counted(turn)
-    except Parting as parting:
-        observer.undone(turn, parting.wish)
-        raise
-    except TurnUndoneError as undone:
-        log.info("%s", undone)
-        observer.undone(turn, str(undone))
-        client.undo()
-    except BadHandoffError as bad:
-        observer.undone(turn, str(bad))
-        if not errands.accuse(participant, bad):
-            raise
-        client.undo()
-    except CheckpointError:  # the server's disk: it has stopped the run, and tells everyone in the same words
-        raise
-    except SutureError as error:
-        reason = str(error)
-        observer.undone(turn, reason)
-        if client.name not in reason:
-            reason = f"{client.name}: round {turn.round}, turn {turn.number}: {reason}"
-        named = type(error)(reason)
-        _give_up(exchange, named)
-        raise named from None
-    except Exception as error:  # a defect, or a disk of the client's: the others must not wait for it
-        # Its text stays here, where it is raised: it may name a file, and so a patient.
-        kind = type(error).__name__
-        what = StoppedError(
-            f"{client.name}: round {turn.round}, turn {turn.number}: {kind}; see the client's own log"
-        )
-        _give_up(exchange, what)
-        raise
-
-
-def _give_up(exchange: Exchange, error: SutureError) -> None:
-    """Tells the server why the turn cannot be finished.
-
-    Raises:
-        MemberLostError: the server had given this client up before, frozen or cut off for too long. Then whatever
-            else failed only followed from that, and joining again mends it.
-    """
-    try:
-        exchange.abort(error)
-    except MemberLostError as lost:
-        raise lost from None
-    except SutureError as deaf:
-        log.debug("the server did not hear that the turn was given up: %s", deaf)
-
-
-def _evaluated(
-    participant: Participant[Exchange], turn: Turn, phase: str, batch: Batch, smashed: Tensor, logits: Tensor
-) -> None:
-    participant.observer.evaluated(turn, phase, batch, smashed, logits)
-    participant.wishes.in_turn()
-
-
-def _watch(participant: Participant[Exchange], turn: Turn, batch: Batch) -> None:
-    """Writes down what the client's detector makes of the step.
-
-    Raises:
-        AlarmError: it gives alarm and this client does not go on then.
-    """
-    client = participant.client
-    if not client.is_watching:
-        return
-    alarm = client.detector.alarm()
-    participant.observer.watched(turn, batch, client.detector.score(), alarm)
-    if alarm and client.config.on_alarm == "stop":
-        raise AlarmError(alarm)
 
 
 def _take_up(participant: Participant[Exchange], turn: Turn) -> None:
@@ -321,27 +207,16 @@ def _take_up(participant: Participant[Exchange], turn: Turn) -> None:
         )
 
 
-def end(participant: Participant[Exchange], turn: Turn) -> None:
-    """The run is over: say goodbye and keep the model.
+def _watch(participant: Participant[Exchange], turn: Turn, batch: Batch) -> None:
+    """Writes down what the client's detector makes of the step.
 
     Raises:
-        SutureError: it is over because something failed elsewhere; the error is that rank's.
-        WireError: the final model's hand-off cannot be had.
+        AlarmError: it gives alarm and this client does not go on then.
     """
-    if turn.reason:
-        raise ERRORS.get(turn.error, StoppedError)(printable(turn.reason))
-    client, exchange = participant.client, participant.exchange
-    _take_up(participant, turn)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    head = errands.head(participant)
-    release = client.check_release(exchange.finish(Farewell(client.digests(), peak, head)))
-    errands.compare_heads(participant)
-    participant.observer.finished(client, release)
-
-
-def _quietly(say: Callable[[], None]) -> None:
-    """Says goodbye to a server that may be gone already."""
-    try:
-        say()
-    except SutureError as error:
-        log.debug("the server did not hear the goodbye: %s", error)
+    model = participant.client.model
+    if not model.is_watching:
+        return
+    alarm = model.detector.alarm()
+    participant.observer.watched(turn, batch, model.detector.score(), alarm)
+    if alarm and model.config.on_alarm == "stop":
+        raise AlarmError(alarm)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
-from suture.launch.options.click_options import run_options
+from suture.launch.click_options import run_options
 from suture.launch.options.options import AskedOptions
 
 
@@ -39,23 +40,19 @@ def _sizes(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--only", metavar="TEXT", help="only rows whose name holds TEXT, such as resnet34-128px-cut3")
 @click.option("--full", is_flag=True, help="every size, cut and width: 20 minutes, into docs/benchmarks-full")
 @_sizes
-def bench_train(full: bool, quick: bool, only: str | None, out: Path | None) -> None:
+def bench_train(**asked: Any) -> None:
     """Time of a split step against an unsplit one, bytes a step, memory, and what idle ranks use.
 
     With --only nothing is written unless --out is given: the page in docs/ is of a whole benchmark.
     """
-    from suture.studies.bench.train import run_command
-
-    run_command(full=full, quick=quick, only=only, out=out)
+    _run("train", asked)
 
 
 @bench.command("clients")
 @_sizes
-def bench_clients(quick: bool, out: Path | None) -> None:
+def bench_clients(**asked: Any) -> None:
     """Images a second of 1 to 32 clients in each schedule, over the same net unsplit; memory, the server's seconds."""
-    from suture.studies.bench.clients import run_command
-
-    run_command(quick=quick, out=out)
+    _run("clients", asked)
 
 
 @bench.command("line")
@@ -65,47 +62,45 @@ def bench_clients(quick: bool, out: Path | None) -> None:
     help="images of the runs for the metric [kaggle-dr:$SUTURE_DATA/idrid, else drawn ones]",
 )
 @_sizes
-def bench_line(quick: bool, data: str | None, out: Path | None) -> None:
+def bench_line(**asked: Any) -> None:
     """Step times over a line of 1000, 100 and 20 Mbit/s, in each exchange, wire format and overlap. Needs root."""
-    from suture.studies.bench.line import run_command
-
-    run_command(quick=quick, data=data, out=out)
+    _run("line", asked)
 
 
 @bench.command("sites")
 @_sizes
-def bench_sites(quick: bool, out: Path | None) -> None:
+def bench_sites(**asked: Any) -> None:
     """What runs between sites, gRPC over TLS, beside torch RPC: steps, hand-offs, joining, 32 sites. Needs root."""
-    from suture.studies.bench.sites import run_command
-
-    run_command(quick=quick, out=out)
+    _run("sites", asked)
 
 
 @bench.command("startup")
 @_sizes
-def bench_startup(quick: bool, out: Path | None) -> None:
+def bench_startup(**asked: Any) -> None:
     """Seconds from the command to the first step of five ranks, started in two ways, and where they go."""
-    from suture.studies.bench.startup import run_command
-
-    run_command(quick=quick, out=out)
+    _run("startup", asked)
 
 
 @bench.command("profile")
 @_sizes
-def bench_profile(quick: bool, out: Path | None) -> None:
+def bench_profile(**asked: Any) -> None:
     """Where the time of a step goes: the stacked bars of a run with --profile."""
-    from suture.studies.bench.step_profile import run_command
+    _run("profile", asked)
 
-    run_command(quick=quick, out=out)
+
+def _run(name: str, asked: Mapping[str, Any]) -> None:
+    from suture.studies.bench.run import run_section
+
+    run_section(name, **asked)
 
 
 @bench.command("all")
 @_sizes
 def bench_all(quick: bool, out: Path | None) -> None:
     """All six of train, clients, line, sites, startup and profile; an estimate is printed first."""
-    from suture.studies.bench.all import run_command
+    from suture.studies.bench.run import run_all
 
-    run_command(quick=quick, out=out)
+    run_all(quick=quick, out=out)
 
 
 @bench.command("attacks")

@@ -15,12 +15,12 @@ from suture.launch.options.options import AskedOptions, RunOptions
 from suture.launch.policy.policy import Policy, training_set
 from suture.launch.site import own_images
 from suture.launch.site.own_images import SiteDataConfig
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.data.class_names import matched, parse_map, parse_names, with_images
 from suture.runtime.data.site_shares import largest_balanced
 from suture.runtime.data.source import Source
 from suture.runtime.data.survey import Survey, survey
 from suture.runtime.errors import ConfigError, DataError
-from suture.runtime.grpc.credentials import Role
 
 _MANY = 200
 """Pictures from which on a progress bar is shown."""

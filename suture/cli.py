@@ -16,8 +16,8 @@ from suture.check import check
 from suture.cuts import cuts
 from suture.experiment import experiment, report
 from suture.kits import provision, roster
+from suture.launch.click_options import EPILOG, run_options
 from suture.launch.keys import KEY_VARIABLE
-from suture.launch.options.click_options import EPILOG, run_options
 from suture.launch.options.options import AskedOptions
 from suture.launch.options.outcome import outcome
 from suture.launch.output.run_folder import named_by_time

@@ -9,7 +9,8 @@ import click
 import torch
 from rich.console import Console
 
-from suture.launch.options.options import AskedOptions, as_config_error
+from suture.launch.options.model import as_config_error
+from suture.launch.options.options import AskedOptions
 from suture.models.cuts import CutRow, cut_table
 from suture.runtime.errors import ConfigError
 from suture.studies.cut_advice import Line, advise, notes

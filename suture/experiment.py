@@ -76,7 +76,7 @@ def report(folder: Path, out: Path | None, foreword: Path | None) -> None:
         for place, view in pages[: 1 if out else None]:
             click.echo(f"report.html: open {write_report(place, view, out or place)}")
         return
-    from suture.studies.experiments.pages.report import write_report as write_study
+    from suture.studies.experiments.report import write_report as write_study
 
     place = out or folder / "report"
     names = write_study(folder, place, foreword)

@@ -10,10 +10,10 @@ from cryptography import x509
 from suture.launch.kits.kit import Kit
 from suture.launch.kits.provision import Project
 from suture.launch.kits.provision import provision as make
+from suture.runtime.consortium.credentials import Role, common_name
 from suture.runtime.consortium.roster import FINGERPRINT, Roster
 from suture.runtime.consortium.roster import fingerprint as fingerprint_of
 from suture.runtime.errors import ConfigError
-from suture.runtime.grpc.credentials import Role, common_name
 
 _FOLDER = click.Path(path_type=Path)
 

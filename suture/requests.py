@@ -14,10 +14,10 @@ from suture.launch.kits.request import install as put
 from suture.launch.kits.revoke import REASONS, of_key, of_name
 from suture.launch.kits.revoke import revoke as take_back
 from suture.launch.kits.sign import sign_request
+from suture.runtime.consortium.credentials import Role, common_name
 from suture.runtime.consortium.revocations import REVOKED
 from suture.runtime.consortium.roster import Roster, fingerprint
 from suture.runtime.errors import ConfigError
-from suture.runtime.grpc.credentials import Role, common_name
 from suture.runtime.host.private_files import write_private
 
 _FOLDER = click.Path(path_type=Path)

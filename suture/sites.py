@@ -11,19 +11,18 @@ from typing import Any, NoReturn
 
 import click
 
+from suture.launch.click_options import EPILOG, asked_options
 from suture.launch.kits.kit import Kit
-from suture.launch.options.click_options import EPILOG, asked_options
 from suture.launch.options.options import AskedOptions
 from suture.launch.options.outcome import exit_as_rank, outcome
 from suture.launch.output.run_folder import holds_run, named_by_time, saved_serving, with_saved
 from suture.launch.output.stopped import run_sentence, saying, site_sentence, typed_command
-from suture.launch.roles.server import serve_site
-from suture.launch.roles.site_server import ServeConfig, check_classes, check_options, with_task
+from suture.launch.roles.site_server import ServeConfig, check_classes, check_options, serve_site, with_task
 from suture.launch.site.join import JoinConfig, join_site
 from suture.launch.site.own_images import SiteDataConfig
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.data.class_names import parse_map, parse_names
 from suture.runtime.errors import ConfigError
-from suture.runtime.grpc.credentials import Role
 from suture.runtime.grpc.service import MODES, MUTUAL
 from suture.runtime.server.membership import OpenMembership
 

@@ -10,8 +10,8 @@ from suture.launch.kits.kit import Kit
 from suture.launch.output.lock import who_has
 from suture.launch.site.wishes import ENDED, LEFT, PAUSED, Status, Wanted, check_owner
 from suture.runtime.client.wishes import Wish
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.errors import ConfigError
-from suture.runtime.grpc.credentials import Role
 
 _KIT = click.argument("kit", type=click.Path(path_type=Path))
 _NOW = click.option("--now", is_flag=True, help="roll the turn back that it is in, and do not finish it")

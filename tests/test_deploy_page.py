@@ -23,6 +23,7 @@ from suture.launch.kits.kit import Kit
 from suture.launch.kits.provision import Project
 from suture.launch.kits.standing import ServerStanding
 from suture.launch.options.outcome import STOPPED, outcome
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.consortium.roster import Roster
 from suture.runtime.errors import (
     ERRORS,
@@ -37,7 +38,6 @@ from suture.runtime.errors import (
     UnreachableError,
     UntrustedError,
 )
-from suture.runtime.grpc.credentials import Role
 
 DEPLOY = Path(__file__).resolve().parents[1] / "docs" / "deploy"
 PAGE = (DEPLOY / "README.md").read_text()

@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from suture.models.split import BottomOutput, SplitModel
-from suture.runtime.client.client import Client, ClientConfig
+from suture.runtime.client.client import Client
+from suture.runtime.client.model import ClientConfig, ClientModel
 from suture.runtime.consortium.board import ServerBoard
 from suture.runtime.consortium.site import SiteConsortium
 from suture.runtime.data.client_data import ClientData
 from suture.runtime.data.partition import Share
 from suture.runtime.data.source import Example, Source, Task
+from suture.runtime.randomness import Randomness
 from suture.runtime.records.observers import NoRecorder, Recorder
 from suture.runtime.scheduler import RoundRobin, Scheduler
 from suture.runtime.server.coordinator import Coordinator, RunConfig
@@ -24,7 +26,6 @@ from suture.runtime.server.run_state import RunState
 from suture.runtime.server.turn_log import TurnLog
 from suture.runtime.state.checkpoint import Checkpoints
 from suture.runtime.training.optim import OptimizerConfig
-from suture.runtime.training.randomness import Randomness
 from suture.runtime.wire.checks import TensorSpec
 
 KEY, SGD = bytes(range(32)), OptimizerConfig(name="sgd", lr=0.1)
@@ -91,17 +92,16 @@ def build_client(
     )
     config = {"name": f"client{index}", "batch_size": BATCH, "optimizer": SGD} | config
     data = ClientData(Drawn(), share, image_size=4, channels=1, normalisation="symmetric", augment=False)
-    return Client(
+    model = ClientModel(
         build_parts(home),
         data,
         ClientConfig(labels_shared=not home, **config),
-        key=KEY,
         randomness=Randomness(KEY, 0),
         output=TensorSpec((2, 4, 4) if home else (2,), torch.float32, config["batch_size"]),
         defence=defence,
         detector=detector,
-        consortium=consortium,
     )
+    return Client(model, KEY, consortium)
 
 
 def build_server(home=False, attack=None, *, batch_size=BATCH) -> ServerModel:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import suture.models.registry as nets
-from suture.launch.options.options import as_config_error, parse_cut
+from suture.launch.options.model import as_config_error, parse_cut
 from suture.launch.output.client_folder import MODEL_FORMAT
 from suture.models.split import SplitModel
 from suture.runtime.data.normalise import Normalisation, normalise

@@ -1,4 +1,4 @@
-"""HOST:PORT as people write it."""
+"""HOST:PORT as people write it, and how soon a cut line to it is noticed."""
 
 from __future__ import annotations
 
@@ -16,3 +16,12 @@ def parse_address(text: str) -> tuple[str, int]:
     if not colon or not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
         raise ConfigError(f"an address is HOST:PORT with a port in 1..65535, got {text!r}")
     return host, int(port)
+
+
+def check_line_timeout(seconds: float) -> None:
+    """
+    Raises:
+        ConfigError: it is below a second.
+    """
+    if not seconds >= 1:
+        raise ConfigError(f"line_timeout must be at least 1 second, got {seconds}")

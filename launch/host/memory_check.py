@@ -12,7 +12,8 @@ import psutil
 import torch
 
 import suture.models.registry as nets
-from suture.launch.options.options import RunOptions, as_config_error, parse_cut
+from suture.launch.options.model import as_config_error, parse_cut
+from suture.launch.options.options import RunOptions
 from suture.runtime.errors import ConfigError
 
 RANK_BYTES = 300_000_000

@@ -19,9 +19,9 @@ from cryptography.x509.oid import NameOID
 from suture.launch.kits.keys import new_key, private_pem
 from suture.launch.kits.kit import Certificates
 from suture.launch.kits.server_address import PLACES, Places
+from suture.runtime.consortium.credentials import Role, common_name
 from suture.runtime.consortium.roster import fingerprint
 from suture.runtime.errors import ConfigError
-from suture.runtime.grpc.credentials import Role, common_name
 from suture.runtime.host.private_files import check_private, write_private
 
 DAY = datetime.timedelta(days=1)

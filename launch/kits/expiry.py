@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 
-from suture.runtime.grpc.credentials import common_name
+from suture.runtime.consortium.credentials import common_name
 
 log = logging.getLogger(__name__)
 

@@ -13,17 +13,17 @@ state/        of a site: what it keeps between runs; made when it is first neede
 
 from __future__ import annotations
 
-import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+import tomli_w
 from cryptography import x509
 
 from suture.launch.host.address import parse_address
+from suture.runtime.consortium.credentials import Credentials, Role
 from suture.runtime.consortium.roster import Roster, fingerprint
 from suture.runtime.errors import ConfigError
-from suture.runtime.grpc.credentials import Credentials, Role
 from suture.runtime.host.private_files import write_private
 
 KIT = "kit.toml"
@@ -142,10 +142,8 @@ class Kit:
         self.folder.mkdir(mode=0o700)
         role = next(word for word, role in _ROLES.items() if role is self.role)
         said = {"role": role, "name": self.name, "server": self.server}
-        # JSON's strings are TOML's, for what a name and an address may hold.
-        lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in said.items())
         heading = f"# A kit: '{_COMMANDS[self.role]}' takes this folder.\n"
-        write_private(self.folder / KIT, (heading + lines).encode())
+        write_private(self.folder / KIT, (heading + tomli_w.dumps(said)).encode())
 
     def credentials(self) -> Credentials:
         """Reads and checks certificate, key and authority.

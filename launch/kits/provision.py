@@ -16,9 +16,9 @@ from suture.launch.host.address import parse_address
 from suture.launch.kits.authority import AUTHORITY_DAYS, DAY, Authority
 from suture.launch.kits.kit import Kit
 from suture.launch.policy.policy import Policy
+from suture.runtime.consortium.credentials import SITE_NAME, Role
 from suture.runtime.consortium.roster import Roster
 from suture.runtime.errors import ConfigError
-from suture.runtime.grpc.credentials import SITE_NAME, Role
 from suture.runtime.host.private_files import write_private
 
 _KNOWN = {"server": ("address",), "sites": ("names",)}

@@ -22,9 +22,9 @@ from suture.launch.host.address import parse_address
 from suture.launch.kits.keys import new_key, private_pem
 from suture.launch.kits.kit import Certificates, Kit
 from suture.launch.kits.provision import check_host, check_site_name, fill_site
+from suture.runtime.consortium.credentials import Role, common_name
 from suture.runtime.consortium.roster import Roster, fingerprint, fingerprint_of_key
 from suture.runtime.errors import ConfigError
-from suture.runtime.grpc.credentials import Role, common_name
 from suture.runtime.host.private_files import check_private, replace_private, write_private
 
 SERVER = "server"

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from cryptography import x509
 
 from suture.launch.kits.authority import Authority
+from suture.runtime.consortium.credentials import common_name
 from suture.runtime.consortium.revocations import REVOKED, SignedList, read_list
 from suture.runtime.consortium.roster import fingerprint
 from suture.runtime.errors import ConfigError, UntrustedError
-from suture.runtime.grpc.credentials import common_name
 from suture.runtime.host.private_files import replace_private
 
 REASONS = {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+
+import tomli_w
 
 from suture.runtime.errors import ConfigError
 from suture.runtime.host.private_files import write_private
@@ -54,6 +55,5 @@ class Places:
         Raises:
             OSError: there is one, or it cannot be written.
         """
-        # JSON's strings are TOML's, for what an address may hold.
-        lines = f"server = {json.dumps(self.server)}\nhosts = {json.dumps(list(self.hosts))}\n"
+        lines = tomli_w.dumps({"server": self.server, "hosts": list(self.hosts)})
         write_private(folder / PLACES, (_HEADING + lines).encode())

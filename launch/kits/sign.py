@@ -13,9 +13,9 @@ from cryptography.x509.oid import NameOID
 from suture.launch.kits.authority import AUTHORITY_DAYS, DAY, Authority
 from suture.launch.kits.request import role_of
 from suture.launch.kits.revoke import read_revoked
+from suture.runtime.consortium.credentials import common_name
 from suture.runtime.consortium.roster import fingerprint, fingerprint_of_key
 from suture.runtime.errors import ConfigError
-from suture.runtime.grpc.credentials import common_name
 
 _MOST_BYTES = 2**16
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)

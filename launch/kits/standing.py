@@ -22,12 +22,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from suture.launch.kits.expiry import ExpiryWarnings, now
 from suture.launch.kits.kit import Kit
 from suture.launch.kits.shown_certificate import server_certificate
+from suture.runtime.consortium.credentials import Credentials
 from suture.runtime.consortium.identity import Identity
 from suture.runtime.consortium.revocations import REVOKED, Revocations
 from suture.runtime.consortium.roster import fingerprint
 from suture.runtime.errors import ConfigError, SutureError
 from suture.runtime.grpc.client import GrpcClientConfig
-from suture.runtime.grpc.credentials import Credentials
 from suture.runtime.grpc.service import MUTUAL
 
 log = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ from suture.launch.lab.judging import judge_run, read_run, run_key
 from suture.launch.options.options import RunOptions
 from suture.runtime.errors import CheckpointError, ConfigError
 from suture.runtime.hooks import SmashedBatch
+from suture.runtime.randomness import EVALUATION_BATCH, PUBLIC
 from suture.runtime.state.checkpoint import Checkpoints
-from suture.runtime.training.randomness import EVALUATION_BATCH, PUBLIC
 from suture.threats.attacks.live import LiveAttack
 from suture.threats.attacks.recording import Recording
 from suture.threats.needs import Needs
@@ -91,7 +91,7 @@ def _query(options: RunOptions, needs: Needs, attack: LiveAttack, run_dir: Path,
     assert attack.server_view.folder is not None
     auxiliary = attack.auxiliary if needs.queries == "auxiliary" else None
     lab.offer_queries(needs, data, auxiliary, attack.server_view.folder)
-    client = build.build_client(options, data, name, key, torch.device("cpu"), None)
+    client = build.build_client(options, data, name, key, torch.device("cpu"), None).model
     trained = load_trained(run_dir / "clients" / name / "model.pt", "last")
     client.bottom.load_state_dict(trained.net.joined.bottom.state_dict())
     client.bottom.eval()

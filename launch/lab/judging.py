@@ -30,9 +30,9 @@ from suture.launch.output.run_folder import CONFIG, IDENTITY
 from suture.launch.output.summary import write_summary
 from suture.runtime.data.source import Task
 from suture.runtime.errors import ConfigError
+from suture.runtime.randomness import Randomness
 from suture.runtime.records.tracking import METRICS_FILE, ClientPictures, read_metrics
 from suture.runtime.state.handoff import parse_key, read_key
-from suture.runtime.training.randomness import Randomness
 from suture.threats.attacks.auxiliary import Auxiliary
 from suture.threats.attacks.live import LEAKED_FILE, LOSSES_FILE, REPORT_FILE, STATE_FILE, LiveAttack
 from suture.threats.judging.judge import Verdict, judge, judge_labels

@@ -16,13 +16,14 @@ import torch
 
 import suture.models.registry as nets
 from suture.launch import build
-from suture.launch.options.options import RunOptions, parse_cut
+from suture.launch.options.model import parse_cut
+from suture.launch.options.options import RunOptions
 from suture.models.split import SplitModel
 from suture.runtime.data.client_data import ClientData, Split
 from suture.runtime.data.registry import open_source
 from suture.runtime.errors import ConfigError
+from suture.runtime.randomness import PUBLIC
 from suture.runtime.server.model import ServerModel
-from suture.runtime.training.randomness import PUBLIC
 from suture.threats.attacks.auxiliary import Auxiliary, check_disjoint, read_auxiliary
 from suture.threats.attacks.live import LEAKED_FILE, LiveAttack
 from suture.threats.attacks.recording import RecordedAttack, Recording

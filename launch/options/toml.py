@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from suture.launch.options.options import AskedOptions
 from suture.runtime.errors import ConfigError
@@ -62,20 +63,10 @@ def flag(option: dataclasses.Field[Any]) -> str:
 
 def to_toml(options: AskedOptions, note: str, others: Collection[str] = ()) -> str:
     """A file that ``--config`` takes; options that are None, the run's own place, and ``others`` are left out."""
-    lines = [f"# {line}" for line in note.splitlines()]
-    for option in fields(AskedOptions):
-        value = getattr(options, option.name)
-        if value is None or option.name in ("run_dir", "resume", "accept_rollback", *others):
-            continue
-        if isinstance(value, bool):
-            text = "true" if value else "false"
-        elif isinstance(value, str):
-            # JSON's escapes are a subset of TOML's basic strings; one control character JSON leaves as it is.
-            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-        else:
-            text = repr(value)
-        lines.append(f"{option.name} = {text}")
-    return "\n".join(lines) + "\n"
+    left_out = ("run_dir", "resume", "accept_rollback", *others)
+    values = {o.name: getattr(options, o.name) for o in fields(AskedOptions) if o.name not in left_out}
+    head = "".join(f"# {line}\n" for line in note.splitlines())
+    return head + tomli_w.dumps({name: value for name, value in values.items() if value is not None})
 
 
 def to_arguments(options: AskedOptions) -> list[str]:

@@ -27,10 +27,10 @@ from suture.runtime.data.client_data import Batch, Split
 from suture.runtime.data.normalise import denormalise
 from suture.runtime.data.source import Task
 from suture.runtime.errors import CheckpointError, ConfigError, DataError
+from suture.runtime.participant.participant import ClientObserver, NoClientObserver
 from suture.runtime.records.step_timer import Lap, RunningStepTimer
 from suture.runtime.records.tracking import ClientPictures
 from suture.runtime.scheduler import Turn
-from suture.runtime.session import ClientObserver, NoClientObserver
 from suture.runtime.state.checkpoint import write_atomically
 from suture.runtime.state.handoff import model_digest
 from suture.runtime.wire.messages import Release, Welcome
@@ -83,11 +83,11 @@ class ClientFolder(NoClientObserver):
     def joined(self, client: Client, welcome: Welcome) -> None:
         """The server has named the run's folder."""
         if self._options.profile:
-            client.step_timer = RunningStepTimer(self.profiled)
+            client.model.step_timer = RunningStepTimer(self.profiled)
         if self._folder is None:
             self._folder = client_folder(Path(welcome.run_dir), client.name)
         self._make()
-        self._validates = bool(client.data.share.validation)
+        self._validates = bool(client.model.data.share.validation)
 
     def _make(self) -> None:
         try:
@@ -158,10 +158,10 @@ class ClientFolder(NoClientObserver):
     def _draw(self, client: Client) -> None:
         figures = self.folder / "figures"
         figures.mkdir(exist_ok=True)
-        share = client.data.share
+        share = client.model.data.share
         split: Split = "test" if share.test else "validation" if share.validation else "train"
-        first = next(iter(client.data.test_batches(1, split)))
-        stages = bottom_stages(client.bottom, first.inputs.to(client.device))
+        first = next(iter(client.model.data.test_batches(1, split)))
+        stages = bottom_stages(client.model.bottom, first.inputs.to(client.model.device))
         shown = denormalise(first.inputs, self._normalisation)  # type: ignore[arg-type]
         activations([("input", shown), *stages[1:]], figures / "activations.png")
         if self._last is not None:
@@ -199,7 +199,7 @@ class ClientFolder(NoClientObserver):
             "width": self._options.width,
             "image_size": self._options.image_size,
             "task": str(self._task),
-            "classes": list(client.data.classes),
+            "classes": list(client.model.data.classes),
             "normalisation": self._normalisation,
             "best_round": release.best_round,
             "epochs": self._options.epochs,

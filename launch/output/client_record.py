@@ -24,9 +24,9 @@ from suture.runtime.client.client import Client
 from suture.runtime.data.client_data import Batch, ClientData
 from suture.runtime.data.source import Task
 from suture.runtime.errors import CheckpointError
+from suture.runtime.participant.participant import NoClientObserver
 from suture.runtime.records.tracking import METRICS_FILE, Tracker, read_events, read_metrics
 from suture.runtime.scheduler import Turn, TurnKind
-from suture.runtime.session import NoClientObserver
 from suture.runtime.state.checkpoint import write_atomically
 from suture.runtime.state.handoff import model_digest
 from suture.runtime.training.metrics import main_score
@@ -139,7 +139,7 @@ class ClientRecord(NoClientObserver):
 
     def _open(self) -> None:
         assert self._folder is not None
-        warnings, earlier = RoundWarnings(len(self._client.data.classes)), Earlier.read(self._folder)
+        warnings, earlier = RoundWarnings(len(self._client.model.data.classes)), Earlier.read(self._folder)
         step = max((line["step"] for line in earlier.lines), default=0)
         resume = None if earlier.is_nothing else step
         self._tracker = Tracker(self._folder, resume_step=resume, of_client=True, curves=self._curves)
@@ -259,7 +259,7 @@ class ClientRecord(NoClientObserver):
     def summary(self, weights: str | None = None) -> dict[str, Any]:
         """What the run has come to at this client so far."""
         client, options = self._client, self._options
-        data = client.data
+        data = client.model.data
         up, down = (sum(both) for both in zip(self._earlier_traffic, self._traffic(), strict=True))
         trained = self._seconds["training"]
         return {
@@ -324,10 +324,10 @@ def images_by_set(data: ClientData) -> dict[str, int]:
 
 
 def _class_counts(client: Client) -> dict[str, int]:
-    if client.data.task is Task.SEGMENTATION:
+    if client.model.data.task is Task.SEGMENTATION:
         return {}
-    counts = client.data.class_counts("train")
-    return dict(zip(client.data.classes, counts, strict=True))
+    counts = client.model.data.class_counts("train")
+    return dict(zip(client.model.data.classes, counts, strict=True))
 
 
 def plain_scores(line: Mapping[str, Any]) -> dict[str, float]:

@@ -20,8 +20,8 @@ from suture.launch.output.pace import Pace, duration
 from suture.launch.output.round_warnings import Warned
 from suture.runtime.client.client import Client
 from suture.runtime.data.client_data import Batch
+from suture.runtime.participant.participant import NoClientObserver
 from suture.runtime.scheduler import Turn, TurnKind
-from suture.runtime.session import NoClientObserver
 from suture.runtime.training.metrics import MAIN_METRICS
 from suture.runtime.wire.messages import Release, Welcome, printable
 
@@ -115,8 +115,8 @@ class SiteProgress(LivePicture, NoClientObserver):
         self._begun, self._batches = now, []
         self._does = f"this site {_DOES[turn.kind.value]}"
         trains = turn.kind is TurnKind.TRAIN
-        batch_size = self._client.config.batch_size
-        self._num_batches = self._client.data.num_train_batches(batch_size) if trains else None
+        batch_size = self._client.model.config.batch_size
+        self._num_batches = self._client.model.data.num_train_batches(batch_size) if trains else None
         self._refresh()
 
     def _goes_on(self, round: int) -> None:

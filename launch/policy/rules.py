@@ -7,7 +7,8 @@ from dataclasses import fields
 from typing import Any
 
 import suture.models.registry as nets
-from suture.launch.options.options import SITES_OWN, RunOptions, as_config_error, parse_cut
+from suture.launch.options.model import as_config_error, parse_cut
+from suture.launch.options.options import SITES_OWN, RunOptions
 from suture.launch.policy.site_rules import Rules
 from suture.runtime.wire.compression import FORMATS
 from suture.threats.plugin import Spec

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import suture.models.registry as nets
-from suture.launch.options.options import as_config_error
+from suture.launch.options.model import as_config_error
 from suture.launch.policy.file import Range, nearest
 from suture.models.foreign import KIND, is_foreign
 from suture.models.plugins import is_outside

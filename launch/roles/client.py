@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import suture.models.registry as nets
@@ -15,9 +16,12 @@ from suture.launch.lab import lab
 from suture.launch.options.options import RunOptions
 from suture.launch.output.client_folder import AllOf, ClientFolder, client_folder
 from suture.launch.output.client_record import ClientRecord
+from suture.runtime.data.client_data import ClientData
 from suture.runtime.exchange import OVER_RPC
+from suture.runtime.host.sandbox import Ports
+from suture.runtime.participant.participant import Participant
 from suture.runtime.rpc.transport import Transport
-from suture.runtime.session import Participant, take_part
+from suture.runtime.session import take_part
 from suture.runtime.state.handoff import shared_key
 
 log = logging.getLogger(__name__)
@@ -42,16 +46,39 @@ def join(options: RunOptions, line: Transport, sharing: int) -> None:
     memory = keys.memory_folder() if given is not None else None
     device = build.device_of(options, int(os.environ.get("LOCAL_RANK", "0")))
     client = build.build_client(options, data, name, key, device, memory)
+    agreement = options.agreement(len(data.classes)) | {"run": line.hear("run")}
     # On another machine the server's path need not exist: what this client was told wins.
     elsewhere = options.run_dir is not None and not line.config.one_host
     own = client_folder(Path(options.run_dir or "") if elsewhere else run_dir, name)
-    normalisation = nets.model_entry(options.model).normalisation
-    folder_of_own = ClientFolder(options, normalisation, data.task, own)
-    observer = AllOf(ClientRecord(options, own), folder_of_own)
-    agreement = options.agreement(len(data.classes)) | {"run": line.hear("run")}
-    folder_of_own.lock()
-    kept = f"{data.num_images()} images are in memory ({data.num_bytes() / 1e6:.2g} MB)"
-    enclose(options, own, write=[memory] if memory is not None else [], kept=kept)
+    kept = enter_folder(options, data, own, write=[memory] if memory is not None else [])
     ready_torch(options, sharing)
     line.join(name)
+    observer = AllOf(ClientRecord(options, own), kept)
     take_part(Participant(client, OVER_RPC[options.exchange](), observer), agreement)
+
+
+def enter_folder(
+    options: RunOptions,
+    data: ClientData,
+    own: Path,
+    *,
+    read: Iterable[Path] = (),
+    write: Iterable[Path] = (),
+    ports: Ports | None = None,
+) -> ClientFolder:
+    """Makes and locks a client's own folder, then closes its sandbox. Whatever it needs of the disk it has read by now.
+
+    Args:
+        options: the run's.
+        data: the client's images, in memory.
+        own: RUN/clients/NAME.
+        read: as in `enclose`, with ``write`` and ``ports``.
+
+    Raises:
+        ConfigError: as `ClientFolder.lock` and `enclose`.
+    """
+    folder = ClientFolder(options, nets.model_entry(options.model).normalisation, data.task, own)
+    folder.lock()
+    kept = f"{data.num_images()} images are in memory ({data.num_bytes() / 1e6:.2g} MB)"
+    enclose(options, own, read=read, write=write, ports=ports, kept=kept)
+    return folder

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import suture.models.registry as nets
 from suture.launch import build
+from suture.launch.lab import lab
 from suture.launch.options.options import RunOptions
 from suture.launch.output import figures, run_folder
 from suture.launch.output.client_folder import link_figures
@@ -25,12 +26,10 @@ from suture.runtime.records.step_timer import RunningStepTimer
 from suture.runtime.records.tracking import METRICS_FILE, Tracker, read_events, read_metrics
 from suture.runtime.server.coordinator import Coordinator
 from suture.runtime.server.membership import Membership
-from suture.runtime.server.model import ServerModel
 
 
 def conduct(
     options: RunOptions,
-    server: ServerModel,
     place: run_folder.RunFolder,
     num_classes: int,
     progress: Progress,
@@ -43,6 +42,8 @@ def conduct(
 
     ``close`` is called when everything outside the run folder has been read.
     """
+    server = build.build_server(options, num_classes, build.device_of(options, 0))
+    lab.arm(server, options, place.run, place.path, num_classes)
     if not place.resumed:
         run_folder.keep_num_classes(place, num_classes)
         # Before the first checkpoint, so that a turn rolled back to it does not pre-train again.

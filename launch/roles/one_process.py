@@ -21,10 +21,11 @@ from suture.launch.output.progress import Progress
 from suture.launch.roles.conduct import conduct
 from suture.runtime.data.client_data import ClientData
 from suture.runtime.exchange import LocalExchange
+from suture.runtime.one_process import run_local
+from suture.runtime.participant.participant import ClientObserver, NoClientObserver, Participant
 from suture.runtime.records.observers import NoRecorder, Recorder
 from suture.runtime.server.coordinator import Coordinator
 from suture.runtime.server.model import ServerModel
-from suture.runtime.session import ClientObserver, NoClientObserver, Participant, run_local
 from suture.runtime.state.handoff import shared_key
 
 log = logging.getLogger(__name__)
@@ -47,8 +48,6 @@ def run_in_one_process(asked: AskedOptions) -> None:
     key = given or shared_key(keys.generated_key(place.path))
     for index, own in enumerate(data):
         lab.prepare_client(options, own, index, place.path)
-    server = build.build_server(options, num_classes, device)
-    lab.arm(server, options, place.run, place.path, num_classes)
 
     def play(coordinator: Coordinator) -> None:
         normalisation = nets.model_entry(options.model).normalisation
@@ -56,7 +55,7 @@ def run_in_one_process(asked: AskedOptions) -> None:
         observer = [AllOf(ClientRecord(options), ClientFolder(options, normalisation, task)) for _ in data]
         _play(options, coordinator, data, key, device, observer)
 
-    conduct(options, server, place, num_classes, progress, play)
+    conduct(options, place, num_classes, progress, play)
 
 
 def play_locally(

@@ -8,14 +8,33 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import suture.models.registry as nets
-from suture.launch.host.address import parse_address
+from suture.launch import build, keys
+from suture.launch.host.address import check_line_timeout, parse_address
+from suture.launch.host.cores import ready_torch
+from suture.launch.host.logs import set_up
+from suture.launch.host.sandbox_setup import enclose
 from suture.launch.kits.kit import Kit
-from suture.launch.options.options import AskedOptions, RunOptions, as_config_error
+from suture.launch.kits.standing import ServerStanding
+from suture.launch.options.classes import read_classes
+from suture.launch.options.model import as_config_error
+from suture.launch.options.options import AskedOptions, RunOptions
+from suture.launch.output import run_folder
+from suture.launch.output.progress import Progress
+from suture.launch.roles.conduct import conduct
+from suture.runtime.consortium.board import ServerBoard
+from suture.runtime.consortium.credentials import Credentials
+from suture.runtime.consortium.identity import Trust
 from suture.runtime.data.registry import SOURCES
 from suture.runtime.data.source import Task
 from suture.runtime.errors import ConfigError
+from suture.runtime.grpc.server import GrpcServer, GrpcServerConfig
 from suture.runtime.grpc.service import MUTUAL, check_mode
+from suture.runtime.host.sandbox import Ports
+from suture.runtime.server.membership import Membership, OpenMembership
+from suture.runtime.wire.messages import Terms
 
 log = logging.getLogger(__name__)
 
@@ -73,15 +92,6 @@ class ServeConfig:
         usual = {option.name: option.default for option in fields(self)} | {"listen": self.kit.server}
         values = {name: value for name, value in values.items() if value != usual[name]}
         return values if self.revoked is None else values | {"revoked": str(self.revoked.absolute())}
-
-
-def check_line_timeout(seconds: float) -> None:
-    """
-    Raises:
-        ConfigError: it is below a second.
-    """
-    if not seconds >= 1:
-        raise ConfigError(f"line_timeout must be at least 1 second, got {seconds}")
 
 
 def check_options(options: AskedOptions, command: str) -> None:
@@ -145,3 +155,108 @@ def check_classes(options: RunOptions, classes: tuple[str, ...]) -> None:
             f"--classes names {len(classes)} classes, and {options.model} marks one against its background; write "
             "them as --classes background,lung"
         )
+
+
+def serve_site(options: RunOptions, config: ServeConfig) -> None:
+    """The server, until the run is over.
+
+    Raises:
+        SutureError: the run could not start, or stopped.
+    """
+    progress = Progress()
+    set_up("server", progress.console)
+    keys.forget_key(options)
+    credentials, standing = config.kit.credentials(), ServerStanding(config.kit, config.revoked)
+    trust = Trust(credentials.authority, revocations=standing.revocations)
+    torch.set_num_threads(1)  # threads that are older than the sandbox stay outside it
+    place = run_folder.open_folder(options, build.new_run_id(), config.saved())
+    if config.classes:
+        place = _named_classes(place, config.classes)
+    _enclose(options, config, place.path, standing)
+    ready_torch(options)
+    line = _line(options, config, place.run, credentials, standing)
+    try:
+        standing.start()
+        line.start()
+        log.info("listening on %s for %d sites", config.listen, options.clients)
+        if not place.classes:
+            place = _classes_of_first(line, place)
+        line.settle(Terms(place.run, options.terms(place.classes)))
+        _conduct(options, config, place, progress, line, trust)
+    finally:
+        line.close()
+        standing.close()
+
+
+def _enclose(options: RunOptions, config: ServeConfig, run_dir: Path, standing: ServerStanding) -> None:
+    _, port = parse_address(config.listen)
+    weights = [] if options.weights is None else [Path(options.weights)]
+    # The kit stays readable: what the authority withdraws counts while the run goes on.
+    read = [*standing.folders, *weights]
+    enclose(options, run_dir, read=read, links=[run_dir / "figures"], ports=Ports(listen=(port,)))
+
+
+def _line(
+    options: RunOptions, config: ServeConfig, run: str, credentials: Credentials, standing: ServerStanding
+) -> GrpcServer:
+    host, port = parse_address(config.listen)
+    return GrpcServer(
+        GrpcServerConfig(
+            host=host,
+            port=port,
+            credentials=credentials,
+            sites=options.clients,
+            lease=options.lease,
+            line_timeout=config.line_timeout,
+            tls=config.tls,
+            terms=Terms(run, options.terms()),
+            first_is_sound=lambda hello: read_classes(hello.agreement, hello.client),
+            refuses=standing.refuses,
+        )
+    )
+
+
+def _classes_of_first(line: GrpcServer, place: run_folder.RunFolder) -> run_folder.RunFolder:
+    """The run's folder with the first site's classes: the server opens no data source, and nobody has named them."""
+    hello = line.first_hello()
+    place = run_folder.keep_classes(place, read_classes(hello.agreement, hello.client))
+    log.info("%s is the first: the run's classes are %s", hello.client, ", ".join(place.classes))
+    return place
+
+
+def _conduct(
+    options: RunOptions,
+    config: ServeConfig,
+    place: run_folder.RunFolder,
+    progress: Progress,
+    line: GrpcServer,
+    trust: Trust,
+) -> None:
+    num_classes = len(place.classes)
+    limits = build.wire_limits(options, num_classes)
+    least = 1 if options.resume else config.min_clients or options.clients
+    opening = OpenMembership(least=least, grace=config.grace)
+    membership = Membership(options.clients, options.site_agreement(place.classes), opening)
+    conduct(
+        options,
+        place,
+        num_classes,
+        progress,
+        lambda coordinator: line.play(coordinator, limits),
+        membership=membership,
+        board=ServerBoard(trust, place.run),
+    )
+
+
+def _named_classes(place: run_folder.RunFolder, classes: tuple[str, ...]) -> run_folder.RunFolder:
+    """The run's folder with the classes that ``--classes`` names.
+
+    Raises:
+        ConfigError: the run has others already.
+    """
+    if place.classes and place.classes != classes:
+        raise ConfigError(
+            f"{place.path} holds a run with the classes {', '.join(place.classes)}, got --classes {','.join(classes)}; "
+            "leave --classes out, or name another --run-dir"
+        )
+    return place if place.classes else run_folder.keep_classes(place, classes)

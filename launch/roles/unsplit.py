@@ -30,11 +30,11 @@ from suture.launch.output.summary import final_metrics, header, write_summary
 from suture.models.split import JoinedModel
 from suture.runtime.data.client_data import Batch, ClientData
 from suture.runtime.data.partition import Share
+from suture.runtime.randomness import PUBLIC, Randomness
 from suture.runtime.records.tracking import Tracker
 from suture.runtime.scheduler import Scheduler, parse_schedule
 from suture.runtime.state.handoff import model_digest, shared_key
 from suture.runtime.training.metrics import build_criterion, build_scores
-from suture.runtime.training.randomness import PUBLIC, Randomness
 
 log = logging.getLogger(__name__)
 POOL = "pooled"

@@ -15,23 +15,21 @@ from urllib.parse import urlsplit
 import torch
 from rich.console import Console
 
-import suture.models.registry as nets
 from suture.launch import build, keys
-from suture.launch.host.address import parse_address
+from suture.launch.host.address import check_line_timeout, parse_address
 from suture.launch.host.cores import ready_torch
 from suture.launch.host.logs import set_up
-from suture.launch.host.sandbox_setup import enclose
 from suture.launch.kits.kit import Kit
 from suture.launch.kits.standing import SiteStanding
 from suture.launch.options.options import AskedOptions, RunOptions
-from suture.launch.output.client_folder import AllOf, ClientFolder, client_folder
+from suture.launch.output.client_folder import AllOf, client_folder
 from suture.launch.output.client_record import ClientRecord, images_by_set
 from suture.launch.output.report.numbers import RunState
 from suture.launch.output.report.writer import SITE, ReportWriter
 from suture.launch.output.site_progress import SiteProgress, print_end
 from suture.launch.output.stopped import StoppedInRound
 from suture.launch.policy.policy import Policy, evaluated_set, training_set
-from suture.launch.roles.site_server import check_line_timeout
+from suture.launch.roles.client import enter_folder
 from suture.launch.site import own_images
 from suture.launch.site.own_images import SiteDataConfig
 from suture.launch.site.search import Search
@@ -40,6 +38,7 @@ from suture.launch.site.terms import agreed_classes, ask_terms, merged
 from suture.launch.site.wishes import SiteWishes, Unasked
 from suture.runtime.client.client import Client
 from suture.runtime.client.wishes import Parting, Wish
+from suture.runtime.consortium.credentials import Credentials, read_authorities
 from suture.runtime.consortium.identity import Identity, Trust
 from suture.runtime.consortium.roster import Roster
 from suture.runtime.consortium.site import SiteConsortium
@@ -49,12 +48,14 @@ from suture.runtime.errors import ConfigError, EvictedError, PeerLostError, Poli
 from suture.runtime.exchange.grpc import GrpcExchange
 from suture.runtime.grpc.chunks import SMALL, Limits
 from suture.runtime.grpc.client import GrpcClient, GrpcClientConfig
-from suture.runtime.grpc.credentials import read_authorities
 from suture.runtime.grpc.loop import LoopThread
 from suture.runtime.grpc.service import MUTUAL, PROXY, check_mode
 from suture.runtime.host.sandbox import Ports
+from suture.runtime.participant.leaving import part
+from suture.runtime.participant.participant import ClientObserver, Participant
 from suture.runtime.records.outbox import LEFT_FILE, Outbox
-from suture.runtime.session import ClientObserver, Participant, join, part, take_turns
+from suture.runtime.session import join, take_turns
+from suture.runtime.wire.messages import Terms
 
 log = logging.getLogger(__name__)
 
@@ -110,20 +111,73 @@ def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
         PolicyError: the site's policy forbids the run.
         SutureError: the site was refused, or could not go on.
     """
-    kit, credentials = config.kit, config.kit.credentials()
-    standing = SiteStanding(kit, config.revoked)
+    credentials, standing = config.kit.credentials(), SiteStanding(config.kit, config.revoked)
     name = credentials.name
     console = Console(stderr=True)
     set_up(name, console)
     torch.set_num_threads(1)  # threads that are older than the sandbox stay outside it
-    policy, identity = Policy.read(kit.policy), Identity.of(credentials)
+    policy = _policy(config)
+    line, search = (
+        _line(config, credentials, AskedOptions(**asked).lease),
+        Search(config.server, config.patience),
+    )
+    terms = ask_terms(standing.dial(line), search)
+    options = _options(asked, config, policy, terms)
+    state = config.kit.make_state()
+    wishes = SiteWishes(state, name, terms.run)
+    key = keys.given_key(options)
+    images = _images(options, asked, config, policy)
+    classes = agreed_classes(terms, images.source.classes, name, standing.dial(line), search)
+    images = replace(images, source=matched(images.source, classes))
+    own_images.log_classes(images.source)
+    data = build.build_data(options, images, 0)
+    own_images.offer_weights(options, data)
+    secret = run_secret(state, name, terms.run)
+    trust = Trust(credentials.authority, Roster(config.kit.roster), standing.revocations)
+    consortium = SiteConsortium(Identity.of(credentials), trust, key)
+    client = build.build_client(
+        options,
+        data,
+        name,
+        key or secret,
+        build.device_of(options, 0),
+        state,
+        own=build.SiteOwn(secret, consortium, policy.repeats),
+    )
+    # The secret is for this run: a server that says another id when the site joins is refused.
+    client.join(terms.run)
+    agreement = options.site_agreement(data.classes)  # reads --weights, which the sandbox will not let us do
+    limits = build.wire_limits(options, len(data.classes))
+    own = client_folder(Path(asked["run_dir"]), name)
+    # The kit stays readable, since the roster may change while the run goes on, and its state writable.
+    ports = Ports(connect=(line.port, *proxy_ports()))
+    kept = enter_folder(options, data, own, read=standing.folders, write=[state], ports=ports)
+    ready_torch(options)
+    outbox = Outbox(own / LEFT_FILE, options.cut)
+    line = replace(line, limits=limits, outbox=outbox)
+    shown = _Shown(options, client, line, own, console)
+    with closing(outbox), closing(wishes), standing:
+        wishes.watch()
+        with shown.page(), closing(shown.progress):
+            observer = AllOf(shown.progress, shown.record, kept)
+            take_part(client, observer, line, agreement, config, standing, wishes)
+    if shown.record.is_finished:
+        print_end(shown.task, shown.record.scores, shown.record.best_round, own)
+
+
+def _policy(config: JoinConfig) -> Policy:
+    policy = Policy.read(config.kit.policy)
     if config.tls == PROXY and not policy.tls_proxy:
         raise PolicyError(
-            f"policy tls_proxy: a proxy that opens TLS may not be used, got --tls proxy; see {kit.policy}"
+            f"policy tls_proxy: a proxy that opens TLS may not be used, got --tls proxy; see {config.kit.policy}"
         )
+    return policy
+
+
+def _line(config: JoinConfig, credentials: Credentials, lease: float) -> GrpcClientConfig:
+    """The line to the server, as long as the run is not known: nothing large may cross it."""
     host, port = parse_address(config.server)
-    lease = AskedOptions(**asked).lease
-    line = GrpcClientConfig(
+    return GrpcClientConfig(
         host=host,
         port=port,
         credentials=credentials,
@@ -133,79 +187,49 @@ def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
         tls=config.tls,
         proxy_ca=None if config.proxy_ca is None else read_authorities(config.proxy_ca),
     )
-    search = Search(config.server, config.patience)
-    terms = ask_terms(standing.dial(line), search)
+
+
+def _options(asked: Mapping[str, Any], config: JoinConfig, policy: Policy, terms: Terms) -> RunOptions:
+    """The run's options where its policy may allow them, with what this site asked for and its policy demands."""
     policy.screen(terms.agreement)
     values = merged(asked, terms)
     own_images.check_task(values)
     options = policy.filled(AskedOptions(**values | {"clients": 1}).resolved())
-    state = kit.make_state()
-    wishes = SiteWishes(state, name, terms.run)
-    key = keys.given_key(options, one_host=True)
-    only = config.data.evaluate_only
-    if only:  # it asks for scores, and nothing is chosen by them
-        options = replace(options, test_every_round=True)
-    images = own_images.take(options, asked, name, config.data)
-    counted, (patients, num_images) = (
-        ("test", evaluated_set(images)) if only else ("training", training_set(images))
-    )
-    policy.check(
-        options, patients=patients, images=num_images, tls_proxy=config.tls == PROXY, counted=counted
-    )
-    classes = agreed_classes(terms, images.source.classes, name, standing.dial(line), search)
-    images = replace(images, source=matched(images.source, classes))
-    own_images.log_classes(images.source)
-    data = build.build_data(options, images, 0)
-    own_images.offer_weights(options, data)
-    device = build.device_of(options, 0)
-    secret = run_secret(state, name, terms.run)
-    trust = Trust(credentials.authority, Roster(kit.roster), standing.revocations)
-    client = build.build_client(
-        options,
-        data,
-        name,
-        key or secret,
-        device,
-        state,
-        own=build.SiteOwn(secret, SiteConsortium(identity, trust, key), policy.repeats),
-    )
-    # The secret is for this run: a server that says another id when the site joins is refused.
-    client.join(terms.run)
-    own = client_folder(Path(asked["run_dir"]), name)
-    normalisation = nets.model_entry(options.model).normalisation
-    kept_folder = ClientFolder(options, normalisation, data.task, own)
-    kept_folder.lock()
-    agreement = options.site_agreement(data.classes)  # reads --weights, which the sandbox will not let us do
-    outbox = Outbox(own / LEFT_FILE, options.cut)
-    line = replace(line, limits=build.wire_limits(options, len(data.classes)), outbox=outbox)
-    kept = f"{data.num_images()} images are in memory ({data.num_bytes() / 1e6:.2g} MB)"
-    # The kit stays readable, since the roster may change while the run goes on, and its state writable.
-    enclose(
-        options,
-        own,
-        read=standing.folders,
-        write=[state],
-        ports=Ports(connect=(port, *proxy_ports())),
-        kept=kept,
-    )
-    ready_torch(options)
+    # A site that only evaluates asks for scores, and nothing is chosen by them.
+    return replace(options, test_every_round=True) if config.data.evaluate_only else options
 
-    def traffic() -> tuple[int, int]:
-        return line.traffic.up, line.traffic.down
 
-    task = str(data.task)
-    progress = SiteProgress(task, options.epochs, traffic, own, console)
-    record = ClientRecord(options, own, curves=True, traffic=traffic, warn=progress.warned)
-    with closing(outbox), closing(wishes), standing:
-        wishes.watch()
-        page = ReportWriter(
-            own, view=SITE, facts=_facts(options, data, name), seconds_left=progress.seconds_left
-        )
+def _images(
+    options: RunOptions, asked: Mapping[str, Any], config: JoinConfig, policy: Policy
+) -> build.Images:
+    """The site's images, where its policy allows the run with so many; reads no picture."""
+    images = own_images.take(options, asked, config.kit.name, config.data)
+    counted = "test" if config.data.evaluate_only else "training"
+    patients, number = evaluated_set(images) if config.data.evaluate_only else training_set(images)
+    by_proxy = config.tls == PROXY
+    policy.check(options, patients=patients, images=number, tls_proxy=by_proxy, counted=counted)
+    return images
+
+
+class _Shown:
+    """What a site sees of the run, on its terminal and in its own folder."""
+
+    def __init__(
+        self, options: RunOptions, client: Client, line: GrpcClientConfig, own: Path, console: Console
+    ) -> None:
+        def traffic() -> tuple[int, int]:
+            return line.traffic.up, line.traffic.down
+
+        self.task = str(client.model.data.task)
+        self.progress = SiteProgress(self.task, options.epochs, traffic, own, console)
+        self.record = ClientRecord(options, own, curves=True, traffic=traffic, warn=self.progress.warned)
+        self._own, self._facts = own, _facts(options, client.model.data, client.name)
+
+    def page(self) -> ReportWriter:
+        """The page of the run, as it begins."""
+        page = ReportWriter(self._own, view=SITE, facts=self._facts, seconds_left=self.progress.seconds_left)
         page.update(RunState(started=time.time()))
-        with page, closing(progress):
-            take_part(client, AllOf(progress, record, kept_folder), line, agreement, config, standing, wishes)
-    if record.is_finished:
-        print_end(task, record.scores, record.best_round, own)
+        return page
 
 
 def _facts(options: RunOptions, data: ClientData, name: str) -> dict[str, Any]:

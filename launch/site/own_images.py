@@ -10,7 +10,8 @@ from typing import Any
 import suture.models.registry as nets
 from suture.launch import build
 from suture.launch.host.memory_check import free_memory
-from suture.launch.options.options import AskedOptions, RunOptions, as_config_error
+from suture.launch.options.model import as_config_error
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.runtime.data import class_names
 from suture.runtime.data.client_data import ClientData
 from suture.runtime.data.registry import SOURCES, open_source, split_spec

@@ -12,8 +12,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from suture.runtime.client.rollback_guard import RollbackGuard
 from suture.runtime.state.handoff import shared_key
+from suture.runtime.state.rollback_guard import RollbackGuard
 
 _SECRET = "secret.key"
 

@@ -15,6 +15,7 @@ from dataclasses import fields
 from multiprocessing.connection import Connection
 from typing import Any
 
+from suture.launch.options.classes import CLASSES, read_classes, written_classes
 from suture.launch.options.options import SITES_OWN, AskedOptions
 from suture.launch.options.toml import flag, option_type
 from suture.launch.site.search import Search
@@ -25,7 +26,6 @@ from suture.runtime.grpc.service import TERMS
 from suture.runtime.wire.codec import fits
 from suture.runtime.wire.messages import Hello, Terms, unwrap
 
-CLASSES = "classes"
 _BESIDE = (CLASSES, "protocol", "torch", "suture", "weights")
 """What is compared at joining and is no option."""
 
@@ -85,7 +85,7 @@ def agreed_classes(
                 f"nobody has said yet which classes the run has, and those of this site will not do: {problem}; ask "
                 "the server's operator to name them (suture serve --classes a,b), or join when another site has"
             )
-        hello = Hello(name, {CLASSES: json.dumps([*own])}, num_images=0, num_batches=0)
+        hello = Hello(name, {CLASSES: written_classes(own)}, num_images=0, num_batches=0)
         settled = ask_terms(line, search, hello)
         if settled.run != terms.run:
             raise ConfigError(
@@ -93,23 +93,6 @@ def agreed_classes(
             )
         terms = settled
     return read_classes(terms.agreement, "server")
-
-
-def read_classes(agreement: Mapping[str, str], who: str) -> tuple[str, ...]:
-    """The classes that a peer names.
-
-    Raises:
-        WireError: they are no names of classes.
-    """
-    said = agreement.get(CLASSES, "")
-    try:
-        classes = json.loads(said)
-    except (ValueError, RecursionError):
-        classes = None
-    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    if not named or problem_of(classes):
-        raise WireError(f"{who} said {said!r:.80} of the run's classes; refused: expected their names")
-    return tuple(classes)
 
 
 def _ask(answer: Connection, line: GrpcClientConfig, search: Search, hello: Hello | None) -> None:

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from suture.launch.output.lock import lock_folder
-from suture.runtime.client.rollback_guard import RollbackGuard
 from suture.runtime.client.wishes import NoWishes, Parting, Wish
 from suture.runtime.errors import ConfigError, EvictedError
 from suture.runtime.host.private_files import replace_private
+from suture.runtime.state.rollback_guard import RollbackGuard
 
 log = logging.getLogger(__name__)
 

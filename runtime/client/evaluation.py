@@ -6,18 +6,16 @@ Shape legend: N batch; D dimensions at the cut (h_ND).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from suture.runtime.client.model import ClientModel
 from suture.runtime.data.client_data import Batch, Split
+from suture.runtime.randomness import EVALUATION_BATCH
 from suture.runtime.training.metrics import build_criterion, build_scores
-from suture.runtime.training.randomness import EVALUATION_BATCH
 from suture.runtime.wire.messages import QUERY
-
-if TYPE_CHECKING:
-    from suture.runtime.client.client import Client
 
 # Splits that are passed through the whole net after a round, and the phase that the server is told. Held-out images
 # look to it like any other test image. Where split and phase differ nothing is scored.
@@ -38,7 +36,7 @@ def unseen(phase: str, batch: Batch, smashed: Tensor, logits: Tensor) -> None:
 
 @torch.no_grad()
 def evaluate(
-    client: Client, predict: Predict, round: int, seen: Seen = unseen
+    client: ClientModel, predict: Predict, round: int, seen: Seen = unseen
 ) -> dict[str, dict[str, float]]:
     """Scores the model that ``client`` holds on its own validation and test images.
 

@@ -5,22 +5,20 @@ Shape legend: N batch; C, H, W image; D dimensions at the cut (h_ND).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from suture.runtime.client.model import ClientModel
 from suture.runtime.data.client_data import Batch
 from suture.runtime.errors import DivergedError
 from suture.runtime.records.step_timer import WAITING
 from suture.runtime.scheduler import Turn
 from suture.runtime.wire.checks import check_loss
-
-if TYPE_CHECKING:
-    from suture.runtime.client.client import Client
 
 TopCall = Callable[[Tensor, Tensor | None], Any]  # (smashed, labels or None) -> LossReply or the top's output
 
@@ -46,7 +44,7 @@ class ClientStep:
             the batch is back; its gradient is then applied to newer weights than it was computed with.
     """
 
-    def __init__(self, client: Client, turn: Turn, batch: Batch, stashed: bool = False) -> None:
+    def __init__(self, client: ClientModel, turn: Turn, batch: Batch, stashed: bool = False) -> None:
         self.client, self.batch = client, batch
         self.place = (turn.round, client.name, batch.number)
         fake = client.fake_labels(turn, batch)
@@ -159,8 +157,7 @@ class ClientStep:
         if client.is_watching:
             with torch.no_grad():
                 client.detector.observe(cut.sent.detach(), at_cut, self.targets)
-        client.learns = self.learns
-        client.step(self._gradients)
+        self.learn(self._gradients)
 
     def _pass_bottom_back(self, roots: Sequence[tuple[Tensor, Tensor | None]]) -> None:
         client, weights = self.client, dict(self.client.bottom.named_parameters())
@@ -177,6 +174,14 @@ class ClientStep:
         self._keep(zip((weights[name] for name in taken), found, strict=True))
 
     # Both -----------------------------------------------------------------------------------------
+
+    def learn(self, gradients: Mapping[Tensor, Tensor]) -> None:
+        """Optimizer and defence step with the gradients of one backward.
+
+        Those of a detector's fake batch are thrown away; the client's batch norms have seen true images.
+        """
+        if self.learns:
+            self.client.step(gradients)
 
     def check_loss(self, loss: Tensor) -> None:
         """Refuses to learn from a loss that is no number.

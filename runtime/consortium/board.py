@@ -25,11 +25,11 @@ from suture.runtime.consortium.evidence import (
 )
 from suture.runtime.consortium.identity import Trust
 from suture.runtime.consortium.keys import GRANT, REQUEST
-from suture.runtime.consortium.statements import digest
 from suture.runtime.errors import UntrustedError, WireError
 from suture.runtime.scheduler import TurnKind
 from suture.runtime.state.handoff import HANDOFF, SHARE, handoff_digest, says_of
 from suture.runtime.wire.messages import Board, SealedHandoff, Share, Statement
+from suture.runtime.wire.statements import digest
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from cryptography import x509
 
+from suture.runtime.consortium.credentials import common_name
 from suture.runtime.consortium.evidence import convictions, withdrawn
 from suture.runtime.consortium.identity import Identity, Trust
-from suture.runtime.consortium.statements import digest
 from suture.runtime.errors import UntrustedError
-from suture.runtime.grpc.credentials import common_name
 from suture.runtime.wire.messages import Board, Statement
+from suture.runtime.wire.statements import digest
 
 EPOCH = "epoch"
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from suture.runtime.consortium.identity import Identity
-from suture.runtime.consortium.statements import digest
 from suture.runtime.errors import UntrustedError
 from suture.runtime.wire.messages import Share, Statement
+from suture.runtime.wire.statements import digest
 
 ACCUSATION, VERDICT, WITHDRAWAL = "accusation", "verdict", "withdrawal"
 KINDS = (ACCUSATION, VERDICT, WITHDRAWAL)

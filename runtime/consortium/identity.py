@@ -23,11 +23,11 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
+from suture.runtime.consortium.credentials import Credentials, common_name
 from suture.runtime.consortium.roster import Roster, fingerprint
-from suture.runtime.consortium.statements import signed_bytes
 from suture.runtime.errors import ConfigError, UntrustedError
-from suture.runtime.grpc.credentials import Credentials, common_name
 from suture.runtime.wire.messages import Statement, printable
+from suture.runtime.wire.statements import signed_bytes
 
 MAX_CONTENT = 2**17
 """Most characters of a statement; an epoch names all sites that were put out, an accusation holds a statement."""

@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from suture.runtime.consortium.identity import Identity, Trust
-from suture.runtime.consortium.statements import digest
 from suture.runtime.errors import UntrustedError
 from suture.runtime.wire.messages import Statement
+from suture.runtime.wire.statements import digest
 
 REQUEST, GRANT = "key request", "key grant"
 _NONCE = bytes(12)  # every key that a grant is sealed with is used once

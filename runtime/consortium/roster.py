@@ -12,12 +12,13 @@ import re
 import tomllib
 from pathlib import Path
 
+import tomli_w
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from suture.runtime.consortium.credentials import SITE_NAME
 from suture.runtime.errors import ConfigError
-from suture.runtime.grpc.credentials import SITE_NAME
 from suture.runtime.host.private_files import replace_private
 
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
@@ -138,9 +139,9 @@ class Roster:
 
     def _write(self, fingerprints: dict[str, str]) -> None:
         _check(fingerprints, str(self._path))
-        lines = "".join(f'{name} = "{of_key}"\n' for name, of_key in sorted(fingerprints.items()))
+        lines = tomli_w.dumps({"sites": dict(sorted(fingerprints.items()))})
         try:
-            replace_private(self._path, f"{_HEADING}\n[sites]\n{lines}".encode())
+            replace_private(self._path, f"{_HEADING}\n{lines}".encode())
         except OSError as error:
             raise ConfigError(
                 f"cannot write the roster {self._path}: {error.strerror}; make the kit's folder your own, on a disk "

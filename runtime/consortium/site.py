@@ -15,15 +15,15 @@ import secrets
 from contextlib import suppress
 from typing import Any
 
-from suture.runtime.client.rollback_guard import RollbackGuard
 from suture.runtime.consortium import evidence
 from suture.runtime.consortium.epochs import EpochChain
 from suture.runtime.consortium.identity import Identity, Trust
 from suture.runtime.consortium.keys import GRANT, KeyRequest, grant
-from suture.runtime.consortium.statements import digest
 from suture.runtime.errors import ConfigError, HandoffError, UntrustedError
 from suture.runtime.state.handoff import SHARE, commitment, handoff_digest
+from suture.runtime.state.rollback_guard import RollbackGuard
 from suture.runtime.wire.messages import Board, Heads, SealedHandoff, Share, Statement
+from suture.runtime.wire.statements import digest
 
 log = logging.getLogger(__name__)
 

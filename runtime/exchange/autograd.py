@@ -21,7 +21,8 @@ from typing import Any
 import torch.distributed.autograd as dist_autograd
 from torch import Tensor
 
-from suture.runtime.client.client import Client
+from suture.runtime.client.model import ClientModel
+from suture.runtime.client.step import ClientStep
 from suture.runtime.data.client_data import Batch
 from suture.runtime.exchange.rpc import RpcExchange
 from suture.runtime.records.step_timer import WAITING
@@ -34,18 +35,19 @@ from suture.runtime.wire.messages import StepDone, Upload
 class AutogradExchange(RpcExchange):
     """One autograd graph over both processes."""
 
-    def train_step(self, client: Client, turn: Turn, batch: Batch) -> float:
+    def train_step(self, client: ClientModel, turn: Turn, batch: Batch) -> float:
         with dist_autograd.context() as context:
-            total, loss = client.forward(turn, batch, self.top(client, turn, batch.number))
+            step = ClientStep(client, turn, batch)
+            total, loss = step.whole(self.top(client, turn, batch.number))
             with client.step_timer.part("backward"):  # the server's half of it and the wire's included
                 calls.backward(context, [total])
             with client.step_timer.part(WAITING):
                 done = StepDone(turn.number, batch.number, loss)
                 self.answered(ServerApi.step, calls.begin(functions.step, self.server, done, context))()
-            client.step(dist_autograd.get_gradients(context))
+            step.learn(dist_autograd.get_gradients(context))
         return loss
 
-    def top(self, client: Client, turn: Turn, batch: int) -> Callable[[Tensor, Tensor | None], Any]:
+    def top(self, client: ClientModel, turn: Turn, batch: int) -> Callable[[Tensor, Tensor | None], Any]:
         """The server's top in training mode, as a function of smashed data and labels."""
 
         def forward(smashed: Tensor, labels: Tensor | None) -> Any:

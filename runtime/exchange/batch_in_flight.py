@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from suture.runtime.client.client import Client
+from suture.runtime.client.model import ClientModel
 from suture.runtime.client.step import ClientStep
 from suture.runtime.data.client_data import Batch
 from suture.runtime.errors import SutureError
@@ -37,7 +37,9 @@ class BatchInFlight:
         stashed: see `ClientStep`.
     """
 
-    def __init__(self, begin: Begin, client: Client, turn: Turn, batch: Batch, stashed: bool = False) -> None:
+    def __init__(
+        self, begin: Begin, client: ClientModel, turn: Turn, batch: Batch, stashed: bool = False
+    ) -> None:
         self.batch = batch
         self._begin, self._client, self._turn = begin, client, turn
         self._step = ClientStep(client, turn, batch, stashed)

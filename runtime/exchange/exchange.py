@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from suture.runtime.client.client import Client
+from suture.runtime.client.model import ClientModel
 from suture.runtime.data.client_data import Batch
 from suture.runtime.errors import SutureError, WireError
+from suture.runtime.randomness import EVALUATION_BATCH
 from suture.runtime.scheduler import Turn
 from suture.runtime.server.api import Endpoint, ServerApi, answer_type
-from suture.runtime.training.randomness import EVALUATION_BATCH
 from suture.runtime.wire.codec import fits
 from suture.runtime.wire.messages import (
     Board,
@@ -91,16 +91,16 @@ class Exchange(ABC):
         welcome: Welcome = self.call(ServerApi.hello, hello)
         return welcome
 
-    def train(self, client: Client, turn: Turn, batches: Iterable[Batch]) -> Generator[Trained]:
+    def train(self, client: ClientModel, turn: Turn, batches: Iterable[Batch]) -> Generator[Trained]:
         """A turn's training steps; each batch is returned when both sides have stepped on it."""
         for batch in batches:
             yield Trained(batch, self.train_step(client, turn, batch))
 
     @abstractmethod
-    def train_step(self, client: Client, turn: Turn, batch: Batch) -> float:
+    def train_step(self, client: ClientModel, turn: Turn, batch: Batch) -> float:
         """Forward, backward and both sides' optimizer steps for one batch; returns the task loss."""
 
-    def predict(self, client: Client, turn: Turn) -> Callable[[str, int, Tensor], Any]:
+    def predict(self, client: ClientModel, turn: Turn) -> Callable[[str, int, Tensor], Any]:
         """The server's top in evaluation mode, as a function of phase, batch number and smashed data."""
 
         def predict(phase: str, batch: int, smashed: Tensor) -> Any:

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from functools import partial
 
-from suture.runtime.client.client import Client
+from suture.runtime.client.model import ClientModel
 from suture.runtime.data.client_data import Batch
 from suture.runtime.exchange.batch_in_flight import BatchInFlight
 from suture.runtime.exchange.exchange import Exchange, Trained
@@ -28,16 +28,18 @@ from suture.runtime.scheduler import Turn
 class FusedStep(Exchange):
     """The explicit step over any carrier."""
 
-    def train_step(self, client: Client, turn: Turn, batch: Batch) -> float:
+    def train_step(self, client: ClientModel, turn: Turn, batch: Batch) -> float:
         in_flight = self._in_flight(client, turn, batch)
         in_flight.depart()
         return in_flight.arrive()
 
-    def _in_flight(self, client: Client, turn: Turn, batch: Batch, stashed: bool = False) -> BatchInFlight:
+    def _in_flight(
+        self, client: ClientModel, turn: Turn, batch: Batch, stashed: bool = False
+    ) -> BatchInFlight:
         # Where others train in the same turn, the server may wait for them before it answers.
         return BatchInFlight(partial(self.begin, patient=turn.together), client, turn, batch, stashed)
 
-    def train(self, client: Client, turn: Turn, batches: Iterable[Batch]) -> Generator[Trained]:
+    def train(self, client: ClientModel, turn: Turn, batches: Iterable[Batch]) -> Generator[Trained]:
         overlap, at_home = client.config.overlap, not client.config.labels_shared
         coming, under_way = iter(batches), deque[BatchInFlight]()
         batch = next(coming, None)

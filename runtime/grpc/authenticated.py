@@ -19,9 +19,9 @@ from typing import Any, NoReturn, Protocol, TypeAlias
 import grpc
 import grpc.aio
 
+from suture.runtime.consortium.credentials import Credentials, Role
 from suture.runtime.errors import ConfigError, MemberLostError, PeerLostError, SutureError, WireError
 from suture.runtime.grpc import chunks, handshake
-from suture.runtime.grpc.credentials import Credentials, Role
 from suture.runtime.grpc.handshake import Identity, Keys
 from suture.runtime.grpc.pings import Pings, PlainPings, TaggedPings
 from suture.runtime.grpc.service import PROXY, SESSION, given, other_mode, place_of, seconds_between_pings

@@ -18,10 +18,10 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from suture.runtime.consortium.credentials import Credentials, Role
 from suture.runtime.errors import ConfigError, PeerLostError, SutureError, WireError
 from suture.runtime.grpc import chunks
 from suture.runtime.grpc.chunks import Limits
-from suture.runtime.grpc.credentials import Credentials, Role
 from suture.runtime.grpc.handshake import Identity
 from suture.runtime.grpc.loop import LoopThread
 from suture.runtime.grpc.peer_certificate import takes_all

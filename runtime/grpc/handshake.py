@@ -30,8 +30,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from suture.runtime.consortium.credentials import Credentials, Role, common_name
 from suture.runtime.errors import ConfigError, WireError
-from suture.runtime.grpc.credentials import Credentials, Role, common_name
 from suture.runtime.grpc.peer_certificate import PeerCertificates, takes_all
 from suture.runtime.wire.messages import PROTOCOL
 

@@ -21,8 +21,8 @@ from cryptography.x509.verification import (
     VerificationError,
 )
 
+from suture.runtime.consortium.credentials import SITE_NAME, Role, common_name
 from suture.runtime.errors import ConfigError, WireError
-from suture.runtime.grpc.credentials import SITE_NAME, Role, common_name
 
 _MOST_CERTIFICATES = 4
 _MOST_BETWEEN = 2

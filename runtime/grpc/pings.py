@@ -11,7 +11,7 @@ import time
 from collections import deque
 from typing import Protocol
 
-from suture.runtime.grpc.credentials import Role
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.grpc.handshake import Keys
 from suture.runtime.grpc.service import PING
 from suture.runtime.grpc.tags import TAG_BYTES, ForgedError

@@ -28,11 +28,11 @@ import grpc
 import grpc.aio
 from torch.futures import Future
 
+from suture.runtime.consortium.credentials import Credentials
 from suture.runtime.errors import ConfigError, EvictedError, MemberLostError, SutureError, WireError
 from suture.runtime.grpc import chunks
 from suture.runtime.grpc.authenticated import Authenticator, Caller, TlsCaller, refuse
 from suture.runtime.grpc.chunks import Limits
-from suture.runtime.grpc.credentials import Credentials
 from suture.runtime.grpc.peer_certificate import takes_all
 from suture.runtime.grpc.service import (
     ALIVE,

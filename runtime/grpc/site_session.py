@@ -6,9 +6,9 @@ from typing import Any
 
 import grpc.aio
 
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.errors import ConfigError, MemberLostError, WireError
 from suture.runtime.grpc import chunks
-from suture.runtime.grpc.credentials import Role
 from suture.runtime.grpc.handshake import MOST_BYTES, Identity, Keys, SiteHandshake
 from suture.runtime.grpc.pings import TaggedPings
 from suture.runtime.grpc.service import HANDSHAKE, HELLO, PREFIX, TERMS, no_answer, seconds_between_pings

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 import grpc.aio
 
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.errors import WireError
-from suture.runtime.grpc.credentials import Role
 from suture.runtime.grpc.handshake import Keys
 from suture.runtime.grpc.service import HELLO
 

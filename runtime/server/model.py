@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from suture.runtime.hooks import Attack, SmashedBatch
+from suture.runtime.randomness import EVALUATION_BATCH, PUBLIC, Randomness
 from suture.runtime.records.step_timer import SERVER, NoStepTimer, StepTimer
 from suture.runtime.state.averaging import Mean
 from suture.runtime.state.handoff import part_digest
 from suture.runtime.training.optim import step_with
-from suture.runtime.training.randomness import EVALUATION_BATCH, PUBLIC, Randomness
 from suture.runtime.wire.checks import TensorSpec
 from suture.runtime.wire.compression import Packer
 from suture.runtime.wire.messages import LossReply

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.futures import Future
 
 from suture.runtime.errors import TurnUndoneError, WireError
+from suture.runtime.randomness import EVALUATION_BATCH
 from suture.runtime.records.observers import Recorder, Watcher
 from suture.runtime.scheduler import Together, Turn, TurnKind
 from suture.runtime.server.membership import Member, natural
@@ -22,7 +23,6 @@ from suture.runtime.server.run_state import RunState
 from suture.runtime.server.step import Running, Steps, class_weights
 from suture.runtime.server.step_order import Joined, Lane, OneByOne, waves
 from suture.runtime.state.handoff import HANDOFF, MAX_BYTES, SHARE, handoff_digest
-from suture.runtime.training.randomness import EVALUATION_BATCH
 from suture.runtime.wire.checks import check_handoff, check_scores, check_weights
 from suture.runtime.wire.compression import Payload
 from suture.runtime.wire.messages import (

@@ -27,12 +27,12 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from torch import Tensor
 
-from suture.runtime.consortium.statements import digest
 from suture.runtime.errors import BadHandoffError, ConfigError, HandoffError, WireError
 from suture.runtime.host.private_files import check_private
 from suture.runtime.wire import frames
 from suture.runtime.wire.checks import check_handoff, check_state
 from suture.runtime.wire.messages import SealedHandoff, Share, Statement
+from suture.runtime.wire.statements import digest
 
 KEY_BYTES = 32
 _TAG_BYTES = 16

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from suture.runtime.errors import ConfigError, WireError
-from suture.runtime.training.randomness import Randomness
+from suture.runtime.randomness import Randomness
 from suture.runtime.wire.checks import TensorSpec, check_finite
 from suture.runtime.wire.messages import Packed
 

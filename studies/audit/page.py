@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
 from typing import Any
 
-from suture.studies.audit.report import MEASURES, Group, Interval, Result, grouped, strongest_alive
+from suture.studies.audit.report import KINDS, MEASURES, Group, Interval, Result, grouped, strongest_alive
+from suture.studies.table import Table, bullets
 
-_KINDS = {"held_out": "held-out", "train": "training"}
+_SHOWN = {"held_out": "held-out", "train": "training"}
 _BESIDE = ("mean image", "shuffled", "untrained client")
 _DIGITS = {"psnr": 1, "mse": 4, "mse_median": 4, "mse_worst_tenth": 4}
 
@@ -15,7 +17,7 @@ _DIGITS = {"psnr": 1, "mse": 4, "mse_median": 4, "mse_worst_tenth": 4}
 def to_markdown(
     results: Sequence[Result], about: Mapping[str, Any], frontier: str, galleries: Mapping[str, str]
 ) -> str:
-    """The page.
+    """The page: page.md, filled.
 
     Args:
         results: run by run.
@@ -23,80 +25,57 @@ def to_markdown(
         frontier: file name of the frontier's picture.
         galleries: by cut, of the reconstructions; a cut without has none.
     """
-    groups = grouped(results)
-    first = results[0]
-    scores = first["attackers"]["static"]["scores"]["held_out"]["attack"]
-    lines = [
-        "# Audit: what would I leak if I joined?",
-        "",
-        f"`{about['command']}`",
-        "",
-        f"{about['model']} on {about['data']}, {about['image_size']} px, {about['clients']} client(s) with "
-        f"{about['train_images']} training images each, {about['epochs']} rounds. "
-        f"{about['done']} of {about['planned']} runs are done"
-        + (f"; {about['note']}." if about.get("note") else "."),
-        "",
-        f"Attackers (ADRA, passive): both own {about['aux_images']} auxiliary images and pass them through a "
-        "client's bottom, defence on. **Static**: a decoder as it would be without defence "
-        f"(`{about['attackers']['static']}`). **Adaptive**: a fresh decoder of twice the width with a residual block, "
-        "trained longer, on smashed data averaged over the last three rounds "
-        f"(`{about['attackers']['adaptive']}`). Judged on {scores['num_images']:.0f} held-out images that nobody "
-        "trained on. Means over seeds, in brackets the smallest and largest seed. **Void**: the classifier is at most "
-        "two points above naming the commonest class; what it hides is then no merit.",
-        "",
-        f"![frontier]({frontier})",
-        "",
-    ]
-    for cut in dict.fromkeys(group.cut for group in groups):
-        lines += _table(cut, [group for group in groups if group.cut == cut], first["metric_name"])
-        if cut in galleries:
-            lines += [f"![truth over reconstruction, cut {cut}]({galleries[cut]})", ""]
-    lines += ["## What the tables say", "", *verdicts(groups), ""]
-    lines += [
-        "## Every column of the judge",
-        "",
-        'Means over the seeds; "worst tenth" is of the tenth of the images that leaked most. In italics what no '
-        "smashed data of these images would give: the mean image, and the adaptive attacker fed with somebody "
-        "else's smashed data or with those of an untrained client.",
-        "",
-    ]
-    for cut in dict.fromkeys(group.cut for group in groups):
-        lines += _long_table(cut, [group for group in groups if group.cut == cut], first["metric_name"])
-    return "\n".join(lines)
+    by_cut: dict[str, list[Group]] = {}
+    for group in grouped(results):
+        by_cut.setdefault(group.cut, []).append(group)
+    scores = results[0]["attackers"]["static"]["scores"]["held_out"]["attack"]
+    return (
+        (files(__package__) / "page.md")
+        .read_text()
+        .format(
+            **about,
+            ended=f"; {about['note']}" if about.get("note") else "",
+            num_images=scores["num_images"],
+            frontier=frontier,
+            cuts="\n".join(_of_cut(cut, groups, galleries) for cut, groups in by_cut.items()).rstrip(),
+            verdicts=bullets(verdicts(grouped(results))),
+            columns="\n".join(
+                _every_column(cut, groups).to_markdown(level=3) for cut, groups in by_cut.items()
+            ),
+        )
+    )
 
 
-def _table(cut: str, groups: Sequence[Group], metric: str) -> list[str]:
-    reference = groups[0]
-    mean_ssim = reference.leak("ssim", "static", row="mean image")[0]
-    mean_mse = reference.leak("mse", "static", row="mean image")[0]
-    chance = float(reference.results[0]["attackers"]["static"]["scores"]["held_out"]["attack"]["chance"])
+def _of_cut(cut: str, groups: Sequence[Group], galleries: Mapping[str, str]) -> str:
+    mean_mse, mean_ssim = (groups[0].leak(name, "static", row="mean image")[0] for name in ("mse", "ssim"))
+    chance = float(groups[0].results[0]["attackers"]["static"]["scores"]["held_out"]["attack"]["chance"])
     majorities = [result["majority"] for group in groups for result in group.results]
     majority = "" if None in majorities else f"majority class {sum(majorities) / len(majorities):.3f}, "
-    lines = [
+    parts = [
         f"## Cut {cut}",
-        "",
         f"Beside it: {majority}mean image MSE {mean_mse:.4f} and SSIM {mean_ssim:.3f}, re-identification by chance "
         f"{chance:.3f}.",
-        "",
-        f"| defence | {metric} | MSE static | MSE adaptive | SSIM static | SSIM adaptive | worst tenth SSIM, adaptive "
-        "| re-identified static | re-identified adaptive | in training, SSIM adaptive | void |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        Table([_cells(group) for group in groups]).to_markdown().rstrip(),
     ]
-    for group in groups:
-        cells = [
-            _shown(group.metric, 3),
-            _shown(group.leak("mse", "static"), 4),
-            _shown(group.leak("mse", "adaptive"), 4),
-            _shown(group.leak("ssim", "static"), 3),
-            _shown(group.leak("ssim", "adaptive"), 3),
-            _shown(group.leak("ssim_worst_tenth", "adaptive"), 3),
-            _shown(group.leak("reidentified", "static"), 2),
-            _shown(group.leak("reidentified", "adaptive"), 2),
-            _shown(group.leak("ssim", "adaptive", kind="train"), 3),
-            f"**{group.num_void} of {len(group.results)}**" if group.num_void else "",
-        ]
-        lines.append(f"| {group.defence} | " + " | ".join(cells) + " |")
-    return [*lines, ""]
+    if cut in galleries:
+        parts.append(f"![truth over reconstruction, cut {cut}]({galleries[cut]})")
+    return "\n\n".join(parts) + "\n"
+
+
+def _cells(group: Group) -> dict[str, object]:
+    return {
+        "defence": group.defence,
+        group.results[0]["metric_name"]: _shown(group.metric, 3),
+        "MSE static": _shown(group.leak("mse", "static"), 4),
+        "MSE adaptive": _shown(group.leak("mse", "adaptive"), 4),
+        "SSIM static": _shown(group.leak("ssim", "static"), 3),
+        "SSIM adaptive": _shown(group.leak("ssim", "adaptive"), 3),
+        "worst tenth SSIM, adaptive": _shown(group.leak("ssim_worst_tenth", "adaptive"), 3),
+        "re-identified static": _shown(group.leak("reidentified", "static"), 2),
+        "re-identified adaptive": _shown(group.leak("reidentified", "adaptive"), 2),
+        "in training, SSIM adaptive": _shown(group.leak("ssim", "adaptive", kind="train"), 3),
+        "void": f"**{group.num_void} of {len(group.results)}**" if group.num_void else "",
+    }
 
 
 def verdicts(groups: Sequence[Group]) -> list[str]:
@@ -108,10 +87,10 @@ def verdicts(groups: Sequence[Group]) -> list[str]:
         for family in dict.fromkeys(group.family for group in here if group.family != "none"):
             best = strongest_alive([group for group in here if group.family == family])
             if best.num_void:
-                said.append(f"- Cut {cut}, {family}: **void at every strength tried**.")
+                said.append(f"Cut {cut}, {family}: **void at every strength tried**.")
                 continue
             text = (
-                f"- Cut {cut}, {family}: at best `{best.defence}`, SSIM {best.worst('ssim')[0]:.3f} and "
+                f"Cut {cut}, {family}: at best `{best.defence}`, SSIM {best.worst('ssim')[0]:.3f} and "
                 f"re-identification {best.worst('reidentified')[0]:.2f} under the stronger attacker, "
                 f"{best.results[0]['metric_name']} {best.metric[0]:.3f}"
             )
@@ -132,31 +111,26 @@ def _shown(interval: Interval, digits: int) -> str:
     return mean if low == high else f"{mean} ({low} to {high})"
 
 
-def _long_table(cut: str, groups: Sequence[Group], metric: str) -> list[str]:
-    """Lines of one cut's table, means over the seeds.
+def _every_column(cut: str, groups: Sequence[Group]) -> Table:
+    """Means over the seeds.
 
     The mean image, the attacker's answers to shuffled smashed data and to an untrained client stand below each
     defence, of the adaptive attacker; so each number has beside it what no smashed data would give.
     """
-    headings = [
-        "defence",
-        metric,
-        "majority",
-        "images",
-        "attacker",
-        *(name.replace("_", " ") for name in MEASURES),
-    ]
-    lines = [f"### Cut {cut}", "", "| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+    rows: list[dict[str, object]] = []
     for group in groups:
         majority = group.results[0]["majority"]
-        told = [group.defence, f"{group.metric[0]:.3f}", "" if majority is None else f"{majority:.3f}"]
-        for kind, shown in _KINDS.items():
+        told = {
+            "defence": group.defence,
+            group.results[0]["metric_name"]: f"{group.metric[0]:.3f}",
+            "majority": "" if majority is None else f"{majority:.3f}",
+        }
+        for kind in KINDS:
             for attacker, row in _rows(group, kind):
-                named = attacker if row == "attack" else f"*{row}*"
-                scores = [_cell(group, measure, attacker, kind, row) for measure in MEASURES]
-                lines.append("| " + " | ".join([*told, shown, named, *scores]) + " |")
-                told = ["", "", ""]
-    return [*lines, ""]
+                named = {"images": _SHOWN[kind], "attacker": attacker if row == "attack" else f"*{row}*"}
+                rows.append(told | named | _scores(group, attacker, kind, row))
+                told = dict.fromkeys(told, "")
+    return Table(rows, f"Cut {cut}")
 
 
 def _rows(group: Group, kind: str) -> Iterator[tuple[str, str]]:
@@ -166,5 +140,6 @@ def _rows(group: Group, kind: str) -> Iterator[tuple[str, str]]:
     yield from ((attackers[-1], row) for row in _BESIDE if row in last)
 
 
-def _cell(group: Group, measure: str, attacker: str, kind: str, row: str) -> str:
-    return f"{group.leak(measure, attacker, kind=kind, row=row)[0]:.{_DIGITS.get(measure, 3)}f}"
+def _scores(group: Group, attacker: str, kind: str, row: str) -> dict[str, object]:
+    means = {name: group.leak(name, attacker, kind=kind, row=row)[0] for name in MEASURES}
+    return {name.replace("_", " "): f"{mean:.{_DIGITS.get(name, 3)}f}" for name, mean in means.items()}

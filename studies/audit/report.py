@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
+
+from suture.studies.table import Table
 
 Result = Mapping[str, Any]
 Interval = tuple[float, float, float]  # mean, smallest and largest over the seeds
@@ -24,7 +25,7 @@ MEASURES = (
     "mse_worst_tenth",
     "ssim_worst_tenth",
 )
-_KINDS = ("held_out", "train")
+KINDS = ("held_out", "train")
 _ROWS = ("attack", "mean image", "shuffled", "untrained client")
 
 
@@ -109,37 +110,17 @@ def strongest_alive(groups: Sequence[Group]) -> Group:
 
 def to_csv(results: Sequence[Result]) -> str:
     """A line for every run, attacker, set of images and row of the judge."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [
-            "cut",
-            "defence",
-            "seed",
-            "metric",
-            "value",
-            "majority",
-            "void",
-            "attacker",
-            "images",
-            "row",
-            *MEASURES,
-        ]
-    )
+    rows = []
     for result in results:
-        told = [
-            result["cut"],
-            result["defence"],
-            result["seed"],
-            result["metric_name"],
-            f"{result['metric']:.4f}",
-        ]
-        told += ["" if result["majority"] is None else f"{result['majority']:.4f}", int(result["void"])]
-        for attacker, found in result["attackers"].items():
-            for kind in _KINDS:
-                for row in _ROWS:
-                    scores = found["scores"].get(kind, {}).get(row)
-                    if scores is not None:
-                        numbers = [f"{scores[measure]:.5f}" for measure in MEASURES]
-                        writer.writerow([*told, attacker, kind, row, *numbers])
-    return text.getvalue()
+        told = {name: result[name] for name in ("cut", "defence", "seed")} | {
+            "metric": result["metric_name"],
+            "value": f"{result['metric']:.4f}",
+            "majority": "" if result["majority"] is None else f"{result['majority']:.4f}",
+            "void": int(result["void"]),
+        }
+        for (attacker, found), kind, row in product(result["attackers"].items(), KINDS, _ROWS):
+            scores = found["scores"].get(kind, {}).get(row)
+            if scores is not None:
+                numbers = {measure: f"{scores[measure]:.5f}" for measure in MEASURES}
+                rows.append(told | {"attacker": attacker, "images": kind, "row": row} | numbers)
+    return Table(rows).to_csv()

@@ -183,11 +183,15 @@ def _open(folder: Path, config: AuditConfig, base: AskedOptions) -> str:
         ConfigError: it holds another audit.
     """
     means = config.means
-    about = {"options": to_arguments(base), "aux_images": means.aux_images, "attackers": means.parameters()}
+    about: dict[str, Any] = {"options": to_arguments(base), "aux_images": means.aux_images}
+    about |= {"attackers": means.parameters()}
     path, key = folder / AUDIT, folder / "handoff.key"
     if path.exists():
         found = json.loads(path.read_text())
-        if {name: found.get(name) for name in about} != about:
+        same = {name: found.get(name) for name in about}
+        # The order of the options is not part of an audit: it is that of `AskedOptions`.
+        same["options"], about["options"] = sorted(found.get("options", [])), sorted(about["options"])
+        if same != about:
             raise ConfigError(
                 f"{folder} holds an audit with other options ({' '.join(found['options'])}); repeat those, or name "
                 "another --out"

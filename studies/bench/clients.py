@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from suture.launch.host.memory_check import check_memory
 from suture.launch.options.options import AskedOptions, RunOptions
 from suture.runtime.errors import ConfigError
 from suture.runtime.rpc.transport import SERVER
-from suture.studies.bench.page import page
 from suture.studies.bench.plan import LEASE, say
-from suture.studies.bench.rigs.machine import machine
 from suture.studies.bench.rigs.stage import UNSPLIT, Stage
 
 SCHEDULES = ("round-robin", "parallel", "splitfed", "concat")
@@ -85,28 +81,13 @@ QUICK = ClientsPlan(
 )
 
 
-def run_command(*, quick: bool, out: Path | None) -> None:
-    """``suture bench clients``.
+def measure(*, quick: bool) -> dict[str, Any]:
+    """Every number of clients in every schedule.
 
     Raises:
         SutureError: a process failed.
     """
     plan = QUICK if quick else STANDARD
-    where = machine()
-    measured = run_plan(plan, say)
-    page.publish("clients", where, measured, quick=quick, out=out)
-
-
-def run_plan(plan: ClientsPlan, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measures every number of clients in every schedule.
-
-    Args:
-        plan: what and how long.
-        say: is told a line a row.
-
-    Raises:
-        SutureError: a process failed.
-    """
     rows, left_out = [], []
     for count, turn_steps in plan.turns:
         try:
@@ -116,7 +97,7 @@ def run_plan(plan: ClientsPlan, say: Callable[[str], None]) -> dict[str, Any]:
             say(f"{count} clients: {error}")
             continue
         for schedule in SCHEDULES:
-            row = measure(plan, count, turn_steps, schedule)
+            row = measure_row(plan, count, turn_steps, schedule)
             rows.append(row)
             say(
                 f"{count} clients, {schedule}: {row['images_per_second']:.1f} images/s, "
@@ -125,7 +106,7 @@ def run_plan(plan: ClientsPlan, say: Callable[[str], None]) -> dict[str, Any]:
     return {"plan": asdict(plan), "rows": rows, "left_out": left_out}
 
 
-def measure(plan: ClientsPlan, count: int, turn_steps: int, schedule: str) -> dict[str, Any]:
+def measure_row(plan: ClientsPlan, count: int, turn_steps: int, schedule: str) -> dict[str, Any]:
     """One line of the table."""
     with Stage(plan.options(count, schedule), unsplit=True, round_steps=turn_steps) as stage:
         rounds: list[float] = []

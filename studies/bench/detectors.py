@@ -90,11 +90,11 @@ def watch(options: AskedOptions, seed: int, attack: str | None, num_steps: int) 
             smashed=rig.server.smashed.shape,
             normalisation="imagenet",
             task="classification",
-            num_classes=len(rig.client.data.classes),
+            num_classes=len(rig.client.model.data.classes),
             labels_shared=True,
         )
         detectors = {name: entry.plugin(entry.config(), view) for name, entry in DETECTORS.items()}
-        rig.client.detector = Watchers(detectors)
+        rig.client.model.detector = Watchers(detectors)
         for step in range(1, num_steps + 1):
             rig.step()
             for name, detector in detectors.items():

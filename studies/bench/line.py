@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,11 +20,9 @@ from suture.launch.options.options import AskedOptions
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.errors import ConfigError
 from suture.runtime.rpc.transport import SERVER
-from suture.studies.bench.page import line, page
-from suture.studies.bench.page.line import PLAIN
+from suture.studies.bench.page.line import PLAIN, kind
 from suture.studies.bench.plan import LEASE, say
 from suture.studies.bench.rigs import shaped
-from suture.studies.bench.rigs.machine import machine
 from suture.studies.bench.rigs.stage import Stage, seconds_by_line
 
 _KEY = bytes(range(32))  # a benchmark's images are nobody's secret from itself
@@ -142,35 +140,19 @@ QUICK = LinePlan(
 )
 
 
-def run_command(*, quick: bool, data: str | None, out: Path | None) -> None:
-    """``suture bench line``.
-
-    Raises:
-        SutureError: a process failed.
-    """
-    plan = QUICK if quick else STANDARD
-    where = machine()
-    measured: dict[str, Any]
-    if reason := shaped.why_not():
-        say(f"line: not measured: {reason}")
-        measured = {"skipped": reason}
-    else:
-        measured = measure(plan, data or default_data(quick), say)
-    page.publish("line", where, measured, quick=quick, out=out)
-
-
 def default_data(quick: bool) -> str:
     """Photographs where there are any, else drawn ones."""
     folder = Path(os.environ.get(DATA_VARIABLE, "")) / "idrid"
     return f"kaggle-dr:{folder}" if folder.is_dir() and not quick else "fundus-phantom"
 
 
-def measure(plan: LinePlan, data: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """Step times by way and rate, and the metric by wire format.
+def measure(*, quick: bool, data: str | None = None) -> dict[str, Any]:
+    """Step times by way and rate, and the metric by wire format on ``data``.
 
     Raises:
         SutureError: a process failed.
     """
+    plan = QUICK if quick else STANDARD
     with ExitStack() as stack:
         line = stack.enter_context(shaped.ShapedLine())
         line.shape(*plan.lines[0])
@@ -209,14 +191,14 @@ def measure(plan: LinePlan, data: str, say: Callable[[str], None]) -> dict[str, 
         }
         for (name, report), way in zip(reports.items(), plan.ways, strict=True)
     ]
-    metric = train(plan, data, [way for way in plan.ways if way.trained], say)
+    metric = train(plan, data or default_data(quick), [way for way in plan.ways if way.trained])
     shown = {name: value for name, value in asdict(plan).items() if name != "ways"}
     return {"plan": shown, "rows": rows, "metric": metric}
 
 
-def train(plan: LinePlan, data: str, ways: list[Way], say: Callable[[str], None]) -> dict[str, Any]:
+def train(plan: LinePlan, data: str, ways: list[Way]) -> dict[str, Any]:
     """Test AUROC of short runs in one process, by what of a way changes the weights: all but the exchange."""
-    kinds = {line.kind(way.name): {k: v for k, v in way.options.items() if k != "exchange"} for way in ways}
+    kinds = {kind(way.name): {k: v for k, v in way.options.items() if k != "exchange"} for way in ways}
     found: dict[str, list[float]] = {}
     for seed in range(plan.seeds):
         for name, changing in kinds.items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
+from importlib.resources import files
 
 from suture.launch.options.options import AskedOptions, RunOptions
 
@@ -79,48 +81,10 @@ class Plan:
     idle_seconds: float = 5.0
 
 
-def _resnets(image_size: int, batch_size: int, cuts: tuple[int, ...]) -> tuple[Row, ...]:
-    return tuple(Row(model="resnet34", image_size=image_size, cut=cut, batch_size=batch_size) for cut in cuts)
-
-
-def _unets(image_size: int, batch_size: int, width: int | None, cuts: tuple[int, ...]) -> tuple[Row, ...]:
-    return tuple(
-        Row(model="unet", image_size=image_size, cut=cut, batch_size=batch_size, width=width) for cut in cuts
-    )
-
-
-STANDARD = Plan(
-    rows=(
-        *_resnets(64, 32, (1, 3, 5, 7)),
-        *_resnets(128, 32, (1, 3, 5)),
-        *_resnets(224, 4, (1,)),
-        *_unets(64, 4, 16, (2,)),
-        *_unets(128, 4, 16, (1, 2, 3)),
-        *_unets(224, 2, 16, (2,)),
-    ),
-)
-"""About six minutes on two quiet cores: small batches at 224 px, the U-Net at a quarter of its width."""
-
-FULL = Plan(
-    rows=(
-        *_resnets(64, 32, (1, 3, 5, 7)),
-        *_resnets(128, 32, (1, 3, 5, 7)),
-        *_resnets(224, 32, (1, 3, 5, 7)),
-        *_unets(64, 8, None, (1, 2, 3)),
-        *_unets(128, 4, None, (1, 2, 3)),
-        *_unets(224, 2, None, (1, 2, 3)),
-    ),
-)
-"""About 20 minutes on two quiet cores: ResNet-34 in a real run's batches, the U-Net in its full width."""
-
-QUICK = Plan(
-    rows=(
-        Row(model="resnet18", image_size=32, cut=3, batch_size=4),
-        Row(model="unet", image_size=32, cut=1, batch_size=2, width=4),
-    ),
-    steps=4,
-    block_seconds=0.0,
-    idle=Row(model="resnet18", image_size=32, cut=3, batch_size=4),
-    idle_seconds=0.5,
-)
-"""Shows that the benchmark runs; its numbers mean nothing."""
+def read_plan(size: str) -> Plan:
+    """What train.toml says of a size: ``standard``, ``full`` or ``quick``."""
+    told = tomllib.loads((files(__package__) / "train.toml").read_text())[size]
+    if "idle" in told:
+        told["idle"] = Row(**told["idle"])
+    rows = tuple(Row(cut=cut, **row) for row in told.pop("rows") for cut in row.pop("cuts"))
+    return Plan(rows=rows, **told)

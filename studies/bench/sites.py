@@ -6,20 +6,16 @@ real processes of ``suture serve`` and ``suture join`` on this machine (``suture
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from suture.launch.options.options import AskedOptions, RunOptions
 from suture.runtime.rpc.transport import SERVER
-from suture.studies.bench.page import page
 from suture.studies.bench.plan import LEASE, say
-from suture.studies.bench.rigs import consortium, shaped
+from suture.studies.bench.rigs import consortium
 from suture.studies.bench.rigs.consortium import ConsortiumPlan
 from suture.studies.bench.rigs.floors import floors
-from suture.studies.bench.rigs.machine import machine
 from suture.studies.bench.rigs.shaped import ShapedLine
 from suture.studies.bench.rigs.stage import UNSPLIT, Stage, seconds_by_line
 
@@ -92,29 +88,15 @@ QUICK = SitesPlan(
 )
 
 
-def run_command(*, quick: bool, out: Path | None) -> None:
-    """``suture bench sites``.
-
-    Raises:
-        SutureError: a process failed.
-    """
-    where = machine()
-    if reason := shaped.why_not():
-        say(f"sites: not measured: {reason}")
-        measured: dict[str, Any] = {"skipped": reason}
-    else:
-        measured = measure(QUICK if quick else STANDARD, say)
-    page.publish("sites", where, measured, quick=quick, out=out)
-
-
-def measure(plan: SitesPlan, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(*, quick: bool) -> dict[str, Any]:
     """All of it.
 
     Raises:
         SutureError: a process failed.
     """
+    plan = QUICK if quick else STANDARD
     with ShapedLine() as line:
-        steps = _steps(plan, line, say)
+        steps = _steps(plan, line)
         handed, visits = [], []
         for megabits, latency in plan.lines:
             line.shape(megabits, latency)
@@ -130,12 +112,12 @@ def measure(plan: SitesPlan, say: Callable[[str], None]) -> dict[str, Any]:
         "handed": handed,
         "handshakes": [visit["handshakes"] for visit in visits],
         "joins": [visit["joins"] for visit in visits],
-        "loopback": _on_loopback(plan, say),
-        "consortium": consortium.measure(plan.consortium, say),
+        "loopback": _on_loopback(plan),
+        "consortium": consortium.measure(plan.consortium),
     }
 
 
-def _steps(plan: SitesPlan, line: ShapedLine, say: Callable[[str], None]) -> list[dict[str, list[float]]]:
+def _steps(plan: SitesPlan, line: ShapedLine) -> list[dict[str, list[float]]]:
     """Seconds of the same step over each carrier, by line; the carriers are alive at once and take turns."""
     line.shape(*plan.lines[0])
     with ExitStack() as stack:
@@ -172,7 +154,7 @@ def _handed(plan: SitesPlan, line: ShapedLine, carrier: str) -> list[tuple[str, 
     ]
 
 
-def _on_loopback(plan: SitesPlan, say: Callable[[str], None]) -> dict[str, Any]:
+def _on_loopback(plan: SitesPlan) -> dict[str, Any]:
     """Seconds of steps that carry 2.1 MB each way, over each carrier and in one process, in turn."""
     num_steps, num_blocks = plan.loopback
     times: dict[str, list[float]] = {name: [] for name in (*CARRIERS, UNSPLIT)}

@@ -14,9 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,7 @@ import psutil
 from suture.launch.host.program import ROOT, SUTURE
 from suture.runtime.errors import SutureError
 from suture.runtime.records.tracking import METRICS_FILE
-from suture.studies.bench.page import page
 from suture.studies.bench.plan import say
-from suture.studies.bench.rigs.machine import machine
 
 RANKS = 5
 PROCESSOR = "processor"
@@ -40,28 +37,13 @@ _TINY = (
 ).split()
 
 
-@dataclass(frozen=True, kw_only=True)
-class StartupPlan:
-    """How often each way is started, after some starts that are not counted (the disk's cache)."""
-
-    repeats: int = 10
-    warm_up: int = 1
-
-
-def run_command(*, quick: bool, out: Path | None) -> None:
-    """``suture bench startup``.
+def measure(*, quick: bool) -> dict[str, Any]:
+    """Seconds of each start to each milestone, by way; and what importing takes, by package.
 
     Raises:
         SutureError: a run did not come to its first step.
     """
-    where = machine()
-    plan = StartupPlan(repeats=1, warm_up=0) if quick else StartupPlan()
-    measured = measure(plan, say)
-    page.publish("startup", where, measured, quick=quick, out=out)
-
-
-def measure(plan: StartupPlan, say: Callable[[str], None]) -> dict[str, Any]:
-    """Seconds of each start to each milestone, by way; and what importing takes, by package."""
+    repeats, warm_up = (1, 0) if quick else (10, 1)  # those of the warm-up are not counted: the disk's cache
     ways = {
         "torchrun launch/run.py": [
             sys.executable,
@@ -75,11 +57,11 @@ def measure(plan: StartupPlan, say: Callable[[str], None]) -> dict[str, Any]:
     }
     starts: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     order, shuffle = list(ways), random.Random(0).shuffle
-    for number in range(plan.repeats + plan.warm_up):
+    for number in range(repeats + warm_up):
         shuffle(order)
         for way in order:
             found = start(ways[way])
-            if number >= plan.warm_up:
+            if number >= warm_up:
                 starts[way].append(found)
             say(f"{way}: " + ", ".join(f"{what} {seconds:.1f} s" for what, seconds in found.items()))
     return {"ranks": RANKS, "starts": starts, "imports": imports()}

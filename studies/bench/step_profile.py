@@ -15,9 +15,7 @@ from suture.launch.output.step_times import PARTS, median_parts, read_steps
 from suture.runtime.errors import SutureError
 from suture.runtime.records.step_timer import RunningStepTimer
 from suture.runtime.scheduler import Turn, TurnKind
-from suture.studies.bench.page import page
 from suture.studies.bench.plan import say
-from suture.studies.bench.rigs.machine import machine
 
 _RUN = "--clients 2 --data fundus-phantom --validation-images 0 --test-images 2 --profile"
 _SIZES = {
@@ -26,26 +24,13 @@ _SIZES = {
 }
 
 
-def run_command(*, quick: bool, out: Path | None) -> None:
-    """``suture bench profile``.
-
-    Raises:
-        SutureError: the run failed.
-    """
-    size = "quick" if quick else "standard"
-    where = machine()
-    measured = measure(size)
-    say(f"profile: {measured['steps']} steps of each client")
-    page.publish("profile", where, measured, quick=quick, out=out)
-
-
-def measure(size: str) -> dict[str, Any]:
+def measure(*, quick: bool) -> dict[str, Any]:
     """Median seconds of each part by client, and what taking them costs.
 
     Raises:
         SutureError: the run failed.
     """
-    options = f"{_RUN} {_SIZES[size]}"
+    options = f"{_RUN} {_SIZES['quick' if quick else 'standard']}"
     with tempfile.TemporaryDirectory(prefix="suture-bench-") as folder:
         run = Path(folder) / "run"
         done = subprocess.run(
@@ -56,10 +41,12 @@ def measure(size: str) -> dict[str, Any]:
         if done.returncode:
             raise SutureError(f"the profiled run failed: {done.stderr.strip().splitlines()[-1:]}")
         steps = read_steps(run)
+        num_steps = min(len(taken) - 1 for taken in steps.values())
+        say(f"profile: {num_steps} steps of each client")
         return {
             "options": options,
             "parts": list(PARTS),
-            "steps": min(len(taken) - 1 for taken in steps.values()),
+            "steps": num_steps,
             "medians": median_parts(run),
             "all_steps": steps,
             "stopwatch_seconds": stopwatch_seconds(),

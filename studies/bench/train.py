@@ -8,59 +8,39 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from suture.runtime.errors import ConfigError
 from suture.runtime.exchange import OVER_RPC
 from suture.runtime.rpc.transport import SERVER
-from suture.studies.bench.page import page
-from suture.studies.bench.plan import FULL, QUICK, STANDARD, Plan, Row, say
+from suture.studies.bench.plan import Plan, Row, read_plan, say
 from suture.studies.bench.rigs.floors import floors
-from suture.studies.bench.rigs.machine import machine
 from suture.studies.bench.rigs.stage import UNSPLIT, Stage
 from suture.studies.statistics import ratio_interval
 
 
-def run_command(*, full: bool, quick: bool, only: str | None, out: Path | None) -> None:
-    """``suture bench train``.
+def measure(*, quick: bool, full: bool = False, only: str | None = None) -> dict[str, Any]:
+    """``rows`` and ``idle``, for its section of the page.
+
+    Args:
+        quick: two small rows, which show that it works.
+        full: every size, cut and width.
+        only: rows whose name holds it; None for all.
 
     Raises:
         SutureError: an option that cannot work, or a process failed.
     """
     if full and quick:
         raise ConfigError("full and quick are opposites; leave one out")
-    plan = FULL if full else QUICK if quick else STANDARD
+    plan = read_plan("full" if full else "quick" if quick else "standard")
     if only is not None:
-        rows = tuple(row for row in plan.rows if only in row.name)
-        if not rows:
+        found = tuple(row for row in plan.rows if only in row.name)
+        if not found:
             known = ", ".join(row.name for row in plan.rows)
             raise ConfigError(f"only must be part of a row's name, got {only!r}; known: {known}")
-        plan = replace(plan, rows=rows)
-    if out is None and not quick and only is None:
-        out = page.FULL if full else page.DOCS
-    flags = [("--full", full), ("--quick", quick), (f"--only {only}", only is not None)]
-    command = " ".join(["suture bench train", *(flag for flag, given in flags if given)])
-    where = machine()
-    page.finish(out, "train", page.content(command, where, run_plan(plan, say)))
-
-
-def run_plan(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measures everything in ``plan``.
-
-    Args:
-        plan: what and how long.
-        say: is told a line a row.
-
-    Returns:
-        ``rows`` and ``idle``, for its section of the page.
-
-    Raises:
-        SutureError: a process failed; its error is in the message.
-    """
+        plan = replace(plan, rows=found)
     rows = []
     for number, row in enumerate(plan.rows, 1):
         rows.append(measure_row(row, plan))

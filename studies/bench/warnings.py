@@ -18,8 +18,8 @@ from suture.launch.output.round_warnings import RoundWarnings, WarningRecorder
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.data.source import Source
 from suture.runtime.errors import ConfigError
+from suture.runtime.randomness import Randomness
 from suture.runtime.records.observers import NoRecorder
-from suture.runtime.training.randomness import Randomness
 from suture.studies.bench.rigs.rig import over
 from suture.studies.table import Table
 

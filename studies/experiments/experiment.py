@@ -19,9 +19,9 @@ from typing import Any, ClassVar
 from suture.launch.options.options import AskedOptions
 from suture.launch.output.report.tables import NAMES
 from suture.studies.audit.report import is_void as majority_lost
-from suture.studies.experiments.engine.job import Job, runs_folder
-from suture.studies.experiments.engine.setting import Setting
-from suture.studies.experiments.engine.sizes import Scale, Sizes, sizes_of
+from suture.studies.experiments.runs.job import Job, runs_folder
+from suture.studies.experiments.runs.setting import Setting
+from suture.studies.experiments.runs.sizes import Scale, Sizes, sizes_of
 from suture.studies.statistics import shown
 from suture.studies.table import Table
 

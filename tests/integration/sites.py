@@ -20,10 +20,11 @@ from suture.launch import build
 from suture.launch.kits.provision import Project, provision
 from suture.launch.options.options import AskedOptions
 from suture.runtime.exchange import LocalExchange
+from suture.runtime.one_process import run_local
+from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.records.observers import NoRecorder
 from suture.runtime.records.tracking import read_events, read_metrics
 from suture.runtime.server.membership import Membership
-from suture.runtime.session import NoClientObserver, Participant, run_local
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {

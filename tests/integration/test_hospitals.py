@@ -241,7 +241,7 @@ def _known(
         else build.build_images(options, options.clients)
     )
     data = build.build_data(options, images, index or 0)
-    client = build.build_client(options, data, name, key, torch.device("cpu"), None, own)
+    client = build.build_client(options, data, name, key, torch.device("cpu"), None, own).model
     turn = Turn(TurnKind.TRAIN, name, 1, 1)
     batch = next(iter(client.batches(turn)))
     smashed = ClientStep(client, turn, batch).down().contiguous()

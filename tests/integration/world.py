@@ -23,18 +23,19 @@ from torch.distributed import rpc
 from suture.launch import build
 from suture.launch.kits.kit import Kit
 from suture.launch.options.options import AskedOptions, RunOptions
+from suture.runtime.consortium.credentials import Credentials, Role
 from suture.runtime.data.client_data import ClientData
 from suture.runtime.exchange import OVER_RPC
 from suture.runtime.exchange.grpc import GrpcExchange
 from suture.runtime.grpc.client import GrpcClient, GrpcClientConfig
-from suture.runtime.grpc.credentials import Credentials, Role
 from suture.runtime.grpc.server import GrpcServer, GrpcServerConfig
+from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.records.observers import NoRecorder
 from suture.runtime.rpc import calls, transport
 from suture.runtime.rpc.functions import RpcServer
 from suture.runtime.rpc.lockdown import Lockdown
 from suture.runtime.rpc.transport import Transport, TransportConfig
-from suture.runtime.session import NoClientObserver, Participant, take_part
+from suture.runtime.session import take_part
 
 KEY = bytes(range(32))
 python_calls: list[str] = []

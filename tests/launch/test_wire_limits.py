@@ -11,8 +11,8 @@ import torch
 from suture.launch import build
 from suture.launch.options.options import AskedOptions
 from suture.runtime.grpc.chunks import SMALL
+from suture.runtime.randomness import Randomness
 from suture.runtime.scheduler import Turn, TurnKind
-from suture.runtime.training.randomness import Randomness
 from suture.runtime.wire import frames
 from suture.runtime.wire.compression import Packer
 from suture.runtime.wire.messages import OutputGradient, Release, Share, StepReply, Upload
@@ -43,9 +43,9 @@ def made(request):
     images = build.build_images(options, 1)
     data = build.build_data(options, images, 0)
     client = build.build_client(options, data, "client0", KEY, CPU, None)
-    for parameter in client.parameters():
+    for parameter in client.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    client.optimizer.step()
+    client.model.optimizer.step()
     client.join("run")
     return options, client, build.build_server(options, len(data.classes), CPU), len(data.classes)
 
@@ -70,7 +70,7 @@ def test_a_whole_batch_fits_in_every_format(made, wire):
     options, client, server, num_classes = made
     limits, packer = build.wire_limits(options, num_classes), Packer(wire, Randomness(KEY, 0))
     smashed = torch.randn(options.batch_size, *server.smashed.shape)
-    output = torch.randn(options.batch_size, *client.output.shape)
+    output = torch.randn(options.batch_size, *client.model.output.shape)
     sent, back = (packer.pack(tensor, "smashed", 1, "client0", 0) for tensor in (smashed, output))
     labels = torch.zeros(options.batch_size, dtype=torch.int64)
     messages = (

@@ -13,13 +13,15 @@ from tiny import BATCH, NUM_BATCHES, SGD, build_client, build_coordinator, build
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from suture.runtime.client.step import ClientStep
 from suture.runtime.errors import DivergedError, WireError
 from suture.runtime.exchange import LocalExchange
 from suture.runtime.hooks import Attack, Defence, Detector
+from suture.runtime.one_process import run_local
+from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.records.observers import NoRecorder
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.server.model import ServerModel
-from suture.runtime.session import NoClientObserver, Participant, run_local
 from suture.runtime.state.checkpoint import Checkpoints
 from suture.runtime.state.handoff import part_digest
 from suture.runtime.wire.messages import Upload
@@ -83,7 +85,7 @@ def train_unsplit(home=False, roots=None, before_step=None):
         SGD.build(parts.top.parameters()),
     ]
     losses = []
-    for batch in client.batches(Turn(TurnKind.TRAIN, "client0", 1, 1)):
+    for batch in client.model.batches(Turn(TurnKind.TRAIN, "client0", 1, 1)):
         smashed, skips = parts.bottom(batch.inputs)
         smashed.retain_grad()
         out = parts.top(smashed)
@@ -106,8 +108,8 @@ def same(part, other) -> bool:
 
 def same_parts(played, parts) -> bool:
     client = played.clients[0]
-    heads = parts.head is None or same(client.head, parts.head)
-    return same(client.bottom, parts.bottom) and same(played.server.top, parts.top) and heads
+    heads = parts.head is None or same(client.model.head, parts.head)
+    return same(client.model.bottom, parts.bottom) and same(played.server.top, parts.top) and heads
 
 
 # The honest run ------------------------------------------------------------------------------------
@@ -213,7 +215,7 @@ def test_an_attacks_gradient_goes_back_in_place_of_the_servers(tmp_path):
     played = play(tmp_path, attack=Hijack(), home=True)
     parts, losses = train_unsplit(home=True, before_step=by_hand)
     assert same_parts(played, parts) and played.losses == losses
-    assert not same(played.clients[0].bottom, train_unsplit(home=True)[0].bottom)
+    assert not same(played.clients[0].model.bottom, train_unsplit(home=True)[0].bottom)
 
 
 def test_an_attacks_own_nets_are_left_to_it(tmp_path):
@@ -333,7 +335,7 @@ def test_a_client_learns_from_the_loss_and_the_penalty(tmp_path):
     played = play(tmp_path, defences=(Penalty(),))
     parts, losses = train_unsplit(roots=lambda x, h, loss: loss + 0.1 * (h * x).pow(2).sum())
     assert same_parts(played, parts) and played.losses == losses
-    assert not same(played.clients[0].bottom, train_unsplit()[0].bottom)
+    assert not same(played.clients[0].model.bottom, train_unsplit()[0].bottom)
 
 
 def test_what_is_transformed_crosses_the_wire_and_gradients_go_through_it(tmp_path):
@@ -346,7 +348,7 @@ def test_what_is_transformed_crosses_the_wire_and_gradients_go_through_it(tmp_pa
     played = play(tmp_path, defences=(Half(),))
     client, parts = build_client(0), build_parts(False)
     joined = SGD.build([*parts.bottom.parameters(), *parts.top.parameters()])
-    for number, batch in enumerate(client.batches(Turn(TurnKind.TRAIN, "client0", 1, 1))):
+    for number, batch in enumerate(client.model.batches(Turn(TurnKind.TRAIN, "client0", 1, 1))):
         smashed = parts.bottom(batch.inputs).smashed
         assert torch.equal(played.uploads[number].smashed, smashed * 0.5)
         cross_entropy(parts.top(smashed * 0.5), batch.targets).backward()
@@ -414,7 +416,9 @@ def test_a_detector_sees_what_was_sent_its_gradient_and_the_targets(home, tmp_pa
     played = play(tmp_path, defences=(Penalty(),), detectors={0: watch}, home=home)
     parts, _ = train_unsplit(home, roots=roots, before_step=by_hand)
     assert same_parts(played, parts) and len(watch.seen) == NUM_BATCHES
-    targets = [batch.targets for batch in build_client(0).batches(Turn(TurnKind.TRAIN, "client0", 1, 1))]
+    targets = [
+        batch.targets for batch in build_client(0).model.batches(Turn(TurnKind.TRAIN, "client0", 1, 1))
+    ]
     for (smashed, grad, labels), (h, dh), target in zip(watch.seen, expected, targets, strict=True):
         assert torch.equal(smashed, h) and torch.equal(grad, dh) and torch.equal(labels, target)
 
@@ -435,10 +439,10 @@ def test_fake_labels_go_up_and_the_client_does_not_learn_from_them(tmp_path):
 
     liar = Liar()
     played = play(tmp_path, detectors={0: liar})
-    batches = list(build_client(0).batches(Turn(TurnKind.TRAIN, "client0", 1, 1)))
+    batches = list(build_client(0).model.batches(Turn(TurnKind.TRAIN, "client0", 1, 1)))
     for batch, upload, (_, _, watched) in zip(batches, played.uploads[:NUM_BATCHES], liar.seen, strict=True):
         assert torch.equal(upload.labels, 1 - batch.targets) and torch.equal(watched, upload.labels)
-    assert same(played.clients[0].bottom, build_parts(False).bottom)
+    assert same(played.clients[0].model.bottom, build_parts(False).bottom)
     assert not same(played.server.top, build_parts(False).top)
 
 
@@ -456,6 +460,6 @@ def test_fake_labels_go_up_and_the_client_does_not_learn_from_them(tmp_path):
 )
 def test_a_client_refuses_a_reply_that_does_not_fit(home, reply, words):
     """Oracle: the message names the server and the field."""
-    client, turn = build_client(0, home), Turn(TurnKind.TRAIN, "client0", 1, 1)
+    model, turn = build_client(0, home).model, Turn(TurnKind.TRAIN, "client0", 1, 1)
     with pytest.raises(WireError, match=words):
-        client.forward(turn, next(client.batches(turn)), lambda smashed, labels: reply)
+        ClientStep(model, turn, next(model.batches(turn))).whole(lambda smashed, labels: reply)

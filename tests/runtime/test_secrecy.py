@@ -16,9 +16,9 @@ from suture.launch import build
 from suture.launch.options.options import AskedOptions
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.exchange import LocalExchange
+from suture.runtime.randomness import PUBLIC, Randomness
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.state.checkpoint import read_checkpoint
-from suture.runtime.training.randomness import PUBLIC, Randomness
 from suture.runtime.wire.messages import Upload
 
 KEY, OTHER = bytes(range(32)), bytes(32)
@@ -100,25 +100,25 @@ def spied(request, tmp_path_factory):
             noted.smashed.append(output.smashed.detach().clone())
             noted.skips += [skip.detach().clone() for skip in output.skips]
 
-        client.bottom.register_forward_hook(passed)
-        real_labels, real_step = client.fake_labels, client.step
+        client.model.bottom.register_forward_hook(passed)
+        real_labels, real_step = client.model.fake_labels, client.model.step
 
         def fake_labels(turn, batch):  # asked for every training batch
             noted.targets.append(batch.targets)
             return real_labels(turn, batch)
 
         def step(gradients):
-            noted.gradients += [gradients[p].clone() for p in client.parameters() if p in gradients]
+            noted.gradients += [gradients[p].clone() for p in client.model.parameters() if p in gradients]
             return real_step(gradients)
 
-        client.fake_labels, client.step = fake_labels, step
+        client.model.fake_labels, client.model.step = fake_labels, step
         return client
 
     def note_call(exchange, endpoint, *args, **how):
         noted.messages.append((endpoint.__name__, pickle.dumps(args)))
         noted.uploads += [arg for arg in args if isinstance(arg, Upload)]
         for client in noted.clients:
-            for part in (client.bottom, client.head):
+            for part in (client.model.bottom, client.model.head):
                 noted.parts += [] if part is None else [t.clone() for t in part.state_dict().values()]
         return real_call(exchange, endpoint, *args, **how)
 
@@ -137,7 +137,9 @@ def spied(request, tmp_path_factory):
 
 def secrets(noted) -> dict[str, set[bytes]]:
     """What no byte of the server may hold."""
-    optimizers = [list(tensors_within(client.optimizer.state_dict()["state"])) for client in noted.clients]
+    optimizers = [
+        list(tensors_within(client.model.optimizer.state_dict()["state"])) for client in noted.clients
+    ]
     return {
         "weights of bottom or head": fingerprints(noted.parts),
         "their optimizer's state": fingerprints(tensor for state in optimizers for tensor in state),
@@ -182,7 +184,9 @@ def test_no_byte_on_the_servers_disk_is_of_a_bottom(spied):
     """Oracle: the raw bytes of the newest checkpoint and of every small file; the tops' are found there."""
     files = [path for path in spied.folder.rglob("*") if path.is_file() and path.suffix != ".pt"]
     newest = max((spied.folder / "checkpoints").glob("turn_*.pt"))
-    hidden = fingerprints(t for client in spied.clients for t in client.bottom.state_dict().values()) | {KEY}
+    hidden = fingerprints(
+        t for client in spied.clients for t in client.model.bottom.state_dict().values()
+    ) | {KEY}
     tops = fingerprints(spied.coordinator.run_state.server.top.state_dict().values())
     data = newest.read_bytes()
     assert len(hidden) > 2 and all(top in data for top in tops)
@@ -220,7 +224,7 @@ def test_clients_refuse_to_be_copied_or_sent(spied):
     """Oracle: TypeError for a client and its images."""
     for private, words in (
         (spied.clients[0], "a Client holds images"),
-        (spied.clients[0].data, "images stay"),
+        (spied.clients[0].model.data, "images stay"),
     ):
         for copying in (pickle.dumps, copy.copy, copy.deepcopy):
             with pytest.raises(TypeError, match=words):
@@ -265,7 +269,7 @@ def test_the_order_of_images_and_their_augmentation_follow_from_the_key():
 
     def turn(key):
         client = build.build_client(options, data, "client0", key, torch.device("cpu"), None)
-        batches = list(client.batches(Turn(TurnKind.TRAIN, "client0", 1, 1)))
+        batches = list(client.model.batches(Turn(TurnKind.TRAIN, "client0", 1, 1)))
         return [key for batch in batches for key in batch.keys], torch.cat(
             [batch.inputs for batch in batches]
         )

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from suture.runtime.errors import DivergedError, MemberLostError, PeerLostError, StoppedError
+from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.records.step_timer import NoStepTimer
 from suture.runtime.scheduler import Turn, TurnKind
-from suture.runtime.session import NoClientObserver, Participant, take_turn
+from suture.runtime.session import take_turn
 
 TURN = Turn(TurnKind.TRAIN, client="ward_a", round=1, number=1)
 
@@ -42,8 +43,7 @@ def _take(failure: Exception, answer: Exception | None) -> tuple[Line, Exception
         holds=lambda turn: True,
         knows=lambda turn: True,
         begin=lambda turn: None,
-        batches=batches,
-        step_timer=NoStepTimer(),
+        model=SimpleNamespace(batches=batches, step_timer=NoStepTimer()),
     )
     line = Line(answer)
     with pytest.raises(

@@ -7,8 +7,8 @@ import pytest
 from suture.runtime.errors import ConfigError
 from suture.studies.bench.page import page, sites
 from suture.studies.bench.page.line import kind, verdicts
-from suture.studies.bench.rigs.machine import machine
 from suture.studies.bench.rigs.stage import seconds_by_line
+from suture.studies.machine import machine
 
 STARTS = {
     "torchrun launch/run.py": [{"images read": 3.0, "all joined": 4.0, "first step": 8.0, "processor": 9.0}]

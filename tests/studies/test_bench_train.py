@@ -8,7 +8,8 @@ import pytest
 
 from suture.runtime.errors import ConfigError
 from suture.studies.bench.page import train
-from suture.studies.bench.train import ratio_interval, run_command
+from suture.studies.bench.train import measure
+from suture.studies.statistics import ratio_interval
 
 
 def run_python(*arguments):
@@ -40,11 +41,11 @@ def test_the_quick_benchmark_times_both_sides_and_writes_the_page(tmp_path):
 
 DIES = """
 import psutil
-from suture.studies.bench.plan import QUICK
+from suture.studies.bench.plan import read_plan
 from suture.studies.bench.rigs.stage import Stage
 
 if __name__ == "__main__":
-    with Stage(QUICK.rows[1].options(), unsplit=False) as stage:
+    with Stage(read_plan("quick").rows[1].options(), unsplit=False) as stage:
         stage.block("client0", 1)
         stage._processes["server"].kill()
         stage.finish()
@@ -63,11 +64,11 @@ def test_a_process_that_dies_ends_the_benchmark_with_its_name(tmp_path):
 
 def test_options_that_cannot_work_are_refused():
     with pytest.raises(ConfigError, match="full and quick are opposites"):
-        run_command(full=True, quick=True, only=None, out=None)
+        measure(full=True, quick=True)
     with pytest.raises(
         ConfigError, match="only must be part of a row's name, got 'vgg'; known: resnet34-64px"
     ):
-        run_command(full=False, quick=False, only="vgg", out=None)
+        measure(quick=False, only="vgg")
 
 
 def test_the_ratios_interval_holds_the_ratio_and_is_narrow_where_times_are_steady():

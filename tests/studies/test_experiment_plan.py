@@ -10,9 +10,9 @@ import pytest
 from suture.runtime.errors import ConfigError
 from suture.studies.experiments.engine.plan import Request, plan, setting_of
 from suture.studies.experiments.engine.run import run_experiments
-from suture.studies.experiments.engine.setting import Setting, expanded, read_setting, to_toml, with_data
-from suture.studies.experiments.engine.sizes import largest_effort, minutes
 from suture.studies.experiments.registry import EXPERIMENTS, STUDY, chosen
+from suture.studies.experiments.runs.setting import Setting, expanded, read_setting, to_toml, with_data
+from suture.studies.experiments.runs.sizes import largest_effort, minutes
 
 SMOKE = ["fundus-phantom", "chest-phantom"]
 

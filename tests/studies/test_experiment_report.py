@@ -14,14 +14,14 @@ from click.testing import CliRunner
 from suture.cli import suture
 from suture.launch.output.figures.canvas import drawn
 from suture.runtime.errors import ConfigError
-from suture.studies.experiments.engine.job import result_path
 from suture.studies.experiments.engine.plan import Request, plan
-from suture.studies.experiments.engine.setting import CONFIG, ROLES, to_toml
+from suture.studies.experiments.engine.provenance import MACHINE, write_provenance
 from suture.studies.experiments.pages.attribution import attribution
 from suture.studies.experiments.pages.page import Chapter, Shown, to_html
-from suture.studies.experiments.pages.report import write_report
 from suture.studies.experiments.registry import EXPERIMENTS
-from suture.studies.provenance import MACHINE, write_provenance
+from suture.studies.experiments.report import write_report
+from suture.studies.experiments.runs.job import result_path
+from suture.studies.experiments.runs.setting import CONFIG, ROLES, to_toml
 
 
 class Page(HTMLParser):

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 import suture.models.registry as nets
-from suture.studies.experiments.engine.job import read_result, result_path, runs_folder
 from suture.studies.experiments.engine.plan import Request, plan
 from suture.studies.experiments.engine.results import load, write_results
-from suture.studies.experiments.engine.setting import CONFIG, to_toml
 from suture.studies.experiments.engine.skips import registered
 from suture.studies.experiments.engine.worker import work
 from suture.studies.experiments.registry import EXPERIMENTS
+from suture.studies.experiments.runs.job import read_result, result_path, runs_folder
+from suture.studies.experiments.runs.setting import CONFIG, to_toml
 
 ROOT = Path(__file__).resolve().parents[2]
 

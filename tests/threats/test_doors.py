@@ -21,8 +21,8 @@ from suture.runtime.client.client import Client
 from suture.runtime.data.client_data import ClientData
 from suture.runtime.data.source import Source
 from suture.runtime.hooks import Attack, SmashedBatch
+from suture.runtime.randomness import Randomness
 from suture.runtime.server.model import ServerModel
-from suture.runtime.training.randomness import Randomness
 from suture.threats.registry import ATTACKS
 
 KEY = b"k" * 32

@@ -97,7 +97,7 @@ def test_the_detector_sees_the_servers_gradient_without_the_clients_own_penalty(
     for name, defence in (("plain", None), ("dcor", "dcor:alpha=1000")):
         (tmp_path / name).mkdir()
         rig = Rig(_options(defence=defence), tmp_path / name)
-        detector = rig.client.detector = _Recorder()
+        detector = rig.client.model.detector = _Recorder()
         rig.step()
         seen.append(detector.seen[0])
     assert torch.equal(seen[0][0], seen[1][0])
@@ -107,7 +107,7 @@ def test_the_detector_sees_the_servers_gradient_without_the_clients_own_penalty(
 def test_a_fake_batch_goes_up_with_wrong_labels_and_teaches_the_client_nothing(tmp_path: Path) -> None:
     """Oracle: the bottom's weights and the proxy's stay as they were over the fake step, the top's do not."""
     rig = Rig(_options(defence="proxy:width=8"), tmp_path)
-    detector = rig.client.detector = _Recorder(fake_steps=(2,))
+    detector = rig.client.model.detector = _Recorder(fake_steps=(2,))
     for step in range(4):
         before = _copies(rig)
         rig.step()
@@ -116,7 +116,7 @@ def test_a_fake_batch_goes_up_with_wrong_labels_and_teaches_the_client_nothing(t
             for was, now in zip(before, _copies(rig), strict=True)
         )
         assert (bottom, top, proxy) == ((False, True, False) if step == 2 else (True, True, True))
-    batches = list(rig.client.batches(rig.turn))
+    batches = list(rig.client.model.batches(rig.turn))
     for step in range(4):
         sent = 1 - batches[step].targets if step == 2 else batches[step].targets
         assert torch.equal(detector.seen[step][2], sent)
@@ -124,7 +124,7 @@ def test_a_fake_batch_goes_up_with_wrong_labels_and_teaches_the_client_nothing(t
 
 
 def _copies(rig: Rig) -> list[dict[str, Tensor]]:
-    parts = (rig.client.bottom, rig.server.top, rig.client.defence.net)  # type: ignore[attr-defined]
+    parts = (rig.client.model.bottom, rig.server.top, rig.client.model.defence.net)  # type: ignore[attr-defined]
     return [{name: p.detach().clone() for name, p in part.named_parameters()} for part in parts]
 
 

@@ -14,7 +14,7 @@ from suture.runtime.data.client_data import ClientData
 from suture.runtime.data.fundus_phantom import FundusPhantom
 from suture.runtime.data.partition import PartitionConfig, Share, partition
 from suture.runtime.errors import DataError
-from suture.runtime.training.randomness import Randomness
+from suture.runtime.randomness import Randomness
 from suture.threats.attacks.auxiliary import Auxiliary, read_auxiliary
 from suture.threats.attacks.live import reconstruction_path
 from suture.threats.judging import judge as judging

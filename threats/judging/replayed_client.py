@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from suture.runtime.data.client_data import Batch, ClientData
-from suture.runtime.training.randomness import Randomness
+from suture.runtime.randomness import Randomness
 
 
 @dataclass(frozen=True)

@@ -113,14 +113,6 @@ def finish(out: Path | None, name: str, found: Mapping[str, Any]) -> None:
         print(f"wrote {out / PAGE}, section {name}", flush=True)
 
 
-def publish(
-    name: str, where: Mapping[str, Any], measured: Mapping[str, Any], *, quick: bool, out: Path | None
-) -> None:
-    """`finish` for a section of one size: into docs unless told otherwise; the quick form is shown."""
-    command = f"suture bench {name}{' --quick' if quick else ''}"
-    finish(DOCS if out is None and not quick else out, name, content(command, where, measured))
-
-
 def _kept(path: Path) -> dict[str, Any]:
     try:
         kept = json.loads(path.read_text())

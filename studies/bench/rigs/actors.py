@@ -35,6 +35,7 @@ from suture.launch.roles.site_server import ServeConfig
 from suture.launch.roles.unsplit import Unsplit
 from suture.launch.site.join import JoinConfig
 from suture.runtime.client.client import Client
+from suture.runtime.client.model import ClientModel
 from suture.runtime.data.client_data import Batch, ClientData
 from suture.runtime.data.partition import Share
 from suture.runtime.data.source import Example, Source, Task
@@ -45,13 +46,14 @@ from suture.runtime.grpc.client import GrpcClient, GrpcClientConfig
 from suture.runtime.grpc.loop import LoopThread
 from suture.runtime.grpc.server import GrpcServer, GrpcServerConfig
 from suture.runtime.host.sandbox import Ports
+from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.records.observers import NoRecorder
 from suture.runtime.rpc import calls
 from suture.runtime.rpc.functions import RpcServer
 from suture.runtime.rpc.transport import SERVER, Transport, TransportConfig
 from suture.runtime.scheduler import Turn
 from suture.runtime.server.membership import Membership, OpenMembership
-from suture.runtime.session import NoClientObserver, Participant, take_part
+from suture.runtime.session import take_part
 from suture.runtime.wire.messages import SealedHandoff
 from suture.studies.bench.plan import LEASE
 from suture.studies.bench.rigs.shaped import Cable, enter
@@ -204,7 +206,7 @@ def paced(kind: type[Exchange], line: Connection, in_blocks: bool) -> type[Any]:
                 self.handed.append(("down", handoff.ciphertext.nbytes, time.perf_counter() - begun))
             return handoff
 
-        def train(self, client: Client, turn: Turn, batches: Iterable[Batch]) -> Generator[Trained]:
+        def train(self, client: ClientModel, turn: Turn, batches: Iterable[Batch]) -> Generator[Trained]:
             with closing(super().train(client, turn, batches)) as steps:
                 number = 0
                 while length := line.recv():

@@ -19,6 +19,7 @@ from suture.launch.host.program import ROOT, SUTURE
 from suture.launch.kits.provision import Project, provision
 from suture.runtime.errors import SutureError
 from suture.runtime.records.tracking import METRICS_FILE, read_events, read_metrics
+from suture.studies.bench.plan import say
 from suture.studies.bench.rigs.actors import own_memory, peak_memory
 from suture.studies.bench.rigs.breakable import BreakableLine
 from suture.studies.bench.rigs.stage import free_port
@@ -49,7 +50,7 @@ class ConsortiumPlan:
     cuts: int = 10
 
 
-def measure(plan: ConsortiumPlan, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(plan: ConsortiumPlan) -> dict[str, Any]:
     """Seconds and memory.
 
     Raises:

@@ -18,9 +18,10 @@ from suture.runtime.client.client import Client
 from suture.runtime.data.client_data import Batch
 from suture.runtime.errors import ConfigError
 from suture.runtime.exchange import LocalExchange
+from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.records.observers import NoRecorder
 from suture.runtime.scheduler import Turn
-from suture.runtime.session import NoClientObserver, Participant, join
+from suture.runtime.session import join
 from suture.runtime.wire.messages import unwrap
 
 LEAST_STEPS, WARM_UP = 10, 2
@@ -91,12 +92,12 @@ class Rig:
         """The turn's batches again and again, numbered as if the turn went on."""
         numbers = itertools.count()
         while True:
-            for batch in self.client.batches(self.turn):
+            for batch in self.client.model.batches(self.turn):
                 yield replace(batch, number=next(numbers))
 
     def step(self) -> float:
         """One training step; returns its seconds, the image's way into the batch left out."""
         batch = next(self._batches)
         begun = time.perf_counter()
-        self._exchange.train_step(self.client, self.turn, batch)
+        self._exchange.train_step(self.client.model, self.turn, batch)
         return time.perf_counter() - begun

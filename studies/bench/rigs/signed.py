@@ -7,14 +7,14 @@ from pathlib import Path
 
 from suture.launch.kits.authority import Authority
 from suture.runtime.client.client import Client
-from suture.runtime.client.rollback_guard import RollbackGuard
 from suture.runtime.consortium.board import ServerBoard
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.consortium.identity import Identity, Trust
 from suture.runtime.consortium.roster import Roster
 from suture.runtime.consortium.site import SiteConsortium
-from suture.runtime.grpc.credentials import Role
 from suture.runtime.scheduler import TurnKind
 from suture.runtime.state.handoff import HANDOFF, HandoffSeal
+from suture.runtime.state.rollback_guard import RollbackGuard
 
 _RUN, _SITES = "bench", ("ward_a", "ward_b")
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from suture.launch import build
 from suture.runtime.errors import ConfigError
-from suture.studies.experiments.engine.job import Job
-from suture.studies.experiments.engine.setting import (
+from suture.studies.experiments.experiment import Experiment
+from suture.studies.experiments.registry import ALL
+from suture.studies.experiments.runs.job import Job
+from suture.studies.experiments.runs.setting import (
     CONFIG,
     Setting,
     check_data,
@@ -18,9 +20,7 @@ from suture.studies.experiments.engine.setting import (
     read_setting,
     with_data,
 )
-from suture.studies.experiments.engine.sizes import DEFAULT_BUDGET, SCALES, Scale, largest_effort
-from suture.studies.experiments.experiment import Experiment
-from suture.studies.experiments.registry import ALL
+from suture.studies.experiments.runs.sizes import DEFAULT_BUDGET, SCALES, Scale, largest_effort
 
 
 @dataclass(frozen=True, kw_only=True)

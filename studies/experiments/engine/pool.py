@@ -31,7 +31,7 @@ from rich.progress import (
 
 from suture.launch.start import fork_server
 from suture.runtime.errors import SutureError
-from suture.studies.experiments.engine.job import Job, result_path, runs_folder
+from suture.studies.experiments.runs.job import Job, result_path, runs_folder
 
 _POLL_SECONDS = 0.2
 _PATIENCE = 15.0

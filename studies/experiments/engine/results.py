@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 from suture.runtime.state.checkpoint import write_atomically
-from suture.studies.experiments.engine.job import read_result
-from suture.studies.experiments.engine.setting import CONFIG, Setting, read_setting
 from suture.studies.experiments.experiment import Experiment, Results
 from suture.studies.experiments.pages.attribution import attribution
 from suture.studies.experiments.registry import EXPERIMENTS
+from suture.studies.experiments.runs.job import read_result
+from suture.studies.experiments.runs.setting import CONFIG, Setting, read_setting
 from suture.studies.table import Table
 
 PICTURES = "pictures.json"

@@ -13,10 +13,10 @@ from suture.runtime.errors import SutureError
 from suture.runtime.state.checkpoint import write_atomically
 from suture.studies.experiments.engine.plan import Request, check_images, setting_of
 from suture.studies.experiments.engine.pool import Task, run_all
+from suture.studies.experiments.engine.provenance import write_provenance
 from suture.studies.experiments.engine.results import write_results
-from suture.studies.experiments.engine.setting import CONFIG, to_toml
 from suture.studies.experiments.registry import chosen
-from suture.studies.provenance import write_provenance
+from suture.studies.experiments.runs.setting import CONFIG, to_toml
 
 
 def run_experiments(request: Request) -> list[Path]:

@@ -30,15 +30,15 @@ from suture.launch.output.run_folder import IDENTITY
 from suture.launch.start.start import start
 from suture.models.weights import whole_state_dict
 from suture.runtime.errors import ConfigError
+from suture.runtime.randomness import PUBLIC
 from suture.runtime.scheduler import TurnKind
 from suture.runtime.state.checkpoint import write_atomically
 from suture.runtime.state.handoff import parse_key, part_digest
-from suture.runtime.training.randomness import PUBLIC
-from suture.studies.experiments.engine.job import Job, inputs_folder, result_path, runs_folder
-from suture.studies.experiments.engine.setting import CONFIG, Setting, expanded, read_setting
 from suture.studies.experiments.engine.skips import registered
 from suture.studies.experiments.pages.charts import SAMPLES
 from suture.studies.experiments.registry import EXPERIMENTS
+from suture.studies.experiments.runs.job import Job, inputs_folder, result_path, runs_folder
+from suture.studies.experiments.runs.setting import CONFIG, Setting, expanded, read_setting
 from suture.threats.judging.judge import collect
 
 _NUM_SHOWN = 8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from suture.studies.experiments.engine.setting import ROLES
+from suture.studies.experiments.runs.setting import ROLES
 
 _BY_ROLE = {
     "photographs": (

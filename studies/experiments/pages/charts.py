@@ -20,8 +20,8 @@ from torch import Tensor
 from suture.launch.output.figures.attacks import attack_losses, gallery, read_losses
 from suture.launch.output.figures.canvas import COLOURS, GREY, client_looks, drawn, legend_below
 from suture.runtime.records.tracking import METRICS_FILE, read_metrics
-from suture.studies.experiments.engine.job import Job, runs_folder
 from suture.studies.experiments.experiment import Results
+from suture.studies.experiments.runs.job import Job, runs_folder
 from suture.studies.statistics import mean_and_interval
 
 SAMPLES = "samples_{}.npz"

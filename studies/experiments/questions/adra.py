@@ -9,8 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from suture.studies.experiments.engine.job import Job
-from suture.studies.experiments.engine.setting import Setting
 from suture.studies.experiments.experiment import (
     METRICS,
     Experiment,
@@ -24,6 +22,8 @@ from suture.studies.experiments.experiment import (
 )
 from suture.studies.experiments.pages.charts import attack_curves, reconstructed
 from suture.studies.experiments.pages.leaks import UNREAD, leak_cells, leak_facts, nothing_known
+from suture.studies.experiments.runs.job import Job
+from suture.studies.experiments.runs.setting import Setting
 from suture.studies.table import Table
 
 ATTACKERS = {"live": "study's decoder", "fresh": "fresh, larger decoder"}
@@ -89,7 +89,7 @@ class Adra(Experiment):
         return [self._table(setting, results, role) for role in self.roles]
 
     def _table(self, setting: Setting, results: Results, role: str) -> Table:
-        rows: list[dict[str, object]] = []
+        rows: list[dict[str, str]] = []
         for cut, defence in ARMS[role]:
             arm = f"{role}-cut{cut}-{defence}"
             if arm in results.arms():
@@ -107,14 +107,14 @@ class Adra(Experiment):
         return Table(rows, title, notes)
 
     @staticmethod
-    def _rows(results: Results, arm: str, cut: str, defence: str) -> list[dict[str, object]]:
+    def _rows(results: Results, arm: str, cut: str, defence: str) -> list[dict[str, str]]:
         found = results.of(arm)
         void = sum(is_void(result["summary"]) for result in found)
         rows = []
         for attack, who in ATTACKERS.items():
             if any(leak_facts(result, attack) for result in found):
                 first = attack == "live"
-                row: dict[str, object] = {"cut": cut, "defence": defence, "attacker": who}
+                row: dict[str, str] = {"cut": cut, "defence": defence, "attacker": who}
                 rows.append(
                     row
                     | (results.cells(arm, _SHOWN) if first else {})

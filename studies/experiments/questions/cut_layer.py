@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from suture.studies.experiments.engine.job import Job
-from suture.studies.experiments.engine.setting import Setting
 from suture.studies.experiments.experiment import (
     METRICS,
     Experiment,
@@ -22,6 +20,8 @@ from suture.studies.experiments.experiment import (
     scale_of,
 )
 from suture.studies.experiments.pages.charts import activations_of, losses_by_arm
+from suture.studies.experiments.runs.job import Job
+from suture.studies.experiments.runs.setting import Setting
 from suture.studies.statistics import in_percent, overlaps, shown
 from suture.studies.table import Table
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from suture.studies.experiments.engine.job import Job
-from suture.studies.experiments.engine.setting import Setting
 from suture.studies.experiments.experiment import (
     Experiment,
     Picture,
@@ -15,6 +13,8 @@ from suture.studies.experiments.experiment import (
     options,
     scale_of,
 )
+from suture.studies.experiments.runs.job import Job
+from suture.studies.experiments.runs.setting import Setting
 from suture.studies.table import Table
 
 _ROLES = ("photographs", "lungs")

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from suture.studies.experiments.engine.job import Job
-from suture.studies.experiments.engine.setting import Setting
 from suture.studies.experiments.experiment import (
     METRICS,
     Experiment,
@@ -20,6 +18,8 @@ from suture.studies.experiments.experiment import (
     scale_of,
 )
 from suture.studies.experiments.pages.charts import dots_with_intervals
+from suture.studies.experiments.runs.job import Job
+from suture.studies.experiments.runs.setting import Setting
 from suture.studies.statistics import changed
 from suture.studies.table import Table
 

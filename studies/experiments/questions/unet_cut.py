@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from suture.runtime.data.registry import open_source
-from suture.studies.experiments.engine.job import Job, Skips
-from suture.studies.experiments.engine.setting import Setting
 from suture.studies.experiments.experiment import (
     METRICS,
     Experiment,
@@ -19,6 +17,8 @@ from suture.studies.experiments.experiment import (
     scale_of,
 )
 from suture.studies.experiments.pages.charts import copied, scores_by_round
+from suture.studies.experiments.runs.job import Job, Skips
+from suture.studies.experiments.runs.setting import Setting
 from suture.studies.statistics import changed
 from suture.studies.table import Table
 

@@ -10,9 +10,10 @@ from site_own import initial_secret, own_of
 from suture.launch import build
 from suture.launch.options.options import AskedOptions
 from suture.runtime.exchange import LocalExchange
+from suture.runtime.one_process import run_local
+from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.records.observers import NoRecorder
 from suture.runtime.server.membership import Membership
-from suture.runtime.session import NoClientObserver, Participant, run_local
 
 
 def replay(options: str, kits: str, run: str, *names: str) -> str:

@@ -21,11 +21,10 @@ from traitor import _instead, tell
 
 from suture.launch.kits.kit import Kit
 from suture.runtime.consortium.board import ServerBoard
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.consortium.identity import Identity
-from suture.runtime.consortium.statements import digest
 from suture.runtime.errors import TurnUndoneError
 from suture.runtime.grpc import server as grpc_server
-from suture.runtime.grpc.credentials import Role
 from suture.runtime.grpc.server import GrpcServer
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.server.coordinator import Coordinator
@@ -34,6 +33,7 @@ from suture.runtime.server.membership import Member
 from suture.runtime.server.run_state import RunState
 from suture.runtime.server.transaction import Turns
 from suture.runtime.wire.messages import Board, Heads, SealedHandoff, Terms
+from suture.runtime.wire.statements import digest
 
 VICTIM = "ward_b"
 """Whom a server lies to that lies to one."""

@@ -33,11 +33,11 @@ from torch import Tensor
 from suture.launch import build
 from suture.launch.options.options import AskedOptions
 from suture.launch.site.secret import run_secret
-from suture.runtime.client.rollback_guard import RollbackGuard
 from suture.runtime.client.step import ClientStep
 from suture.runtime.errors import HandoffError, WireError
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.state.handoff import HandoffSeal
+from suture.runtime.state.rollback_guard import RollbackGuard
 from suture.runtime.wire import frames
 from suture.runtime.wire.messages import SealedHandoff, Statement
 
@@ -278,7 +278,7 @@ class Noise:
         """Of ward_a, with the hand-off key that all have and this secret of its own; None for none of its own."""
         own = None if secret is None else build.SiteOwn(secret, None, None)
         cpu = torch.device("cpu")
-        client = build.build_client(self._options, self._data, "ward_a", KEY, cpu, None, own)
+        client = build.build_client(self._options, self._data, "ward_a", KEY, cpu, None, own).model
         turn = Turn(TurnKind.TRAIN, "ward_a", 1, 1)
         batch = next(
             client.data.train_batches(

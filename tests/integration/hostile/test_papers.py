@@ -22,13 +22,13 @@ from tls13 import shows
 
 from suture.launch.kits.kit import Kit
 from suture.launch.kits.revoke import revoke
-from suture.runtime.client.rollback_guard import RollbackGuard
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.consortium.roster import Roster, fingerprint
 from suture.runtime.errors import HandoffError
-from suture.runtime.grpc.credentials import Role
 from suture.runtime.server.run_state import _sealed
 from suture.runtime.state.checkpoint import Checkpoints
 from suture.runtime.state.handoff import HandoffSeal
+from suture.runtime.state.rollback_guard import RollbackGuard
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -27,11 +27,11 @@ from suture.launch.kits.authority import DAY, Authority
 from suture.launch.kits.provision import Project, provision
 from suture.launch.options.options import AskedOptions, RunOptions
 from suture.runtime.consortium.board import ServerBoard
+from suture.runtime.consortium.credentials import Credentials, Role
 from suture.runtime.consortium.identity import Trust
 from suture.runtime.errors import ConfigError, PeerLostError
 from suture.runtime.grpc.chunks import Limits
 from suture.runtime.grpc.client import GrpcClient, GrpcClientConfig
-from suture.runtime.grpc.credentials import Credentials, Role
 from suture.runtime.grpc.server import GrpcServer, GrpcServerConfig
 from suture.runtime.grpc.service import endpoint_of, place_of
 from suture.runtime.records.observers import NoRecorder

@@ -20,8 +20,8 @@ from stage import Stage
 
 from suture.launch.kits.authority import DAY, Authority
 from suture.launch.kits.kit import Certificates
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.consortium.identity import Identity
-from suture.runtime.grpc.credentials import Role
 from suture.runtime.grpc.server import CALLS_OF_A_SITE
 from suture.runtime.grpc.service import PREFIX
 from suture.runtime.scheduler import Turn, TurnKind

@@ -28,19 +28,21 @@ import suture.runtime.client.client
 import suture.runtime.session
 import suture.runtime.state.handoff
 from suture.runtime.client.client import Client
-from suture.runtime.consortium import errands, evidence, site
+from suture.runtime.client.model import ClientModel
+from suture.runtime.consortium import evidence, site
 from suture.runtime.consortium.epochs import EPOCH, EpochChain
 from suture.runtime.consortium.keys import REQUEST
 from suture.runtime.consortium.site import HEAD, REFUSAL, SiteConsortium
-from suture.runtime.consortium.statements import digest
 from suture.runtime.errors import SutureError, TurnUndoneError
 from suture.runtime.exchange.grpc import GrpcExchange
 from suture.runtime.grpc.client import GrpcClient
+from suture.runtime.participant import errands
+from suture.runtime.participant.participant import Participant
 from suture.runtime.scheduler import Turn
-from suture.runtime.session import Participant
 from suture.runtime.state.handoff import HANDOFF, handoff_digest, named
 from suture.runtime.wire import frames
 from suture.runtime.wire.messages import Refusal, SealedHandoff, Share, Statement
+from suture.runtime.wire.statements import digest
 
 State = dict[str, Any]
 _answers: list[str] = []
@@ -545,7 +547,7 @@ def _batches_without_end() -> None:
     def hello(real: Callable[..., Any], client: Client, agreement: Any) -> Any:
         return dataclasses.replace(real(client, agreement), num_images=10**12, num_batches=10**12)
 
-    def batches(real: Callable[..., Any], client: Client, turn: Turn) -> Any:
+    def batches(real: Callable[..., Any], client: ClientModel, turn: Turn) -> Any:
         yield next(real(client, turn))
 
     def commit(real: Callable[..., Any], exchange: GrpcExchange, handoff: SealedHandoff) -> None:
@@ -553,7 +555,7 @@ def _batches_without_end() -> None:
         tell("announces 10**12 batches and sends one", "taken", answered=_answers[-1:])
 
     _instead(Client, "hello", hello)
-    _instead(Client, "batches", batches)
+    _instead(ClientModel, "batches", batches)
     _instead(GrpcExchange, "commit", commit)
 
 

@@ -25,6 +25,7 @@ from suture.launch.output.client_folder import ClientFolder
 from suture.launch.policy.policy import Policy
 from suture.launch.site.search import Search
 from suture.launch.site.terms import ask_terms
+from suture.runtime.consortium.credentials import Credentials, Role
 from suture.runtime.consortium.identity import Identity, Trust
 from suture.runtime.consortium.roster import Roster
 from suture.runtime.consortium.site import SiteConsortium
@@ -32,9 +33,9 @@ from suture.runtime.errors import SutureError
 from suture.runtime.exchange.grpc import GrpcExchange
 from suture.runtime.grpc.chunks import SMALL, Limits
 from suture.runtime.grpc.client import GrpcClient, GrpcClientConfig
-from suture.runtime.grpc.credentials import Credentials, Role
 from suture.runtime.host.sandbox import Ports
-from suture.runtime.session import Participant, take_part
+from suture.runtime.participant.participant import Participant
+from suture.runtime.session import take_part
 
 KEY = bytes(range(32))
 

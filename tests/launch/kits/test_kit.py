@@ -10,9 +10,9 @@ import pytest
 
 from suture.launch.kits.kit import Kit
 from suture.launch.kits.provision import Project, provision
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.consortium.roster import Roster
 from suture.runtime.errors import ConfigError
-from suture.runtime.grpc.credentials import Role
 
 ADDRESS = "hub.example:29500"
 

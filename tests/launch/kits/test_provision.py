@@ -13,9 +13,9 @@ from cryptography import x509
 from suture.cli import suture
 from suture.launch.kits.authority import DAY, Authority
 from suture.launch.kits.provision import Project, provision
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.consortium.roster import Roster, fingerprint
 from suture.runtime.errors import ConfigError
-from suture.runtime.grpc.credentials import Role
 
 PROJECT = '[server]\naddress = "suture.example.org:29500"\n[sites]\nnames = ["ward_a", "ward_b"]\n'
 SITES = ("ward_a", "ward_b")

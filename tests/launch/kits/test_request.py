@@ -23,9 +23,9 @@ from suture.launch.kits.provision import Project, provision
 from suture.launch.kits.request import begin_kit, install
 from suture.launch.kits.sign import sign_request
 from suture.launch.policy.policy import Policy
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.consortium.roster import Roster, fingerprint
 from suture.runtime.errors import ConfigError
-from suture.runtime.grpc.credentials import Role
 
 ADDRESS = "hub.example:29500"
 SITES = ("ward_a", "ward_b")

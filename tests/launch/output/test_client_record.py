@@ -131,7 +131,7 @@ def test_the_summary_says_data_by_set_seconds_by_kind_and_what_crossed(player):
     whole = nn.Linear(1, 1).state_dict()
     player.record.finished(player.client, Release(dict(whole), best_round=1))
     summary = json.loads((player.folder / "summary.json").read_text())
-    share = player.client.data.share
+    share = player.client.model.data.share
     assert summary["images"] == {
         "train": len(share.train),
         "validation": len(share.validation),

@@ -14,7 +14,6 @@ import pytest
 
 from suture.launch.build import build_site_images
 from suture.launch.options.options import SITES_OWN, AskedOptions, RunOptions
-from suture.launch.policy import policy as policy_module
 from suture.launch.policy.file import READERS
 from suture.launch.policy.own_code import module_files
 from suture.launch.policy.policy import Policy, evaluated_set, training_set
@@ -382,7 +381,9 @@ def test_a_server_may_set_no_option_that_is_not_the_runs(said, words):
 def test_what_a_server_says_is_screened_before_an_option_is_made_of_it(said, words, monkeypatch):
     """Oracle: the message, while nothing may be built; the agreement of the default run passes."""
     agreement, rules = options().site_agreement(("no", "yes")), Policy()
-    monkeypatch.setattr(policy_module.nets, "model_entry", lambda name: pytest.fail(f"{name} was looked up"))
+    monkeypatch.setattr(
+        "suture.models.registry.model_entry", lambda name: pytest.fail(f"{name} was looked up")
+    )
     rules.screen(agreement)
     with pytest.raises(PolicyError, match=f"policy:? {words}"):
         rules.screen(agreement | said)

@@ -16,12 +16,12 @@ from suture.cli import suture
 from suture.launch.host.address import parse_address
 from suture.launch.kits.kit import Kit
 from suture.launch.kits.provision import Project, provision
+from suture.launch.options.classes import read_classes
 from suture.launch.options.options import AskedOptions
 from suture.launch.output.run_folder import open_folder
 from suture.launch.roles.site_server import ServeConfig, with_task
 from suture.launch.site.join import JoinConfig, proxy_ports
 from suture.launch.site.own_images import SiteDataConfig
-from suture.launch.site.terms import read_classes
 from suture.runtime.consortium.roster import Roster
 from suture.runtime.errors import ConfigError, WireError
 

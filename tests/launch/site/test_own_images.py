@@ -122,9 +122,9 @@ def test_more_images_than_memory_has_room_for_are_refused_before_they_are_read(f
     """Oracle: 80 images of 32 px and three channels are 245760 bytes."""
     run = options(f"image-folder:{folders}")
     images = divided(run)
-    monkeypatch.setattr(images, "free_memory", lambda: 245_760)
+    monkeypatch.setattr(own_images, "free_memory", lambda: 245_760)
     own_images.check_memory(run, images)
-    monkeypatch.setattr(images, "free_memory", lambda: 245_759)
+    monkeypatch.setattr(own_images, "free_memory", lambda: 245_759)
     with pytest.raises(
         ConfigError, match="80 images at 32 px take 0.2 MB of memory, .* use fewer with --train-images"
     ):

@@ -15,7 +15,7 @@ from suture.launch.site.join import JoinConfig
 from suture.runtime.errors import ConfigError, PeerLostError, UnreachableError
 from suture.runtime.grpc.chunks import Limits
 from suture.runtime.grpc.client import GrpcClientConfig
-from suture.runtime.session import NoClientObserver
+from suture.runtime.participant.participant import NoClientObserver
 
 
 @pytest.fixture

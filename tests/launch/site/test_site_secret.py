@@ -10,7 +10,7 @@ from suture.launch import build
 from suture.launch.build import SiteOwn
 from suture.launch.options.options import AskedOptions
 from suture.launch.site.secret import run_secret
-from suture.runtime.client.client import Client
+from suture.runtime.client.model import ClientModel
 from suture.runtime.client.step import ClientStep
 from suture.runtime.errors import ConfigError
 from suture.runtime.scheduler import Turn, TurnKind
@@ -30,13 +30,13 @@ def images():
     return build.build_data(OPTIONS, build.build_site_images(OPTIONS, "ward_a"), 0)
 
 
-def client(images, state, name="ward_a", run="run", own=True) -> Client:
+def client(images, state, name="ward_a", run="run", own=True) -> ClientModel:
     """A site with one hand-off key and these images, whatever its name."""
     drawn = SiteOwn(run_secret(state, name, run), None, None) if own else None
-    return build.build_client(OPTIONS, images, name, KEY, torch.device("cpu"), None, drawn)
+    return build.build_client(OPTIONS, images, name, KEY, torch.device("cpu"), None, drawn).model
 
 
-def noise(one: Client) -> bytes:
+def noise(one: ClientModel) -> bytes:
     """What the defence adds to the first image of a batch that is always the same, at one place of the run."""
     batch = next(
         iter(one.data.train_batches(4, torch.Generator().manual_seed(0), lambda b: torch.Generator()))
@@ -49,7 +49,7 @@ def noise(one: Client) -> bytes:
     return (sent - plain).numpy().tobytes()
 
 
-def order(one: Client) -> list[int]:
+def order(one: ClientModel) -> list[int]:
     """The order of its training images."""
     return torch.randperm(1000, generator=one.randomness.generator("order", 1, "ward_a")).tolist()
 

@@ -19,12 +19,12 @@ from suture.launch.output.lock import who_has
 from suture.launch.site import join, wishes
 from suture.launch.site.join import JoinConfig
 from suture.launch.site.wishes import SiteWishes, Status, Wanted
-from suture.runtime.client.rollback_guard import RollbackGuard
 from suture.runtime.client.wishes import Parting, Wish
 from suture.runtime.errors import ConfigError, EvictedError, UnreachableError
 from suture.runtime.grpc.chunks import Limits
 from suture.runtime.grpc.client import GrpcClientConfig
-from suture.runtime.session import NoClientObserver
+from suture.runtime.participant.participant import NoClientObserver
+from suture.runtime.state.rollback_guard import RollbackGuard
 
 RUN = "0123456789abcdef"
 

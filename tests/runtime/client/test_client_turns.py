@@ -14,9 +14,10 @@ from suture.runtime.client.client import Client
 from suture.runtime.errors import PolicyError
 from suture.runtime.exchange import LocalExchange
 from suture.runtime.hooks import Defence
+from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.server.membership import OpenMembership
-from suture.runtime.session import NoClientObserver, Participant, end, join, take_turn
+from suture.runtime.session import end, join, take_turn
 from suture.runtime.training.optim import OptimizerConfig
 from suture.runtime.wire.messages import unwrap
 
@@ -70,7 +71,7 @@ class Play:
     def train_a_little(self, turn: Turn) -> None:
         """Begins a training turn and leaves it in the middle, as one whose line breaks."""
         self.client.begin(turn)
-        trained = self.exchange.train(self.client, turn, self.client.batches(turn))
+        trained = self.exchange.train(self.client.model, turn, self.client.model.batches(turn))
         next(trained)
         trained.close()
 
@@ -121,7 +122,7 @@ def test_the_first_turn_is_taken_back_again_and_again(play, tmp_path):
         turn = unwrap(play.exchange.ask_turn().value())
         assert (turn.number, turn.kind) == (1, TurnKind.TRAIN)
     take_turn(play.member, turn)
-    assert play.client.holds(1) and play.client.defence.steps == NUM_BATCHES
+    assert play.client.holds(1) and play.client.model.defence.steps == NUM_BATCHES
     assert play.play_to_the_end() == Play(tmp_path / "undisturbed").play_to_the_end()
 
 

@@ -13,17 +13,18 @@ from tiny import SGD, build_client, build_coordinator, build_server
 from suture.launch.kits.authority import Authority
 from suture.runtime.client.client import Client
 from suture.runtime.consortium.board import ServerBoard
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.consortium.identity import Identity, Trust
 from suture.runtime.consortium.roster import Roster, fingerprint
 from suture.runtime.consortium.site import SiteConsortium
 from suture.runtime.errors import SutureError
 from suture.runtime.exchange import LocalExchange
 from suture.runtime.exchange.turnstile import side_by_side
-from suture.runtime.grpc.credentials import Role
+from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.server.coordinator import Coordinator
 from suture.runtime.server.membership import OpenMembership
-from suture.runtime.session import NoClientObserver, Participant, end, join, take_turn
+from suture.runtime.session import end, join, take_turn
 from suture.runtime.wire.messages import unwrap
 
 

@@ -54,7 +54,7 @@ def sealing(client: Client, change: Callable[[dict[str, Any]], None], at: int = 
         seen.append(turn)
         if not turn.together:
             return client._seal.seal(changed(), turn.number, client._newest)
-        share = {"state": changed(), "num_images": client.num_trained}
+        share = {"state": changed(), "num_images": client.model.num_trained}
         return client._seal.seal(share, turn.number, client._newest, sharer=client.name)
 
     client.seal = seal

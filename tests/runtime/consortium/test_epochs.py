@@ -14,7 +14,8 @@ from signing_sites import Play, Wards
 from tiny import KEY
 
 from suture.runtime.client.client import Client
-from suture.runtime.consortium import errands, evidence
+from suture.runtime.consortium import evidence
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.consortium.epochs import EpochChain
 from suture.runtime.consortium.identity import Identity
 from suture.runtime.consortium.keys import KeyRequest
@@ -28,10 +29,11 @@ from suture.runtime.errors import (
     WireError,
 )
 from suture.runtime.exchange import LocalExchange
-from suture.runtime.grpc.credentials import Role
+from suture.runtime.participant import errands
+from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.scheduler import AtOnce, Together, Turn, TurnKind
 from suture.runtime.server.membership import OpenMembership
-from suture.runtime.session import NoClientObserver, Participant, join
+from suture.runtime.session import join
 from suture.runtime.state.handoff import HandoffSeal
 from suture.runtime.wire.messages import Board, Heads, SealedHandoff, Statement
 
@@ -338,7 +340,7 @@ def without_removed(board: Board, wards: Wards) -> Board:
     """A board with an epoch that puts ward_b out for nothing, signed by a site."""
     identity, last = wards.identity("ward_c"), board.epochs[-1]
     content = json.loads(last.content)
-    from suture.runtime.consortium.statements import digest
+    from suture.runtime.wire.statements import digest
 
     made = content | {"number": 2, "before": digest(last), "removed": {"ward_b": "I do not like it"}}
     return dataclasses.replace(board, epochs=[*board.epochs, identity.state("epoch", **made)])
@@ -370,7 +372,7 @@ def test_a_grant_that_answers_another_question_or_holds_another_key_is_not_taken
     play.until(trains("ward_b"))
     board = play.coordinator.run_state.board.shown()
     newcomer = wards.consortium("ward_c")
-    from suture.runtime.client.rollback_guard import RollbackGuard
+    from suture.runtime.state.rollback_guard import RollbackGuard
 
     newcomer.join("run", RollbackGuard(None, "ward_c", "run"))
     newcomer.take(board)  # grants answer requests of another process of its

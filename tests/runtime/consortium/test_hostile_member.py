@@ -15,13 +15,14 @@ from signing_sites import Play, Wards
 from test_consortium import BAD, NAMES, replay, sealing
 
 from suture.runtime.client.client import Client
-from suture.runtime.consortium import errands, evidence
+from suture.runtime.consortium import evidence
 from suture.runtime.consortium.site import REFUSAL
-from suture.runtime.consortium.statements import digest
 from suture.runtime.errors import BadHandoffError, EvictedError, MemberLostError, WireError
+from suture.runtime.participant import errands
 from suture.runtime.scheduler import AtOnce, Together, Turn, TurnKind
 from suture.runtime.state.handoff import handoff_digest
 from suture.runtime.wire.messages import Heads, Share, unwrap
+from suture.runtime.wire.statements import digest
 
 
 @pytest.fixture

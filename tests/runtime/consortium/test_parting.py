@@ -18,8 +18,10 @@ from suture.runtime import session
 from suture.runtime.client.wishes import NoWishes, Parting, Wish
 from suture.runtime.errors import ConfigError, EvictedError, WireError
 from suture.runtime.exchange import LocalExchange
+from suture.runtime.participant.leaving import part
+from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.scheduler import AtOnce, Together, Turn, TurnKind
-from suture.runtime.session import NoClientObserver, Participant, join, part, take_turn, take_turns
+from suture.runtime.session import join, take_turn, take_turns
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import pytest
 from cryptography import x509
 
 from suture.launch.kits.authority import DAY, Authority
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.consortium.roster import CODE_BITS, Roster, fingerprint
 from suture.runtime.errors import ConfigError
-from suture.runtime.grpc.credentials import Role
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 

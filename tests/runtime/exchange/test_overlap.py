@@ -15,8 +15,10 @@ from torch.func import functional_call
 
 from suture.launch import build
 from suture.launch.options.options import AskedOptions
+from suture.launch.roles import one_process
 from suture.launch.roles.one_process import play_locally
 from suture.launch.roles.unsplit import Place, Unsplit
+from suture.runtime.client.model import ClientModel
 from suture.runtime.errors import DataError
 from suture.runtime.exchange import LocalExchange
 from suture.runtime.server.api import ServerApi
@@ -186,11 +188,8 @@ class Line(LocalExchange):
 
 
 def _log(tmp_path, monkeypatch, failing=None, **changes):
-    from suture.launch.roles import one_process
-    from suture.runtime.client.client import Client
-
     Line.log = []
-    real = Client.batches
+    real = ClientModel.batches
 
     def batches(client, turn):
         for batch in real(client, turn):
@@ -199,9 +198,9 @@ def _log(tmp_path, monkeypatch, failing=None, **changes):
                 raise DataError("a picture is gone")
             yield batch
 
-    monkeypatch.setattr(Client, "batches", batches)
+    monkeypatch.setattr(ClientModel, "batches", batches)
     monkeypatch.setattr(one_process, "LocalExchange", Line)
-    options = dataclasses.replace(PLAIN, clients=1, train_images=12, **changes)
+    options = dataclasses.replace(PLAIN, **{"clients": 1, "train_images": 12} | changes)
     weights_sha256(tmp_path, options)
     return Line.log
 
@@ -228,6 +227,6 @@ def test_overlapped_batches_leave_before_the_one_before_is_back(tmp_path, monkey
 def test_a_turn_that_fails_leaves_nothing_under_way(tmp_path, monkeypatch):
     """Oracle: every call that went has come, and the error is the image's own."""
     with pytest.raises(DataError, match="a picture is gone"):
-        _log(tmp_path, monkeypatch, failing=2, overlap=True)
+        _log(tmp_path, monkeypatch, failing=2, overlap=True, train_images=18)
     gone, come = ({e.split()[1] for e in Line.log if e.endswith(word)} for word in ("goes", "comes"))
     assert gone == come == {"0", "1"}

@@ -11,7 +11,7 @@ from tiny import BATCH, build_coordinator, build_server
 
 from suture.launch.kits.authority import Authority
 from suture.runtime.consortium.board import ServerBoard
-from suture.runtime.grpc.credentials import Role
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.grpc.loop import LoopThread
 from suture.runtime.grpc.server import GrpcServer, GrpcServerConfig
 from suture.runtime.server.membership import OpenMembership

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field, replace
 from tiny import build_client
 
 from suture.launch.kits.authority import Authority
+from suture.runtime.consortium.credentials import Credentials, Role
 from suture.runtime.errors import StoppedError, SutureError
 from suture.runtime.exchange.grpc import GrpcExchange
 from suture.runtime.grpc.chunks import Limits
 from suture.runtime.grpc.client import GrpcClient, GrpcClientConfig
-from suture.runtime.grpc.credentials import Credentials, Role
 from suture.runtime.grpc.loop import LoopThread
 from suture.runtime.grpc.server import GrpcServer
+from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.records.observers import NoRecorder
 from suture.runtime.server.coordinator import Coordinator
-from suture.runtime.session import NoClientObserver, Participant
 
 LONG = 60.0  # seconds that no test waits
 LIMITS = Limits(batch=2**20, handoff=2**20, release=2**20)

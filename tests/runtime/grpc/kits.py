@@ -13,12 +13,12 @@ from suture.launch.kits.provision import fill_site
 from suture.launch.kits.revoke import revoke
 from suture.launch.kits.standing import SiteStanding
 from suture.runtime.consortium.board import ServerBoard
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.consortium.identity import Identity, Trust
 from suture.runtime.consortium.revocations import Revocations
 from suture.runtime.consortium.roster import Roster
 from suture.runtime.consortium.site import SiteConsortium
 from suture.runtime.grpc.client import GrpcClientConfig
-from suture.runtime.grpc.credentials import Role
 from suture.runtime.host.private_files import replace_private
 
 

@@ -16,7 +16,7 @@ import grpc
 import torch
 
 from suture.launch.kits.authority import Authority
-from suture.runtime.grpc.credentials import Role
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.grpc.service import PLACE, PREFIX, SESSION, endpoint_of
 from suture.runtime.grpc.tags import TAG_BYTES
 from suture.runtime.wire import frames

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from suture.launch.kits.authority import Authority
+from suture.runtime.consortium.credentials import Credentials, Role, common_name
 from suture.runtime.errors import ConfigError
-from suture.runtime.grpc.credentials import Credentials, Role, common_name
 
 DAY = datetime.timedelta(days=1)
 

@@ -17,6 +17,7 @@ import torch
 from house import LONG, House, credentials, free_port
 
 from suture.launch.kits.authority import Authority
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.errors import (
     ConfigError,
     MemberLostError,
@@ -29,7 +30,6 @@ from suture.runtime.exchange.grpc import GrpcExchange
 from suture.runtime.grpc import client as client_module
 from suture.runtime.grpc.chunks import SMALL, Limits
 from suture.runtime.grpc.client import GrpcClient
-from suture.runtime.grpc.credentials import Role
 from suture.runtime.grpc.loop import LoopThread
 from suture.runtime.grpc.server import CALLS_OF_A_SITE, GrpcServer, GrpcServerConfig
 from suture.runtime.grpc.service import ALIVE, PING, PREFIX, endpoint_of, within

@@ -19,8 +19,9 @@ from suture.launch.site import join
 from suture.runtime.errors import CheckpointError
 from suture.runtime.grpc import chunks
 from suture.runtime.grpc import server as server_module
+from suture.runtime.participant.participant import NoClientObserver
 from suture.runtime.records.outbox import Outbox
-from suture.runtime.session import NoClientObserver, take_part
+from suture.runtime.session import take_part
 from suture.studies.bench.rigs.breakable import BreakableLine
 
 

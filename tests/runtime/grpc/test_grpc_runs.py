@@ -14,12 +14,14 @@ from tiny import BATCH, NUM_BATCHES, build_client, build_coordinator, build_serv
 from suture.launch.kits.kit import Kit
 from suture.launch.site import join
 from suture.launch.site.join import JoinConfig
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.errors import UnreachableError
 from suture.runtime.exchange import LocalExchange
 from suture.runtime.exchange.grpc import GrpcExchange
-from suture.runtime.grpc.credentials import Role
+from suture.runtime.one_process import run_local
+from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.scheduler import Replay, Scheduler
-from suture.runtime.session import NoClientObserver, Participant, run_local, take_part
+from suture.runtime.session import take_part
 from suture.studies.bench.rigs.breakable import BreakableLine
 
 

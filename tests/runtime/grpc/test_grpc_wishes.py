@@ -13,8 +13,10 @@ from suture.launch.site import join
 from suture.launch.site.wishes import SiteWishes, Wanted
 from suture.runtime.client.wishes import NoWishes, Parting, Wish
 from suture.runtime.exchange.grpc import GrpcExchange
+from suture.runtime.participant.leaving import part
+from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.scheduler import Replay
-from suture.runtime.session import NoClientObserver, Participant, part, take_part, take_turns
+from suture.runtime.session import take_part, take_turns
 
 
 class Wanting(NoWishes):

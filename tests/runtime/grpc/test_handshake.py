@@ -16,9 +16,9 @@ from cryptography.x509.oid import NameOID
 from house import credentials
 
 from suture.launch.kits.authority import DAY, Authority
+from suture.runtime.consortium.credentials import Credentials, Role
 from suture.runtime.errors import ConfigError, WireError
 from suture.runtime.grpc import handshake
-from suture.runtime.grpc.credentials import Credentials, Role
 from suture.runtime.grpc.handshake import MOST_BYTES, Identity, SiteHandshake, answered
 
 NOW = datetime.datetime.now(datetime.UTC)

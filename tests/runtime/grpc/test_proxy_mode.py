@@ -31,18 +31,19 @@ from suture.launch.kits.kit import Kit
 from suture.launch.roles import site_server
 from suture.launch.site import join
 from suture.launch.site.join import JoinConfig
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.errors import ConfigError, MemberLostError, PeerLostError, WireError
 from suture.runtime.exchange.grpc import GrpcExchange
 from suture.runtime.grpc import authenticated
 from suture.runtime.grpc.chunks import CHUNK_BYTES, Limits
 from suture.runtime.grpc.client import GrpcClient
-from suture.runtime.grpc.credentials import Role
 from suture.runtime.grpc.handshake import Identity, SiteHandshake
 from suture.runtime.grpc.server import CALLS_OF_A_SITE
 from suture.runtime.grpc.service import HANDSHAKE, MUTUAL, PROXY
+from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.scheduler import Replay
 from suture.runtime.server.api import ServerApi
-from suture.runtime.session import NoClientObserver, Participant, take_part
+from suture.runtime.session import take_part
 from suture.runtime.wire.messages import Refusal, Upload, Welcome
 from suture.studies.bench.rigs.breakable import BreakableLine
 
@@ -183,7 +184,7 @@ def test_a_proxy_reads_smashed_data_and_labels(behind):
     for seen, true in zip(read, received, strict=True):
         assert torch.equal(seen.smashed, true.smashed) and torch.equal(seen.labels, true.labels)
     (commit,) = relay.named("commit")
-    sealed = [weights.numpy().tobytes() for weights in taker.client.bottom.state_dict().values()]
+    sealed = [weights.numpy().tobytes() for weights in taker.client.model.bottom.state_dict().values()]
     assert sealed and not any(weights in b"".join(commit.request) for weights in sealed)
 
 

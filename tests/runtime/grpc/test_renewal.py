@@ -19,7 +19,7 @@ from suture.launch.site import join
 from suture.runtime.errors import ConfigError, PeerLostError
 from suture.runtime.exchange.grpc import GrpcExchange
 from suture.runtime.grpc.client import GrpcClient
-from suture.runtime.session import NoClientObserver
+from suture.runtime.participant.participant import NoClientObserver
 from suture.runtime.wire.messages import Hello
 from suture.studies.bench.rigs.breakable import BreakableLine
 

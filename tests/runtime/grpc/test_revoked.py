@@ -13,7 +13,7 @@ from suture.launch.site import join
 from suture.runtime.errors import ConfigError, EvictedError, PeerLostError, SutureError
 from suture.runtime.exchange.grpc import GrpcExchange
 from suture.runtime.grpc.client import GrpcClient
-from suture.runtime.session import NoClientObserver
+from suture.runtime.participant.participant import NoClientObserver
 from suture.runtime.wire.messages import Hello
 
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from suture.runtime.consortium.credentials import Role
 from suture.runtime.errors import MemberLostError, WireError
 from suture.runtime.grpc import chunks, pings
 from suture.runtime.grpc.chunks import CHUNK_BYTES, MESSAGE_LIMIT
-from suture.runtime.grpc.credentials import Role
 from suture.runtime.grpc.handshake import Keys
 from suture.runtime.grpc.pings import PlainPings, TaggedPings
 from suture.runtime.grpc.site_session import SiteSession

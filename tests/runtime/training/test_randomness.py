@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from suture.runtime.training.randomness import PUBLIC, Randomness
+from suture.runtime.randomness import PUBLIC, Randomness
 
 KEY = bytes(range(32))
 

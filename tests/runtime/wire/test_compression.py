@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from suture.launch.options.options import AskedOptions
 from suture.runtime.errors import ConfigError, WireError
-from suture.runtime.training.randomness import Randomness
+from suture.runtime.randomness import Randomness
 from suture.runtime.wire.checks import TensorSpec
 from suture.runtime.wire.compression import FORMATS, Packer, parse_format
 from suture.runtime.wire.messages import Packed

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from suture.threats.attacks.fsha.nets import num_halvings
+from suture.threats.attacks.shapes import num_halvings
 
 STUDY_CHANNELS = 32
 

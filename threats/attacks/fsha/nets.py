@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from suture.threats.attacks.shapes import num_halvings
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetSizes:
@@ -40,11 +42,6 @@ SIZES: dict[str, NetSizes] = {
     "published": NetSizes(coder=256, critic=256, blocks=6),
     "light": NetSizes(coder=32, critic=32, blocks=1),
 }
-
-
-def num_halvings(image_size: int, smashed_size: int) -> int:
-    """How often the image must be halved to reach the smashed data's size, rounded up."""
-    return max(0, math.ceil(math.log2(image_size / max(smashed_size, 1)) - 1e-9))
 
 
 class Pilot(nn.Module):

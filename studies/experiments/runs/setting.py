@@ -6,19 +6,20 @@ guard public images here; nobody should train on patients with a key that lies i
 
 from __future__ import annotations
 
-import json
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import tomli_w
+
 from suture.runtime.data.registry import split_spec
 from suture.runtime.errors import ConfigError
 from suture.runtime.state.handoff import parse_key, write_key
-from suture.studies.experiments.engine.sizes import SCALES, Sizes
+from suture.studies.experiments.runs.sizes import SCALES, Sizes
 
 CONFIG = "config.toml"
 ROLES: dict[str, tuple[str, str]] = {
@@ -135,16 +136,9 @@ def fresh_keys(seeds: range) -> dict[int, str]:
 
 def to_toml(setting: Setting) -> str:
     """The file's text."""
-    lines = ["# Repeats this experiment: suture experiment NAME --config FILE --out ANOTHER-FOLDER"]
-    plain = {f.name: getattr(setting, f.name) for f in fields(setting)}
-    tables = {"data": plain.pop("data"), "keys": plain.pop("keys")}
-    sizes = plain.pop("sizes")
-    lines += [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
-    for name, table in tables.items():
-        lines += ["", f"[{name}]", *(f'"{key}" = {json.dumps(value)}' for key, value in table.items())]
-    for role, size in sizes.items():
-        lines += ["", f"[sizes.{role}]", *(f"{k} = {json.dumps(v)}" for k, v in asdict(size).items())]
-    return "\n".join(lines) + "\n"
+    head = "# Repeats this experiment: suture experiment NAME --config FILE --out ANOTHER-FOLDER\n"
+    keys = {str(seed): key for seed, key in setting.keys.items()}
+    return head + tomli_w.dumps({**asdict(setting), "keys": keys})
 
 
 def read_setting(path: Path) -> Setting:

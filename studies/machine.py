@@ -1,4 +1,4 @@
-"""Where a benchmark was measured."""
+"""Which machine a benchmark or an experiment was run on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def machine() -> dict[str, Any]:
     memory = psutil.virtual_memory().total
     return {
         "date": time.strftime("%Y-%m-%d %H:%M %Z"),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "memory_bytes": memory,
         "system": f"{platform.system()} {platform.release()}",
@@ -27,7 +27,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, or its architecture where the system does not say one."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

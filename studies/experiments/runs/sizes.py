@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from suture.runtime.errors import ConfigError
-from suture.studies.experiments.engine.job import Job
+from suture.studies.experiments.runs.job import Job
 
 Scale = Literal["smoke", "laptop", "full"]
 SCALES: dict[str, str] = {

@@ -15,11 +15,11 @@ from typing import Any
 
 from suture.runtime.errors import ConfigError
 from suture.runtime.state.checkpoint import write_atomically
+from suture.studies.experiments.engine.provenance import MACHINE
 from suture.studies.experiments.engine.results import PICTURES, load, write_results
-from suture.studies.experiments.engine.setting import CONFIG
 from suture.studies.experiments.pages.page import Chapter, Shown, fewer_colours, to_html
 from suture.studies.experiments.registry import EXPERIMENTS
-from suture.studies.provenance import MACHINE
+from suture.studies.experiments.runs.setting import CONFIG
 
 
 def write_report(folder: Path, out: Path, foreword: Path | None = None) -> list[str]:

@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from typing import Protocol
 
-from suture.runtime.client.client import Client
 from suture.runtime.errors import (
     BadHandoffError,
     ConfigError,
@@ -17,36 +15,18 @@ from suture.runtime.errors import (
     UntrustedError,
     WireError,
 )
+from suture.runtime.exchange.exchange import Exchange
+from suture.runtime.participant.participant import Participant
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.state.handoff import handoff_digest
-from suture.runtime.wire.messages import Board, Heads, SealedHandoff, Share, Statement
+from suture.runtime.wire.messages import Statement
 
 log = logging.getLogger(__name__)
 
 ERRANDS = (TurnKind.KEY, TurnKind.TAKE, TurnKind.ADMIT, TurnKind.WITNESS)
 
 
-class Way(Protocol):
-    """The way to the server; see `exchange.exchange.Exchange`."""
-
-    def fetch(self) -> SealedHandoff | None: ...
-    def board(self) -> Board: ...
-    def post(self, statement: Statement) -> None: ...
-    def begin_epoch(self, epoch: Statement, handoff: SealedHandoff) -> None: ...
-    def exhibit(self) -> Share: ...
-    def heads(self) -> Heads: ...
-
-
-class Participant(Protocol):
-    """See `session.Participant`."""
-
-    @property
-    def client(self) -> Client: ...
-    @property
-    def exchange(self) -> Way: ...
-
-
-def ask_for_key(participant: Participant) -> None:
+def ask_for_key(participant: Participant[Exchange]) -> None:
     """Tells the others that this site has come, and wants the hand-off keys that it will lack."""
     consortium = participant.client.consortium
     if consortium is None:
@@ -57,7 +37,7 @@ def ask_for_key(participant: Participant) -> None:
     participant.exchange.post(consortium.request())
 
 
-def catch_up(participant: Participant, turn: Turn) -> None:
+def catch_up(participant: Participant[Exchange], turn: Turn) -> None:
     """Takes up epochs that began since this site last looked.
 
     Raises:
@@ -83,15 +63,13 @@ def catch_up(participant: Participant, turn: Turn) -> None:
         raise TurnUndoneError(str(error)) from None
 
 
-def run(participant: Participant, turn: Turn) -> bool:
-    """Does what the server asks, if it asks for an errand.
+def run(participant: Participant[Exchange], turn: Turn) -> None:
+    """Does the errand that the server asks for.
 
     Raises:
         UntrustedError, HandoffError: what the other sites have stated, or sealed, does not hold.
         WireError: nobody signs here.
     """
-    if turn.kind not in ERRANDS:
-        return False
     if participant.client.consortium is None:
         raise WireError(f"server: it asks for a {turn.kind}, and no site signs in this run; refused")
     catch_up(participant, turn)
@@ -103,10 +81,9 @@ def run(participant: Participant, turn: Turn) -> bool:
         _admit(participant)
     else:
         _witness(participant)
-    return True
 
 
-def _make_key(participant: Participant) -> None:
+def _make_key(participant: Participant[Exchange]) -> None:
     client, exchange = participant.client, participant.exchange
     consortium = client.consortium
     assert consortium is not None
@@ -123,7 +100,7 @@ def _make_key(participant: Participant) -> None:
     client.began_epoch(sealed)
 
 
-def _admit(participant: Participant) -> None:
+def _admit(participant: Participant[Exchange]) -> None:
     consortium = participant.client.consortium
     assert consortium is not None
     for statement in consortium.answer_requests(participant.exchange.board()):
@@ -135,7 +112,7 @@ def _admit(participant: Participant) -> None:
             log.info("%s", gone)
 
 
-def _witness(participant: Participant) -> None:
+def _witness(participant: Participant[Exchange]) -> None:
     client, exchange = participant.client, participant.exchange
     consortium = client.consortium
     assert consortium is not None
@@ -153,7 +130,7 @@ def _witness(participant: Participant) -> None:
     exchange.post(consortium.give_verdict(accusation, why))
 
 
-def withdraw(participant: Participant) -> None:
+def withdraw(participant: Participant[Exchange]) -> None:
     """Says that this site leaves for good, which ends its membership. Sites that lack the newest hand-off key get it
     first: this site may be the only one that has it.
 
@@ -169,7 +146,7 @@ def withdraw(participant: Participant) -> None:
     participant.exchange.post(consortium.withdraw())
 
 
-def accuse(participant: Participant, bad: BadHandoffError) -> bool:
+def accuse(participant: Participant[Exchange], bad: BadHandoffError) -> bool:
     """Accuses the author of the hand-off that ``bad`` was raised for; False where sites do not sign.
 
     Raises:
@@ -186,7 +163,7 @@ def accuse(participant: Participant, bad: BadHandoffError) -> bool:
     return True
 
 
-def head(participant: Participant) -> Statement | None:
+def head(participant: Participant[Exchange]) -> Statement | None:
     """Signs the hand-off with which the run ends for this site; None where sites do not sign."""
     client = participant.client
     if client.consortium is None or client.newest is None:
@@ -194,7 +171,7 @@ def head(participant: Participant) -> Statement | None:
     return client.consortium.head(client.newest)
 
 
-def compare_heads(participant: Participant) -> None:
+def compare_heads(participant: Participant[Exchange]) -> None:
     """Compares what every site ends with.
 
     Raises:

@@ -14,6 +14,7 @@ import torch
 from suture.launch.options.options import SUTURE_VERSION
 from suture.runtime.state.checkpoint import write_atomically
 from suture.studies.experiments.engine.plan import Request
+from suture.studies.machine import processor
 
 MACHINE = "machine.json"
 
@@ -43,7 +44,7 @@ def machine(request: Request) -> dict[str, Any]:
         "command": " ".join(asked),
         "commit": commit(),
         "machine": f"{platform.machine()}, {platform.system()} {platform.release()}",
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -52,20 +53,9 @@ def machine(request: Request) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )
-
-
 def commit() -> str:
     """The commit's short hash, with a plus where files differ from it; "unknown" outside a repository."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
 
     def git(*arguments: str) -> str | None:
         try:

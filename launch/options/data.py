@@ -1,0 +1,31 @@
+"""Options: which images a run is about, and how they are shared out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from suture.launch.options.group import Group, option
+from suture.runtime.data.registry import split_spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(Group):
+    """Images and who has how many of them."""
+
+    data: str = option("fundus-phantom", "data source, NAME or NAME:PATH", agree=True)
+    grades: str = option(
+        "binary", "binary (grade above 0) or all grades", choices=("binary", "all"), agree=True
+    )
+    image_size: int | None = option(None, "pixels a side", agree=True)
+    augment: bool = option(True, "rotate, scale and flip training images a little", agree=True)
+    train_images: int | None = option(None, "training images per client", agree=True)
+    validation_images: int | None = option(
+        None, "validation images per client, held out of the training patients", agree=True
+    )
+    test_images: int | None = option(None, "test images per client", agree=True)
+    held_out_images: int = option(0, "images per client that only attacks are judged on", agree=True)
+    partition: str = option("iid", "iid, dirichlet:ALPHA, quantity:ALPHA or by-site", agree=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        split_spec(self.data)

@@ -1,0 +1,59 @@
+"""Options: how the net is trained, by whom, and in which order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from suture.launch.options.group import Group, option
+from suture.runtime.errors import ConfigError
+from suture.runtime.scheduler import Together, parse_schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(Group):
+    """Rounds, steps, and who trains when."""
+
+    epochs: int | None = option(
+        None, "rounds; every client trains once a round", least=1, free=True, agree=True
+    )
+    batch_size: int | None = option(None, "images a step", least=1, agree=True)
+    optimizer: str | None = option(None, "optimizer of every part", choices=("adam", "sgd"), agree=True)
+    lr: float | None = option(None, "learning rate", agree=True)
+    class_weights: str = option(
+        "none", "weigh classes against imbalance", choices=("none", "balanced"), agree=True
+    )
+    test_every_round: bool = option(
+        False, "score test images after every round, not only after the last one", free=True
+    )
+    clients: int | None = option(
+        None,
+        "number of clients (under torchrun: its ranks less one; suture serve: all sites, evaluating ones too)",
+        least=1,
+    )
+    schedule: str = option("round-robin", "who trains when: in turns or all at once (see below)")
+    race: bool = option(
+        False,
+        "with parallel: take batches in the order of arrival, not in a drawn one; no two runs are alike",
+        flag="async",
+    )
+    unsplit: bool = option(False, "train the joined net in one process, batch for batch the same: the oracle")
+    pooled: bool = option(False, "with --unsplit: shuffle all clients' images together (central training)")
+    seed: int = option(
+        0, "public seed; what the server must not know also depends on the hand-off key", agree=True
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must lie in 0..2**63 - 1, got {self.seed}")
+        if self.pooled and not self.unsplit:
+            raise ConfigError("pooled goes with --unsplit: split training never mixes the clients' images")
+        together = parse_schedule(self.schedule, self.seed).together
+        if together is not None and self.unsplit:
+            raise ConfigError(
+                f"schedule {self.schedule} needs a server: with --unsplit there is none; use --schedule round-robin"
+            )
+        if self.race and together is not Together.PARALLEL:
+            raise ConfigError(
+                f"async is for --schedule parallel, where one top takes all clients' batches, got {self.schedule}"
+            )

@@ -1,0 +1,1 @@
+"""One run of an experiment: its job, its setting, its sizes."""
