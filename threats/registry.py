@@ -39,7 +39,7 @@ ATTACKS: Registry[Attack] = Registry(
         Entry(
             name="adra",
             summary="passive: a decoder from smashed data to images, trained on leaked, queried or shadow pairs",
-            paper="SLDML, 2021",
+            paper="after Li et al. 2023, arXiv:2308.11027",
             plugin=AdraAttack,
             config=AdraConfig,
         ),

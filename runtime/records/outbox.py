@@ -23,7 +23,7 @@ from suture.runtime.wire.messages import Upload
 
 LEFT_FILE = "left.jsonl"
 _PRIVATE = 0o600
-_PLACE = ("round", "kind", "turn_kind", "phase", "batch", "part")
+_PLACE = ("round", "kind", "turn_kind", "phase", "batch")
 """The fields that say which part of a run a message was; two messages with the same ones are a repetition."""
 
 
@@ -99,18 +99,6 @@ class Outbox:
         if kind == "next_turn":
             self._sync()
 
-    def passes(self, round: int) -> int:
-        """How often a training pass over this site's images was begun in ``round``, restarts of this site included."""
-        first = {
-            "round": round,
-            "kind": "train",
-            "turn_kind": "train",
-            "phase": "train",
-            "batch": 0,
-            "part": 0,
-        }
-        return self._sent[_place_of(first)]
-
     def close(self) -> None:
         """Ends the log. May be called again.
 
@@ -129,9 +117,7 @@ class Outbox:
         if self._turn is None or not hasattr(message, "turn"):
             return {}
         where = {
-            name: getattr(message, name)
-            for name in ("turn", "phase", "batch", "part")
-            if hasattr(message, name)
+            name: getattr(message, name) for name in ("turn", "phase", "batch") if hasattr(message, name)
         }
         if isinstance(message, Upload) and message.labels is not None:
             where["labels"] = True
