@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.runtime.wire.test_compressed_runs import TINY
 from torch.nn.functional import cross_entropy
 
 import suture.runtime.session
@@ -22,9 +21,10 @@ from suture.launch.roles.one_process import play_locally
 from suture.runtime.client.client import Client
 from suture.runtime.exchange.fused import FusedStep
 from suture.runtime.scheduler import Together, Turn, TurnKind
-from suture.runtime.server.step_order import OneByOne, waves
+from suture.runtime.server.step_order import OrderedQueue, waves
 from suture.runtime.state.handoff import part_digest, weights_digest
 from suture.runtime.training.randomness import Randomness
+from tests.runtime.wire.test_compressed_runs import TINY
 
 KEY = bytes(range(32))
 # Batches of 4 and 2 images at one client, of 4 and 4 at the other.
@@ -273,7 +273,7 @@ def test_a_huge_number_of_batches_costs_nothing_before_they_come():
 def test_who_has_announced_more_batches_than_it_sends_keeps_nobody_waiting():
     """Oracle: the server looks for the next batch among those who send any; it looked through 10**15 waves."""
     ended: set[str] = set()
-    lane = OneByOne(None, waves(0, 1, {"a": 10**15, "b": 2, "c": 2}, ended), ended)
+    lane = OrderedQueue(None, waves(0, 1, {"a": 10**15, "b": 2, "c": 2}, ended), ended)
     for name in ("a", "b", "c"):
         lane.ended(name)
     assert ended == {"a", "b", "c"}
