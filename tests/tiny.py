@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.futures import Future
 
 from suture.models.split import BottomOutput, SplitModel
 from suture.runtime.client.client import Client
@@ -19,6 +20,7 @@ from suture.runtime.data.source import Example, Source, Task
 from suture.runtime.randomness import Randomness
 from suture.runtime.records.observers import NoRecorder, Recorder
 from suture.runtime.scheduler import RoundRobin, Scheduler
+from suture.runtime.server.api import ServerApi
 from suture.runtime.server.coordinator import Coordinator, RunConfig
 from suture.runtime.server.membership import Membership, OpenMembership
 from suture.runtime.server.model import ServerModel
@@ -27,6 +29,7 @@ from suture.runtime.server.turn_log import TurnLog
 from suture.runtime.state.checkpoint import Checkpoints
 from suture.runtime.training.optim import OptimizerConfig
 from suture.runtime.wire.checks import TensorSpec
+from suture.runtime.wire.messages import unwrap
 
 KEY, SGD = bytes(range(32)), OptimizerConfig(name="sgd", lr=0.1)
 BATCH, NUM_BATCHES = 2, 3
@@ -115,6 +118,12 @@ def build_server(home=False, attack=None, *, batch_size=BATCH) -> ServerModel:
         labels=labels,
         attack=attack,
     )
+
+
+def asked(api: ServerApi, endpoint: str, *messages):
+    """What the server answers at once; raises what it refuses with."""
+    answer = getattr(api, endpoint)(*messages)
+    return unwrap(answer.value() if isinstance(answer, Future) else answer)
 
 
 def build_coordinator(

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Pending:
+class ForwardPass:
     """A forward that waits for its backward: smashed data as a leaf, and what was computed from it."""
 
     smashed: Tensor
@@ -137,7 +137,7 @@ class ServerModel:
 
     def forward_apart(
         self, batch: SmashedBatch, class_weights: Tensor | None = None
-    ) -> tuple[LossReply | Tensor, Pending]:
+    ) -> tuple[LossReply | Tensor, ForwardPass]:
         """`forward` on a graph that ends at this server.
 
         Returns:
@@ -146,16 +146,16 @@ class ServerModel:
         smashed = batch.smashed.detach().requires_grad_()
         answer = self.forward(replace(batch, smashed=smashed), class_weights)
         if isinstance(answer, LossReply):
-            return replace(answer, loss=answer.loss.detach()), Pending(smashed, answer.loss)
-        return answer.detach(), Pending(smashed, answer)
+            return replace(answer, loss=answer.loss.detach()), ForwardPass(smashed, answer.loss)
+        return answer.detach(), ForwardPass(smashed, answer)
 
     def backward(
-        self, pending: Pending, of_answer: Tensor | None, client: str = ""
+        self, forward_pass: ForwardPass, of_answer: Tensor | None, client: str = ""
     ) -> tuple[Tensor, dict[Tensor, Tensor]]:
         """The backward of a `forward_apart`.
 
         Args:
-            pending: what that returned.
+            forward_pass: what that returned.
             of_answer: gradient of its output; None where the loss is this server's.
             client: whose batch it was.
 
@@ -164,15 +164,15 @@ class ServerModel:
         """
         ours: list[Tensor] = list(self._half(client)[0].parameters())
         # autograd.grad leaves the parameters of an attack's own nets alone, as a distributed context does.
-        leaves = [pending.smashed, *ours]
+        leaves = [forward_pass.smashed, *ours]
         with self.step_timer.part(SERVER):
-            at_cut, *found = torch.autograd.grad(pending.root, leaves, of_answer, allow_unused=True)
+            at_cut, *found = torch.autograd.grad(forward_pass.root, leaves, of_answer, allow_unused=True)
         gradients = {p: grad for p, grad in zip(ours, found, strict=True) if grad is not None}
         return at_cut, gradients
 
     def forward_joined(
         self, batches: Sequence[SmashedBatch], class_weights: Sequence[Tensor | None]
-    ) -> tuple[list[LossReply | Tensor], Pending]:
+    ) -> tuple[list[LossReply | Tensor], ForwardPass]:
         """Several clients' batches through the top as one batch; `backward_joined` is its other half.
 
         The joint loss is the mean of the clients' own, weighted by their images. An attack observes each client's
@@ -196,7 +196,7 @@ class ServerModel:
         rows = output.split(sizes)
         if not labels:
             self._attack_gradient(alias, joint)
-            return [part.detach().cpu() for part in rows], Pending(smashed, output.cpu())
+            return [part.detach().cpu() for part in rows], ForwardPass(smashed, output.cpu())
         losses = [_task_loss(*each) for each in zip(rows, labels, class_weights, strict=True)]
         whole = torch.stack(
             [loss * (size / sum(sizes)) for loss, size in zip(losses, sizes, strict=True)]
@@ -204,15 +204,15 @@ class ServerModel:
         answers: list[LossReply | Tensor] = [
             LossReply(loss.detach().cpu(), float(loss.detach())) for loss in losses
         ]
-        return answers, Pending(smashed, self.attack.loss(seen, whole))
+        return answers, ForwardPass(smashed, self.attack.loss(seen, whole))
 
     def backward_joined(
-        self, pending: Pending, sizes: Sequence[int], of_answers: Sequence[Tensor] | None
+        self, forward_pass: ForwardPass, sizes: Sequence[int], of_answers: Sequence[Tensor] | None
     ) -> tuple[list[Tensor], dict[Tensor, Tensor]]:
         """The backward of a `forward_joined`.
 
         Args:
-            pending: what that returned.
+            forward_pass: what that returned.
             sizes: images of each batch.
             of_answers: gradient of each one's rows of the output; None where the losses are this server's.
 
@@ -226,7 +226,7 @@ class ServerModel:
             if of_answers is None
             else torch.cat([grad * (size / total) for grad, size in zip(of_answers, sizes, strict=True)])
         )
-        at_cut, gradients = self.backward(pending, joint)
+        at_cut, gradients = self.backward(forward_pass, joint)
         parts = at_cut.split(list(sizes))
         return [part * (total / size) for part, size in zip(parts, sizes, strict=True)], gradients
 

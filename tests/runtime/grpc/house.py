@@ -103,7 +103,7 @@ class House:
         for line in self.lines:
             line.close()
         self.coordinator.stop(StoppedError("the test is over"))
-        self.coordinator._dispatcher.ended.set()
+        self.coordinator.ended.set()
         self.server.close(0)
 
 

@@ -173,14 +173,14 @@ def test_too_many_calls_of_a_site_are_refused_and_the_others_are_answered(house)
 
 def noting(made: House, monkeypatch) -> list[int]:
     """The numbers of the shares that were asked for, in the order in which the run was asked."""
-    asked, share = [], made.coordinator.share
+    asked, share = [], made.coordinator.transaction.share
 
     def noted(member, index):
         asked.append(index)
         return share(member, index)
 
     noted.__name__ = "share"
-    monkeypatch.setattr(made.coordinator, "share", noted)
+    monkeypatch.setattr(made.coordinator.transaction, "share", noted)
     return asked
 
 
@@ -272,19 +272,19 @@ def test_an_answer_that_is_too_large_is_refused_at_the_site(house):
     made = house(1)
     line = made.line()
     exchange = joined(line)
-    release = made.coordinator.newest_handoff
+    release = made.coordinator.transaction.newest_handoff
 
     def grown(member):
         release(member)
         return Refusal("WireError", "x" * (SMALL + 1))
 
     grown.__name__ = "newest_handoff"
-    made.coordinator.newest_handoff = grown
+    made.coordinator.transaction.newest_handoff = grown
     with pytest.raises(
         WireError, match=r"server: fetch: a message of \d+ bytes; at most 1048576 are taken here; refused"
     ):
         exchange.fetch()
-    made.coordinator.newest_handoff = release
+    made.coordinator.transaction.newest_handoff = release
     assert exchange.fetch() is None
 
 

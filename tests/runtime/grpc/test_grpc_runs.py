@@ -75,14 +75,14 @@ def test_batches_that_overlap_are_taken_in_their_order(home, house, tmp_path):
     """Oracle: as above, where two batches are under way at once, the most that there may be."""
     overlap = {"num_train": 8, "batch_size": 2, "overlap": True}
     made = house(1, rounds=3, home=home, batch_size=2)
-    train, slowly = made.coordinator.train, 0.005
+    train, slowly = made.coordinator.transaction.train, 0.005
 
     def train_slowly(*args):
         time.sleep(slowly)
         train(*args)
 
     train_slowly.__name__ = "train"
-    made.coordinator.train = train_slowly
+    made.coordinator.transaction.train = train_slowly
     take_part(
         Participant(build_client(0, home, **overlap), GrpcExchange(made.line()), NoClientObserver()), {}
     )

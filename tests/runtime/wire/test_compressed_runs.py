@@ -17,7 +17,7 @@ from suture.launch.options.options import AskedOptions
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.errors import WireError
 from suture.runtime.hooks import Attack
-from suture.runtime.server.transaction import Turns
+from suture.runtime.server.transaction import Transaction
 
 KEY = bytes(range(32))
 
@@ -139,6 +139,8 @@ def test_the_bytes_of_a_step_are_those_that_crossed(tmp_path, home):
 
 def test_a_graph_does_not_cross_in_a_format_that_has_none(tmp_path, monkeypatch):
     """Oracle: the refusal of the reference exchange's endpoint."""
-    monkeypatch.setattr(Turns, "train", lambda turns, member, upload, answer: turns.forward(member, upload))
+    monkeypatch.setattr(
+        Transaction, "train", lambda played, member, upload, _: played.forward(member, upload)
+    )
     with pytest.raises(WireError, match="client0: forward: no graph crosses in int8; refused"):
         played(tmp_path, wire="int8")
