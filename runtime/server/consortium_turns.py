@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
 
 from torch.futures import Future
 
@@ -16,12 +15,10 @@ from suture.runtime.consortium.evidence import ACCUSATION, VERDICT, WITHDRAWAL, 
 from suture.runtime.errors import StoppedError, TurnUndoneError, WireError
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.server.membership import Member
+from suture.runtime.server.run import Run
 from suture.runtime.state.handoff import MAX_BYTES, handoff_digest
 from suture.runtime.wire.checks import check_handoff
 from suture.runtime.wire.messages import Board, Heads, Refusal, SealedHandoff, Share, Statement
-
-if TYPE_CHECKING:
-    from suture.runtime.server.coordinator import Coordinator
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +33,7 @@ class ConsortiumTurns:
         run: whose sites.
     """
 
-    def __init__(self, run: Coordinator) -> None:
+    def __init__(self, run: Run) -> None:
         self._run = run
         self._board, self._run_state, self._membership = run.board, run.run_state, run.membership
         self._keyless_since: float | None = None
@@ -72,7 +69,7 @@ class ConsortiumTurns:
             self._convict(board, conviction)
         elif statement.kind == WITHDRAWAL:
             self._put_out(board, member.name, "it left for good")
-        run.dispatcher.go_on()
+        run.go_on()
 
     def begin_epoch(self, member: Member, epoch: Statement, handoff: SealedHandoff) -> None:
         """Begins an epoch of the hand-off key: when this returns it is on the disk."""
@@ -223,7 +220,7 @@ class ConsortiumTurns:
                 "%s, which made the hand-off key, is gone before anybody else had it: another one makes one",
                 founder,
             )
-            self._run.dispatcher.go_on()
+            self._run.go_on()
 
     # Who is put out -------------------------------------------------------------------------------
 

@@ -101,7 +101,7 @@ class Coordinator:
         self.watcher: Watcher = NoWatcher() if watcher is None else watcher
         self.transaction = Transaction(run_state, self.watcher, config.seed, config.race)
         self.consortium = ConsortiumTurns(self)
-        self.dispatcher = Dispatcher(self)
+        self.dispatcher = Dispatcher(self, self.consortium)
         self._lock = threading.RLock()
         self._computed = threading.Condition(self._lock)
         self._refused: set[tuple[str, type[SutureError]]] = set()
@@ -244,18 +244,18 @@ class Coordinator:
         if self.board is not None:
             self.board.ended(member.name)
         member.waiting, member.waiting_since = answer, time.monotonic()
-        self.dispatcher.go_on()
+        self.go_on()
 
     def commit(self, member: Member, handoff: SealedHandoff) -> None:
         """Ends a client's turn: when this returns and no other trains in the same turn, it is on the disk."""
         if self.transaction.commit(member, handoff):
             self.save()
-            self.dispatcher.go_on()
+            self.go_on()
 
     def report(self, member: Member, report: Report) -> None:
         """Makes an evaluation turn count."""
         self.transaction.report(member, report)
-        self.dispatcher.go_on()
+        self.go_on()
 
     def abort(self, member: Member, why: Refusal) -> None:
         """A client gives its turn up, which is rolled back. Where clients come and go the others go on without it;
@@ -309,7 +309,7 @@ class Coordinator:
                     member.answer(self.dispatcher.waiting())
             self.consortium.watch()
             if self.membership.door is not None:  # the grace may be over
-                self.dispatcher.go_on()
+                self.go_on()
                 self._end_if_over()
             self.consortium.answer_heads()
 
@@ -327,7 +327,7 @@ class Coordinator:
                 self.error = StoppedError(f"no client is left; the last was {member.name}: {reason}")
             else:
                 log.warning("no client is left: waiting for one to come back")
-        self.dispatcher.go_on()
+        self.go_on()
         self._end_if_over()
 
     def miss(self, name: str, reason: str) -> None:
@@ -338,6 +338,10 @@ class Coordinator:
         self.watcher.client_state(name, "lost")
         if self.run_state.turn_log.expects_evaluation(name):
             self.recorder.event("missing", client=name, round=self.run_state.turn_log.round)
+
+    def go_on(self) -> None:
+        """Grants the next turn where one may be; see `Dispatcher.go_on`."""
+        self.dispatcher.go_on()
 
     # What counts, and how it ends -----------------------------------------------------------------
 
@@ -364,7 +368,7 @@ class Coordinator:
         """Ends the run early: every member is told why."""
         with self._lock:
             self.error = self.error or error
-            self.dispatcher.go_on()
+            self.go_on()
             self._end_if_over()
 
     def raise_if_stopped(self) -> None:

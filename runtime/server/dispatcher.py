@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from suture.runtime.errors import ConfigError
 from suture.runtime.scheduler import Turn, TurnKind
-
-if TYPE_CHECKING:
-    from suture.runtime.server.coordinator import Coordinator
+from suture.runtime.server.consortium_turns import ConsortiumTurns
+from suture.runtime.server.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +21,11 @@ class Dispatcher:
 
     Args:
         run: whose turns.
+        consortium: what must be done between turns, where sites sign.
     """
 
-    def __init__(self, run: Coordinator) -> None:
-        self._run = run
+    def __init__(self, run: Run, consortium: ConsortiumTurns) -> None:
+        self._run, self._consortium = run, consortium
         self.run_state, self.membership = run.run_state, run.membership
         self._turn_log = run.run_state.turn_log
         self._begun = False
@@ -44,7 +43,7 @@ class Dispatcher:
             self._answer_all(Turn(TurnKind.END, reason=str(run.error), error=name))
         elif not run.transaction.turns and self._may_begin() and self.membership.present():
             # Where nobody is present the round waits as it is: else its turns would all fall out of it.
-            if run.consortium.has_errand() or self._waits_for_one_that_trains():
+            if self._consortium.has_errand() or self._waits_for_one_that_trains():
                 return
             if (turns := self._next_turns()) is not None:
                 self._grant(turns)

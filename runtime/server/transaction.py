@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.futures import Future
 
 from suture.runtime.errors import TurnUndoneError, WireError
+from suture.runtime.randomness import EVALUATION_BATCH
 from suture.runtime.records.observers import Watcher
 from suture.runtime.scheduler import Together, Turn, TurnKind
 from suture.runtime.server.client_turn import ClientTurn
@@ -23,7 +24,6 @@ from suture.runtime.server.run_state import RunState
 from suture.runtime.server.step import Steps
 from suture.runtime.server.step_order import JoinedQueue, OrderedQueue, StepQueue, waves
 from suture.runtime.state.handoff import HANDOFF, MAX_BYTES, SHARE, handoff_digest
-from suture.runtime.training.randomness import EVALUATION_BATCH
 from suture.runtime.wire.checks import check_handoff, check_scores, check_weights
 from suture.runtime.wire.compression import Payload
 from suture.runtime.wire.messages import (

@@ -20,10 +20,10 @@ from suture.launch import build
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.client.client import Client
 from suture.runtime.exchange.fused import FusedStep
+from suture.runtime.randomness import Randomness
 from suture.runtime.scheduler import Together, Turn, TurnKind
 from suture.runtime.server.step_order import OrderedQueue, waves
 from suture.runtime.state.handoff import part_digest, weights_digest
-from suture.runtime.training.randomness import Randomness
 from tests.runtime.wire.test_compressed_runs import TINY
 
 KEY = bytes(range(32))
