@@ -21,7 +21,7 @@ from suture.launch.options.options import RunOptions, required
 from suture.runtime.errors import CheckpointError, ConfigError
 from suture.runtime.hooks import Attack, SmashedBatch
 from suture.runtime.state.checkpoint import Checkpoints
-from suture.runtime.training.randomness import EVALUATION_BATCH, PUBLIC
+from suture.runtime.training.randomness import PUBLIC, BatchAddress
 from suture.threats.attacks.adra.attack import LEAKED_FILE, AdraConfig
 from suture.threats.attacks.live import LiveAttack
 from suture.threats.attacks.recording import Recording
@@ -104,9 +104,8 @@ def _query(options: RunOptions, attack: Attack, run_dir: Path, key: bytes, num_c
     for passed in range(spec.config.average):
         with torch.no_grad():
             for batch in data.test_batches(required(options.batch_size), "offered"):
-                client.randomness.reseed(
-                    "bottom/offered", round - passed, name, EVALUATION_BATCH - batch.number
-                )
+                address = BatchAddress.evaluation(round - passed, name, batch.number)
+                client.randomness.reseed("bottom/offered", *address)
                 smashed = client.bottom(batch.inputs)[0]
                 defended = client.defence.transform(smashed) if client.defence.acts_in_evaluation else smashed
                 attack.observe(SmashedBatch(defended, None, name, round - passed, batch.number, "query"))

@@ -21,7 +21,7 @@ from suture.runtime.records.step_timer import NoStepTimer, StepTimer
 from suture.runtime.scheduler import Turn
 from suture.runtime.training.metrics import build_criterion
 from suture.runtime.training.optim import OptimizerConfig, step_with
-from suture.runtime.training.randomness import Randomness
+from suture.runtime.training.randomness import BatchAddress, Randomness
 from suture.runtime.wire.checks import TensorSpec
 from suture.runtime.wire.compression import Packer
 from suture.runtime.wire.feedback import Feedback
@@ -132,14 +132,8 @@ class ClientModel:
 
     def batches(self, turn: Turn) -> Iterator[Batch]:
         """The turn's training batches: order and augmentation follow from the key, round and client alone."""
-        place = (turn.round, self.name)
-        generator = self.randomness.generator
-        batches = self.data.train_batches(
-            self.config.batch_size,
-            generator("order", *place),
-            lambda batch: generator("augment", *place, batch),
-        )
-        return self.step_timer.loading(batches)
+        draws = self.randomness.turn_draws(turn.round, self.name)
+        return self.step_timer.loading(self.data.train_batches(self.config.batch_size, *draws))
 
     def num_parts(self, num_images: int) -> int:
         """Into how many parts a batch of ``num_images`` is cut: batch norm cannot train on a single image."""
@@ -174,7 +168,8 @@ class ClientModel:
         if not self.is_watching or not self.config.labels_shared:
             return None
         num_before = (turn.round - 1) * self.data.num_train_batches(self.config.batch_size) + batch.number
-        generator = self.randomness.generator("fake batch", turn.round, self.name, batch.number)
+        address = BatchAddress(turn.round, self.name, batch.number)
+        generator = self.randomness.generator("fake batch", *address)
         return self.detector.fake_labels(batch.targets, num_before, generator)
 
     def step(self, gradients: Mapping[Tensor, Tensor]) -> None:

@@ -21,7 +21,7 @@ from suture.runtime.data.client_data import Batch
 from suture.runtime.errors import DivergedError
 from suture.runtime.records.step_timer import WAITING
 from suture.runtime.scheduler import Turn
-from suture.runtime.training.randomness import part_place
+from suture.runtime.training.randomness import BatchAddress, part_place
 from suture.runtime.wire.checks import check_loss
 
 TopCall = Callable[[Tensor, Tensor | None], Any]  # (smashed, labels or None) -> LossReply or the top's output
@@ -53,7 +53,7 @@ class ClientStep:
         self, client: ClientModel, turn: Turn, batch: Batch, num_parts: int = 1, stashed: bool = False
     ) -> None:
         self.client, self.batch, self.num_parts = client, batch, num_parts
-        self.place = (turn.round, client.name, batch.number)
+        self.place = BatchAddress(turn.round, client.name, batch.number)
         fake = client.fake_labels(turn, batch)
         self.learns = fake is None
         self.targets = batch.targets if fake is None else fake

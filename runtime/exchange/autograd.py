@@ -29,6 +29,7 @@ from suture.runtime.records.step_timer import WAITING
 from suture.runtime.rpc import calls, functions
 from suture.runtime.scheduler import Turn
 from suture.runtime.server.api import ServerApi
+from suture.runtime.training.randomness import BatchAddress
 from suture.runtime.wire.messages import StepDone, Upload
 
 
@@ -51,7 +52,7 @@ class AutogradExchange(RpcExchange):
         """The server's top in training mode, as a function of smashed data and labels."""
 
         def forward(smashed: Tensor, labels: Tensor | None) -> Any:
-            sent = client.packer.pack(smashed, "smashed", turn.round, client.name, batch)
+            sent = client.packer.pack(smashed, "smashed", *BatchAddress(turn.round, client.name, batch))
             upload = Upload(turn.number, batch, "train", sent, labels)
             answer = self.answered(ServerApi.forward, calls.begin(functions.forward, self.server, upload))()
             return answer if labels is not None else client.unpack_output(answer)

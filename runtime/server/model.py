@@ -20,7 +20,7 @@ from suture.runtime.records.step_timer import SERVER, NoStepTimer, StepTimer
 from suture.runtime.state.averaging import Mean
 from suture.runtime.state.handoff import part_digest
 from suture.runtime.training.optim import step_with
-from suture.runtime.training.randomness import EVALUATION_BATCH, PUBLIC, Randomness, part_place
+from suture.runtime.training.randomness import PUBLIC, BatchAddress, Randomness, part_place
 from suture.runtime.wire.checks import TensorSpec
 from suture.runtime.wire.compression import Packer
 from suture.runtime.wire.messages import LossReply
@@ -147,7 +147,9 @@ class ServerModel:
     def _through_top(self, seen: SmashedBatch) -> Tensor:
         top, _ = self._half(seen.client)
         top.train()
-        self._randomness.reseed("top", *part_place((seen.round, seen.client, seen.batch), seen.part))
+        self._randomness.reseed(
+            "top", *part_place(BatchAddress(seen.round, seen.client, seen.batch), seen.part)
+        )
         output: Tensor = top(seen.smashed)
         return output
 
@@ -267,7 +269,8 @@ class ServerModel:
         seen = self._seen(batch, batch.smashed.detach())
         self.attack.observe(seen)
         self.top.eval()
-        self._randomness.reseed("top", batch.round, batch.client, EVALUATION_BATCH - batch.batch)
+        address = BatchAddress.evaluation(batch.round, batch.client, batch.batch)
+        self._randomness.reseed("top", *address)
         output: Tensor = self.top(seen.smashed)
         return output.cpu()
 

@@ -22,7 +22,7 @@ from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.server.membership import Member
 from suture.runtime.server.parts import Parts
 from suture.runtime.server.run_state import RunState
-from suture.runtime.training.randomness import part_place
+from suture.runtime.training.randomness import BatchAddress, part_place
 from suture.runtime.wire.checks import TensorSpec, check_gradient, check_upload
 from suture.runtime.wire.compression import Payload
 from suture.runtime.wire.messages import (
@@ -76,7 +76,7 @@ class Running:
 
     def place(self, batch: int, part: int = 0) -> tuple[int | str, ...]:
         """What a draw for one of the turn's batches, or a part of it, is named by."""
-        return part_place((self.turn.round, self.turn.client, batch), part)
+        return part_place(BatchAddress(self.turn.round, self.turn.client, batch), part)
 
 
 @dataclass

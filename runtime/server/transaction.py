@@ -22,7 +22,7 @@ from suture.runtime.server.run_state import RunState
 from suture.runtime.server.step import Running, Steps, class_weights
 from suture.runtime.server.step_order import Joined, Lane, OneByOne, waves
 from suture.runtime.state.handoff import HANDOFF, MAX_BYTES, SHARE, handoff_digest
-from suture.runtime.training.randomness import EVALUATION_BATCH
+from suture.runtime.training.randomness import BatchAddress
 from suture.runtime.wire.checks import check_handoff, check_scores, check_weights
 from suture.runtime.wire.compression import Payload
 from suture.runtime.wire.messages import (
@@ -196,8 +196,8 @@ class Turns:
         if upload.parts != 1:
             raise WireError(f"{member.name}: predict: images are evaluated whole, not in parts; refused")
         output = server.predict(self._steps.checked(member, running.turn, upload))
-        place = running.place(EVALUATION_BATCH - upload.batch)
-        return server.packer.pack(output, f"output/{upload.phase}", *place)
+        address = BatchAddress.evaluation(running.turn.round, running.turn.client, upload.batch)
+        return server.packer.pack(output, f"output/{upload.phase}", *address)
 
     def stepped(self, member: Member, done: StepDone, gradients: Mapping[Tensor, Tensor]) -> None:
         """Steps the top after a backward.
