@@ -9,6 +9,9 @@ References: HKDF, RFC 5869 (Krawczyk and Eronen 2010); MT19937 (Matsumoto and Ni
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -16,11 +19,29 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from torch import Tensor
 
 PUBLIC = b"public"  # the server's "secret": its draws depend on the seed alone
-EVALUATION_BATCH = -1  # evaluation's batches count down from here, apart from training's
 
 # Where torch's serialised CPU generator keeps MT19937's 624 words, each in eight bytes, after 24 bytes of
 # header; `_state` checks it against torch itself.
 _WORDS, _HEADER = 624, 24
+
+
+class BatchAddress(NamedTuple):
+    """Where in a run the draws for one batch are: client, server and judge name them all by this.
+
+    Attributes:
+        round: of the turn, from 1.
+        client: whose images they are.
+        batch: a training batch's number in its turn, from 0; an evaluation batch's counts down from -1.
+    """
+
+    round: int
+    client: str
+    batch: int
+
+    @classmethod
+    def evaluation(cls, round: int, client: str, batch: int) -> BatchAddress:
+        """Of the evaluation batch with this number, from 0; apart from every training batch's."""
+        return cls(round, client, -1 - batch)
 
 
 class Randomness:
@@ -48,6 +69,13 @@ class Randomness:
         generator = torch.Generator()
         generator.set_state(self._state(purpose, *place))
         return generator
+
+    def turn_draws(self, round: int, client: str) -> tuple[torch.Generator, Callable[[int], torch.Generator]]:
+        """What a turn's training batches draw from: the images' order, and by a batch's number its augmentation."""
+        return (
+            self.generator("order", round, client),
+            lambda batch: self.generator("augment", *BatchAddress(round, client, batch)),
+        )
 
     def reseed(self, purpose: str, *place: int | str) -> None:
         """Puts torch's default generators (CPU and GPU) where ``purpose`` at ``place`` begins.

@@ -19,7 +19,7 @@ from suture.launch.lab.judging import judge_run, read_run, run_key
 from suture.launch.options.options import RunOptions
 from suture.runtime.errors import CheckpointError, ConfigError
 from suture.runtime.hooks import SmashedBatch
-from suture.runtime.randomness import EVALUATION_BATCH, PUBLIC
+from suture.runtime.randomness import PUBLIC, BatchAddress
 from suture.runtime.state.checkpoint import Checkpoints
 from suture.threats.attacks.live import LiveAttack
 from suture.threats.attacks.recording import Recording
@@ -98,9 +98,8 @@ def _query(options: RunOptions, needs: Needs, attack: LiveAttack, run_dir: Path,
     for passed in range(needs.query_rounds):
         with torch.no_grad():
             for batch in data.test_batches(options.batch_size, "offered"):
-                client.randomness.reseed(
-                    "bottom/offered", round - passed, name, EVALUATION_BATCH - batch.number
-                )
+                address = BatchAddress.evaluation(round - passed, name, batch.number)
+                client.randomness.reseed("bottom/offered", *address)
                 smashed = client.bottom(batch.inputs)[0]
                 defended = client.defence.transform(smashed) if client.defence.acts_in_evaluation else smashed
                 attack.observe(SmashedBatch(defended, None, name, round - passed, batch.number, "query"))

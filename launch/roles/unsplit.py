@@ -73,6 +73,7 @@ class Unsplit:
         self.optimizer = options.optimizer_config().build(self.model.parameters())
         self.losses: dict[str, float] = {}
 
+    # Not `BatchAddress`, which the split run uses: the oracle spells out on its own where draws are, as a proof.
     def _reseed(self, part: str) -> None:
         source = self._public if part == "top" else self._hidden
         source.reseed(part, self.place.round, self.place.client, self.place.batch)

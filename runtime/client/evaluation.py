@@ -13,7 +13,7 @@ from torch import Tensor
 
 from suture.runtime.client.model import ClientModel
 from suture.runtime.data.client_data import Batch, Split
-from suture.runtime.randomness import EVALUATION_BATCH
+from suture.runtime.randomness import BatchAddress
 from suture.runtime.training.metrics import build_criterion, build_scores
 from suture.runtime.wire.messages import QUERY
 
@@ -60,8 +60,8 @@ def evaluate(
         if split == "test" and round < client.config.tested_from:
             continue
         for batch in data.test_batches(client.config.batch_size, split):
-            place = (round, client.name, EVALUATION_BATCH - batch.number)
-            client.randomness.reseed(f"bottom/{split}", *place)
+            address = BatchAddress.evaluation(round, client.name, batch.number)
+            client.randomness.reseed(f"bottom/{split}", *address)
             smashed, skips = client.bottom(batch.inputs.to(client.device))
             sent = client.defence.transform(smashed) if client.defence.acts_in_evaluation else smashed
             logits = predict(phase, numbers[phase], sent.cpu())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from suture.models.split import SplitModel
 from suture.runtime.data.client_data import Batch, ClientData
 from suture.runtime.hooks import Defence, Detector
-from suture.runtime.randomness import Randomness
+from suture.runtime.randomness import BatchAddress, Randomness
 from suture.runtime.records.step_timer import NoStepTimer, StepTimer
 from suture.runtime.scheduler import Turn
 from suture.runtime.training.metrics import build_criterion
@@ -128,14 +128,8 @@ class ClientModel:
 
     def batches(self, turn: Turn) -> Iterator[Batch]:
         """The turn's training batches: order and augmentation follow from the key, round and client alone."""
-        place = (turn.round, self.name)
-        generator = self.randomness.generator
-        batches = self.data.train_batches(
-            self.config.batch_size,
-            generator("order", *place),
-            lambda batch: generator("augment", *place, batch),
-        )
-        return self.step_timer.loading(batches)
+        draws = self.randomness.turn_draws(turn.round, self.name)
+        return self.step_timer.loading(self.data.train_batches(self.config.batch_size, *draws))
 
     def train_mode(self) -> None:
         """Bottom and head as they train."""
@@ -165,7 +159,8 @@ class ClientModel:
         if not self.is_watching or not self.config.labels_shared:
             return None
         num_before = (turn.round - 1) * self.data.num_train_batches(self.config.batch_size) + batch.number
-        generator = self.randomness.generator("fake batch", turn.round, self.name, batch.number)
+        address = BatchAddress(turn.round, self.name, batch.number)
+        generator = self.randomness.generator("fake batch", *address)
         return self.detector.fake_labels(batch.targets, num_before, generator)
 
     def step(self, gradients: Mapping[Tensor, Tensor]) -> None:

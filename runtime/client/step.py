@@ -16,6 +16,7 @@ from torch.func import functional_call
 from suture.runtime.client.model import ClientModel
 from suture.runtime.data.client_data import Batch
 from suture.runtime.errors import DivergedError
+from suture.runtime.randomness import BatchAddress
 from suture.runtime.records.step_timer import WAITING
 from suture.runtime.scheduler import Turn
 from suture.runtime.wire.checks import check_loss
@@ -46,7 +47,7 @@ class ClientStep:
 
     def __init__(self, client: ClientModel, turn: Turn, batch: Batch, stashed: bool = False) -> None:
         self.client, self.batch = client, batch
-        self.place = (turn.round, client.name, batch.number)
+        self.place = BatchAddress(turn.round, client.name, batch.number)
         fake = client.fake_labels(turn, batch)
         self.learns = fake is None
         self.targets = batch.targets if fake is None else fake

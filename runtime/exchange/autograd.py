@@ -25,6 +25,7 @@ from suture.runtime.client.model import ClientModel
 from suture.runtime.client.step import ClientStep
 from suture.runtime.data.client_data import Batch
 from suture.runtime.exchange.rpc import RpcExchange
+from suture.runtime.randomness import BatchAddress
 from suture.runtime.records.step_timer import WAITING
 from suture.runtime.rpc import calls, functions
 from suture.runtime.scheduler import Turn
@@ -51,7 +52,7 @@ class AutogradExchange(RpcExchange):
         """The server's top in training mode, as a function of smashed data and labels."""
 
         def forward(smashed: Tensor, labels: Tensor | None) -> Any:
-            sent = client.packer.pack(smashed, "smashed", turn.round, client.name, batch)
+            sent = client.packer.pack(smashed, "smashed", *BatchAddress(turn.round, client.name, batch))
             upload = Upload(turn.number, batch, "train", sent, labels)
             answer = self.answered(ServerApi.forward, calls.begin(functions.forward, self.server, upload))()
             return answer if labels is not None else client.unpack_output(answer)

@@ -13,7 +13,7 @@ from torch import Tensor
 from suture.runtime.client.model import ClientModel
 from suture.runtime.data.client_data import Batch
 from suture.runtime.errors import SutureError, WireError
-from suture.runtime.randomness import EVALUATION_BATCH
+from suture.runtime.randomness import BatchAddress
 from suture.runtime.scheduler import Turn
 from suture.runtime.server.api import Endpoint, ServerApi, answer_type
 from suture.runtime.wire.codec import fits
@@ -104,8 +104,8 @@ class Exchange(ABC):
         """The server's top in evaluation mode, as a function of phase, batch number and smashed data."""
 
         def predict(phase: str, batch: int, smashed: Tensor) -> Any:
-            place = (turn.round, client.name, EVALUATION_BATCH - batch)
-            sent = client.packer.pack(smashed, f"smashed/{phase}", *place)
+            address = BatchAddress.evaluation(turn.round, client.name, batch)
+            sent = client.packer.pack(smashed, f"smashed/{phase}", *address)
             return client.unpack_output(self.call(ServerApi.predict, Upload(turn.number, batch, phase, sent)))
 
         return predict

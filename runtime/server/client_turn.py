@@ -12,6 +12,7 @@ from torch.futures import Future
 
 from suture.runtime.errors import SutureError
 from suture.runtime.hooks import SmashedBatch
+from suture.runtime.randomness import BatchAddress
 from suture.runtime.scheduler import Turn
 from suture.runtime.server.membership import Member
 from suture.runtime.server.model import ForwardPass
@@ -92,9 +93,9 @@ class ClientTurn:
         """weights_K of the client's loss where it is the server's."""
         return None if self.member.hello is None else self.member.hello.class_weights
 
-    def place(self, batch: int) -> tuple[int, str, int]:
+    def place(self, batch: int) -> BatchAddress:
         """What a draw for one of the turn's batches is named by."""
-        return self.turn.round, self.turn.client, batch
+        return BatchAddress(self.turn.round, self.turn.client, batch)
 
     def is_early(self, message: Upload | OutputGradient) -> bool:
         """Whether ``message`` belongs behind one that this turn still waits for."""

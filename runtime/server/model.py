@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from suture.runtime.hooks import Attack, SmashedBatch
-from suture.runtime.randomness import EVALUATION_BATCH, PUBLIC, Randomness
+from suture.runtime.randomness import PUBLIC, BatchAddress, Randomness
 from suture.runtime.records.step_timer import SERVER, NoStepTimer, StepTimer
 from suture.runtime.state.averaging import Mean
 from suture.runtime.state.handoff import part_digest
@@ -131,7 +131,7 @@ class ServerModel:
     def _through_top(self, seen: SmashedBatch) -> Tensor:
         top, _ = self._half(seen.client)
         top.train()
-        self._randomness.reseed("top", seen.round, seen.client, seen.batch)
+        self._randomness.reseed("top", *BatchAddress(seen.round, seen.client, seen.batch))
         output: Tensor = top(seen.smashed)
         return output
 
@@ -251,7 +251,8 @@ class ServerModel:
         seen = self._seen(batch, batch.smashed.detach())
         self.attack.observe(seen)
         self.top.eval()
-        self._randomness.reseed("top", batch.round, batch.client, EVALUATION_BATCH - batch.batch)
+        address = BatchAddress.evaluation(batch.round, batch.client, batch.batch)
+        self._randomness.reseed("top", *address)
         output: Tensor = self.top(seen.smashed)
         return output.cpu()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.futures import Future
 
 from suture.runtime.errors import TurnUndoneError, WireError
-from suture.runtime.randomness import EVALUATION_BATCH
+from suture.runtime.randomness import BatchAddress
 from suture.runtime.records.observers import Watcher
 from suture.runtime.scheduler import Together, Turn, TurnKind
 from suture.runtime.server.client_turn import ClientTurn
@@ -173,8 +173,8 @@ class Transaction:
         """One evaluation batch; see `ServerModel.predict`."""
         turn, server = self._held(member, upload.turn, TurnKind.EVALUATE), self.run_state.server
         output = server.predict(self.steps.checked(turn, upload))
-        place = turn.place(EVALUATION_BATCH - upload.batch)
-        return server.packer.pack(output, f"output/{upload.phase}", *place)
+        address = BatchAddress.evaluation(turn.turn.round, turn.turn.client, upload.batch)
+        return server.packer.pack(output, f"output/{upload.phase}", *address)
 
     def stepped(self, member: Member, done: StepDone, gradients: Mapping[Tensor, Tensor]) -> None:
         """Steps the top after a backward of distributed autograd's.

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fakes import Events, Tap, Watch
 from tiny import BATCH, NUM_BATCHES, SGD, build_client, build_coordinator, build_parts, build_server
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -16,10 +17,9 @@ from torch.nn.functional import cross_entropy
 from suture.runtime.client.step import ClientStep
 from suture.runtime.errors import DivergedError, WireError
 from suture.runtime.exchange import LocalExchange
-from suture.runtime.hooks import Attack, Defence, Detector
+from suture.runtime.hooks import Attack, Defence
 from suture.runtime.one_process import run_local
 from suture.runtime.participant.participant import NoClientObserver, Participant
-from suture.runtime.records.observers import NoRecorder
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.server.model import ServerModel
 from suture.runtime.state.checkpoint import Checkpoints
@@ -39,26 +39,18 @@ class Recorded(LocalExchange):
         return super().begin(endpoint, *args, **how)
 
 
-class Losses(NoRecorder):
-    def __init__(self):
-        self.shown = []
-
-    def train_step(self, step, round, turn, client, loss, num_images):
-        self.shown.append(loss)
-
-
 def play(run_dir: Path, *, attack=None, defences=(None,), detectors=None, home=False, rounds=1):
     """A whole run in this process, one client a defence; returns all that there is to look at."""
     torch.set_num_threads(1)
     server = build_server(home, attack)
-    losses, uploads = Losses(), []
-    coordinator = build_coordinator(run_dir, server, len(defences), rounds=rounds, recorder=losses)
+    events, uploads = Events(), []
+    coordinator = build_coordinator(run_dir, server, len(defences), rounds=rounds, recorder=events)
     clients = [
         build_client(index, home, defence, (detectors or {}).get(index))
         for index, defence in enumerate(defences)
     ]
     played = SimpleNamespace(
-        coordinator=coordinator, server=server, clients=clients, uploads=uploads, losses=losses.shown,
+        coordinator=coordinator, server=server, clients=clients, uploads=uploads, losses=events.losses,
         checkpoints=Checkpoints(run_dir / "checkpoints"), error=None,
     )  # fmt: skip
     try:
@@ -124,31 +116,6 @@ def test_without_anyone_at_the_doors_training_is_ordinary_training(home, tmp_pat
 
 
 # Attack --------------------------------------------------------------------------------------------
-
-
-class Tap(Attack):
-    """Notes what passes."""
-
-    def __init__(self):
-        self.seen, self.calls = [], []
-
-    def observe(self, batch):
-        assert not batch.smashed.requires_grad and batch.smashed.grad_fn is None
-        self.seen.append(batch)
-        self.calls.append("observe" if batch.phase == "train" else batch.phase)
-
-    def loss(self, batch, task_loss):
-        assert batch.smashed.grad_fn is not None
-        self.calls.append("loss")
-        return super().loss(batch, task_loss)
-
-    def gradient(self, batch, grad):
-        assert torch.is_grad_enabled() and grad.shape == batch.smashed.shape
-        self.calls.append("gradient")
-        return super().gradient(batch, grad)
-
-    def step(self):
-        self.calls.append("step")
 
 
 @pytest.mark.parametrize("home", [False, True])
@@ -386,15 +353,6 @@ def test_a_defences_state_travels_in_the_handoff(tmp_path):
 # Detector ------------------------------------------------------------------------------------------
 
 
-class Watch(Detector):
-    def __init__(self):
-        self.seen = []
-
-    def observe(self, smashed, grad, labels):
-        assert not smashed.requires_grad and not grad.requires_grad
-        self.seen.append((smashed, grad.clone(), labels))
-
-
 @pytest.mark.parametrize("home", [False, True])
 def test_a_detector_sees_what_was_sent_its_gradient_and_the_targets(home, tmp_path):
     """Oracle: unsplit autograd's gradient at the cut, without the penalty's, which is the client's own."""
@@ -433,11 +391,7 @@ def test_a_detector_changes_nothing_by_watching(tmp_path):
 def test_fake_labels_go_up_and_the_client_does_not_learn_from_them(tmp_path):
     """Oracle: the labels on the wire; the client's weights are the initial ones, the server's are not."""
 
-    class Liar(Watch):
-        def fake_labels(self, labels, num_before, generator):
-            return 1 - labels
-
-    liar = Liar()
+    liar = Watch(fake_steps=range(NUM_BATCHES))
     played = play(tmp_path, detectors={0: liar})
     batches = list(build_client(0).model.batches(Turn(TurnKind.TRAIN, "client0", 1, 1)))
     for batch, upload, (_, _, watched) in zip(batches, played.uploads[:NUM_BATCHES], liar.seen, strict=True):

@@ -3,15 +3,22 @@
 Oracle: the rule. Whoever was given up joins again; any other failure is what it is.
 """
 
+import re
 from types import SimpleNamespace
 
 import pytest
 
+from suture.runtime import session
+from suture.runtime.client.model import ClientModel
+from suture.runtime.client.step import ClientStep
 from suture.runtime.errors import DivergedError, MemberLostError, PeerLostError, StoppedError
+from suture.runtime.exchange.batch_in_flight import BatchInFlight
 from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.records.step_timer import NoStepTimer
 from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.server.model import ServerModel
 from suture.runtime.session import take_turn
+from suture.runtime.wire.compression import Packer
 
 TURN = Turn(TurnKind.TRAIN, client="ward_a", round=1, number=1)
 
@@ -75,3 +82,13 @@ def test_the_server_is_not_told_what_a_defect_says():
 def test_a_server_that_is_gone_does_not_hide_the_failure():
     _, raised = _take(DivergedError("nan"), PeerLostError("gone"))
     assert str(raised) == "ward_a: round 1, turn 1: nan"
+
+
+def test_the_functions_that_the_page_names_in_a_step_exist():
+    """Oracle: the classes themselves; who renames one of them reads here that session.py tells the story with it."""
+    owners = {
+        owner.__name__: owner for owner in (ClientStep, ClientModel, BatchInFlight, Packer, ServerModel)
+    }
+    named = re.findall(r"`(\w+)\.(\w+)`", str(session.train.__doc__))
+    assert {owner for owner, _ in named} == owners.keys()
+    assert [name for owner, name in named if not hasattr(owners[owner], name)] == []

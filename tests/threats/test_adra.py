@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_fsha import glyphs, small_bottom
+from glyphs import glyphs, small_bottom
 from torch import Tensor, nn
 
 from suture.models.registry import build

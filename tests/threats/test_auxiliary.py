@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_fsha import glyphs
+from glyphs import glyphs
 
 from suture.runtime.data.fundus_phantom import FundusPhantom
 from suture.runtime.errors import ConfigError, DataError

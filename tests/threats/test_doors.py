@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from fakes import Tap
 
 from suture.launch import build
 from suture.launch.lab import lab
@@ -46,22 +46,6 @@ def options(run_dir: Path, **changed: Any) -> RunOptions:
     return AskedOptions(**(given | changed)).resolved()
 
 
-class Spy(Attack):
-    """Keeps the type of everything that comes through a door."""
-
-    def __init__(self) -> None:
-        self.seen: list[SmashedBatch] = []
-        self.extra: list[type] = []
-
-    def observe(self, batch: SmashedBatch) -> None:
-        self.seen.append(batch)
-
-    def loss(self, batch: SmashedBatch, task_loss: Tensor) -> Tensor:
-        self.seen.append(batch)
-        self.extra.append(type(task_loss))
-        return task_loss
-
-
 def play(run_dir: Path, attack: Attack | None, monkeypatch: pytest.MonkeyPatch) -> str:
     chosen = options(run_dir)
     run_dir.mkdir()
@@ -81,11 +65,11 @@ def play(run_dir: Path, attack: Attack | None, monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_honest_attack_and_a_spy_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: the weights of the run without any attack, bit for bit. And all that a spy saw is a SmashedBatch."""
-    spy = Spy()
+    spy = Tap()
     plain = play(tmp_path / "plain", None, monkeypatch)
     assert play(tmp_path / "base", Attack(), monkeypatch) == plain
     assert play(tmp_path / "spy", spy, monkeypatch) == plain
-    assert {type(batch) for batch in spy.seen} == {SmashedBatch} and set(spy.extra) == {Tensor}
+    assert {type(batch) for batch in spy.seen} == {SmashedBatch} and "loss" in spy.calls
     names = {field.name for field in dataclasses.fields(SmashedBatch)}
     assert names == {"smashed", "labels", "client", "round", "batch", "phase", "part"}
     assert {tuple(batch.smashed.shape[1:]) for batch in spy.seen} == {(64, 4, 4)}

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import Watch
 from torch import Tensor
 
 from suture.launch.options.options import AskedOptions, RunOptions
 from suture.launch.roles.one_process import play_locally, run_in_one_process
 from suture.runtime.errors import AlarmError, ConfigError
-from suture.runtime.hooks import Detector
 from suture.studies.bench.attacks import variants
 from suture.studies.bench.rigs.rig import Rig
 from suture.threats.registry import DEFENCES
@@ -46,22 +46,6 @@ def _weights(folder: Path, **changed: Any) -> str:
     torch.set_num_threads(1)
     folder.mkdir()
     return play_locally(_options(**changed), KEY, folder).weights_sha256()
-
-
-class _Recorder(Detector):
-    """Keeps what came home; sends wrong labels in the steps it is told."""
-
-    def __init__(self, fake_steps: tuple[int, ...] = ()) -> None:
-        self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.asked: list[int] = []
-        self.fake_steps = fake_steps
-
-    def observe(self, smashed: Tensor, grad: Tensor, labels: Tensor) -> None:
-        self.seen.append((smashed, grad, labels))
-
-    def fake_labels(self, labels: Tensor, num_before: int, generator: torch.Generator) -> Tensor | None:
-        self.asked.append(num_before)
-        return 1 - labels if num_before in self.fake_steps else None
 
 
 SHORT: dict[str, Any] = {"clients": 2, "train_images": 12, "epochs": 1}
@@ -97,7 +81,7 @@ def test_the_detector_sees_the_servers_gradient_without_the_clients_own_penalty(
     for name, defence in (("plain", None), ("dcor", "dcor:alpha=1000")):
         (tmp_path / name).mkdir()
         rig = Rig(_options(defence=defence), tmp_path / name)
-        detector = rig.client.model.detector = _Recorder()
+        detector = rig.client.model.detector = Watch()
         rig.step()
         seen.append(detector.seen[0])
     assert torch.equal(seen[0][0], seen[1][0])
@@ -107,7 +91,7 @@ def test_the_detector_sees_the_servers_gradient_without_the_clients_own_penalty(
 def test_a_fake_batch_goes_up_with_wrong_labels_and_teaches_the_client_nothing(tmp_path: Path) -> None:
     """Oracle: the bottom's weights and the proxy's stay as they were over the fake step, the top's do not."""
     rig = Rig(_options(defence="proxy:width=8"), tmp_path)
-    detector = rig.client.model.detector = _Recorder(fake_steps=(2,))
+    detector = rig.client.model.detector = Watch(fake_steps=(2,))
     for step in range(4):
         before = _copies(rig)
         rig.step()

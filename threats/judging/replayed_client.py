@@ -26,15 +26,7 @@ class ReplayedClient:
 
     def train_batches(self, round: int) -> list[Batch]:
         """The round's batches as they went through the bottom, augmentation included."""
-        place = (round, self.name)
-        generator = self.randomness.generator
-        return list(
-            self.data.train_batches(
-                self.batch_size,
-                generator("order", *place),
-                lambda batch: generator("augment", *place, batch),
-            )
-        )
+        return list(self.data.train_batches(self.batch_size, *self.randomness.turn_draws(round, self.name)))
 
     def evaluated(self, kind: str) -> list[tuple[int, Batch]]:
         """Test or held-out batches, with the number under which they were sent."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from small_files import write_dicom
 
 import suture.models.registry as nets
 from suture.cli import suture
@@ -147,9 +148,7 @@ def test_images_that_share_a_stem_get_masks_of_their_own(segmenter, tmp_path):
 
 def test_dicom_is_read_as_in_training(classifier, tmp_path):
     pytest.importorskip("pydicom")
-    from tests.runtime.data.test_data_dicom import RAMP, write_dicom
-
-    write_dicom(tmp_path / "in" / "x.dcm", RAMP)
+    write_dicom(tmp_path / "in" / "x.dcm", np.arange(0, 4096, 16, dtype=np.uint16).reshape(16, 16))
     Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(tmp_path / "in" / "y.png")
     predict_folder(load_trained(classifier, "last"), tmp_path / "in", tmp_path / "out")
     dicom, png = table(tmp_path / "out")

@@ -1,5 +1,6 @@
 """Hospitals with kits of their own, which play a tiny run in one process through a board that passes on what they state."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -7,6 +8,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import torch
 from cryptography import x509
 from tiny import SGD, build_client, build_coordinator, build_server
 
@@ -25,7 +27,9 @@ from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.server.coordinator import Coordinator
 from suture.runtime.server.membership import OpenMembership
 from suture.runtime.session import end, join, take_turn
-from suture.runtime.wire.messages import unwrap
+from suture.runtime.wire.messages import SealedHandoff, unwrap
+
+NAMES = ("ward_a", "ward_b", "ward_c")
 
 
 class Revoked:
@@ -163,9 +167,59 @@ class Play:
         return [turn.client for turn in self.turns if turn.kind is kind]
 
 
-def write(path: Path, text: str) -> Path:
-    path.write_text(text)
-    return path
+def trains(name: str, number: int = 0) -> Any:
+    """Says of a turn whether it is that site's training turn, not before that number."""
+    return lambda turn: turn.kind is TurnKind.TRAIN and turn.client == name and turn.number >= number
 
 
-__all__ = ["Play", "Wards"]
+def replay(wards: Wards, folder: Path, names: tuple[str, ...]) -> str:
+    """The digest of the run that these have by themselves."""
+    others = Wards(folder, wards.names)
+    coordinator = others.coordinator(folder / "run", len(names))
+    play = Play(coordinator, [others.client(name) for name in names])
+    assert play.until() is None and not play.errors
+    return coordinator.weights_sha256()
+
+
+def sealing(client: Client, change: Callable[[dict[str, Any]], None], at: int = 1) -> Client:
+    """A client that changes what it seals from its ``at``th training turn on, and signs it all the same."""
+    state, seen = client.state, []
+
+    def changed() -> dict[str, Any]:
+        taken = copy.deepcopy(state())
+        if len(seen) >= at:
+            change(taken)
+        return taken
+
+    def seal(turn: Turn) -> SealedHandoff:
+        seen.append(turn)
+        if not turn.together:
+            return client._seal.seal(changed(), turn.number, client._newest)
+        share = {"state": changed(), "num_images": client.model.num_trained}
+        return client._seal.seal(share, turn.number, client._newest, sharer=client.name)
+
+    client.seal = seal
+    return client
+
+
+def _moments(state: dict[str, Any]) -> dict[str, Any]:
+    return next(iter(state["optimizer"]["state"].values()))
+
+
+def _drop(state: dict[str, Any]) -> None:
+    del state["parts"]["bottom"]["conv.bias"]
+
+
+BAD: dict[str, Callable[[dict[str, Any]], None]] = {
+    "a weight that is not a number": lambda s: s["parts"]["bottom"]["conv.weight"].fill_(float("nan")),
+    "an infinite moment": lambda s: _moments(s)["momentum_buffer"].fill_(float("inf")),
+    "another shape": lambda s: s["parts"]["bottom"].update({"conv.weight": torch.zeros(3, 1, 3, 3)}),
+    "another type": lambda s: s["parts"]["bottom"].update({"conv.bias": torch.zeros(2, dtype=torch.float64)}),
+    "a name too few": _drop,
+    "a name too many": lambda s: s["parts"].update({"head": {}}),
+    "a number for a tensor": lambda s: s["parts"]["bottom"].update({"conv.bias": 1.0}),
+    "a moment of no parameter": lambda s: s["optimizer"]["state"].update({7: _moments(s)}),
+    "moments of another kind": lambda s: s["optimizer"]["state"].update({0: {"step": torch.zeros(())}}),
+    "a state of a defence that there is none of": lambda s: s.update({"defence": {"x": torch.zeros(1)}}),
+    "nothing": lambda s: s.clear(),
+}

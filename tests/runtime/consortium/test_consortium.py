@@ -3,22 +3,13 @@
 Oracle: the weights of the same run without it; the protocol's rules.
 """
 
-import copy
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
-import torch
-from signing_sites import Play, Wards
+from signing_sites import BAD, NAMES, Play, Wards, replay, sealing
 from tiny import KEY
 
-from suture.runtime.client.client import Client
 from suture.runtime.errors import EvictedError, StoppedError
 from suture.runtime.scheduler import AtOnce, Together, Turn, TurnKind
 from suture.runtime.wire.messages import SealedHandoff, Share
-
-NAMES = ("ward_a", "ward_b", "ward_c")
 
 
 @pytest.fixture
@@ -40,50 +31,6 @@ def test_three_sites_agree_on_a_key_and_end_with_one_model(wards, tmp_path):
     assert coordinator.weights_sha256()
 
 
-def sealing(client: Client, change: Callable[[dict[str, Any]], None], at: int = 1) -> Client:
-    """A client that changes what it seals from its ``at``th training turn on, and signs it all the same."""
-    state, seen = client.state, []
-
-    def changed() -> dict[str, Any]:
-        taken = copy.deepcopy(state())
-        if len(seen) >= at:
-            change(taken)
-        return taken
-
-    def seal(turn: Turn) -> SealedHandoff:
-        seen.append(turn)
-        if not turn.together:
-            return client._seal.seal(changed(), turn.number, client._newest)
-        share = {"state": changed(), "num_images": client.model.num_trained}
-        return client._seal.seal(share, turn.number, client._newest, sharer=client.name)
-
-    client.seal = seal
-    return client
-
-
-def moments(state: dict[str, Any]) -> dict[str, Any]:
-    return next(iter(state["optimizer"]["state"].values()))
-
-
-def drop(state: dict[str, Any]) -> None:
-    del state["parts"]["bottom"]["conv.bias"]
-
-
-BAD: dict[str, Callable[[dict[str, Any]], None]] = {
-    "a weight that is not a number": lambda s: s["parts"]["bottom"]["conv.weight"].fill_(float("nan")),
-    "an infinite moment": lambda s: moments(s)["momentum_buffer"].fill_(float("inf")),
-    "another shape": lambda s: s["parts"]["bottom"].update({"conv.weight": torch.zeros(3, 1, 3, 3)}),
-    "another type": lambda s: s["parts"]["bottom"].update({"conv.bias": torch.zeros(2, dtype=torch.float64)}),
-    "a name too few": drop,
-    "a name too many": lambda s: s["parts"].update({"head": {}}),
-    "a number for a tensor": lambda s: s["parts"]["bottom"].update({"conv.bias": 1.0}),
-    "a moment of no parameter": lambda s: s["optimizer"]["state"].update({7: moments(s)}),
-    "moments of another kind": lambda s: s["optimizer"]["state"].update({0: {"step": torch.zeros(())}}),
-    "a state of a defence that there is none of": lambda s: s.update({"defence": {"x": torch.zeros(1)}}),
-    "nothing": lambda s: s.clear(),
-}
-
-
 @pytest.mark.parametrize("what", BAD)
 def test_who_seals_what_no_honest_site_does_is_put_out_and_the_others_finish(wards, tmp_path, caplog, what):
     """Oracle: the bad turn never happened: the two end with the weights of the replay of those that counted."""
@@ -100,15 +47,6 @@ def test_who_seals_what_no_honest_site_does_is_put_out_and_the_others_finish(war
     assert entries == [(name, "train") for name in ("ward_a", "ward_c", "ward_a", "ward_c")]
     replayed = replay(wards, tmp_path / "replay", ("ward_a", "ward_c"))
     assert coordinator.weights_sha256() == replayed
-
-
-def replay(wards: Wards, folder: Path, names: tuple[str, ...]) -> str:
-    """The digest of the run that these have by themselves."""
-    others = Wards(folder, wards.names)
-    coordinator = others.coordinator(folder / "run", len(names))
-    play = Play(coordinator, [others.client(name) for name in names])
-    assert play.until() is None and not play.errors
-    return coordinator.weights_sha256()
 
 
 def test_a_handoff_under_another_key_accuses_its_author(wards, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from signing_sites import Play, Wards
+from signing_sites import NAMES, Play, Wards, trains
 from tiny import KEY
 
 from suture.runtime.client.client import Client
@@ -37,8 +37,6 @@ from suture.runtime.session import join
 from suture.runtime.state.handoff import HandoffSeal
 from suture.runtime.wire.messages import Board, Heads, SealedHandoff, Statement
 
-NAMES = ("ward_a", "ward_b", "ward_c")
-
 
 @pytest.fixture
 def wards(tmp_path: Path) -> Wards:
@@ -48,11 +46,6 @@ def wards(tmp_path: Path) -> Wards:
 def play_of(wards: Wards, folder: Path, names: tuple[str, ...] = NAMES, **more: Any) -> Play:
     coordinator = wards.coordinator(folder / "run", len(names), **more)
     return Play(coordinator, [wards.client(name) for name in names])
-
-
-def trains(name: str, number: int = 0) -> Any:
-    """Says of a turn whether it is that site's training turn, not before that number."""
-    return lambda turn: turn.kind is TurnKind.TRAIN and turn.client == name and turn.number >= number
 
 
 # Who is put out ----------------------------------------------------------------------------------

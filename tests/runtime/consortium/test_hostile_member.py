@@ -11,8 +11,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from signing_sites import Play, Wards
-from test_consortium import BAD, NAMES, replay, sealing
+from signing_sites import BAD, NAMES, Play, Wards, replay, sealing
 
 from suture.runtime.client.client import Client
 from suture.runtime.consortium import evidence

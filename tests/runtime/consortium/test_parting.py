@@ -10,8 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from signing_sites import Play, Wards
-from test_epochs import NAMES, trains
+from signing_sites import NAMES, Play, Wards, trains
 from tiny import build_client
 
 from suture.runtime import session

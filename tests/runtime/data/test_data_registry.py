@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_files import write_dicom
 
 from suture.runtime.data.client_data import ClientData
 from suture.runtime.data.partition import PartitionConfig, partition
@@ -73,8 +74,6 @@ def image_folder(root, png):
 
 def dicom(root, png):
     pydicom = pytest.importorskip("pydicom")
-    from test_data_dicom import write_dicom
-
     assert pydicom
     for i in range(16):
         write_dicom(root / "files" / f"d{i}.dcm", grey(i).astype(np.uint16))

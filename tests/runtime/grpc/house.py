@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from fakes import LONG, Events
 from tiny import build_client
 
 from suture.launch.kits.authority import Authority
@@ -17,37 +18,9 @@ from suture.runtime.grpc.client import GrpcClient, GrpcClientConfig
 from suture.runtime.grpc.loop import LoopThread
 from suture.runtime.grpc.server import GrpcServer
 from suture.runtime.participant.participant import NoClientObserver, Participant
-from suture.runtime.records.observers import NoRecorder
 from suture.runtime.server.coordinator import Coordinator
 
-LONG = 60.0  # seconds that no test waits
 LIMITS = Limits(batch=2**20, handoff=2**20, release=2**20)
-
-
-class Events(NoRecorder):
-    """Notes what a run tells its recorder; a test waits for one of them, or does something at a step."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[str, dict[str, object]]] = []
-        self.at_step: Callable[[int, str], None] = lambda step, client: None
-        self._changed = threading.Condition()
-
-    def train_step(self, step: int, round: int, turn: int, client: str, loss: float, num_images: int) -> None:
-        self.at_step(step, client)
-
-    def event(self, name: str, **fields: object) -> None:
-        with self._changed:
-            self.told.append((name, fields))
-            self._changed.notify_all()
-
-    def wait(self, name: str, number: int = 1) -> dict[str, object]:
-        """What was told with the ``number``th event of that name, once it is there."""
-        with self._changed:
-            assert self._changed.wait_for(lambda: len(self.named(name)) >= number, LONG), self.told
-            return self.named(name)[number - 1]
-
-    def named(self, name: str) -> list[dict[str, object]]:
-        return [fields for told, fields in self.told if told == name]
 
 
 @dataclass

@@ -14,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.futures import Future
+from wire_messages import GOOD
 
 from suture.runtime.errors import ERRORS, StoppedError, SutureError, WireError
 from suture.runtime.host.executor import MainThreadExecutor

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import atheris
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[3]), str(Path(__file__).parent)]
+ROOT = Path(__file__).resolve().parents[3]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch
 
@@ -23,26 +24,26 @@ with atheris.instrument_imports(
     from suture.runtime.errors import WireError
     from suture.runtime.wire import codec, frames
 
-import test_codec
-import test_frames
+from wire_messages import GOOD, only_known
+from wire_messages import read as read_frame
 
 SPARE = [torch.arange(6.0).reshape(1, 2, 3), torch.arange(64, dtype=torch.uint8)]
 
 
 def read(data: bytes) -> None:
     """One try."""
-    test_frames.read(data)
+    read_frame(data)
     try:
         value = codec.decode(data, SPARE)
     except WireError:
         return
-    assert test_codec._only_known(value), value
+    assert only_known(value), value
 
 
 def main() -> None:
     """Fuzzes until libFuzzer's options say that it is enough."""
     with tempfile.TemporaryDirectory(prefix="suture-fuzz-") as seeds:
-        for number, message in enumerate(test_codec.GOOD):
+        for number, message in enumerate(GOOD):
             (Path(seeds) / f"text{number}").write_bytes(codec.encode(message)[0])
             (Path(seeds) / f"frame{number}").write_bytes(b"".join(frames.pack(message)))
         atheris.Setup([*sys.argv, "-max_len=4096", seeds], read)

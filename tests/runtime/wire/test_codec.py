@@ -5,72 +5,16 @@ Oracle: the messages themselves; for the rest hypothesis, which must not find by
 
 import json
 import pickle
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from wire_messages import GOOD, H, only_known
 
 from suture.runtime.errors import WireError
-from suture.runtime.scheduler import Turn, TurnKind
-from suture.runtime.wire import codec
 from suture.runtime.wire.codec import MAX_BYTES, MAX_TENSORS, MESSAGES, Kinds, decode, encode
-from suture.runtime.wire.messages import (
-    Board,
-    Farewell,
-    Heads,
-    Hello,
-    LossReply,
-    OutputGradient,
-    Packed,
-    Refusal,
-    Release,
-    Report,
-    SealedHandoff,
-    Share,
-    Statement,
-    StepDone,
-    StepReply,
-    Terms,
-    Upload,
-    Welcome,
-)
-
-H = torch.arange(6.0).reshape(1, 2, 3)
-HANDOFF = SealedHandoff(3, b"p" * 32, b"n" * 12, torch.arange(64, dtype=torch.uint8))
-STATEMENT = Statement("handoff", "ward_a", '{"run":"r"}', "-----BEGIN CERTIFICATE-----", "00ff")
-GOOD = [
-    Refusal("WireError", "client0: no"),
-    Hello("client0", {"lr": "0.1"}, 8, 2, torch.ones(3)),
-    Hello("client0", {}, 8, 2),
-    Welcome("run", "/runs/1", 120.0),
-    Upload(1, 0, "train", H, torch.tensor([1])),
-    Packed(H.to(torch.int8), torch.ones(2)),
-    Upload(1, 0, "train", Packed(H.to(torch.int8), torch.ones(2)), torch.tensor([1])),
-    StepReply(torch.tensor(0.5), 0.25, Packed(H.to(torch.int8), torch.ones(2))),
-    LossReply(torch.tensor(0.5), 0.25),
-    StepReply(torch.tensor(0.5), 0.25, H),
-    OutputGradient(1, 0, 0.25, H),
-    StepDone(1, 0, 0.1 + 0.2),
-    StepDone(1, 0, float("inf")),
-    HANDOFF,
-    Share("client0", HANDOFF),
-    STATEMENT,
-    replace(HANDOFF, turn=0, previous=b"", epoch=1, statement=STATEMENT),
-    Board([STATEMENT], [], [STATEMENT] * 2, [], "PEM"),
-    Heads([STATEMENT]),
-    Terms("run", {"lr": "0.1"}),
-    Farewell({"bottom": "a" * 64}, 2**40, STATEMENT),
-    Report(2, {"test": {"loss": 1e-300, "auroc": 1}}),
-    Farewell({"bottom": "a" * 64}, 2**40),
-    Release({"fc.weight": H, "fc.bias": H[0]}, 2, None, None),
-    Release({}, 2, {"fc.weight": H}, HANDOFF),
-    Turn(TurnKind.TRAIN, "client0", 1, 2, 3, 4),
-    Turn(TurnKind.TRAIN, "client0", 1, 2, 3, 4, together=True),
-    Turn(TurnKind.AVERAGE, "client0", 1, 2, 3, 4),
-    Turn(TurnKind.END, reason="naïve \U0001f600 \\u0000", error="WireError"),
-]
 
 
 def same(one, other) -> bool:
@@ -215,18 +159,6 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
-def _only_known(value) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_only_known, value))
-    if isinstance(value, dict):
-        return all(type(key) is str and _only_known(item) for key, item in value.items())
-    plain = (str, bytes, int, float, bool, type(None), TurnKind, torch.Tensor)
-    if type(value) in MESSAGES.values():
-        assert all(codec.fits(getattr(value, name), t) for name, t in codec._field_types(type(value)).items())
-        return True
-    return type(value) in plain
-
-
 @settings(max_examples=400, deadline=None)
 @given(JSON)
 @example({"Turn": ["train", "", 0, 0, 0, 0, "", ""]})
@@ -236,7 +168,7 @@ def test_any_json_becomes_known_things_or_is_refused(form):
         value = decode(json.dumps(form).encode(), [H])
     except WireError:
         return
-    assert _only_known(value)
+    assert only_known(value)
 
 
 @settings(max_examples=400, deadline=None)
@@ -251,4 +183,4 @@ def test_any_bytes_become_known_things_or_are_refused(data, draw):
         value = decode(bytes(spoilt), [H, H])
     except WireError:
         return
-    assert _only_known(value)
+    assert only_known(value)

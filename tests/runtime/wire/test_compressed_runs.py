@@ -10,13 +10,13 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from fakes import Tap
 from torch import nn
 
 from suture.launch import build
 from suture.launch.options.options import AskedOptions
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.errors import WireError
-from suture.runtime.hooks import Attack
 from suture.runtime.server.transaction import Transaction
 
 KEY = bytes(range(32))
@@ -53,26 +53,16 @@ TINY = AskedOptions(
 )
 
 
-class Watching(Attack):
-    """Notes the first batch that the server sees of each phase."""
-
-    def __init__(self):
-        self.seen = {}
-
-    def observe(self, batch):
-        self.seen.setdefault(batch.phase, batch.smashed)
-
-
 def played(run_dir, *, resume=False, **changes):
     torch.set_num_threads(1)
     run_dir.mkdir(exist_ok=True)
-    watching = Watching()
+    tap = Tap()
 
     def arm(server, num_classes):
-        server.attack = watching
+        server.attack = tap
 
     options = dataclasses.replace(TINY, **changes).resolved()
-    return play_locally(options, KEY, run_dir, resume=resume, arm=arm), watching
+    return play_locally(options, KEY, run_dir, resume=resume, arm=arm), tap
 
 
 @pytest.mark.parametrize("labels", ["shared", "home"])
@@ -87,9 +77,9 @@ def test_a_small_run_learns_in_every_format(tmp_path, wire, labels):
 @pytest.mark.parametrize("wire", ["bf16", "fp16", "int8", "topk:0.3"])
 def test_the_server_and_its_attack_see_what_crossed_decoded(tmp_path, wire):
     """Oracle: each format's grid, in training and in evaluation."""
-    _, watching = played(tmp_path, wire=wire, epochs=1)
-    assert watching.seen.keys() == {"train", "test"}
-    for seen in watching.seen.values():
+    _, tap = played(tmp_path, wire=wire, epochs=1)
+    assert {batch.phase for batch in tap.seen} == {"train", "test"}
+    for seen in (batch.smashed for batch in tap.seen):
         assert seen.dtype is torch.float32 and seen.shape[1:] == (8, 8, 8)
         if wire in ("bf16", "fp16"):
             half = torch.bfloat16 if wire == "bf16" else torch.float16

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_codec import GOOD, _only_known
+from wire_messages import GOOD, as_frame, read
 
 from suture.runtime.errors import WireError
 from suture.runtime.wire import codec, frames
@@ -26,10 +26,6 @@ DTYPES = list(frames._DTYPES.values())
 def framed(value) -> torch.Tensor:
     """The frame as it arrives: one piece of memory."""
     return as_frame(b"".join(frames.pack(value)))
-
-
-def as_frame(data: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
 
 
 def by_hand(table, values=b"", text=b'{"tensor":0}', lengths=None) -> torch.Tensor:
@@ -60,17 +56,6 @@ def same(one, other) -> bool:
     if isinstance(one, list):
         return type(other) is list and len(one) == len(other) and all(map(same, one, other))
     return type(one) is type(other) and repr(one) == repr(other)
-
-
-def tensors_in(value):
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif type(value) in MESSAGES.values():
-        for field in fields(value):
-            yield from tensors_in(getattr(value, field.name))
-    elif isinstance(value, (list, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from tensors_in(item)
 
 
 # There and back ------------------------------------------------------------------------------------
@@ -252,20 +237,6 @@ VALUES = st.recursive(
 def test_any_value_comes_back(value):
     """Property. Oracle: the value, bit by bit."""
     assert same(value, frames.unpack(framed(value)))
-
-
-def read(data: bytes) -> None:
-    """Reads ``data`` as one does that trusts nobody; what comes out must be known things that lie within it."""
-    frame = as_frame(data)
-    try:
-        value = frames.unpack(frame)
-    except WireError:
-        return
-    assert _only_known(value)
-    begin, end = frame.data_ptr(), frame.data_ptr() + len(frame)
-    for tensor in tensors_in(value):
-        assert tensor.untyped_storage().nbytes() == tensor.nbytes <= len(frame)
-        assert not tensor.nbytes or (begin <= tensor.data_ptr() and tensor.data_ptr() + tensor.nbytes <= end)
 
 
 FRAMES = [b"".join(frames.pack(message)) for message in GOOD]
