@@ -42,7 +42,6 @@ from suture.runtime.wire.messages import (
     Upload,
     Welcome,
 )
-from tests.runtime.wire.test_codec import GOOD
 
 H = torch.zeros(1, 2, 3)
 LONG = 60.0  # seconds that no test waits
