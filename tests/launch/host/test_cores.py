@@ -8,7 +8,6 @@ import torch
 from suture.launch.host import cores
 from suture.launch.host.cores import ranks_at_once, ready_torch
 from suture.launch.options.options import RunOptions
-from suture.launch.roles import ranks
 from suture.runtime.scheduler import SCHEDULES
 
 
@@ -64,10 +63,10 @@ def test_a_rank_counts_those_of_its_own_machine(rank, schedule, expected, monkey
         def leave(self):
             pass
 
-    monkeypatch.setattr(ranks, "Transport", NoLine)
+    monkeypatch.setattr(rank, "Transport", NoLine)
     for name in ("serve", "join"):
         monkeypatch.setattr(
-            ranks, name, lambda options, line, sharing, name=name: heard.append((name, sharing))
+            rank, name, lambda options, line, sharing, name=name: heard.append((name, sharing))
         )
     rank.run_rank(RunOptions(schedule=schedule))
     assert heard == [("join" if rank else "serve", expected)]

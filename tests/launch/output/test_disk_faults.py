@@ -11,7 +11,7 @@ import pytest
 import suture.cli
 from suture.launch import build
 from suture.launch.options.outcome import outcome
-from suture.launch.roles import conduct, ranks
+from suture.launch.roles import conduct
 from suture.runtime.errors import CheckpointError
 from suture.runtime.server.run_state import RunState
 from suture.runtime.server.step import Steps
@@ -26,7 +26,7 @@ MOMENTS = {
     "a turn is to be kept": (RunState, "save"),
     "a client has evaluated": (Transaction, "report"),
     "a round is to be kept": (RunState, "_keep_best"),
-    "the run is over": (ranks, "summarise"),
+    "the run is over": (conduct, "summarise"),
 }
 
 
@@ -60,7 +60,7 @@ def strike(monkeypatch, moment, spoil):
 
     def struck(*args, **fields):
         calls.append(name)
-        if len(calls) == 2 or owner is ranks:
+        if len(calls) == 2 or owner is conduct:
             spoil()
         return usual(*args, **fields)
 
