@@ -169,14 +169,14 @@ def test_a_proxy_that_cuts_messages_into_others_is_not_in_the_way(behind, monkey
 def test_a_proxy_reads_smashed_data_and_labels(behind):
     """Oracle: what the server received, in the proxy's own hands. The documents say so; sealed hand-offs stay sealed."""
     made, relay = behind(1)
-    received, train = [], made.coordinator.train
+    received, train = [], made.coordinator.transaction.train
 
     def noted(member, upload, answer):
         received.append(upload)
         train(member, upload, answer)
 
     noted.__name__ = "train"
-    made.coordinator.train = noted
+    made.coordinator.transaction.train = noted
     taker = member(made, relay, 0)
     take_part(taker, {})
     read = [call.messages[0] for call in relay.named("train")]
@@ -250,14 +250,14 @@ def test_a_byte_that_is_flipped_in_an_answer_is_refused_by_the_site(place, behin
 def test_a_tensor_that_is_changed_is_refused_and_nothing_is_computed_with_it(way, behind):
     """Oracle: one number of the second batch. The server has trained on the first one, the site has stepped once."""
     made, relay = behind(1)
-    trained, train, batches = [], made.coordinator.train, itertools.count()
+    trained, train, batches = [], made.coordinator.transaction.train, itertools.count()
 
     def noted(member, upload, answer):
         trained.append(upload.batch)
         train(member, upload, answer)
 
     noted.__name__ = "train"
-    made.coordinator.train = noted
+    made.coordinator.transaction.train = noted
 
     def meddle(endpoint: str, chunks: Chunks) -> Chunks:
         hits = endpoint == "train" and next(batches) == 1
