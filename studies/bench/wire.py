@@ -16,6 +16,7 @@ from typing import Any
 from suture.launch.host.cores import ready_torch
 from suture.launch.options.options import RunOptions, required
 from suture.launch.options.toml import to_arguments
+from suture.models.plugins import split
 from suture.runtime.errors import ConfigError
 from suture.runtime.state.checkpoint import write_atomically
 from suture.runtime.wire.compression import parse_format
@@ -129,9 +130,9 @@ def run_command(given: RunOptions, plan: WirePlan, out: Path | None) -> None:
 
 def page(options: RunOptions, plan: WirePlan, where: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str:
     """The page, in Markdown."""
-    name, colon, _ = options.data.partition(":")
+    name, path = split(options.data)
     arguments = [
-        f"{name}:PATH" if argument == options.data and colon else argument
+        f"{name}:PATH" if argument == options.data and path else argument
         for argument in to_arguments(options)
     ]
     command = f"suture bench wire --steps {plan.steps} --seeds {plan.seeds} --aux-images {plan.aux_images}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from suture.launch.options.options import RunOptions
+from suture.models.plugins import split
 from suture.studies.audit.report import is_void as majority_lost
 from suture.studies.experiments.engine.job import Job, runs_folder
 from suture.studies.experiments.engine.setting import Setting
@@ -178,7 +179,7 @@ def without_checks(arms: Sequence[str]) -> list[str]:
 def scale_of(setting: Setting, role: str) -> str:
     """For a table's title: "scale laptop: ..."."""
     sizes = setting.sizes[role]
-    data = setting.data[role].partition(":")[0]
+    data = split(setting.data[role])[0]
     return (
         f"scale {setting.scale}: {data}, {sizes.model} at {sizes.image_size} px, {sizes.train_images} training images "
         f"a client, {sizes.rounds} rounds, {setting.num_seeds} seed{'s' if setting.num_seeds > 1 else ''}"

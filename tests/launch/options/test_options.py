@@ -18,9 +18,9 @@ from suture.launch.options.options import DEFAULTS, RunOptions
 from suture.launch.options.toml import check_names, flag, read_toml, to_arguments, to_toml
 from suture.launch.rank import rank
 from suture.runtime.data.registry import SOURCES
-from suture.runtime.scheduler import SCHEDULES
 from suture.runtime.data.source import Task
 from suture.runtime.errors import ConfigError
+from suture.runtime.scheduler import SCHEDULES
 from suture.threats.registry import ATTACKS, DEFENCES, DETECTORS
 
 # A value for every option that is not its default, and what must be set beside it.
