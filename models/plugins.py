@@ -12,7 +12,8 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -21,14 +22,14 @@ from typing import Any
 MODULE = "module:"
 FORM = f"{MODULE}FILE_OR_PACKAGE:NAME"
 """How a plug-in of one's own is named: a path that ends in .py, or a dotted module."""
+_CHECKOUT = str(Path(__file__).resolve().parent.parent)
 
 
 def split(text: str) -> tuple[str, str | None]:
     """A plug-in's name, and what is written after it: settings, a path. None where no colon follows the name."""
     if text.startswith(MODULE):
-        where, _, rest = text.removeprefix(MODULE).partition(":")
-        name, colon, further = rest.partition(":")
-        return f"{MODULE}{where}:{name}", further if colon else None
+        _, *parts = text.split(":", 3)
+        return ":".join([MODULE[:-1], *parts[:2]]), parts[2] if len(parts) == 3 else None
     name, colon, further = text.partition(":")
     return name, further if colon else None
 
@@ -65,13 +66,13 @@ def load(kind: str, name: str) -> Any:
         ValueError: there is no such module, it cannot be imported, or it has no such name.
     """
     where, attribute = place(kind, name)
-    sys.path[:] = search_path()
     try:
-        module = _file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+        with _searching():
+            module = _file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
     except Exception as error:  # whatever the user's file raises
         raise ValueError(
-            f"{kind} {name}: cannot import {where}: {first_line(error)}; name a file below {Path.cwd()} "
-            "or on PYTHONPATH"
+            f"{kind} {name}: cannot import {where}: {first_line(error)}; name a file below {Path.cwd()} or on "
+            "PYTHONPATH"
         ) from None
     if not hasattr(module, attribute):
         own = [key for key, value in vars(module).items() if key[0] != "_" and _is_of(module, value)]
@@ -88,13 +89,25 @@ def first_line(error: Exception) -> str:
 def search_path() -> list[str]:
     """Where modules are looked for: as Python does, and in the current folder, where an installed command looks not.
 
-    A checkout's own models/ and runtime/ are no user's: where both are on the path the current folder comes first.
+    It takes the place of a checkout of Suture, whose own models/ and runtime/ would hide the user's.
     """
-    here, checkout = str(Path.cwd()), str(Path(__file__).resolve().parent.parent)
-    before = sys.path.index(checkout) if checkout in sys.path else len(sys.path)
-    if here in sys.path[: before + 1] or (here in sys.path and checkout not in sys.path):
-        return list(sys.path)
-    return [*sys.path[:before], here, *sys.path[before:]]
+    here = str(Path.cwd())
+    places = [path for path in sys.path if path != _CHECKOUT or path == here]
+    if here not in places:
+        places.insert(sys.path.index(_CHECKOUT) if _CHECKOUT in sys.path else len(places), here)
+    return places
+
+
+@contextmanager
+def _searching() -> Iterator[None]:
+    """Python looks where `search_path` says; afterwards a checkout is there again, behind the current folder."""
+    has_checkout = _CHECKOUT in sys.path
+    sys.path[:] = search_path()
+    try:
+        yield
+    finally:
+        if has_checkout and _CHECKOUT not in sys.path:
+            sys.path.insert(sys.path.index(str(Path.cwd())) + 1, _CHECKOUT)
 
 
 def known(name: str, names: Iterable[str]) -> str:

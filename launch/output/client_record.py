@@ -20,6 +20,7 @@ import suture.models.registry as nets
 from suture.launch.options.options import RunOptions
 from suture.launch.output import figures
 from suture.launch.output.round_warnings import ROUND_DONE, RoundWarnings, Warned, WarningRecorder
+from suture.models.plugins import split
 from suture.runtime.client.client import Client
 from suture.runtime.data.client_data import Batch, ClientData
 from suture.runtime.data.source import Task
@@ -268,7 +269,7 @@ class ClientRecord(NoClientObserver):
             "model": options.model,
             "cut": options.cut,
             "labels": options.labels,
-            "data": options.data.partition(":")[0],
+            "data": split(options.data)[0],
             "images": images_by_set(data),
             "classes": _class_counts(client),
             "rounds": options.epochs,

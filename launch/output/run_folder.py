@@ -13,6 +13,7 @@ from typing import IO, Any
 from suture.launch.options.options import SITES_OWN, AskedOptions, RunOptions
 from suture.launch.options.toml import check_names, flag, read_toml, to_toml
 from suture.launch.output.lock import LOCK_FILE, lock_folder
+from suture.models.plugins import split
 from suture.runtime.errors import ConfigError
 from suture.runtime.state.checkpoint import cannot_write, write_atomically
 
@@ -185,7 +186,7 @@ def _refuse_changes(path: Path, before: AskedOptions, asked: Mapping[str, Any]) 
             continue
         was, now = getattr(before, option.name), asked[option.name]
         if option.name == "data":
-            was, now = str(was).partition(":")[0], str(now).partition(":")[0]  # the images may have moved
+            was, now = split(str(was))[0], split(str(now))[0]  # the images may have moved
         if was != now:
             raise ConfigError(
                 f"{path} was started with {option.name} = {was}, got {now}; leave --{flag(option)} out to go on with "
@@ -197,7 +198,7 @@ def _refuse_missing(path: Path, saved: Mapping[str, Any], opens_data: bool) -> N
     """Refuses to go on where a file that the saved options name is not there, most often for want of another folder."""
     schedule, _, replayed = str(saved.get("schedule", "")).partition(":")
     named = {
-        "data": str(saved.get("data", "")).partition(":")[2] if opens_data else "",
+        "data": split(str(saved.get("data", "")))[1] or "" if opens_data else "",
         "weights": saved.get("weights", ""),
         "handoff_key": saved.get("handoff_key", ""),
         "schedule": replayed if schedule == "replay" else "",

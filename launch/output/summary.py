@@ -10,6 +10,7 @@ from typing import Any
 
 import suture.models.registry as nets
 from suture.launch.options.options import RunOptions
+from suture.models.plugins import split
 from suture.runtime.errors import WireError
 from suture.runtime.host.disk import writing
 from suture.runtime.server.coordinator import Coordinator
@@ -73,7 +74,7 @@ def header(options: RunOptions) -> dict[str, Any]:
         "task": nets.model_entry(options.model).task,
         "model": options.model,
         "cut": options.cut,
-        "data": options.data.partition(":")[0],
+        "data": split(options.data)[0],
         "seed": options.seed,
         "exchange": "unsplit" if options.unsplit else options.exchange,
     }

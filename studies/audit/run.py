@@ -30,6 +30,7 @@ import suture.models.registry as nets
 from suture.launch.host.cores import ready_torch
 from suture.launch.options.options import AskedOptions
 from suture.launch.options.toml import to_arguments
+from suture.models.plugins import split
 from suture.runtime.data.registry import split_spec
 from suture.runtime.data.source import Task
 from suture.runtime.errors import ConfigError
@@ -226,7 +227,7 @@ def _report(
     resolved = options_of(plan[0], base, config.means, "static")
     about = {
         "command": _command(config, base),
-        "data": base.data.partition(":")[0],
+        "data": split(base.data)[0],
         "model": resolved.model,
         "image_size": resolved.image_size,
         "clients": resolved.clients,
@@ -252,9 +253,9 @@ def _report(
 
 def _command(config: AuditConfig, base: AskedOptions) -> str:
     """What repeats the audit, without the place of anybody's data."""
-    name, colon, _ = base.data.partition(":")
+    name, path = split(base.data)
     shown = [
-        f"{name}:PATH" if argument == base.data and colon else argument for argument in to_arguments(base)
+        f"{name}:PATH" if argument == base.data and path else argument for argument in to_arguments(base)
     ]
     asked = ["--cuts", ",".join(config.cuts), "--defences", ",".join(config.families)]
     asked += ["--seeds", str(config.num_seeds), "--aux-images", str(config.means.aux_images)]

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from suture.launch.options.options import AskedOptions
 from suture.launch.output.report.tables import NAMES
+from suture.models.plugins import split
 from suture.studies.audit.report import is_void as majority_lost
 from suture.studies.experiments.runs.job import Job, runs_folder
 from suture.studies.experiments.runs.setting import Setting
@@ -187,7 +188,7 @@ def repeated_with_processes(job: Job) -> Job:
 def scale_of(setting: Setting, role: str) -> str:
     """For a table's title: "scale laptop: ..."."""
     sizes = setting.sizes[role]
-    data = setting.data[role].partition(":")[0]
+    data = split(setting.data[role])[0]
     return (
         f"scale {setting.scale}: {data}, {sizes.model} at {sizes.image_size} px, {sizes.train_images} training images "
         f"a client, {sizes.rounds} rounds, {setting.num_seeds} seed{'s' if setting.num_seeds > 1 else ''}"

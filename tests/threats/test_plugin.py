@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
+from suture.models import plugins
 from suture.runtime.errors import ConfigError
+from suture.threats.needs import Needs
 from suture.threats.plugin import Entry, Registry
 from suture.threats.registry import ATTACKS, DEFENCES, DETECTORS
 
@@ -99,6 +103,117 @@ def test_a_spec_prints_as_the_text_that_parses_to_it() -> None:
         spec = registry.parse(text)
         assert str(spec) == text
         assert registry.parse(str(spec)).config == spec.config
+
+
+OWN = """
+from __future__ import annotations
+from dataclasses import dataclass
+from suture.runtime.hooks import Defence
+from suture.threats.attacks.live import LiveAttack
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    width: int = 3
+
+@dataclass
+class Loose:
+    width: int = 3
+
+class Blur(Defence):
+    \"\"\"Blurs.
+
+    More of it.
+    \"\"\"
+    def __init__(self, config: Config, view: object) -> None: ...
+
+class Bare(Defence): ...
+
+class Changeable(Defence):
+    def __init__(self, config: Loose, view: object) -> None: ...
+
+class Typeless(Defence):
+    def __init__(self, config: Nowhere, view: object) -> None: ...
+
+class Silent(LiveAttack):
+    def __init__(self, config: Config, view: object, images: object) -> None: ...
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with plug-ins in a file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "ward.py").write_text(OWN)
+    (tmp_path / "broken.py").write_text("import no_such_package")
+    return tmp_path
+
+
+def test_a_plugin_of_ones_own_takes_its_parameters_like_any_other(own: Path) -> None:
+    """Oracle: the file, written above; the text that it prints as parses to it."""
+    name = "module:ward.py:Blur"
+    first, second = DEFENCES.parse_chain(f"dcor:alpha=1e+1+{name}:width=5")
+    assert (first.entry.name, second.entry.name, second.config.width) == ("dcor", name, 5)
+    assert second.entry.summary == "Blurs." and str(second) == f"{name}:width=5"
+    assert DEFENCES.names(f"dcor:alpha=1e+1+{name}:width=5") == ["dcor", name]
+    assert DEFENCES.parse(f"module:{own}/ward.py:Blur").entry.plugin is second.entry.plugin
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("module:ward.py", "defence must have the form module:FILE_OR_PACKAGE:NAME, got 'module:ward.py'"),
+        ("module:ward.py:Blurr", r"ward.py has no Blurr; known: Config, Loose, Blur, .*; did you mean Blur"),
+        ("module:ward.py:Blur:depth=3", "unknown parameter 'depth=3'; known: width=3"),
+        ("module:ward.py:Config", "must be a class that extends Defence, got <class"),
+        ("module:ward.py:Bare", "the first argument of Bare must be annotated with its config, a frozen dataclass, got"),
+        ("module:ward.py:Changeable", "first argument of Changeable must be annotated with its config, a frozen"),
+        ("module:ward.py:Typeless", "arguments' annotations cannot be read: name 'Nowhere' is not defined"),
+        ("module:broken.py:Blur", "cannot import broken.py: ModuleNotFoundError: No module named 'no_such_package'"),
+        ("module:nowhere.py:Blur", "cannot import nowhere.py: FileNotFoundError: .*; name a file below /"),
+        ("module:nowhere:Blur", "cannot import nowhere: ModuleNotFoundError"),
+        ("drop-out", "unknown defence 'drop-out'; known: dcor, proxy, noise, quantise, dropout; did you mean dropout"),
+    ],
+)  # fmt: skip
+def test_what_is_no_plugin_is_refused_with_what_was_looked_for(text: str, message: str, own: Path) -> None:
+    """Oracle: the message."""
+    with pytest.raises(ConfigError, match=message):
+        DEFENCES.parse(text)
+
+
+def test_an_attack_must_say_what_it_needs(own: Path) -> None:
+    """Oracle: the message; the registry's own say it for every parameter."""
+    with pytest.raises(
+        ConfigError, match=r"attack module:ward.py:Silent: Config must say what it needs: needs = "
+    ):
+        assert ATTACKS.parse("module:ward.py:Silent").needs
+    assert ATTACKS.parse("fsha:aux-images=7").needs == Needs(images=7)
+    kinds = {"leaked": "private", "query": "auxiliary", "shadow": "none"}
+    for origin, queries in kinds.items():
+        needs = ATTACKS.parse(f"adra:origin={origin},average=3").needs
+        assert (needs.queries, needs.live, needs.query_rounds) == (queries, False, 3)
+        assert needs.labels == (origin == "shadow")
+    with pytest.raises(ConfigError, match="needs: images must be at least 2, got 1"):
+        Needs(images=1)
+
+
+def test_an_installed_package_is_found_by_its_entry_points_and_not_before_it_is_named(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: a package's description as pip writes it; the module is imported with the first use of its name."""
+    about = own / "ward_tools-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: ward-tools\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[suture.defences]\nhaze = ward:Blur\ndcor = ward:Blur\n")
+    monkeypatch.syspath_prepend(own)
+    plugins._installed.cache_clear()
+    try:
+        assert DEFENCES.is_outside("haze") and not DEFENCES.is_outside("dcor") and "ward" not in sys.modules
+        assert DEFENCES.parse("haze:width=9").config.width == 9 and "ward" in sys.modules
+        assert DEFENCES.parse("dcor").entry is DEFENCES["dcor"]
+    finally:
+        plugins._installed.cache_clear()
+        sys.modules.pop("ward", None)
 
 
 @pytest.mark.parametrize(("registry", "entry"), ENTRIES)

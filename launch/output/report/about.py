@@ -8,6 +8,7 @@ from suture.launch.output.report.numbers import RunNumbers
 from suture.launch.output.report.tables import costs_table, num_classes, profile_table
 from suture.launch.output.report.text import duration, size, text
 from suture.launch.output.report.values import mapping, number, whole
+from suture.models.plugins import split
 
 _MOST_COLUMNS = 12
 _WORDS = {"fp32": "", "none": "", "off": ""}
@@ -34,7 +35,7 @@ def facts_of(numbers: RunNumbers) -> Iterator[tuple[str, str]]:
     counts = mapping(numbers.summary.get("clients_data") or options.get("clients_data")).values()
     kinds = sorted({str(mapping(told)["kind"]) for told in counts if mapping(told).get("kind")})
     if not kinds and isinstance(options.get("data"), str):
-        kinds = [str(options["data"]).partition(":")[0]]
+        kinds = [split(str(options["data"]))[0]]
     if kinds:
         yield "data", ", ".join(kinds)
     if isinstance(classes, list | tuple) and classes:

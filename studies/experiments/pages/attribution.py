@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from suture.models.plugins import split
 from suture.studies.experiments.runs.setting import ROLES
 
 _BY_ROLE = {
@@ -27,5 +28,5 @@ def attribution(role: str, spec: str) -> str:
     """
     if spec == ROLES[role][0]:
         return _BY_ROLE[role]
-    name = spec.partition(":")[0]
+    name = split(spec)[0]
     return "Drawn images." if name.endswith("-phantom") else f"Images: {name}."

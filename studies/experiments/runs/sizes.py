@@ -27,6 +27,7 @@ _START = 4.5
 _PROCESSES = 25.0
 _IMAGE = {"resnet18": 0.007, "resnet34": 0.0125, "unet": 0.013}  # trained at 64 px; the U-Net at width 16
 _STEP = {"resnet18": 0.035, "resnet34": 0.066, "unet": 0.02}  # the optimizer's, whatever the batch
+_OTHER = "resnet34"  # nets that were not measured are taken for it
 _EVALUATED = 0.3  # of what training on an image costs
 _TURN, _CHECKPOINT = 0.2, 1.0
 _CORES = 0.8  # what the budget counts on: other things run on a laptop, too
@@ -72,11 +73,16 @@ def cpu_seconds(job: Job) -> float:
     options = job.options.with_defaults()
     pixels, rounds = (options.image_size / 64) ** 2, options.epochs
     turns = rounds * (1 if job.only_client else options.clients)
-    an_image = _IMAGE[options.model] * pixels * (options.width or 16) / 16
+    an_image = _IMAGE.get(options.model, _IMAGE[_OTHER]) * pixels * (options.width or 16) / 16
     images = turns * options.train_images
     steps = turns * -(-options.train_images // options.batch_size)
     tests = options.clients * rounds * (options.test_images + options.held_out_images)
-    total = _START + steps * _STEP[options.model] + (images + _EVALUATED * tests) * an_image + turns * _TURN
+    total = (
+        _START
+        + steps * _STEP.get(options.model, _STEP[_OTHER])
+        + (images + _EVALUATED * tests) * an_image
+        + turns * _TURN
+    )
     total += 0 if options.exchange == "local" or options.unsplit else _PROCESSES
     total += turns * _CHECKPOINT if options.checkpoints == "turn" and not options.unsplit else 0
     attacks = [replace(options, attack=text) for text in job.afterwards.values()]

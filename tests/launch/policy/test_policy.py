@@ -7,6 +7,7 @@ Oracle: the rules of docs/policy.md, each with a run that it forbids and the nea
 import hashlib
 import sys
 from dataclasses import dataclass, field, fields, replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from suture.launch.policy.file import READERS
 from suture.launch.policy.own_code import module_files
 from suture.launch.policy.policy import Policy, evaluated_set, training_set
 from suture.launch.policy.rules import HARMLESS, RULES
+from suture.models import plugins
 from suture.runtime.errors import ConfigError, PolicyError
 from suture.threats.plugin import Entry, parameters
 from suture.threats.registry import DEFENCES, DETECTORS
@@ -481,6 +483,98 @@ def test_a_module_that_is_on_this_machine_anyway_is_no_net(module, words):
     model = f"module:{module}:system"
     with pytest.raises(PolicyError, match=f"policy own_code: .*{words}"):
         Policy(nets=(model,), earliest_cut={model: 1}).check_code(model)
+
+
+DEFENCE = """
+from pathlib import Path
+Path(__file__).with_name("ran").touch()
+from dataclasses import dataclass
+from typing import ClassVar
+from suture.runtime.hooks import Defence, Detector
+from suture.threats.strength import Strength
+@dataclass(frozen=True)
+class Config:
+    strength: ClassVar[Strength] = Strength(parameter="scale", stronger="higher")
+    scale: float = 1.0
+class Shield(Defence):
+    def __init__(self, config: Config, view: object) -> None: ...
+class Guard(Detector):
+    def __init__(self, config: Config, view: object) -> None: ...
+"""
+
+
+@pytest.fixture
+def own_defence(tmp_path, monkeypatch):
+    """A file with a defence and a detector of one's own; returns it and what ``--defence`` calls it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    file = tmp_path / "guards" / "shield.py"
+    file.parent.mkdir()
+    file.write_text(DEFENCE)
+    return file, "module:guards/shield.py:Shield"
+
+
+@pytest.mark.parametrize("chain", ["{}", "{}:scale=2", "dcor+{}", " {}+noise:scale=1e+2"])
+def test_a_defence_that_a_server_names_runs_only_where_the_site_demands_it_and_lists_its_file(
+    chain, own_defence, tmp_path
+):
+    """Oracle: a file that leaves a mark when it runs; no mark before the policy agreed, and none once it was changed."""
+    file, name = own_defence
+    said = options().site_agreement(("no", "yes")) | {"defence": chain.format(name)}
+    with pytest.raises(
+        PolicyError, match="policy defences: 'module:guards/shield.py:Shield' is code of one's own"
+    ):
+        Policy().screen(said)
+    demanded = ["more_defences = true", f'[defences]\n"{name}" = 1.0']
+    with pytest.raises(ConfigError, match=f"would run guards/shield.py, whose SHA-256 {sha256(file)} is not"):
+        policy(tmp_path, *demanded)
+    assert not file.with_name("ran").exists()
+    allowed = policy(tmp_path, *demanded, f'own_code = ["{sha256(file)}"]')
+    assert file.with_name("ran").exists()
+    allowed.screen(said)
+    run = options(defence=chain.format(name))
+    check(allowed, run)
+    with pytest.raises(PolicyError, match="Shield: scale must be at least 1, got 0.5"):
+        check(allowed, options(defence=f"{name}:scale=0.5"))
+    file.write_text(DEFENCE + "# changed\n")
+    for refuses in (lambda: allowed.screen(said), lambda: check(allowed, run)):
+        with pytest.raises(PolicyError, match=f"whose SHA-256 {sha256(file)} is not listed"):
+            refuses()
+
+
+@pytest.mark.parametrize("name", ["attack", "detector", "schedule", "data"])
+def test_a_server_can_name_no_other_code(name, own_defence):
+    """Oracle: the message; the file did not run."""
+    file, _ = own_defence
+    with pytest.raises(
+        PolicyError, match=f"policy: the server set {name}, which is for this site alone to say"
+    ):
+        Policy().screen({name: "module:guards/shield.py:Guard"})
+    assert not file.with_name("ran").exists()
+
+
+def test_a_site_may_demand_a_detector_of_its_own(own_defence, tmp_path):
+    """Oracle: the run is filled with it; its file must be listed."""
+    file, _ = own_defence
+    name = "module:guards/shield.py:Guard"
+    with pytest.raises(ConfigError, match="detectors: policy own_code: .* would run guards/shield.py"):
+        policy(tmp_path, f'[detectors]\n"{name}" = 0.5')
+    rules = policy(tmp_path, f'[detectors]\n"{name}" = 0.5', f'own_code = ["{sha256(file)}"]')
+    assert rules.filled(options()).detector == f"{name}:scale=0.5"
+
+
+def test_an_entry_point_that_a_server_names_is_code_of_ones_own_too(own_defence, monkeypatch):
+    """Oracle: an installed package, faked: its bare name is refused, and the file did not run."""
+    file, _ = own_defence
+    point = EntryPoint("shield", f"{file.parent.name}.shield:Shield", "suture.defences")
+    monkeypatch.setattr(plugins, "_installed", lambda kind: {"shield": point})
+    for option in ("defence", "model"):
+        with pytest.raises(PolicyError, match="'shield' is code of one's own that is not listed"):
+            Policy().screen({option: "shield"})
+    with pytest.raises(PolicyError, match=f"shield would run {file}, whose SHA-256"):
+        Policy(nets=("shield",), earliest_cut={"shield": 1}).screen({"model": "shield"})
+    assert not file.with_name("ran").exists()
+    assert DEFENCES.parse("shield:scale=3").config.scale == 3 and file.with_name("ran").exists()
 
 
 # The file ---------------------------------------------------------------------------------------------

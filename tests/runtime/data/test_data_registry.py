@@ -11,7 +11,7 @@ from small_files import write_dicom
 
 from suture.runtime.data.client_data import ClientData
 from suture.runtime.data.partition import PartitionConfig, partition
-from suture.runtime.data.registry import SOURCES, DataConfig, open_source
+from suture.runtime.data.registry import SOURCES, DataConfig, open_source, split_spec
 from suture.runtime.data.source import Example, Source, Task
 from suture.runtime.errors import ConfigError, DataError
 
@@ -133,6 +133,32 @@ def test_a_source_can_be_divided_and_batched(source):
         many, torch.Generator().manual_seed(1), lambda number: torch.Generator().manual_seed(number)
     )
     assert batch.inputs.shape == (many, 3, 16, 16) and bool(batch.inputs.isfinite().all())
+
+
+OWN = """
+from suture.runtime.data.fundus_phantom import FundusPhantom
+from suture.runtime.data.registry import SourceEntry
+EYES = SourceEntry("eyes", "drawn", "", lambda request: FundusPhantom(request.need, request.seed))
+FILES = SourceEntry("files", "from a path", "PATH", lambda request: FundusPhantom(len(list(request.path.iterdir())), 0))
+"""
+
+
+def test_a_source_of_ones_own_is_opened_by_its_entry(tmp_path):
+    """Oracle: the file, written above; a path follows the name as it does with every source."""
+    (tmp_path / "own.py").write_text(OWN)
+    name = f"module:{tmp_path}/own.py"
+    assert len(open_source(f"{name}:EYES", grades="binary", need=8, seed=0).examples) == 8
+    entry, path = split_spec(f"{name}:FILES:{tmp_path}")
+    assert (entry.name, path) == (f"{name}:FILES", str(tmp_path))
+    assert open_source(f"{name}:FILES:{tmp_path}", grades="binary", need=7, seed=0).examples
+    for spec, words in (
+        (f"{name}:FILES", "own.py:FILES needs a path: .*own.py:FILES:PATH"),
+        (f"{name}:EYES:x", "own.py:EYES takes no path"),
+        (f"{name}:SourceEntry", "data .*own.py:SourceEntry: must be a SourceEntry, got <class"),
+        ("fundus-phantm", "unknown data source 'fundus-phantm'; .*; did you mean fundus-phantom"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            DataConfig(spec=spec)
 
 
 def test_names_and_descriptions_are_there_for_the_help(source):
