@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from suture.launch.output.table import Table
 from suture.studies.experiments.engine.job import Job
 from suture.studies.experiments.engine.setting import Setting
 from suture.studies.experiments.experiment import (
@@ -23,7 +24,6 @@ from suture.studies.experiments.experiment import (
 )
 from suture.studies.experiments.pages.charts import activations_of, losses_by_arm
 from suture.studies.statistics import in_percent, overlaps, shown
-from suture.studies.table import Table
 
 CUTS = (1, 2, 3, 5, 7)
 _ROLE = "photographs"

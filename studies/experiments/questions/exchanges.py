@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from suture.launch.output.table import Table
 from suture.studies.experiments.engine.job import Job
 from suture.studies.experiments.engine.setting import Setting
 from suture.studies.experiments.experiment import (
@@ -15,7 +16,6 @@ from suture.studies.experiments.experiment import (
     options,
     scale_of,
 )
-from suture.studies.table import Table
 
 _ROLES = ("photographs", "lungs")
 _EXCHANGES = ("autograd", "fused", "local")

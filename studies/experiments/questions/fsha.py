@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from suture.launch.output.table import Table
 from suture.studies.experiments.engine.job import Job
 from suture.studies.experiments.engine.setting import Setting
 from suture.studies.experiments.experiment import (
@@ -25,7 +26,6 @@ from suture.studies.experiments.experiment import (
 )
 from suture.studies.experiments.pages.charts import attack_curves, reconstructed
 from suture.studies.experiments.pages.leaks import leak_cells, leak_facts, nothing_known
-from suture.studies.table import Table
 
 ALPHA, SCALE = 100, 50
 _ROLE = "digits"

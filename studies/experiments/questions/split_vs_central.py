@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from suture.launch import build
+from suture.launch.output.table import Table
 from suture.studies.experiments.engine.job import Job
 from suture.studies.experiments.engine.setting import Setting
 from suture.studies.experiments.experiment import (
@@ -24,7 +25,6 @@ from suture.studies.experiments.experiment import (
 )
 from suture.studies.experiments.pages.charts import dots_with_intervals
 from suture.studies.statistics import changed
-from suture.studies.table import Table
 
 _ROLE = "photographs"
 _SHOWN = METRICS["classification"]
