@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from suture.launch.output.table import Table
 from suture.models.cuts import CutRow
 from suture.studies.cut_advice import Advice
-from suture.studies.table import Table
 
 _KINDS = {"held_out": "held-out images", "train": "training images", "test": "test images"}
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
+from suture.launch.output.table import Table, bullets
 from suture.studies.audit.report import KINDS, MEASURES, Group, Interval, Result, grouped, strongest_alive
-from suture.studies.table import Table, bullets
 
 _SHOWN = {"held_out": "held-out", "train": "training"}
 _BESIDE = ("mean image", "shuffled", "untrained client")

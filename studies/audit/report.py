@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from suture.studies.table import Table
+from suture.launch.output.table import Table
 
 Result = Mapping[str, Any]
 Interval = tuple[float, float, float]  # mean, smallest and largest over the seeds

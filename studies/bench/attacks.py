@@ -14,8 +14,8 @@ from pathlib import Path
 
 from suture.launch.host.cores import ready_torch
 from suture.launch.options.options import AskedOptions
+from suture.launch.output.table import Table
 from suture.studies.bench.rigs.rig import WARM_UP, Rig, check_steps, over, times_in_turn
-from suture.studies.table import Table
 from suture.threats.registry import ATTACKS, DEFENCES, DETECTORS
 
 PLAIN = "undefended, honest"

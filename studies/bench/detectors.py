@@ -15,9 +15,9 @@ from torch import Tensor
 
 from suture.launch.host.cores import ready_torch
 from suture.launch.options.options import AskedOptions
+from suture.launch.output.table import Table
 from suture.runtime.hooks import Detector
 from suture.studies.bench.rigs.rig import Rig, over
-from suture.studies.table import Table
 from suture.threats.client_view import ClientView
 from suture.threats.registry import DETECTORS
 

@@ -19,6 +19,7 @@ from torch.distributed.rpc import internal
 
 from suture.launch.host.cores import ready_torch
 from suture.launch.options.options import AskedOptions, RunOptions
+from suture.launch.output.table import Table
 from suture.runtime.client.client import Client
 from suture.runtime.errors import ConfigError
 from suture.runtime.scheduler import Turn
@@ -29,7 +30,6 @@ from suture.runtime.wire.checks import check_step_reply, check_upload
 from suture.runtime.wire.messages import StepReply, Upload
 from suture.studies.bench.rigs.rig import Rig
 from suture.studies.bench.rigs.signed import SignedHandoff
-from suture.studies.table import Table
 
 LEAST = 10
 STEP_CUT, HANDOFF_CUT = "3", "7"

@@ -15,13 +15,13 @@ from suture.launch.host.cores import ready_torch
 from suture.launch.options.options import AskedOptions
 from suture.launch.output.report.intervals import wilson
 from suture.launch.output.round_warnings import RoundWarnings, WarningRecorder
+from suture.launch.output.table import Table
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.data.source import Source
 from suture.runtime.errors import ConfigError
 from suture.runtime.randomness import Randomness
 from suture.runtime.records.observers import NoRecorder
 from suture.studies.bench.rigs.rig import over
-from suture.studies.table import Table
 
 _FEWEST_SITES = 3
 

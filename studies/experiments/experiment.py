@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 
 from suture.launch.options.options import AskedOptions
 from suture.launch.output.report.tables import NAMES
+from suture.launch.output.table import Table
 from suture.models.plugins import split
 from suture.studies.audit.report import is_void as majority_lost
 from suture.studies.experiments.runs.job import Job, runs_folder
 from suture.studies.experiments.runs.setting import Setting
 from suture.studies.experiments.runs.sizes import Scale, Sizes, sizes_of
 from suture.studies.statistics import shown
-from suture.studies.table import Table
 
 METRICS = {
     "classification": ("accuracy", "balanced_accuracy", "auroc", "majority_accuracy"),

@@ -17,7 +17,8 @@ from suture.runtime.errors import ConfigError
 from suture.runtime.state.checkpoint import write_atomically
 from suture.studies.experiments.engine.provenance import MACHINE
 from suture.studies.experiments.engine.results import PICTURES, load, write_results
-from suture.studies.experiments.pages.page import Chapter, Shown, fewer_colours, to_html
+from suture.studies.experiments.experiment import Picture
+from suture.studies.experiments.pages.page import Chapter, fewer_colours, to_html
 from suture.studies.experiments.registry import EXPERIMENTS
 from suture.studies.experiments.runs.setting import CONFIG
 
@@ -81,7 +82,7 @@ def _chapter(place: Path) -> tuple[Chapter, dict[str, Any]]:
         name=experiment.name,
         question=experiment.question,
         tables=experiment.tables(setting, results) if runs else [],
-        pictures=[Shown(place / "figures" / one["file"], one["caption"]) for one in told],
+        pictures=[Picture(place / "figures" / one["file"], one["caption"]) for one in told],
         machine=machine,
         runs=runs,
         planned=len(experiment.jobs(setting)),
@@ -89,7 +90,7 @@ def _chapter(place: Path) -> tuple[Chapter, dict[str, Any]]:
     return chapter, {"machine": machine, "runs": runs}
 
 
-def _copy(place: Path, out: Path, pictures: Sequence[Shown]) -> None:
+def _copy(place: Path, out: Path, pictures: Sequence[Picture]) -> None:
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for name in ("table.md", "table.csv", CONFIG):
         shutil.copyfile(place / name, out / name)

@@ -16,12 +16,12 @@ from suture.launch.output.figures.canvas import drawn
 from suture.runtime.errors import ConfigError
 from suture.studies.experiments.engine.plan import Request, plan
 from suture.studies.experiments.engine.provenance import MACHINE, write_provenance
-from suture.studies.experiments.pages.attribution import attribution
-from suture.studies.experiments.pages.page import Chapter, Shown, to_html
+from suture.studies.experiments.experiment import Picture
+from suture.studies.experiments.pages.page import Chapter, to_html
 from suture.studies.experiments.registry import EXPERIMENTS
 from suture.studies.experiments.report import write_report
 from suture.studies.experiments.runs.job import result_path
-from suture.studies.experiments.runs.setting import CONFIG, ROLES, to_toml
+from suture.studies.experiments.runs.setting import CONFIG, attribution, roles, to_toml
 
 
 class Page(HTMLParser):
@@ -137,7 +137,7 @@ def test_what_a_page_shows_is_escaped(tmp_path):
     with drawn(picture, 2, 2):
         pass
     chapter = Chapter(
-        name="x", question="Is 1 < 2 & 3 > 2?", tables=[], pictures=[Shown(picture, 'a "b" <c>')],
+        name="x", question="Is 1 < 2 & 3 > 2?", tables=[], pictures=[Picture(picture, 'a "b" <c>')],
         machine={"command": "<rm>", "commit": "<i>"}, runs=[], planned=0,
     )  # fmt: skip
     text = to_html([chapter])
@@ -148,7 +148,7 @@ def test_what_a_page_shows_is_escaped(tmp_path):
 
 def test_images_of_the_default_sets_are_attributed():
     """Oracle: each licence's name; drawn images have no licence; a person's own set is named."""
-    said = {role: attribution(role, specs[0]) for role, specs in ROLES.items()}
+    said = {role: attribution(role, told["data"]) for role, told in roles().items()}
     assert "CC BY 4.0" in said["photographs"] and "Porwal" in said["photographs"]
     assert "CC BY 3.0" in said["lungs"] and "V7" in said["lungs"] and "CC BY-SA" in said["digits"]
     assert attribution("photographs", "fundus-phantom") == "Drawn images."

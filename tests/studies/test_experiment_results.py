@@ -11,6 +11,7 @@ import re
 
 import pytest
 
+from suture.launch.output.table import Table
 from suture.studies.experiments.engine.results import differing, load, write_results
 from suture.studies.experiments.experiment import Results, client_mean
 from suture.studies.experiments.pages.page import Chapter, to_html
@@ -18,7 +19,6 @@ from suture.studies.experiments.registry import EXPERIMENTS, STUDY
 from suture.studies.experiments.runs.job import Job, read_result, result_path
 from suture.studies.experiments.runs.setting import CONFIG, Setting, to_toml, with_data
 from suture.studies.statistics import mean_and_interval, overlaps, shown
-from suture.studies.table import Table
 
 
 def test_mean_and_interval_are_those_worked_out_by_hand():

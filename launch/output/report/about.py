@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from suture.launch.output.report.numbers import RunNumbers
 from suture.launch.output.report.tables import costs_table, num_classes, profile_table
-from suture.launch.output.report.text import duration, size, text
 from suture.launch.output.report.values import mapping, number, whole
+from suture.launch.output.text import definitions, duration, size, text
 from suture.models.plugins import split
 
 _MOST_COLUMNS = 12
@@ -53,11 +53,8 @@ def facts_of(numbers: RunNumbers) -> Iterator[tuple[str, str]]:
 def costs_section(numbers: RunNumbers) -> str:
     """Where the time of a step went if it was profiled, what the turns cost, and the totals."""
     parts = []
-    totals = "".join(
-        f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in _totals(numbers)
-    )
-    if totals:
-        parts.append(f'<dl class="facts">{totals}</dl>')
+    if totals := list(_totals(numbers)):
+        parts.append(definitions(totals))
     if numbers.costs:
         parts.append(costs_table(numbers.costs))
     if numbers.profile:

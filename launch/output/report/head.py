@@ -12,8 +12,8 @@ from suture.launch.output.report.about import facts_of
 from suture.launch.output.report.intervals import wilson
 from suture.launch.output.report.numbers import RunNumbers
 from suture.launch.output.report.tables import NAMES, over_sites
-from suture.launch.output.report.text import DASH, duration, score, text
 from suture.launch.output.report.values import number
+from suture.launch.output.text import DASH, definitions, duration, score, text
 
 
 def heading(numbers: RunNumbers) -> str:
@@ -54,9 +54,6 @@ def header(numbers: RunNumbers) -> str:
     if state.rounds:
         width = 100 * min(1.0, done / state.rounds)
         bar = f'<div class="progress" aria-hidden="true"><i style="width:{width:.1f}%"></i></div>'
-    facts = "".join(
-        f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in facts_of(numbers)
-    )
     tiles = "".join(
         f"<div><dt>{text(name)}</dt><dd>{text(value)}<small>{text(more)}</small></dd></div>"
         for name, value, more in _tiles(numbers)
@@ -65,7 +62,7 @@ def header(numbers: RunNumbers) -> str:
         f'<header><p class="over">{text(over)}</p><h1>{text(heading(numbers))}</h1>'
         f'<p class="state {state.phase}" role="status"><b>{text(state_words(numbers))}</b>, '
         f'{verb} <time datetime="{stamp}">{clock}</time><span id="late"></span></p>{bar}'
-        f'<dl class="tiles">{tiles}</dl><dl class="facts">{facts}</dl></header>'
+        f'<dl class="tiles">{tiles}</dl>{definitions(facts_of(numbers))}</header>'
     )
 
 

@@ -29,18 +29,6 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def hanley_mcneil_error(area: float, positive: int, negative: int) -> float:
-    """Standard error of an area under the ROC curve, from the area and the counts of both classes.
-
-    References:
-        Hanley, McNeil: The meaning and use of the area under a receiver operating characteristic (ROC) curve,
-        Radiology 143, 1982.
-    """
-    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
-    variance = area * (1 - area) + (positive - 1) * (q1 - area**2) + (negative - 1) * (q2 - area**2)
-    return math.sqrt(max(0.0, variance) / (positive * negative))
-
-
 def auroc_interval(area: float, one: int, other: int) -> tuple[float, float]:
     """Interval of an area under the ROC curve of two classes with ``one`` and ``other`` images.
 

@@ -15,7 +15,7 @@ from suture.launch.output.report.head import header, heading, state_words
 from suture.launch.output.report.numbers import RunNumbers
 from suture.launch.output.report.svg import MOST_LABELS, Chart, Series, line_chart, swatch
 from suture.launch.output.report.tables import NAMES, num_classes, sites_table
-from suture.launch.output.report.text import score, text
+from suture.launch.output.text import score, text
 
 T = TypeVar("T")
 _MOST_RAW = 12  # sites beyond which single batches are not drawn: they could not be told apart

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from suture.launch.output.figures.curves import Array
-from suture.launch.output.report.text import shown, text
 from suture.launch.output.report.ticks import nice_ticks, spread, whole_ticks
+from suture.launch.output.text import shown, text
 
 COLOURS = 8
 _SIDE = 1000

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from suture.launch.output.report.intervals import auroc_interval, wilson
 from suture.launch.output.report.lines import Cost
 from suture.launch.output.report.numbers import RunNumbers, Site
 from suture.launch.output.report.svg import swatch
-from suture.launch.output.report.text import DASH, duration, score, size, text
 from suture.launch.output.report.values import number, whole
 from suture.launch.output.step_times import PARTS
+from suture.launch.output.table import Html, Table, column_heads
+from suture.launch.output.text import DASH, duration, score, size, text
 from suture.runtime.server.membership import natural
 
 NAMES = {
@@ -48,101 +49,75 @@ _INTERVALS = {
 }
 
 Interval = tuple[float, float]
+_PART = "part of a step"
 
 
 def sites_table(numbers: RunNumbers, looks: Mapping[str, int]) -> str:
     """A row a site: images, last losses and scores, test scores with n and intervals."""
     if not numbers.sites:
         return '<p class="empty">no site has joined yet</p>'
-    validated, tested = VALIDATED[numbers.task], TESTED[numbers.task] if _tests(numbers) else ()
-    labels = ["train images", "val. images", "train loss", *(f"val. {NAMES[name]}" for name in validated)]
-    if tested:
-        labels += ["test images", *(f"test {NAMES[name]}" for name in tested)]
-    rows = [_site_row(numbers, site, looks[site.name], validated, tested, labels) for site in numbers.sites]
-    if tested and len(numbers.sites) > 1:
-        rows.append(_all_row(numbers, validated, tested, labels))
+    tested = bool(_tests(numbers))
+    rows = [_site_row(numbers, site, looks[site.name], tested) for site in numbers.sites]
+    total = tested and len(numbers.sites) > 1
+    if total:
+        rows.append(_all_row(numbers))
     note = _INTERVALS[numbers.task] if tested else "Test images are scored at the end of the run."
-    table = _box(_sites_head(validated, tested), rows, "Sites and their scores", cards=True)
-    return f'{table}<p class="note">{note}</p>'
+    table = Table(rows, "Sites and their scores")
+    shown = table.to_html(head=_sites_head(numbers.task, tested), cards=True, total=total)
+    return f'{shown}<p class="note">{note}</p>'
 
 
-def _sites_head(validated: Sequence[str], tested: Sequence[str]) -> str:
+def _sites_head(task: str, tested: bool) -> str:
     groups = (
         '<th rowspan="2" scope="col">site</th><th colspan="2" scope="colgroup">images</th>'
         '<th rowspan="2" scope="col">train loss, last turn</th>'
-        f'<th colspan="{len(validated)}" scope="colgroup">validation images</th>'
+        f'<th colspan="{len(VALIDATED[task])}" scope="colgroup">validation images</th>'
     )
-    below = ["train", "validation", *(NAMES[name] for name in validated)]
+    below = ["train", "validation", *(NAMES[name] for name in VALIDATED[task])]
     if tested:
-        groups += f'<th colspan="{len(tested) + 1}" scope="colgroup">test images</th>'
-        below += ["n", *(NAMES[name] for name in tested)]
-    return f"<tr>{groups}</tr><tr>{_column_heads(below)}</tr>"
+        groups += f'<th colspan="{len(TESTED[task]) + 1}" scope="colgroup">test images</th>'
+        below += ["n", *(NAMES[name] for name in TESTED[task])]
+    return f"<tr>{groups}</tr><tr>{column_heads(below)}</tr>"
 
 
-def _column_heads(names: Sequence[str]) -> str:
-    return "".join(f'<th scope="col">{text(name)}</th>' for name in names)
-
-
-def _box(head: str, rows: Sequence[str], caption: str, *, cards: bool = False) -> str:
-    """A table in a box that scrolls sideways by itself, by keyboard as well; on a phone ``cards``, one a row."""
-    kind = "box cards" if cards else "box"
-    return (
-        f'<div class="{kind}" tabindex="0" role="region" aria-label="{text(caption)}"><table role="table">'
-        f'<caption class="unseen">{text(caption)}</caption><thead>{head}</thead>'
-        f'<tbody role="rowgroup">{"".join(rows)}</tbody></table></div>'
-    )
-
-
-def _row(head: str, cells: Sequence[str], labels: Sequence[str], *, last: bool = False) -> str:
-    """A row whose cells say their column's name, which a card shows, and their role, which a card would lose."""
-    filled = "".join(
-        f'<td role="cell" data-label="{text(label)}">{cell}</td>'
-        for cell, label in zip(cells, labels, strict=True)
-    )
-    kind = ' class="all"' if last else ""
-    return f'<tr role="row"{kind}><th role="rowheader" scope="row">{head}</th>{filled}</tr>'
-
-
-def _site_row(
-    numbers: RunNumbers,
-    site: Site,
-    index: int,
-    validated: Sequence[str],
-    tested: Sequence[str],
-    labels: Sequence[str],
-) -> str:
+def _site_row(numbers: RunNumbers, site: Site, index: int, tested: bool) -> dict[str, str]:
     state = f' <span class="badge">{text(site.state)}</span>' if site.state else ""
-    validation, test = site.scores.get("validation", {}), site.scores.get("test", {})
-    cells = [_count(site.images.get(phase)) for phase in ("train", "validation")]
-    cells += [score(site.train_loss), *(score(number(validation.get(name))) for name in validated)]
-    if tested:
-        cells.append(_count(site.images.get("test")))
-        cells += [_score_cell(name, test, num_classes(numbers)) for name in tested]
     newest = max((other.scored or 0 for other in numbers.sites), default=0)
     if site.scored is not None and site.scored < newest:
         state += f"<small>scores of round {site.scored}</small>"
-    return _row(f'{swatch(index)}<span class="name">{text(site.name)}</span>{state}', cells, labels)
+    validation, test = site.scores.get("validation", {}), site.scores.get("test", {})
+    row: dict[str, str] = {
+        "site": Html(f'{swatch(index)}<span class="name">{text(site.name)}</span>{state}'),
+        "train images": _count(site.images.get("train")),
+        "val. images": _count(site.images.get("validation")),
+        "train loss": score(site.train_loss),
+    }
+    for name in VALIDATED[numbers.task]:
+        row[f"val. {NAMES[name]}"] = score(number(validation.get(name)))
+    if tested:
+        row["test images"] = _count(site.images.get("test"))
+        for name in TESTED[numbers.task]:
+            row[f"test {NAMES[name]}"] = _score_cell(name, test, num_classes(numbers))
+    return row
 
 
-def _all_row(
-    numbers: RunNumbers, validated: Sequence[str], tested: Sequence[str], labels: Sequence[str]
-) -> str:
+def _all_row(numbers: RunNumbers) -> dict[str, str]:
     """All sites together: accuracy over all their test images, means of what cannot be pooled."""
-    cells = []
-    for phase in ("train", "validation"):
+    row = {"site": "all sites"}
+    for phase, label in (("train", "train images"), ("validation", "val. images")):
         known = [site.images[phase] for site in numbers.sites if phase in site.images]
-        cells.append(_count(sum(known) if len(known) == len(numbers.sites) else None))
-    total = sum(whole(test.get("num_images")) or 0 for test in _tests(numbers))
-    cells += [""] * (1 + len(validated)) + [_count(total)]
-    for name in tested:
+        row[label] = _count(sum(known) if len(known) == len(numbers.sites) else None)
+    row["test images"] = _count(sum(whole(test.get("num_images")) or 0 for test in _tests(numbers)))
+    for name in TESTED[numbers.task]:
         value, n = over_sites(numbers, name)
         if value is None or name == "majority_accuracy":
-            cells.append(score(value))
+            cell = score(value)
         elif name == "accuracy":
-            cells.append(_with_interval(value, share_interval(value, n), None))
+            cell = _with_interval(value, share_interval(value, n), None)
         else:
-            cells.append(f"{score(value)}<br><small>mean of sites</small>")
-    return _row("all sites", cells, labels, last=True)
+            cell = Html(f"{score(value)}<br><small>mean of sites</small>")
+        row[f"test {NAMES[name]}"] = cell
+    return row
 
 
 def over_sites(numbers: RunNumbers, name: str) -> tuple[float | None, int]:
@@ -216,7 +191,7 @@ def _with_interval(value: float, interval: Interval | None, guess: float | None)
     )
     unsure = guess is not None and low <= guess <= high
     told = '<small class="unsure">may be guessing</small>' if unsure else ""
-    return f"{score(value)} <small>{low:.2f} to {high:.2f}</small>{whisker}{told}"
+    return Html(f"{score(value)} <small>{low:.2f} to {high:.2f}</small>{whisker}{told}")
 
 
 def _count(value: int | None) -> str:
@@ -225,36 +200,38 @@ def _count(value: int | None) -> str:
 
 def profile_table(profile: Mapping[str, Mapping[str, float]]) -> str:
     """Median milliseconds of each part of a step, a column a site; the bar is the part's share of the longest one."""
-    sites = list(profile)
-    parts = [part for part in PARTS if any(profile[site].get(part, 0.0) > 0 for site in sites)]
-    longest = max((profile[site].get(part, 0.0) for site in sites for part in parts), default=0.0)
-    labels = [f"{site}, ms" for site in sites]
+    parts = [part for part in PARTS if any(times.get(part, 0.0) > 0 for times in profile.values())]
+    longest = max((times.get(part, 0.0) for times in profile.values() for part in parts), default=0.0)
     rows = [
-        _row(part, [_bar(profile[site].get(part, 0.0), longest) for site in sites], labels) for part in parts
+        {_PART: part}
+        | {f"{site}, ms": _bar(times.get(part, 0.0), longest) for site, times in profile.items()}
+        for part in parts
     ]
-    rows.append(
-        _row("together", [f"{1e3 * sum(profile[site].values()):.1f}" for site in sites], labels, last=True)
-    )
-    return _box(
-        f"<tr>{_column_heads(['part of a step', *labels])}</tr>", rows, "Median time of a step by part"
-    )
+    sums = {f"{site}, ms": f"{1e3 * sum(times.values()):.1f}" for site, times in profile.items()}
+    return Table([*rows, {_PART: "together"} | sums], "Median time of a step by part").to_html(total=True)
 
 
 def _bar(seconds: float, longest: float) -> str:
     width = 100 * seconds / longest if longest else 0
-    return f'{1e3 * seconds:.1f}<span class="bar"><i style="width:{width:.1f}%"></i></span>'
+    return Html(f'{1e3 * seconds:.1f}<span class="bar"><i style="width:{width:.1f}%"></i></span>')
 
 
 def costs_table(costs: Mapping[str, Cost]) -> str:
     """Seconds by kind of turn, waiting, images a second and bytes, a row a site."""
     kinds = [*_KINDS, *sorted({kind for cost in costs.values() for kind in cost.seconds} - set(_KINDS))]
     kinds = [kind for kind in kinds if any(cost.seconds.get(kind) for cost in costs.values())]
-    names = [*(_KINDS.get(kind, kind) for kind in kinds), "waiting for turns", "images/s", "sent", "received"]
-    rows = []
+    rows: list[dict[str, str]] = []
     for name, cost in sorted(costs.items(), key=lambda item: natural(item[0])):
         trained = cost.seconds.get("train", 0.0)
-        speed = f"{cost.images / trained:.1f}" if trained > 0 and cost.images else DASH
-        cells = [duration(cost.seconds.get(kind, 0.0)) for kind in kinds]
-        cells += [duration(cost.waited), speed, size(cost.up), size(cost.down)]
-        rows.append(_row(f'<span class="name">{text(name)}</span>', cells, names))
-    return _box(f"<tr>{_column_heads(['site', *names])}</tr>", rows, "What the turns cost", cards=True)
+        rows.append(
+            {"site": ""}
+            | {_KINDS.get(kind, kind): duration(cost.seconds.get(kind, 0.0)) for kind in kinds}
+            | {
+                "site": Html(f'<span class="name">{text(name)}</span>'),
+                "waiting for turns": duration(cost.waited),
+                "images/s": f"{cost.images / trained:.1f}" if trained > 0 and cost.images else DASH,
+                "sent": size(cost.up),
+                "received": size(cost.down),
+            }
+        )
+    return Table(rows, "What the turns cost").to_html(cards=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from suture.launch.output.table import Table, bullets, megabytes
 from suture.studies.bench.page.bars import Spread, bars, spread, verdict
-from suture.studies.table import Table, bullets, megabytes
 
 AIM, AIM_CLIENTS = 0.95, 8
 _FLAT = 1.25

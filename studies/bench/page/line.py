@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from suture.launch.output.table import Table, bullets, megabytes
 from suture.studies.bench.page.bars import bars, spread
 from suture.studies.statistics import mean_and_interval
-from suture.studies.table import Table, bullets, megabytes
 
 AIM, AIM_RATE = 5.0, "100"
 PLAIN = "autograd fp32"

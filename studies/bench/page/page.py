@@ -12,10 +12,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from suture.launch.output.table import Table
 from suture.runtime.errors import ConfigError
 from suture.runtime.state.checkpoint import write_atomically
 from suture.studies.bench.page import clients, line, profile, sites, startup, train
-from suture.studies.table import Table
 
 DOCS, FULL = Path("docs"), Path("docs/benchmarks-full")
 DATA, PAGE = "benchmarks.json", "benchmarks.md"

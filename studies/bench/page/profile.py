@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from suture.launch.output.figures.step_times import stacked_steps
-from suture.studies.table import Table
+from suture.launch.output.table import Table
 
 
 def fill(found: Mapping[str, Any]) -> dict[str, object]:

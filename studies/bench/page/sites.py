@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from suture.launch.output.table import Table, bullets, megabytes
 from suture.studies.bench.page.bars import bars, spread, told, verdict
 from suture.studies.bench.page.line import shape_names
 from suture.studies.statistics import ratio_interval
-from suture.studies.table import Table, bullets, megabytes
 
 STEP_AIM, HANDOFF_AIM, LOOPBACK_AIM, MEMORY_AIM = 1.05, 0.9, 8e-3, 350_000_000
 SLOW = 100.0

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from suture.launch.output.table import Table, bullets
 from suture.studies.bench.page.bars import bars, spread, told
-from suture.studies.table import Table, bullets
 
 _MILESTONES = ("images read", "all joined", "first step")
 _PROCESSOR = "processor seconds until then, all processes"

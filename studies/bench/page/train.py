@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from suture.launch.output.table import Table, bullets, megabytes
 from suture.studies.bench.page.bars import Spread, bars, verdict
-from suture.studies.table import Table, bullets, megabytes
 
 IDLE_AIM = 0.02
 _SMALL_AIM, _LARGE_AIM, _LARGE = 1.10, 1.02, 128

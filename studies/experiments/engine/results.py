@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from suture.launch.output.table import Table
 from suture.runtime.state.checkpoint import write_atomically
 from suture.studies.experiments.experiment import Experiment, Results
-from suture.studies.experiments.pages.attribution import attribution
 from suture.studies.experiments.registry import EXPERIMENTS
 from suture.studies.experiments.runs.job import read_result
-from suture.studies.experiments.runs.setting import CONFIG, Setting, read_setting
-from suture.studies.table import Table
+from suture.studies.experiments.runs.setting import CONFIG, Setting, attribution, read_setting
 
 PICTURES = "pictures.json"
 

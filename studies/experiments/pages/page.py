@@ -17,7 +17,8 @@ from markdown_it.token import Token
 from markdown_it.utils import OptionsDict
 from PIL import Image
 
-from suture.studies.table import Table
+from suture.launch.output.table import Table
+from suture.studies.experiments.experiment import Picture
 
 _TITLE = "The study, redone"
 _ABOUT = (
@@ -26,14 +27,6 @@ _ABOUT = (
     "ours."
 )
 _COLOURS = 128
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A picture and what stands below it."""
-
-    path: Path
-    caption: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +46,7 @@ class Chapter:
     name: str
     question: str
     tables: Sequence[Table]
-    pictures: Sequence[Shown]
+    pictures: Sequence[Picture]
     machine: Mapping[str, Any]
     runs: Sequence[Mapping[str, Any]]
     planned: int

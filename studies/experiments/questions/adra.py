@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from suture.launch.output.table import Table
 from suture.studies.experiments.experiment import (
     METRICS,
     Experiment,
@@ -24,7 +25,6 @@ from suture.studies.experiments.pages.charts import attack_curves, reconstructed
 from suture.studies.experiments.pages.leaks import UNREAD, leak_cells, leak_facts, nothing_known
 from suture.studies.experiments.runs.job import Job
 from suture.studies.experiments.runs.setting import Setting
-from suture.studies.table import Table
 
 ATTACKERS = {"live": "study's decoder", "fresh": "fresh, larger decoder"}
 DEFENCES = {

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from suture.launch.output.table import Table
 from suture.studies.experiments.experiment import (
     METRICS,
     Experiment,
@@ -27,7 +28,6 @@ from suture.studies.experiments.pages.charts import Series, lines_with_intervals
 from suture.studies.experiments.runs.job import Job
 from suture.studies.experiments.runs.setting import Setting
 from suture.studies.statistics import changed, in_percent
-from suture.studies.table import Table
 
 COUNTS = (1, 2, 3, 4, 6)
 MOST = COUNTS[-1]

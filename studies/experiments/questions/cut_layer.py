@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from suture.launch.output.table import Table
 from suture.studies.experiments.experiment import (
     METRICS,
     Experiment,
@@ -23,7 +24,6 @@ from suture.studies.experiments.pages.charts import activations_of, losses_by_ar
 from suture.studies.experiments.runs.job import Job
 from suture.studies.experiments.runs.setting import Setting
 from suture.studies.statistics import in_percent, overlaps, shown
-from suture.studies.table import Table
 
 CUTS = (1, 2, 3, 5, 7)
 _ROLE = "photographs"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from suture.launch.output.table import Table
 from suture.studies.experiments.experiment import (
     Experiment,
     Picture,
@@ -15,7 +16,6 @@ from suture.studies.experiments.experiment import (
 )
 from suture.studies.experiments.runs.job import Job
 from suture.studies.experiments.runs.setting import Setting
-from suture.studies.table import Table
 
 _ROLES = ("photographs", "lungs")
 _EXCHANGES = ("autograd", "fused", "local")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from suture.launch.output.table import Table
 from suture.studies.experiments.experiment import (
     METRICS,
     Experiment,
@@ -25,7 +26,6 @@ from suture.studies.experiments.pages.charts import attack_curves, reconstructed
 from suture.studies.experiments.pages.leaks import leak_cells, leak_facts, nothing_known
 from suture.studies.experiments.runs.job import Job
 from suture.studies.experiments.runs.setting import Setting
-from suture.studies.table import Table
 
 ALPHA, SCALE = 100, 50
 _ROLE = "digits"

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from suture.launch import build
+from suture.launch.output.table import Table
 from suture.studies.experiments.experiment import (
     METRICS,
     Experiment,
@@ -24,7 +25,6 @@ from suture.studies.experiments.pages.charts import dots_with_intervals
 from suture.studies.experiments.runs.job import Job
 from suture.studies.experiments.runs.setting import Setting
 from suture.studies.statistics import changed
-from suture.studies.table import Table
 
 _ROLE = "photographs"
 _SHOWN = METRICS["classification"]

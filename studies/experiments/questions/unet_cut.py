@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from suture.launch.output.table import Table
 from suture.runtime.data.registry import open_source
 from suture.studies.experiments.experiment import (
     METRICS,
@@ -20,7 +21,6 @@ from suture.studies.experiments.pages.charts import copied, scores_by_round
 from suture.studies.experiments.runs.job import Job, Skips
 from suture.studies.experiments.runs.setting import Setting
 from suture.studies.statistics import changed
-from suture.studies.table import Table
 
 CUTS = (1, 2, 3)
 _ROLE = "lungs"

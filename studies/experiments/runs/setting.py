@@ -10,6 +10,8 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,12 +24,6 @@ from suture.runtime.state.handoff import parse_key, write_key
 from suture.studies.experiments.runs.sizes import SCALES, Sizes
 
 CONFIG = "config.toml"
-ROLES: dict[str, tuple[str, str]] = {
-    "photographs": ("kaggle-dr:$SUTURE_DATA/idrid", "fundus-phantom"),
-    "lungs": ("kaggle-cxr:$SUTURE_DATA/lungs", "chest-phantom"),
-    "digits": ("medmnist:$SUTURE_DATA/mnist10k/mnist10k.npz", "fundus-phantom"),
-}
-"""Sets by their role: the default, and what scale smoke draws."""
 _DIGITS = ("medmnist", "mnist", "fashion-mnist")
 
 
@@ -82,6 +78,20 @@ class Setting:
         return expanded(self.data[role])
 
 
+@cache
+def roles() -> dict[str, dict[str, str]]:
+    """Data sets by their role, see roles.toml."""
+    return tomllib.loads((files(__package__) / "roles.toml").read_text())
+
+
+def attribution(role: str, spec: str) -> str:
+    """The sentence below a figure of images of ``spec``."""
+    if spec == roles()[role]["data"]:
+        return roles()[role]["attribution"]
+    name = spec.partition(":")[0]
+    return "Drawn images." if name.endswith("-phantom") else f"Images: {name}."
+
+
 def expanded(spec: str) -> str:
     """A data SPEC with environment variables filled in, so that a saved one holds on another machine."""
     return os.path.expandvars(spec)
@@ -97,15 +107,16 @@ def with_data(given: tuple[str, ...], scale: str) -> dict[str, str]:
     Raises:
         ConfigError: a source or a role is unknown.
     """
-    data = {role: specs[1] if scale == "smoke" else specs[0] for role, specs in ROLES.items()}
+    known = roles()
+    data = {role: told["drawn" if scale == "smoke" else "data"] for role, told in known.items()}
     for text in given:
         role, equals, spec = text.partition("=")
         if not equals or ":" in role:
             entry = split_spec(text)[0]
             digits = "digits" if entry.name in _DIGITS else "photographs"
             role, spec = "lungs" if entry.task.value == "segmentation" else digits, text
-        if role not in ROLES:
-            raise ConfigError(f"data {text}: role must be one of {', '.join(ROLES)}, got {role!r}")
+        if role not in known:
+            raise ConfigError(f"data {text}: role must be one of {', '.join(known)}, got {role!r}")
         split_spec(spec)
         data[role] = spec
     return data

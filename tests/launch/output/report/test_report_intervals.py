@@ -5,8 +5,15 @@ import random
 
 import pytest
 
-from suture.launch.output.report.intervals import auroc_interval, hanley_mcneil_error, wilson
+from suture.launch.output.report.intervals import auroc_interval, wilson
 from suture.launch.output.report.tables import area_interval, share_interval
+
+
+def hanley_mcneil_error(area, positive, negative):
+    """Hanley, McNeil: The meaning and use of the area under a ROC curve, Radiology 143, 1982."""
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = area * (1 - area) + (positive - 1) * (q1 - area**2) + (negative - 1) * (q2 - area**2)
+    return math.sqrt(max(0.0, variance) / (positive * negative))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import unicodedata
+from collections.abc import Iterable
 from datetime import timedelta
 
 DASH = "–"
@@ -18,6 +19,12 @@ def text(value: object) -> str:
     """
     plain = " ".join(str(value)[:_MOST_CHARACTERS].split())
     return html.escape("".join("�" if unicodedata.category(sign) in _INVISIBLE else sign for sign in plain))
+
+
+def definitions(pairs: Iterable[tuple[str, str]]) -> str:
+    """A list of what a name stands for, in HTML."""
+    told = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in pairs)
+    return f'<dl class="facts">{told}</dl>'
 
 
 def shown(value: float) -> str:

@@ -1,4 +1,4 @@
-"""The one table: for Markdown (and so for a page), as CSV, and on the terminal."""
+"""The one table: in Markdown (and so on a page of it), in HTML, as CSV, and on the terminal."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ import rich.table
 from rich.console import Console
 from rich.text import Text
 
+from suture.launch.output.text import text
+
 _NUMERIC = tuple("0123456789+-–")
 _LOG_WIDTH = 130  # a log file has room
+
+
+class Html(str):
+    """A cell that is HTML already."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +54,43 @@ class Table:
             parts.append(notes)
         return "\n\n".join(parts) + "\n"
 
+    def to_html(self, *, head: str = "", cards: bool = False, total: bool = False) -> str:
+        """In a box that scrolls sideways by itself, by keyboard as well; the title is the caption.
+
+        A row's cells say their heading, which a card shows, and their role, which a card would lose.
+
+        Args:
+            head: the rows of headings, where one line of them is not enough.
+            cards: on a phone a card a row.
+            total: the last row is of all the others.
+        """
+        caption, (first, *labels) = text(self.title), self.headings
+        rows = []
+        for number, row in enumerate(self.rows, 1):
+            kind = ' class="all"' if total and number == len(self.rows) else ""
+            cells = "".join(
+                f'<td role="cell" data-label="{text(label)}">{_html(row.get(label, ""))}</td>'
+                for label in labels
+            )
+            rows.append(
+                f'<tr role="row"{kind}><th role="rowheader" scope="row">{_html(row[first])}</th>{cells}</tr>'
+            )
+        return (
+            f'<div class="box{" cards" if cards else ""}" tabindex="0" role="region" aria-label="{caption}">'
+            f'<table role="table"><caption class="unseen">{caption}</caption>'
+            f"<thead>{head or f'<tr>{column_heads(self.headings)}</tr>'}</thead>"
+            f'<tbody role="rowgroup">{"".join(rows)}</tbody></table></div>'
+        )
+
     def to_csv(self) -> str:
         """Without title and notes; floats keep six digits."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(self.headings)
         for row in self.rows:
             values = [row.get(heading, "") for heading in self.headings]
             writer.writerow([f"{value:.6f}" if isinstance(value, float) else value for value in values])
-        return text.getvalue()
+        return file.getvalue()
 
     def print(self) -> None:
         """Shows it on the terminal, columns of numbers flush right."""
@@ -73,6 +107,11 @@ class Table:
             console.print(note, markup=False, highlight=False)
 
 
+def column_heads(names: Sequence[str]) -> str:
+    """Headings in HTML."""
+    return "".join(f'<th scope="col">{text(name)}</th>' for name in names)
+
+
 def bullets(sentences: Sequence[str]) -> str:
     """A Markdown list of those that are not empty."""
     return "\n".join(f"- {sentence}" for sentence in sentences if sentence)
@@ -81,6 +120,10 @@ def bullets(sentences: Sequence[str]) -> str:
 def megabytes(count: float) -> str:
     """Bytes for people: 25.69 MB is 25,690,000 bytes."""
     return f"{count / 1e6:,.2f} MB"
+
+
+def _html(cell: object) -> str:
+    return cell if isinstance(cell, Html) else text(cell)
 
 
 def _line(cells: Sequence[str]) -> str:
