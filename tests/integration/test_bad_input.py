@@ -12,7 +12,7 @@ import pytest
 from commands import TINY, Ranks, refused, suture
 from PIL import Image
 
-import suture.cli
+from suture import cli
 from suture.launch.options.outcome import outcome
 from suture.runtime.errors import SutureError
 
@@ -26,7 +26,7 @@ def run(capsys, tmp_path):
         command = ["suture", "train", "--exchange", "local", "--run-dir", str(folder), *arguments]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.argv", command)
-            ended = outcome(lambda: suture.cli.suture.main(standalone_mode=False))
+            ended = outcome(lambda: cli.suture.main(standalone_mode=False))
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("suture: ")]
         assert ended == code and len(lines) == 1, (ended, lines)
         assert not folder.exists(), "a run that never began left a folder"
