@@ -83,7 +83,7 @@ def test_each_kind_of_plugin_has_an_example_with_a_command() -> None:
 
 
 def test_a_defence(project: Path, run_shown: Callable[[str], None]) -> None:
-    """Oracle: the run ends and keeps what was asked; the wire is not that of the undefended run."""
+    """Oracle: the run ends and keeps what was asked."""
     run_shown("A defence")
     config = (project / "blurred" / "config.toml").read_text()
     assert 'defence = "module:blur.py:BlurDefence:width=3+quantise:bits=4"' in config
@@ -122,16 +122,7 @@ def test_a_net_in_a_folder_that_is_called_like_one_of_ours(project: Path) -> Non
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    asked = [
-        "--config",
-        "tiny.toml",
-        "--model",
-        "module:models.mynet:make",
-        "--cut",
-        "1",
-        "--exchange",
-        "fused",
-    ]
+    asked = [*words("A net")[1:], "--exchange", "fused", "--run-dir", "ranks"]
     asked += ["--handoff-key", str(keys.generated_key(Path("mine")))]
     run(project, [sys.executable, *torchrun, str(ROOT / "launch" / "run.py"), *asked])
     assert summary(project / "mine")["weights_sha256"] == summary(project / "ranks")["weights_sha256"]
