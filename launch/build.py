@@ -26,7 +26,6 @@ from suture.runtime.data.partition import Share, partition
 from suture.runtime.data.registry import open_source
 from suture.runtime.data.source import Source, Task
 from suture.runtime.errors import ConfigError, DataError
-from suture.runtime.exchange.batch_in_flight import MOST_UNDER_WAY
 from suture.runtime.grpc.chunks import SMALL, Limits
 from suture.runtime.records.observers import Watcher
 from suture.runtime.scheduler import parse_schedule
@@ -181,7 +180,6 @@ def build_server(options: RunOptions, num_classes: int, device: torch.device) ->
         seed=options.seed,
         device=device,
         wire=options.wire,
-        microbatches=options.microbatches,
     )
 
 
@@ -213,7 +211,7 @@ def build_coordinator(
         release_top=options.release_top,
         seed=options.seed,
         race=options.race,
-        in_flight=min(options.microbatches, MOST_UNDER_WAY) * (2 if options.overlap else 1),
+        in_flight=2 if options.overlap else 1,
     )
     return Coordinator(run_state, membership, config, watcher)
 
@@ -308,7 +306,6 @@ def build_client(
         memory=memory,
         on_alarm=options.on_alarm,
         wire=options.wire,
-        microbatches=options.microbatches,
         overlap=options.overlap,
         offered_from=options.first_query_round(),
         tested_from=options.first_test_round(),

@@ -28,8 +28,6 @@ class SmashedBatch:
         batch: from 0 within the turn.
         phase: "train", "validation" or "test"; "query" where a lab lets the attacker pass images of its own
             through a client's bottom.
-        part: from 0 within the batch, where it crosses in several (``--microbatches``); every door takes a part
-            for a batch of its own.
     """
 
     smashed: Tensor
@@ -38,7 +36,6 @@ class SmashedBatch:
     round: int
     batch: int
     phase: str = "train"
-    part: int = 0
 
 
 class Attack:

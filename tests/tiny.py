@@ -3,11 +3,14 @@
 For tests of what carries a run; what is computed is real, and the same wherever it is carried.
 """
 
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.futures import Future
 
+from suture.launch.options.options import RunOptions
 from suture.models.split import BottomOutput, SplitModel
 from suture.runtime.client.client import Client
 from suture.runtime.client.model import ClientConfig, ClientModel
@@ -18,6 +21,7 @@ from suture.runtime.data.partition import Share
 from suture.runtime.data.source import Example, Source, Task
 from suture.runtime.records.observers import NoRecorder, Recorder
 from suture.runtime.scheduler import RoundRobin, Scheduler
+from suture.runtime.server.api import ServerApi
 from suture.runtime.server.coordinator import Coordinator, RunConfig
 from suture.runtime.server.membership import Membership, OpenMembership
 from suture.runtime.server.model import ServerModel
@@ -27,6 +31,7 @@ from suture.runtime.state.checkpoint import Checkpoints
 from suture.runtime.training.optim import OptimizerConfig
 from suture.runtime.training.randomness import Randomness
 from suture.runtime.wire.checks import TensorSpec
+from suture.runtime.wire.messages import unwrap
 
 KEY, SGD = bytes(range(32)), OptimizerConfig(name="sgd", lr=0.1)
 BATCH, NUM_BATCHES = 2, 3
@@ -104,7 +109,7 @@ def build_client(
     return Client(model, KEY, consortium)
 
 
-def build_server(home=False, attack=None, *, batch_size=BATCH, microbatches=1) -> ServerModel:
+def build_server(home=False, attack=None, *, batch_size=BATCH) -> ServerModel:
     labels = None if home else TensorSpec((), torch.int64, batch_size, below=2)
     smashed = TensorSpec((2, 4, 4), torch.float32, batch_size)
     top = build_parts(home).top
@@ -114,8 +119,13 @@ def build_server(home=False, attack=None, *, batch_size=BATCH, microbatches=1) -
         smashed=smashed,
         labels=labels,
         attack=attack,
-        microbatches=microbatches,
     )
+
+
+def asked(api: ServerApi, endpoint: str, *messages):
+    """What the server answers at once; raises what it refuses with."""
+    answer = getattr(api, endpoint)(*messages)
+    return unwrap(answer.value() if isinstance(answer, Future) else answer)
 
 
 def build_coordinator(
@@ -141,3 +151,34 @@ def build_coordinator(
     coordinator = Coordinator(run_state, Membership(num_clients, {}, door), config)
     coordinator.begin(resume, lambda step: recorder or NoRecorder())
     return coordinator
+
+
+def tiny_net(num_outputs):
+    """3 x 16 x 16 images to 8 x 8 x 8 at the cut and 16 features before the last layer."""
+    return nn.Sequential(
+        OrderedDict(
+            first=nn.Conv2d(3, 8, 3, stride=2, padding=1),
+            act=nn.ReLU(),
+            second=nn.Conv2d(8, 16, 3, stride=2, padding=1),
+            norm=nn.BatchNorm2d(16),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flat=nn.Flatten(),
+            last=nn.Linear(16, num_outputs),
+        )
+    )
+
+
+TINY = RunOptions(
+    model=f"module:{__name__}:tiny_net",
+    cut="act",
+    image_size=16,
+    clients=1,
+    train_images=8,
+    validation_images=0,
+    test_images=2,
+    batch_size=4,
+    epochs=2,
+    lr=1e-2,
+    augment=False,
+    exchange="local",
+)

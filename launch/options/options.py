@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
-from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -174,12 +173,6 @@ class RunOptions:
         f"what tensors look like while they cross, both ways: {', '.join(formats.names())} (see below)",
         agree=True,
     )
-    microbatches: int = _option(
-        1,
-        "parts that a batch crosses the wire in, one behind the other: same gradients within rounding, but batch norm "
-        "sees parts; must divide --batch-size (exchange fused or local)",
-        agree=True,
-    )
     overlap: bool = _option(
         False,
         "the next batch passes the bottom while wire and server work, with weights one step old (exchange fused or "
@@ -252,7 +245,6 @@ class RunOptions:
             ("clients", 1),
             ("threads", 1),
             ("width", 1),
-            ("microbatches", 1),
         ):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -313,11 +305,10 @@ class RunOptions:
                 f"schedule {self.schedule} does not go with exchange autograd, whose server may have one graph open at "
                 "a time: use --exchange fused (or local)"
             )
-        asked = "overlap" if self.overlap else "microbatches" if self.microbatches > 1 else ""
-        if together is not None and asked:
+        if together is not None and self.overlap:
             raise ConfigError(
-                f"schedule {self.schedule} does not go with {asked}: while a client waits the server works for others; "
-                f"leave {asked} out, or use --schedule round-robin"
+                f"schedule {self.schedule} does not go with overlap: while a client waits the server works for others; "
+                f"leave overlap out, or use --schedule round-robin"
             )
         if self.race and together is not Together.PARALLEL:
             raise ConfigError(
@@ -325,26 +316,18 @@ class RunOptions:
             )
 
     def _check_pipeline(self) -> None:
-        """Refuses overlap and microbatches where they cannot go."""
-        asked = [
-            name for name, on in (("microbatches", self.microbatches > 1), ("overlap", self.overlap)) if on
-        ]
-        if asked and self.unsplit:
-            raise ConfigError(f"{asked[0]} needs a wire: with --unsplit nothing crosses; leave it out")
-        if asked and self.exchange == "autograd":
+        """Refuses overlap where it cannot go."""
+        if self.overlap and self.unsplit:
+            raise ConfigError("overlap needs a wire: with --unsplit nothing crosses; leave it out")
+        if self.overlap and self.exchange == "autograd":
             raise ConfigError(
-                f"{asked[0]} does not go with exchange autograd, whose one graph holds one batch at a time: use "
+                "overlap does not go with exchange autograd, whose one graph holds one batch at a time: use "
                 "--exchange fused (or local)"
             )
         if self.overlap and self.detector_spec():
             raise ConfigError(
                 "overlap does not go with detector, which must see a batch's gradient before it sends the next: "
                 "leave one out"
-            )
-        if self.microbatches > 1 and (self.attack_spec() or self.recording != "off"):
-            raise ConfigError(
-                "microbatches does not go with attack and recording, whose records are of whole batches: use "
-                "--microbatches 1"
             )
 
     def resolved(self) -> RunOptions:
@@ -361,14 +344,8 @@ class RunOptions:
             raise ConfigError(
                 f"model {filled.model} is for {net.task}, data {entry.name} is for {entry.task}; use --model {fitting}"
             )
-        if required(filled.batch_size) % filled.microbatches:
-            raise ConfigError(
-                f"microbatches must divide batch_size, got {filled.microbatches} and {filled.batch_size}; use "
-                f"--microbatches {gcd(required(filled.batch_size), filled.microbatches)}, or another --batch-size"
-            )
         with as_config_error():
-            smallest = required(filled.batch_size) // filled.microbatches
-            nets.validate_image_size(filled.model, filled.image_size, smallest)
+            nets.validate_image_size(filled.model, filled.image_size, required(filled.batch_size))
         filled = dataclasses.replace(filled, labels=filled.labels or net.labels[0])
         filled.data_config(), filled.partition_config(), filled.optimizer_config()
         parse_schedule(filled.schedule, filled.seed)

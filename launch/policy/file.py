@@ -159,14 +159,14 @@ augment = "any"
 # [lowest, highest], both allowed.
 image_size = [16, 512]      # pixels a side: the more, the finer the detail that crosses
 width = [1, 128]            # channels of the U-Net's first block
-batch_size = [4, 256]       # images that are together in a step, and in each part of one (--microbatches)
+batch_size = [4, 256]       # images that are together in a step
 epochs = [1, 200]           # rounds: how often each image's features are sent
 lr = [1e-6, 0.1]            # learning rate
 # So many times may the server ask for one round's training images once more, after it took a turn back.
 repeats = 3
 
 # Formats in which tensors may cross, as --wire names them; topk with any share.
-wire = ["fp32", "bf16", "fp16", "int8", "int8:tensor", "topk"]
+wire = ["fp32", "bf16", "fp16", "int8", "topk"]
 # Whether the server must hand out the trained top at the end: without it there is no model to use here.
 release_top = true
 # Whether a proxy that ends TLS may be used: it reads smashed data, and labels where they are shared.

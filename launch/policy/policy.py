@@ -43,7 +43,7 @@ class Policy:
         augment: "on": training images must be augmented; or "any".
         image_size: range of pixels a side.
         width: range of channels of the U-Net's first block.
-        batch_size: range of images a step; the low end also bounds a microbatch.
+        batch_size: range of images a step.
         epochs: range of rounds.
         lr: range of the learning rate.
         repeats: how many times one round's training pass may be asked for again, at least 0; the client counts.
@@ -79,7 +79,7 @@ class Policy:
     more_defences: bool = False
     detectors: tuple[Spec[Detector], ...] = ()
     on_alarm: str = "log"
-    wire: tuple[str, ...] = ("fp32", "bf16", "fp16", "int8", "int8:tensor", "topk")
+    wire: tuple[str, ...] = ("fp32", "bf16", "fp16", "int8", "topk")
     release_top: bool = True
     tls_proxy: bool = False
     least_patients: int = 10

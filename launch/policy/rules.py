@@ -91,16 +91,6 @@ def outside(policy: Policy, name: str, value: float) -> str:
     return f"{name}: must lie in {low:g}..{high:g}, got {value:g}"
 
 
-def _part(policy: Policy, options: RunOptions) -> str:
-    part, least = required(options.batch_size) // options.microbatches, policy.batch_size[0]
-    if part >= least or options.microbatches == 1:
-        return ""
-    return (
-        f"batch_size: a part of a batch must have at least {least:g} images, got {part} "
-        f"({options.batch_size} in {options.microbatches} microbatches)"
-    )
-
-
 def _defences(policy: Policy, options: RunOptions) -> str:
     given = {spec.entry.name: spec for spec in options.defence_specs()}
     for spec in policy.defences:
@@ -183,7 +173,6 @@ RULES: dict[str, Rule] = {
     "weights": _weights,
     "augment": _augment,
     **{name: _within(name) for name in RANGES},
-    "microbatches": _part,
     "defence": _defences,
     "detector": _detectors,
     "overlap": _overlap,

@@ -24,7 +24,6 @@ from suture.runtime.training.optim import OptimizerConfig, step_with
 from suture.runtime.training.randomness import BatchAddress, Randomness
 from suture.runtime.wire.checks import TensorSpec
 from suture.runtime.wire.compression import Packer
-from suture.runtime.wire.feedback import Feedback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,6 @@ class ClientConfig:
             of each run; None to remember it for the length of the process only.
         on_alarm: what a detector's alarm leads to: "log", or "stop", leave before sending more.
         wire: the format in which tensors cross, see ``compression``.
-        microbatches: parts that a full batch crosses in; see `exchange.fused`.
         overlap: whether a batch goes down while the one before it is away, with weights one step old.
         offered_from: lab mode: the round from which an attacker's own images are passed through the bottom.
         tested_from: the round from which test images are scored; the last one, where only the end's scores are wanted.
@@ -60,7 +58,6 @@ class ClientConfig:
     memory: Path | None = None
     on_alarm: str = "log"
     wire: str = "fp32"
-    microbatches: int = 1
     overlap: bool = False
     offered_from: int = 1
     tested_from: int = 1
@@ -108,7 +105,6 @@ class ClientModel:
         self.randomness = randomness
         self.packer = Packer(config.wire, randomness)
         self.step_timer: StepTimer = NoStepTimer()
-        self.feedback = Feedback(self.packer)
         self.output = output
         state = split.top.state_dict()
         self.top_like = {name: TensorSpec(tuple(t.shape), t.dtype, 0) for name, t in state.items()}
@@ -134,11 +130,6 @@ class ClientModel:
         """The turn's training batches: order and augmentation follow from the key, round and client alone."""
         draws = self.randomness.turn_draws(turn.round, self.name)
         return self.step_timer.loading(self.data.train_batches(self.config.batch_size, *draws))
-
-    def num_parts(self, num_images: int) -> int:
-        """Into how many parts a batch of ``num_images`` is cut: batch norm cannot train on a single image."""
-        whole, parts = self.config.batch_size, self.config.microbatches
-        return max(1, min(parts, num_images // (2 if whole // parts > 1 else 1)))
 
     def train_mode(self) -> None:
         """Bottom and head as they train."""

@@ -1,14 +1,11 @@
 """A client's half of one training step: down from the images to the cut, and back from there to the weights.
 
-A batch goes through whole, or in parts that follow each other over the wire (``--microbatches``). What looks at a
-whole batch does so in either case: the loss where labels are at home, a defence's penalty, a detector.
-
 Shape legend: N batch; C, H, W image; D dimensions at the cut (h_ND).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +18,15 @@ from suture.runtime.data.client_data import Batch
 from suture.runtime.errors import DivergedError
 from suture.runtime.records.step_timer import WAITING
 from suture.runtime.scheduler import Turn
-from suture.runtime.training.randomness import BatchAddress, part_place
+from suture.runtime.training.randomness import BatchAddress
 from suture.runtime.wire.checks import check_loss
 
 TopCall = Callable[[Tensor, Tensor | None], Any]  # (smashed, labels or None) -> LossReply or the top's output
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Images on their way to the server and back; ``sent`` is ``smashed`` as the defence let it through."""
+class _Cut:
+    """A batch at the cut; ``sent`` is ``smashed`` as the defence let it through."""
 
     inputs: Tensor
     smashed: Tensor
@@ -44,28 +41,22 @@ class ClientStep:
         client: whose.
         turn: in which.
         batch: on what.
-        num_parts: into how many parts the batch is cut.
         stashed: go down with a copy of the bottom's weights as they are now, so that the optimizer may step before
             the batch is back; its gradient is then applied to newer weights than it was computed with.
     """
 
-    def __init__(
-        self, client: ClientModel, turn: Turn, batch: Batch, num_parts: int = 1, stashed: bool = False
-    ) -> None:
-        self.client, self.batch, self.num_parts = client, batch, num_parts
+    def __init__(self, client: ClientModel, turn: Turn, batch: Batch, stashed: bool = False) -> None:
+        self.client, self.batch = client, batch
         self.place = BatchAddress(turn.round, client.name, batch.number)
         fake = client.fake_labels(turn, batch)
         self.learns = fake is None
         self.targets = batch.targets if fake is None else fake
-        self._inputs = batch.inputs.tensor_split(num_parts)
         self._stash: dict[str, Tensor] | None = None
         if stashed:
             own = client.bottom.named_parameters()
             self._stash = {name: p.detach().clone().requires_grad_(p.requires_grad) for name, p in own}
-        self._parts: list[_Part] = []
-        self._at_skips: list[tuple[Tensor | None, ...]] = []
-        self._at_smashed: list[Tensor | None] = []
-        self._came_home: list[Tensor] = []
+        self._cut: _Cut  # from `down` on
+        self._roots: list[tuple[Tensor, Tensor | None]] = []
         self._gradients: dict[Tensor, Tensor] = {}
 
     # In one graph with the server ----------------------------------------------------------------
@@ -80,8 +71,8 @@ class ClientStep:
             DivergedError: the loss is not finite; names client, round and batch.
         """
         client = self.client
-        part = self._pass_bottom()
-        sent = self._watched(part.sent)
+        cut = self._pass_bottom()
+        sent = self._watched(cut.sent)
         with client.step_timer.part(WAITING):
             reply = top(sent.cpu(), self.labels)
         if client.config.labels_shared:
@@ -89,12 +80,12 @@ class ClientStep:
             loss, shown = answer.loss, answer.task_loss
         else:
             output = client.output.check(reply, "server", "output")
-            loss = self._loss_at_home(output, part.skips)
+            loss = self._loss_at_home(output, cut.skips)
             shown = float(loss.detach())
         self.check_loss(loss)
         if not self.learns:
             return loss, shown
-        penalty = client.defence.penalty(part.inputs, part.smashed)
+        penalty = client.defence.penalty(cut.inputs, cut.smashed)
         # Adding a zero would put a node into the graph of every undefended run.
         total = loss if isinstance(penalty, float) and penalty == 0.0 else loss + penalty
         return total, shown
@@ -117,69 +108,61 @@ class ClientStep:
         return self.targets if self.client.config.labels_shared else None
 
     def down(self) -> Tensor:
-        """The next part through the bottom and the defence; what crosses the wire, on the CPU, without a graph."""
-        return self._pass_bottom().sent.detach().cpu()
+        """Through the bottom and the defence; what crosses the wire, on the CPU, without a graph."""
+        self._cut = self._pass_bottom()
+        return self._cut.sent.detach().cpu()
 
     def penalise(self) -> None:
         """The gradient of the defence's penalty, which needs no answer of the server's."""
-        self._at_smashed = [None] * len(self._parts)
         if not self.learns:
             return
-        # A penalty over the whole batch, whatever it computes: it may be no sum over images (dcor is not).
-        leaves = [part.smashed.detach().requires_grad_() for part in self._parts]
-        inputs = _joined([part.inputs for part in self._parts])
-        penalty = self.client.defence.penalty(inputs, _joined(leaves))
+        cut = self._cut
+        leaf = cut.smashed.detach().requires_grad_()
+        penalty = self.client.defence.penalty(cut.inputs, leaf)
         if isinstance(penalty, Tensor) and penalty.requires_grad:
-            self._at_smashed = list(torch.autograd.grad(penalty, leaves, allow_unused=True))
+            self._roots += [(cut.smashed, torch.autograd.grad(penalty, leaf, allow_unused=True)[0])]
 
-    def head(self, outputs: list[Tensor]) -> tuple[float, list[Tensor]]:
-        """Labels at home: the head and the loss over the whole batch, and back to the top's output.
+    def head(self, output: Tensor) -> tuple[float, Tensor]:
+        """Labels at home: the head and the loss, and back to the top's output.
 
         Args:
-            outputs: the top's output of each part, on the CPU; checked.
+            output: the top's, on the CPU; checked.
 
         Returns:
-            The loss, and its gradient in each output.
+            The loss, and its gradient in the output.
 
         Raises:
             DivergedError: as `whole`.
         """
-        client = self.client
+        client, cut, leaf = self.client, self._cut, output.detach().requires_grad_()
         assert client.head is not None
-        leaves = [output.detach().requires_grad_() for output in outputs]
-        skips = [
-            tuple(skip.detach().requires_grad_(skip.requires_grad) for skip in p.skips) for p in self._parts
-        ]
-        joined = tuple(_joined(list(each)) for each in zip(*skips, strict=True))
-        loss = self._loss_at_home(_joined(leaves), joined)
+        skips = tuple(skip.detach().requires_grad_(skip.requires_grad) for skip in cut.skips)
+        loss = self._loss_at_home(leaf, skips)
         self.check_loss(loss)
-        wanted = [skip for each in skips for skip in each if skip.requires_grad]
+        wanted = [(skip, at) for skip, at in zip(cut.skips, skips, strict=True) if at.requires_grad]
         ours = list(client.head.parameters())
         with client.step_timer.part("head"):
-            found = torch.autograd.grad(loss, [*leaves, *wanted, *ours], allow_unused=True)
-        at_skips = iter(found[len(leaves) : len(leaves) + len(wanted)])
-        self._at_skips = [tuple(next(at_skips) if s.requires_grad else None for s in each) for each in skips]
-        self._keep(zip(ours, found[len(leaves) + len(wanted) :], strict=True))
-        return float(loss.detach()), [
-            torch.zeros_like(leaf) if grad is None else grad
-            for leaf, grad in zip(leaves, found, strict=False)
-        ]
+            at_output, *found = torch.autograd.grad(
+                loss, [leaf, *(at for _, at in wanted), *ours], allow_unused=True
+            )
+        self._roots += zip((skip for skip, _ in wanted), found, strict=False)
+        self._keep(zip(ours, found[len(wanted) :], strict=True))
+        return float(loss.detach()), torch.zeros_like(leaf) if at_output is None else at_output
 
     def back(self, at_cut: Tensor) -> None:
-        """The gradient at the cut (h_ND) of the next part has come home: on through defence and bottom."""
-        number, client = len(self._came_home), self.client
-        part = self._parts[number]
+        """The gradient at the cut (h_ND) has come home: on through defence and bottom, and both step."""
+        client, cut = self.client, self._cut
         at_cut = at_cut.to(client.device)
-        self._came_home.append(at_cut)
-        if not self.learns:
-            return
-        roots: list[tuple[Tensor, Tensor | None]] = [(part.sent, at_cut)]
-        roots.append((part.smashed, self._at_smashed[number]))
-        roots += zip(
-            part.skips, self._at_skips[number] if self._at_skips else (), strict=bool(self._at_skips)
-        )
+        if self.learns:
+            self._pass_bottom_back([(cut.sent, at_cut), *self._roots])
+        if client.is_watching:
+            with torch.no_grad():
+                client.detector.observe(cut.sent.detach(), at_cut, self.targets)
+        self.learn(self._gradients)
+
+    def _pass_bottom_back(self, roots: Sequence[tuple[Tensor, Tensor | None]]) -> None:
+        client, weights = self.client, dict(self.client.bottom.named_parameters())
         graph = [(root, grad) for root, grad in roots if grad is not None and root.requires_grad]
-        weights = dict(client.bottom.named_parameters())
         taken = weights if self._stash is None else self._stash
         # autograd.grad leaves the parameters of a defence's own nets alone, as a distributed context does.
         with client.step_timer.part("backward"):
@@ -190,15 +173,6 @@ class ClientStep:
                 allow_unused=True,
             )
         self._keep(zip((weights[name] for name in taken), found, strict=True))
-
-    def finish(self) -> None:
-        """All parts are home: the detector looks, optimizer and defence step."""
-        client = self.client
-        if client.is_watching:
-            with torch.no_grad():
-                sent = _joined([part.sent.detach() for part in self._parts])
-                client.detector.observe(sent, _joined(self._came_home), self.targets)
-        self.learn(self._gradients)
 
     # Both -----------------------------------------------------------------------------------------
 
@@ -223,19 +197,17 @@ class ClientStep:
                 "start a new run with a lower --lr, or look at this client's images; the last good checkpoint is kept"
             )
 
-    def _pass_bottom(self) -> _Part:
-        client, number = self.client, len(self._parts)
+    def _pass_bottom(self) -> _Cut:
+        client = self.client
         client.train_mode()
-        inputs = self._inputs[number].to(client.device)
-        client.randomness.reseed("bottom", *part_place(self.place, number))
+        inputs = self.batch.inputs.to(client.device)
+        client.randomness.reseed("bottom", *self.place)
         with client.step_timer.part("bottom"):
             if self._stash is None:
                 smashed, skips = client.bottom(inputs)
             else:
                 smashed, skips = functional_call(client.bottom, self._stash, (inputs,))
-            part = _Part(inputs, smashed, tuple(skips), client.defence.transform(smashed))
-        self._parts.append(part)
-        return part
+            return _Cut(inputs, smashed, tuple(skips), client.defence.transform(smashed))
 
     def _loss_at_home(self, output: Tensor, skips: tuple[Tensor, ...]) -> Tensor:
         client = self.client
@@ -251,8 +223,3 @@ class ClientStep:
             if grad is not None:
                 before = self._gradients.get(parameter)
                 self._gradients[parameter] = grad if before is None else before + grad
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """The parts of a batch as one; a copy of the one that there is would be for nothing."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

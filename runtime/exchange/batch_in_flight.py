@@ -1,4 +1,4 @@
-"""One training batch on its way over the wire and back, whole or part after part.
+"""One training batch on its way over the wire and back.
 
 Shape legend: N batch; D dimensions at the cut (h_ND).
 """
@@ -6,7 +6,6 @@ Shape legend: N batch; D dimensions at the cut (h_ND).
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -19,20 +18,16 @@ from suture.runtime.errors import SutureError
 from suture.runtime.records.step_timer import SENDING, WAITING
 from suture.runtime.scheduler import Turn
 from suture.runtime.server.api import Endpoint, ServerApi
-from suture.runtime.training.randomness import part_place
 from suture.runtime.wire.checks import TensorSpec, check_gradient, check_step_reply
-from suture.runtime.wire.compression import Payload
 from suture.runtime.wire.messages import OutputGradient, Upload
 
 log = logging.getLogger(__name__)
-MOST_UNDER_WAY = 4
-"""Calls of one batch that wait for the server at once. One that comes early holds an RPC thread; two keep both busy."""
 
 Begin = Callable[..., Callable[[], Any]]  # `Exchange.begin`
 
 
 class BatchInFlight:
-    """See the module.
+    """A client's explicit step: its calls to the server, and between them the client's own halves (`ClientStep`).
 
     Args:
         begin: calls the server without waiting.
@@ -46,28 +41,24 @@ class BatchInFlight:
         self, begin: Begin, client: ClientModel, turn: Turn, batch: Batch, stashed: bool = False
     ) -> None:
         self.batch = batch
-        self._calls, self._client, self._turn = _Calls(begin), client, turn.number
-        self._step = ClientStep(client, turn, batch, client.num_parts(len(batch.inputs)), stashed)
-        self._held: list[Upload] = []
-        self._sent: list[tuple[Payload, Tensor]] = []
+        self._begin, self._client, self._turn = begin, client, turn
+        self._step = ClientStep(client, turn, batch, stashed)
+        self._held: Upload | None = None
+        self._wait: Callable[[], Any] | None = None
 
     def depart(self, hold: bool = False) -> None:
-        """Part after part through the bottom and off to the server; with ``hold`` they wait for `send`."""
-        step, parts = self._step, self._step.num_parts
-        for part in range(parts):
-            smashed = step.down()
-            packed = self._client.feedback.pack(smashed, step.place, part)
-            self._sent.append((packed, smashed))
-            labels = step.labels if part == 0 else None
-            self._held.append(Upload(self._turn, self.batch.number, "train", packed, labels, part, parts))
-            if not hold:
-                self.send()
+        """Through the bottom and off to the server; with ``hold`` it waits for `send`."""
+        self._smashed, number = self._step.down(), self.batch.number
+        self._sent = self._client.packer.pack(self._smashed, "smashed", *self._step.place)
+        self._held = Upload(self._turn.number, number, "train", self._sent, self._step.labels)
+        if not hold:
+            self.send()
 
     def send(self) -> None:
         """Sends what was held."""
-        for upload in self._held:
-            self._call(ServerApi.train, upload)
-        self._held.clear()
+        if self._held is not None:
+            self._call(ServerApi.train, self._held)
+            self._held = None
 
     def arrive(self, then: Callable[[], None] = lambda: None) -> float:
         """Waits for the server and learns from what comes home.
@@ -82,75 +73,44 @@ class BatchInFlight:
             SutureError: the server refused or is gone, an answer does not fit, or the loss is no number.
         """
         self._step.penalise()
-        loss = self._arrive_home(then) if self._step.labels is None else self._arrive_shared()
-        self._step.finish()
-        return loss
+        return self._arrive_home(then) if self._step.labels is None else self._arrive_shared()
 
     def abandon(self) -> None:
         """Waits for what is still under way, whatever becomes of it: nothing of a turn outlives it."""
-        self._calls.abandon()
+        try:
+            if self._wait is not None:
+                self._wait()
+        except (SutureError, RuntimeError) as error:
+            log.debug("a call of an abandoned batch failed: %s", error)
 
     def _arrive_shared(self) -> float:
-        total = 0.0
-        for part in range(len(self._sent)):
-            reply = check_step_reply(self._answer(), "server")
-            self._step.check_loss(reply.loss)
-            total += reply.task_loss
-            self._step.back(self._at_cut(part, reply.gradient))
-        return total
+        reply = check_step_reply(self._answer(), "server")
+        self._step.check_loss(reply.loss)
+        self._step.back(self._at_cut(reply.gradient))
+        return reply.task_loss
 
     def _arrive_home(self, then: Callable[[], None]) -> float:
         client, step = self._client, self._step
-        answers = [self._answer() for _ in self._sent]
-        outputs = [client.output.check(client.unpack_output(a), "server", "output") for a in answers]
-        loss, gradients = step.head(outputs)
-        for part, gradient in enumerate(gradients):
-            place = part_place(step.place, part)
-            packed = client.packer.pack(gradient, "output gradient", *place, of=answers[part])
-            message = OutputGradient(self._turn, self.batch.number, loss, packed, part)
-            self._call(ServerApi.backward, message)
+        answer = self._answer()
+        output = client.output.check(client.unpack_output(answer), "server", "output")
+        loss, gradient = step.head(output)
+        packed = client.packer.pack(gradient, "output gradient", *step.place, of=answer)
+        self._call(ServerApi.backward, OutputGradient(self._turn.number, self.batch.number, loss, packed))
         then()
-        for part in range(len(self._sent)):
-            step.back(self._at_cut(part, self._answer()))
+        step.back(self._at_cut(self._answer()))
         return loss
 
     def _call(self, endpoint: Endpoint, message: Any) -> None:
         with self._client.step_timer.part(SENDING):
-            self._calls.go(endpoint, message)
+            self._wait = self._begin(endpoint, message)
 
     def _answer(self) -> Any:
+        wait, self._wait = self._wait, None
+        assert wait is not None
         with self._client.step_timer.part(WAITING):
-            return self._calls.come()
+            return wait()
 
-    def _at_cut(self, part: int, payload: Any) -> Tensor:
-        sent, like = self._sent[part]
-        spec = TensorSpec.like(like)
-        gradient = self._client.packer.unpack(payload, spec, "server", "gradient", of=sent)
-        return check_gradient(gradient, like, "server")
-
-
-class _Calls:
-    """Calls to the server whose answers are taken in the order in which they went."""
-
-    def __init__(self, begin: Begin) -> None:
-        self._begin = begin
-        self._under_way: deque[Callable[[], Any]] = deque()
-        self._answers: deque[Any] = deque()
-
-    def go(self, endpoint: Endpoint, message: Any) -> None:
-        """Calls, once there is room."""
-        if len(self._under_way) == MOST_UNDER_WAY:
-            self._answers.append(self._under_way.popleft()())
-        self._under_way.append(self._begin(endpoint, message))
-
-    def come(self) -> Any:
-        """The next answer; raises what the server refused with."""
-        return self._answers.popleft() if self._answers else self._under_way.popleft()()
-
-    def abandon(self) -> None:
-        """See `BatchInFlight.abandon`."""
-        while self._under_way:
-            try:
-                self._under_way.popleft()()
-            except (SutureError, RuntimeError) as error:
-                log.debug("a call of an abandoned batch failed: %s", error)
+    def _at_cut(self, payload: Any) -> Tensor:
+        spec = TensorSpec.like(self._smashed)
+        gradient = self._client.packer.unpack(payload, spec, "server", "gradient", of=self._sent)
+        return check_gradient(gradient, self._smashed, "server")

@@ -5,13 +5,10 @@ stay at home the top's output, whose gradient goes up in a second call that brin
 steps before it answers, so nothing is left to say afterwards. Same doors, same order of operations, the same weights
 bit for bit as the reference, `AutogradExchange`.
 
-While wire and server work the client reads and augments the next batch, which changes no bit. Two options let it do
-more:
-
-- ``--microbatches K``: a batch crosses in K parts; the bottom computes one while the server computes the one before.
-- ``--overlap``: the next batch goes down before the current one is back, with the bottom's weights as they are then,
-  one step old; its gradient is applied to the newer ones. Harlap et al.: PipeDream: Fast and efficient pipeline
-  parallel DNN training, arXiv:1806.03377 (weight stashing).
+While wire and server work the client reads and augments the next batch, which changes no bit. With ``--overlap`` the
+next batch goes down before the current one is back, with the bottom's weights as they are then, one step old; its
+gradient is applied to the newer ones. Harlap et al.: PipeDream: Fast and efficient pipeline parallel DNN training,
+arXiv:1806.03377 (weight stashing).
 """
 
 from __future__ import annotations
@@ -44,7 +41,6 @@ class FusedStep(Exchange):
 
     def train(self, client: ClientModel, turn: Turn, batches: Iterable[Batch]) -> Generator[Trained]:
         overlap, at_home = client.config.overlap, not client.config.labels_shared
-        client.feedback.start()
         coming, under_way = iter(batches), deque[BatchInFlight]()
         batch = next(coming, None)
         try:

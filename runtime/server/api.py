@@ -59,19 +59,24 @@ class ServerApi:
     def __init__(self, run: Coordinator, executor: Executor | None = None) -> None:
         self._run = run
         self._executor = SameThread() if executor is None else executor
-        self._member = Member()
+        self.member = Member()
         self._logged: set[str] = set()
 
     @property
     def client(self) -> str:
         """The member's name, empty before it has joined."""
-        return self._member.name
+        return self.member.name
 
     # Endpoints -----------------------------------------------------------------------------------
 
     def hello(self, message: Hello) -> Future[Welcome | Refusal]:
         """Joins the run; refused where an option differs from the server's."""
-        return self._computed(self._run.admit, message)
+        answer: Future[Welcome | Refusal] = Future()
+
+        def admit() -> None:
+            answer.set_result(self._run.admit(self.member, message))
+
+        return self._submitted("admit", admit, answer)
 
     def next_turn(self) -> Future[Turn | Refusal]:
         """Waits for this client's next turn."""
@@ -79,23 +84,23 @@ class ServerApi:
 
     def fetch(self) -> Future[SealedHandoff | Refusal | None]:
         """The newest sealed hand-off, None before the first."""
-        return self._computed(self._run.newest_handoff)
+        return self._computed(self._run.transaction.newest_handoff)
 
     def share(self, index: int) -> Future[Share | Refusal | None]:
         """What one of the clients that trained at once sealed, for whoever is to average; None after the last."""
-        return self._computed(self._run.share, index)
+        return self._computed(self._run.transaction.share, index)
 
     def train(self, upload: Upload) -> Future[StepReply | Tensor | Packed | Refusal]:
         """One explicit training step, whole where labels are shared; else its forward half."""
-        return self._eventually(self._run.train, upload)
+        return self._eventually(self._run.transaction.train, upload)
 
     def backward(self, gradient: OutputGradient) -> Future[Tensor | Packed | Refusal]:
         """The other half of an explicit step where labels stay at home; the server has stepped when it answers."""
-        return self._eventually(self._run.backward, gradient)
+        return self._eventually(self._run.transaction.backward, gradient)
 
     def predict(self, upload: Upload) -> Future[Tensor | Packed | Refusal]:
         """One evaluation batch through the top."""
-        return self._computed(self._run.predict, upload)
+        return self._computed(self._run.transaction.predict, upload)
 
     def commit(self, handoff: SealedHandoff) -> Future[Refusal | None]:
         """Ends a training turn; when this answers it is on the disk, unless others still train in it."""
@@ -114,76 +119,86 @@ class ServerApi:
         return self._computed(self._run.finish, farewell)
 
     def leave(self) -> Future[Refusal | None]:
-        """Gives the seat back; after this call the client may close its connection."""
+        """Ends the membership; after this call the client may close its connection."""
         return self._computed(self._run.leave)
 
     # Between sites that sign -----------------------------------------------------------------------
 
     def board(self) -> Future[Board | Refusal]:
         """What the sites have stated to each other."""
-        return self._computed(self._run.board)
+        return self._computed(self._run.consortium.board)
 
     def post(self, statement: Statement) -> Future[Refusal | None]:
         """States something to the other sites."""
-        return self._computed(self._run.post, statement)
+        return self._computed(self._run.consortium.post, statement)
 
     def begin_epoch(self, epoch: Statement, handoff: SealedHandoff) -> Future[Refusal | None]:
         """Begins an epoch of the hand-off key; when this answers it is on the disk."""
-        return self._computed(self._run.begin_epoch, epoch, handoff)
+        return self._computed(self._run.consortium.begin_epoch, epoch, handoff)
 
     def exhibit(self) -> Future[Share | Refusal]:
         """The hand-off, or share, that is accused, for whoever is to give a verdict."""
-        return self._computed(self._run.exhibit)
+        return self._computed(self._run.consortium.exhibit)
 
     def heads(self) -> Future[Heads | Refusal]:
         """Waits until every site that is there has said goodbye; what each signed then."""
-        return self._eventually(self._run.heads)
+        return self._eventually(self._run.consortium.heads)
 
     # For distributed autograd, whose graph grows in the calling thread ----------------------------
 
     def forward(self, upload: Upload) -> LossReply | Tensor | Refusal:
         """One training batch through the top, inside the caller's autograd context."""
-        answer: LossReply | Tensor | Refusal = self._here(self._run.forward, upload)
+        answer: LossReply | Tensor | Refusal = self._here(self._run.transaction.forward, upload)
         return answer
 
     def step(self, done: StepDone, gradients: Mapping[Tensor, Tensor]) -> Refusal | None:
         """Backward has come through: steps the top with ``gradients``."""
-        answer: Refusal | None = self._here(self._run.stepped, done, gradients)
+        answer: Refusal | None = self._here(self._run.transaction.stepped, done, gradients)
         return answer
 
     # For the carrier -----------------------------------------------------------------------------
 
     def await_order(self, message: Upload | OutputGradient) -> None:
         """Waits until what this client sent before ``message`` has been computed; see `Coordinator.await_order`."""
-        self._run.await_order(self._member, message)
+        self._run.await_order(self.member, message)
 
     def heard(self) -> None:
         """The carrier had a sign of life from this client."""
-        self._executor.submit(lambda: self._run.heard(self._member))
+        self._executor.submit(lambda: self._run.heard(self.member))
 
     def transfers(self, seconds: float) -> None:
         """The carrier is in the middle of a message from or to this client, which may take so many seconds."""
-        self._executor.submit(lambda: self._run.transfers(self._member, seconds))
+        self._executor.submit(lambda: self._run.transfers(self.member, seconds))
 
     def disconnected(self, reason: str) -> None:
         """The carrier noticed that this client's connection has ended."""
-        self._executor.submit(lambda: self._run.disconnected(self._member, reason))
+        self._executor.submit(lambda: self._run.disconnected(self.member, reason))
 
     # ---------------------------------------------------------------------------------------------
 
     def _computed(self, method: Callable[..., Any], *messages: Any) -> Future[Any]:
-        """What ``method`` returns, computed by the executor."""
+        """What ``method`` returns, computed by the executor under the coordinator's lock."""
+        answer: Future[Any] = Future()
 
-        def compute(member: Member, *rest: Any) -> None:
-            *taken, answer = rest
-            answer.set_result(method(member, *taken))
+        def compute() -> None:
+            with self._run.request(self.member):
+                value = method(self.member, *messages)
+            answer.set_result(value)
 
-        return self._eventually(compute, *messages, name=method.__name__)
+        return self._submitted(method.__name__, compute, answer)
 
-    def _eventually(self, method: Callable[..., None], *messages: Any, name: str = "") -> Future[Any]:
+    def _eventually(self, method: Callable[..., None], *messages: Any) -> Future[Any]:
         """What ``method``, which takes the future of its answer last, answers sooner or later."""
         answer: Future[Any] = Future()
-        name = name or method.__name__
+
+        def compute() -> None:
+            with self._run.request(self.member):
+                method(self.member, *messages, answer)
+
+        return self._submitted(method.__name__, compute, answer)
+
+    def _submitted(self, name: str, compute: Callable[[], None], answer: Future[Any]) -> Future[Any]:
+        """``answer``, which ``compute`` gives when the executor has run it, or which says why it failed."""
 
         def settle(task: Task[None]) -> None:
             error = task.exception()
@@ -195,13 +210,13 @@ class ServerApi:
             if not answer.done():
                 answer.set_result(self.refusal(name, error))
 
-        task = self._executor.submit(functools.partial(method, self._member, *messages, answer))
-        task.add_done_callback(settle)
+        self._executor.submit(compute).add_done_callback(settle)
         return answer
 
     def _here(self, method: Callable[..., Any], *messages: Any) -> Any:
         try:
-            return method(self._member, *messages)
+            with self._run.request(self.member):
+                return method(self.member, *messages)
         except SutureError as error:
             return self.refusal(method.__name__, error)
 

@@ -1,8 +1,8 @@
-"""The run at the server: whose turn it is and what counts. A turn is a transaction under a lease.
+"""The run at the server: who is in, who is lost, what counts, and how it ends. A turn is a transaction.
 
-Every method is called through a client's `ServerApi` and runs under one lock. Between a turn's first
-forward and its commit only the client that holds the turn is answered, so forward to step is one unit although
-the lock is free in between.
+What a client asks for comes through its `ServerApi`, which holds the lock meanwhile (`Coordinator.request`). Between a
+turn's first forward and its commit only the client that holds the turn is answered, so forward to step is one unit
+although the lock is free in between.
 """
 
 from __future__ import annotations
@@ -10,47 +10,39 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
 from torch.futures import Future
 
-from suture.runtime.consortium.board import KEY_REFUSAL, ServerBoard
-from suture.runtime.consortium.evidence import ACCUSATION, VERDICT, WITHDRAWAL
 from suture.runtime.errors import (
     ERRORS,
+    CheckpointError,
+    MemberLostError,
     StoppedError,
     SutureError,
-    TurnUndoneError,
     WireError,
 )
-from suture.runtime.records.observers import NoWatcher, Recorder, StoppingRecorder, Watcher
+from suture.runtime.records.observers import NoRecorder, NoWatcher, Recorder, StoppingRecorder, Watcher
 from suture.runtime.scheduler import Turn
+from suture.runtime.server.consortium_turns import ConsortiumTurns
 from suture.runtime.server.dispatcher import Dispatcher
-from suture.runtime.server.liveness import SECONDS_BETWEEN_PINGS, Ping
+from suture.runtime.server.liveness import SECONDS_BETWEEN_PINGS, Ping, why_lost
 from suture.runtime.server.membership import Member, Membership, natural
 from suture.runtime.server.run_state import RunState
-from suture.runtime.state.handoff import MAX_BYTES, weights_digest
-from suture.runtime.wire.checks import check_farewell, check_handoff, check_hello
-from suture.runtime.wire.compression import Payload
+from suture.runtime.server.transaction import Transaction
+from suture.runtime.state.handoff import weights_digest
+from suture.runtime.wire.checks import check_farewell, check_hello
 from suture.runtime.wire.messages import (
-    Board,
     Farewell,
-    Heads,
     Hello,
-    LossReply,
     OutputGradient,
     Refusal,
     Release,
     Report,
     SealedHandoff,
-    Share,
-    Statement,
-    StepDone,
     Upload,
     Welcome,
 )
@@ -84,7 +76,10 @@ class RunConfig:
 
 
 class Coordinator:
-    """See the module.
+    """Says who is in, what counts, and when the run is over.
+
+    What clients do in a turn is the `Transaction`'s business, which turn comes next the `Dispatcher`'s, and what sites
+    that sign agree on that of `ConsortiumTurns`.
 
     Args:
         run_state: what counted and the weights it led to.
@@ -99,17 +94,20 @@ class Coordinator:
         self.run_state = run_state
         self.membership = membership
         self.config = config
-        self._board = run_state.board
-        self._watcher: Watcher = NoWatcher() if watcher is None else watcher
-        self._dispatcher = Dispatcher(
-            run_state, membership, config.lease, self._watcher, config.seed, config.race
-        )
-        self._turns = self._dispatcher.turns
+        self.board = run_state.board
+        self.recorder: Recorder = NoRecorder()
+        self.error: SutureError | None = None
+        self.ended = threading.Event()
+        self.watcher: Watcher = NoWatcher() if watcher is None else watcher
+        self.transaction = Transaction(run_state, self.watcher, config.seed, config.race)
+        self.consortium = ConsortiumTurns(self)
+        self.dispatcher = Dispatcher(self)
         self._lock = threading.RLock()
         self._computed = threading.Condition(self._lock)
         self._refused: set[tuple[str, type[SutureError]]] = set()
+        self._finished_at: float | None = None
 
-    # Start and end -------------------------------------------------------------------------------
+    # Start ---------------------------------------------------------------------------------------
 
     def begin(self, resume: bool, open_recorder: Callable[[int | None], Recorder]) -> None:
         """Makes turn 0 the first state to go back to, or with ``resume`` goes on from the newest checkpoint.
@@ -122,15 +120,13 @@ class Coordinator:
             CheckpointError: nothing can be read (resume) or written.
         """
         turn = self.run_state.begin(resume)
-        if self._board is not None:
-            for name, why in self._board.removed.items():
+        if self.board is not None:
+            for name, why in self.board.removed.items():
                 self.membership.shut_out(name, why)
-        recorder = StoppingRecorder(
-            open_recorder(None if turn is None else self.run_state.turn_log.step), self._dispatcher.stop
-        )
-        self._dispatcher.recorder = self._turns.recorder = recorder
+        opened = open_recorder(None if turn is None else self.run_state.turn_log.step)
+        self.recorder = self.transaction.steps.recorder = StoppingRecorder(opened, self.stop)
         if turn is not None:
-            recorder.event("resumed", after_turn=turn, step=self.run_state.turn_log.step)
+            self.recorder.event("resumed", after_turn=turn, step=self.run_state.turn_log.step)
 
     def wait(
         self,
@@ -148,17 +144,258 @@ class Coordinator:
         Raises:
             SutureError: the run stopped early; the message says why.
         """
-        while not rest(self._dispatcher.ended, min(SECONDS_BETWEEN_PINGS, self.config.lease / 10)):
+        while not rest(self.ended, min(SECONDS_BETWEEN_PINGS, self.config.lease / 10)):
             # What fails in here has stopped the run already, and its members are still to be told.
-            with self._lock, suppress(SutureError):
-                self._dispatcher.watch(ping)
-                self._dispatcher.answer_heads()
+            with suppress(SutureError):
+                self.watch(ping)
         self.raise_if_stopped()
+
+    # What a client's carrier and its `ServerApi` say ----------------------------------------------
+
+    @contextmanager
+    def request(self, member: Member) -> Iterator[None]:
+        """Holds the lock for what a member asks; nobody is lost for the time that this kept them waiting.
+
+        Raises:
+            SutureError: it is no member (any more); see `Membership.heard`.
+        """
+        with self._lock:
+            self.membership.heard(member)
+            began = time.monotonic()
+            try:
+                yield
+            finally:
+                self._computed.notify_all()
+                took = time.monotonic() - began
+                for other in self.membership:
+                    other.last_seen += took
+                    other.waiting_since += took
+                for turn in self.transaction.turns.values():
+                    turn.heard += took
+                member.last_seen = time.monotonic()
+
+    def await_order(self, member: Member, message: Upload | OutputGradient) -> None:
+        """Waits until what a client sent before ``message`` has been computed: RPC's threads may take up two calls in
+        another order than that in which they came. Whoever sends too much ahead, or leaves a gap, does not wait for
+        long and is refused by the turn's own checks.
+        """
+        with self._computed:
+            turn = self.transaction.of(member)
+            if turn is None or turn.num_early >= self.config.in_flight - 1:
+                return
+            turn.num_early += 1
+            self._computed.wait_for(
+                lambda: self.transaction.of(member) is not turn or not turn.is_early(message), GAP_SECONDS
+            )
+            turn.num_early -= 1
+
+    def heard(self, member: Member) -> None:
+        """A sign of life that asks for nothing: it renews a member's lease, and not that of the turn that it holds."""
+        with self._lock, suppress(SutureError):  # it may have been given up in the meantime
+            self.membership.heard(member)
+
+    def transfers(self, member: Member, seconds: float) -> None:
+        """Bytes of a call of this member's are on their way; see `Transaction.transfers`."""
+        with self._lock, suppress(SutureError):
+            self.membership.heard(member)
+            self.transaction.transfers(member, seconds)
+            if time.monotonic() - member.told_end < seconds:
+                member.end_heard = time.monotonic()
+            if self.board is not None:
+                self.board.goes_on(member.name, seconds)
+
+    def disconnected(self, member: Member, reason: str) -> None:
+        """A member's connection has ended, for ``reason``: its turn is rolled back and the others go on."""
+        with self._lock:
+            if self.membership.get(member.name) is member and not member.left:
+                self.lose(member, reason)
+
+    # What a client asks ---------------------------------------------------------------------------
+
+    def admit(self, member: Member, hello: Hello) -> Welcome:
+        """Takes a member in; see `Membership.admit`."""
+        with self._lock:
+            labels = self.run_state.server.labels
+            try:
+                check_hello(hello, None if labels is None else labels.below)
+                self.membership.admit(member, hello)
+            except SutureError as error:
+                # The ranks of a run that was started as a whole are not replaced: it cannot begin any more.
+                if self.membership.door is None and not self.membership.complete:
+                    self.stop(error)
+                elif (hello.client, type(error)) not in self._refused:
+                    self._refused.add((hello.client, type(error)))
+                    log.warning("refused: %s (said once until it is in)", error)
+                raise
+            if self.board is not None:
+                self.board.joined(member.name)
+            self._refused = {(name, kind) for name, kind in self._refused if name != member.name}
+            if hello.num_images:
+                log.info("%s joined with %d training images", member.name, hello.num_images)
+            else:
+                log.info("%s joined for evaluation only", member.name)
+            self.recorder.event("joined", client=member.name, images=hello.num_images)
+            self.watcher.client_state(member.name, "waits")
+            return Welcome(self.config.run, str(self.config.run_dir), self.config.lease)
+
+    def ready(self, member: Member, answer: Future[Turn | Refusal]) -> None:
+        """``answer`` takes the client's next turn; kind wait after a while, so that a silent client is noticed."""
+        member.undone = ""
+        if self.board is not None:
+            self.board.ended(member.name)
+        member.waiting, member.waiting_since = answer, time.monotonic()
+        self.dispatcher.go_on()
+
+    def commit(self, member: Member, handoff: SealedHandoff) -> None:
+        """Ends a client's turn: when this returns and no other trains in the same turn, it is on the disk."""
+        if self.transaction.commit(member, handoff):
+            self.save()
+            self.dispatcher.go_on()
+
+    def report(self, member: Member, report: Report) -> None:
+        """Makes an evaluation turn count."""
+        self.transaction.report(member, report)
+        self.dispatcher.go_on()
+
+    def abort(self, member: Member, why: Refusal) -> None:
+        """A client gives its turn up, which is rolled back. Where clients come and go the others go on without it;
+        else the run stops, for the error would come again.
+        """
+        if self.board is not None and self.board.is_asked(member.name):
+            self.lose(member, str(why.message)[:1000])
+            return
+        if self.transaction.of(member) is None:
+            raise WireError(f"{member.name}: abort: it holds no turn to give up; refused")
+        error = ERRORS.get(str(why.error), StoppedError)(str(why.message)[:1000])
+        if self.membership.door is not None:
+            self.lose(member, str(error))
+            return
+        self.transaction.roll_back(str(error))
+        self.stop(error)
+
+    def finish(self, member: Member, farewell: Farewell) -> Release:
+        """Takes a member's farewell and hands it the trained top."""
+        if not self.run_state.turn_log.finished:
+            raise WireError(f"{member.name}: finish: the run is not over; refused")
+        member.farewell = check_farewell(farewell, member.name)
+        self.consortium.answer_heads()
+        return self.run_state.release() if self.config.release_top else Release({}, self.run_state.best_round)
+
+    def leave(self, member: Member) -> None:
+        """Ends a membership; when the last member has left the run has ended."""
+        if self.error is None and member.farewell is None:
+            self.lose(member, "it left")
+        if member.farewell is not None and self.membership.door is not None:
+            self.run_state.has_gone_home(member.name, member.farewell)
+        member.left = True
+        self._end_if_over()
+
+    # Who is lost ----------------------------------------------------------------------------------
+
+    def watch(self, ping: Ping | None = None) -> None:
+        """Loses members that are gone or silent beyond the lease, and lets waiting ones ask again.
+
+        Raises:
+            CheckpointError: as `Dispatcher.go_on`.
+        """
+        with self._lock:
+            now, lease = time.monotonic(), self.config.lease
+            for member in self.membership:
+                if member.left:
+                    continue
+                if reason := why_lost(member, self.transaction.of(member), lease, ping, self.board):
+                    self.lose(member, reason)
+                elif member.waiting is not None and now - member.waiting_since > lease / 4:
+                    member.answer(self.dispatcher.waiting())
+            self.consortium.watch()
+            if self.membership.door is not None:  # the grace may be over
+                self.dispatcher.go_on()
+                self._end_if_over()
+            self.consortium.answer_heads()
+
+    def lose(self, member: Member, reason: str, error: SutureError | None = None) -> None:
+        """Rolls a member's turn back and goes on without it; it is told ``error``, or to join again."""
+        member.left = True
+        member.refuse(error or MemberLostError(f"{member.name} was lost: {reason}; join again"))
+        if self.board is not None:
+            self.board.ended(member.name)
+        if self.transaction.of(member) is not None:
+            self.transaction.roll_back(reason)
+        self.miss(member.name, reason)
+        if self.membership.all_left and self.error is None and not self._has_been_taken_home():
+            if self.membership.door is None:
+                self.error = StoppedError(f"no client is left; the last was {member.name}: {reason}")
+            else:
+                log.warning("no client is left: waiting for one to come back")
+        self.dispatcher.go_on()
+        self._end_if_over()
+
+    def miss(self, name: str, reason: str) -> None:
+        """Goes on without a client, until it comes back."""
+        self.membership.lost.append(name)
+        self.recorder.event("lost", client=name, reason=reason)
+        log.warning("%s is lost: %s", name, reason)
+        self.watcher.client_state(name, "lost")
+        if self.run_state.turn_log.expects_evaluation(name):
+            self.recorder.event("missing", client=name, round=self.run_state.turn_log.round)
+
+    # What counts, and how it ends -----------------------------------------------------------------
+
+    def save(self) -> None:
+        """Checkpoints what now holds.
+
+        Raises:
+            CheckpointError: it cannot be written; the run has stopped and the last checkpoint stays whole.
+        """
+        with self.stopping():
+            self.recorder.flush()
+            self.run_state.save()
+
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Ends the run where something cannot be written: every member is told."""
+        try:
+            yield
+        except CheckpointError as error:
+            self.stop(error)
+            raise
+
+    def stop(self, error: SutureError) -> None:
+        """Ends the run early: every member is told why."""
+        with self._lock:
+            self.error = self.error or error
+            self.dispatcher.go_on()
+            self._end_if_over()
 
     def raise_if_stopped(self) -> None:
         """Raises what the run stopped with, if it stopped early."""
-        if self._dispatcher.error is not None:
-            raise self._dispatcher.error
+        if self.error is not None:
+            raise self.error
+
+    def _end_if_over(self) -> None:
+        """Lets the server's process go once nobody is left who could call, or is to come back."""
+        if self.error is not None:
+            over = self.membership.all_left or not len(self.membership)
+        elif self.membership.door is None:
+            over = self.membership.all_left
+        else:
+            over = all(member.left for member in self.membership) and self._has_been_taken_home()
+            trained = self.run_state.turn_log.trained() - self.membership.gone_for_good
+            if over and (trained - self.run_state.farewells.keys() or trained & set(self.membership.lost)):
+                # They trained it, too; one that is starting again gets it yet.
+                self._finished_at = self._finished_at or time.monotonic()
+                over = time.monotonic() - self._finished_at >= self.membership.door.grace
+        if over:
+            self.ended.set()
+
+    def _has_been_taken_home(self) -> bool:
+        """Whether the run is finished and somebody has the model: whoever is lost now takes nothing with it."""
+        return self.run_state.turn_log.finished and bool(self.farewells())
+
+    def farewells(self) -> dict[str, Farewell]:
+        """What each client said after the last turn, before a restart too."""
+        said = {member.name: member.farewell for member in self.membership if member.farewell is not None}
+        return self.run_state.farewells | said
 
     def weights_sha256(self) -> str:
         """Digest of the whole final model; the clients' parts as they reported them.
@@ -171,276 +408,6 @@ class Coordinator:
             raise WireError(f"the clients report {len(reported)} different digests of the same parts")
         return weights_digest(dict(reported.pop()) | {"top": self.run_state.server.digest()})
 
-    def farewells(self) -> dict[str, Farewell]:
-        """What each client said after the last turn, before a restart too."""
-        said = {member.name: member.farewell for member in self.membership if member.farewell is not None}
-        return self.run_state.farewells | said
-
     def trained_clients(self) -> list[str]:
         """The clients that have a counted turn, in the order in which people count."""
         return sorted(self.run_state.turn_log.trained(), key=natural)
-
-    # Members -------------------------------------------------------------------------------------
-
-    def admit(self, member: Member, hello: Hello) -> Welcome:
-        """Takes a member in; see `Membership.admit`."""
-        with self._lock:
-            labels = self.run_state.server.labels
-            try:
-                check_hello(hello, None if labels is None else labels.below)
-                self.membership.admit(member, hello)
-            except SutureError as error:
-                # The ranks of a run that was started as a whole are not replaced: it cannot begin any more.
-                if self.membership.door is None and not self.membership.complete:
-                    self._dispatcher.stop(error)
-                elif (hello.client, type(error)) not in self._refused:
-                    self._refused.add((hello.client, type(error)))
-                    log.warning("refused: %s (said once until it is in)", error)
-                raise
-            if self._board is not None:
-                self._board.joined(member.name)
-            self._refused = {(name, kind) for name, kind in self._refused if name != member.name}
-            if hello.num_images:
-                log.info("%s joined with %d training images", member.name, hello.num_images)
-            else:
-                log.info("%s joined for evaluation only", member.name)
-            self._dispatcher.recorder.event("joined", client=member.name, images=hello.num_images)
-            self._watcher.client_state(member.name, "waits")
-            return Welcome(self.config.run, str(self.config.run_dir), self.config.lease)
-
-    def ready(self, member: Member, answer: Future[Turn | Refusal]) -> None:
-        """``answer`` takes the client's next turn; kind wait after a while, so that a silent client is noticed."""
-        with self._lock:
-            self.membership.heard(member)
-            member.undone = ""
-            if self._board is not None:
-                self._board.ended(member.name)
-            member.waiting, member.waiting_since = answer, time.monotonic()
-            self._dispatcher.go_on()
-
-    def finish(self, member: Member, farewell: Farewell) -> Release:
-        """Takes a member's farewell and hands it the trained top."""
-        with self._lock:
-            self.membership.heard(member)
-            if not self.run_state.turn_log.finished:
-                raise WireError(f"{member.name}: finish: the run is not over; refused")
-            member.farewell = check_farewell(farewell, member.name)
-            self._dispatcher.answer_heads()
-            return (
-                self.run_state.release()
-                if self.config.release_top
-                else Release({}, self.run_state.best_round)
-            )
-
-    def leave(self, member: Member) -> None:
-        """Frees a seat; when the last has been given back the run has ended."""
-        with self._lock:
-            self.membership.heard(member)
-            if self._dispatcher.error is None and member.farewell is None:
-                self._dispatcher.lose(member, "it left")
-            if member.farewell is not None and self.membership.door is not None:
-                self.run_state.has_gone_home(member.name, member.farewell)
-            member.left = True
-            self._dispatcher.end_if_over()
-
-    def heard(self, member: Member) -> None:
-        """A sign of life that asks for nothing: it renews a member's lease, and not that of the turn that it holds."""
-        with self._lock, suppress(SutureError):  # it may have been given up in the meantime
-            self.membership.heard(member)
-
-    def transfers(self, member: Member, seconds: float) -> None:
-        """Bytes of a call of this member's are on their way; see `Turns.transfers`."""
-        with self._lock, suppress(SutureError):
-            self.membership.heard(member)
-            self._turns.transfers(member, seconds)
-            if time.monotonic() - member.told_end < seconds:
-                member.end_heard = time.monotonic()
-            if self._board is not None:
-                self._board.goes_on(member.name, seconds)
-
-    def disconnected(self, member: Member, reason: str) -> None:
-        """A member's connection has ended, for ``reason``: its turn is rolled back and the others go on."""
-        with self._lock:
-            if self.membership.get(member.name) is member and not member.left:
-                self._dispatcher.lose(member, reason)
-
-    # Turns ---------------------------------------------------------------------------------------
-
-    def newest_handoff(self, member: Member) -> SealedHandoff | None:
-        """What the last counted training turn sealed."""
-        with self._lock:
-            self.membership.heard(member)
-            return self._turns.newest_handoff(member)
-
-    def share(self, member: Member, index: int) -> Share | None:
-        """What one of the clients that trained at once sealed; see `Turns.share`."""
-        with self._lock:
-            self.membership.heard(member)
-            return self._turns.share(member, index)
-
-    def forward(self, member: Member, upload: Upload) -> LossReply | Tensor:
-        """One training batch; see `Turns.forward`."""
-        with self._working(member):
-            return self._turns.forward(member, upload)
-
-    def train(self, member: Member, upload: Upload, answer: Future[Any]) -> None:
-        """One explicit step; see `Turns.train`."""
-        with self._working(member):
-            self._turns.train(member, upload, answer)
-
-    def backward(self, member: Member, message: OutputGradient, answer: Future[Any]) -> None:
-        """The other half of an explicit step; see `Turns.backward`."""
-        with self._working(member):
-            self._turns.backward(member, message, answer)
-
-    def await_order(self, member: Member, message: Upload | OutputGradient) -> None:
-        """Waits until what a client sent before ``message`` has been computed: RPC's threads may take up two calls in
-        another order than that in which they came. Whoever sends too much ahead, or leaves a gap, does not wait for
-        long and is refused by the turn's own checks.
-        """
-        with self._computed:
-            if member.num_early >= self.config.in_flight - 1:
-                return
-            member.num_early += 1
-            self._computed.wait_for(lambda: not self._turns.is_early(member, message), GAP_SECONDS)
-            member.num_early -= 1
-
-    def predict(self, member: Member, upload: Upload) -> Payload:
-        """One evaluation batch; see `Turns.predict`."""
-        with self._working(member):
-            return self._turns.predict(member, upload)
-
-    def stepped(self, member: Member, done: StepDone, gradients: Mapping[Tensor, Tensor]) -> None:
-        """Steps the top after a backward; see `Turns.stepped`."""
-        with self._working(member):
-            self._turns.stepped(member, done, gradients)
-
-    def commit(self, member: Member, handoff: SealedHandoff) -> None:
-        """Ends a client's turn: when this returns and no other trains in the same turn, it is on the disk."""
-        with self._working(member):
-            if self._turns.commit(member, handoff):
-                self._dispatcher.save()
-                self._dispatcher.go_on()
-
-    def report(self, member: Member, report: Report) -> None:
-        """Makes an evaluation turn count."""
-        with self._lock:
-            self.membership.heard(member)
-            self._turns.report(member, report)
-            self._dispatcher.go_on()
-
-    def abort(self, member: Member, why: Refusal) -> None:
-        """A client gives its turn up, which is rolled back. Where clients come and go the others go on without it;
-        else the run stops, for the error would come again.
-        """
-        with self._lock:
-            self.membership.heard(member)
-            if self._board is not None and self._board.is_asked(member.name):
-                self._dispatcher.lose(member, str(why.message)[:1000])
-                return
-            if self._turns.of(member) is None:
-                raise WireError(f"{member.name}: abort: it holds no turn to give up; refused")
-            error = ERRORS.get(str(why.error), StoppedError)(str(why.message)[:1000])
-            if self.membership.door is not None:
-                self._dispatcher.lose(member, str(error))
-                return
-            self._turns.roll_back(str(error))
-            self._dispatcher.stop(error)
-
-    # Between sites that sign -----------------------------------------------------------------------
-
-    def board(self, member: Member) -> Board:
-        """What the sites have stated to each other."""
-        with self._lock:
-            self.membership.heard(member)
-            return self._signed(member).shown()
-
-    def post(self, member: Member, statement: Statement) -> None:
-        """Takes what a site states. Who accuses gives up the turn that it holds; who leaves for good is put out."""
-        with self._lock:
-            self.membership.heard(member)
-            board, run_state = self._signed(member), self.run_state
-            busy = self._turns.of(member) is not None or board.is_asked(member.name)
-            if statement.kind == ACCUSATION and not busy:
-                if member.undone:  # another site has opened the same one, and was faster
-                    raise TurnUndoneError(member.undone)
-                raise WireError(
-                    f"{member.name}: post: it holds no turn in which it could have opened one; refused"
-                )
-            newest = [] if run_state.handoff is None else [run_state.handoff]
-            board.post(member.name, statement, [*newest, *run_state.shares.values()])
-            if not run_state.turn_log.handoff and board.is_founder_distrusted(self.membership.present()):
-                self._turns.roll_back(f"most sites do not know {board.founder}")
-                others = [name for name in self.membership.present() if name != board.founder]
-                self._dispatcher.begin_anew(
-                    f"most of {', '.join(others)} take no key from it; see their rosters"
-                )
-            elif statement.kind == KEY_REFUSAL and self._turns.of(member) is not None:
-                # It would be given the same turn again and again.
-                self._dispatcher.lose(member, f"it does not take the hand-off key that {board.founder} made")
-            if statement.kind == ACCUSATION:
-                self._turns.roll_back(f"{member.name} accuses the author of the hand-off that it began with")
-            elif statement.kind == VERDICT and (conviction := board.convict()) is not None:
-                self._dispatcher.convict(conviction)
-            elif statement.kind == WITHDRAWAL:
-                self._dispatcher.put_out(member.name, "it left for good")
-            self._dispatcher.go_on()
-
-    def begin_epoch(self, member: Member, epoch: Statement, handoff: SealedHandoff) -> None:
-        """Begins an epoch of the hand-off key: when this returns it is on the disk."""
-        check_handoff(handoff, member.name, MAX_BYTES)
-        with self._working(member):
-            board = self._signed(member)
-            board.begin_epoch(member.name, epoch, handoff, self.run_state.handoff)
-            self.run_state.handoff = handoff
-            self._dispatcher.recorder.event(
-                "epoch", number=board.epoch, client=member.name, without=sorted(board.removed)
-            )
-            self._dispatcher.save()
-
-    def exhibit(self, member: Member) -> Share:
-        """The hand-off, or share, that waits for a verdict."""
-        with self._lock:
-            self.membership.heard(member)
-            accused = self._signed(member).accused
-            if accused is None:
-                raise WireError(f"{member.name}: exhibit: nobody is accused; refused")
-            return accused
-
-    def heads(self, member: Member, answer: Future[Heads | Refusal]) -> None:
-        """``answer`` takes what every site signed at its farewell, once all that are there have said it."""
-        with self._lock:
-            self.membership.heard(member)
-            self._signed(member)
-            if member.farewell is None:
-                raise WireError(f"{member.name}: heads: it has not said goodbye; refused")
-            member.heads = answer
-            self._dispatcher.answer_heads()
-
-    def _signed(self, member: Member) -> ServerBoard:
-        if self._board is None:
-            raise WireError(f"{member.name}: no site signs in this run; refused")
-        return self._board
-
-    def stop(self, error: SutureError) -> None:
-        """Ends the run early: every member is told why."""
-        with self._lock:
-            self._dispatcher.stop(error)
-
-    @contextmanager
-    def _working(self, member: Member) -> Iterator[None]:
-        """Holds the lock for a call that computes or writes; nobody is lost for the time it kept them waiting."""
-        with self._lock:
-            self.membership.heard(member)
-            began = time.monotonic()
-            try:
-                yield
-            finally:
-                self._computed.notify_all()
-                took = time.monotonic() - began
-                for other in self.membership:
-                    other.last_seen += took
-                    other.waiting_since += took
-                for running in self._turns.running.values():
-                    running.heard += took
-                member.last_seen = time.monotonic()

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.futures import Future
 
+from suture.runtime.consortium.board import ServerBoard
+from suture.runtime.server.client_turn import ClientTurn
 from suture.runtime.server.membership import Member
-from suture.runtime.server.step import Running
 
 log = logging.getLogger(__name__)
 
@@ -20,25 +21,32 @@ Ping = Callable[[str, float], Future[Tensor]]
 """Asks the process of that name for a sign of life, with so many seconds' patience; fails where there is none."""
 
 
-def why_lost(member: Member, running: Running | None, lease: float, ping: Ping | None) -> str:
+def why_lost(
+    member: Member, turn: ClientTurn | None, lease: float, ping: Ping | None, board: ServerBoard | None = None
+) -> str:
     """Why a member counts as lost, empty while it is there.
 
     Args:
-        member: the member's.
-        running: the turn that it holds, if it holds one.
+        member: who may be lost.
+        turn: the turn that it holds, if it holds one.
         lease: seconds that it may be silent.
         ping: None where members live in this process.
+        board: what sites were asked for, where they sign.
     """
     now = time.monotonic()
     if ping is not None and not _answers(member, ping, lease):
         return "its process is gone or does not answer"
-    if running is not None and running.owed is not None:
-        return ""  # it waits for the server, which waits for others
-    # Asking for another turn does not renew the lease of the one that it holds.
-    if running is not None and now - running.heard > lease:
-        return f"it did not go on with its turn for {lease:g} s"
-    if member.waiting is None and now - member.last_seen > lease:
-        return f"no word from it for {lease:g} s"
+    if turn is None or turn.answer is None:  # else it waits for the server, which waits for others
+        # Asking for another turn does not renew the lease of the one that it holds.
+        if turn is not None and now - turn.heard > lease:
+            return f"it did not go on with its turn for {lease:g} s"
+        if member.waiting is None and now - member.last_seen > lease:
+            return f"no word from it for {lease:g} s"
+    if member.told_end and member.farewell is None and now - member.end_heard > lease:
+        # The others wait for its word on what it ends with.
+        return f"the run is over, and it has not said goodbye for {lease:g} s"
+    if board is not None and board.is_late(member.name, lease):
+        return f"it was asked for something and did not do it for {lease:g} s"
     return ""
 
 

@@ -34,10 +34,7 @@ class Member:
     waiting: Future[Turn | Refusal] | None = None
     waiting_since: float = 0.0
     last_seen: float = 0.0
-    uploaded: tuple[int, int] = (0, -1)
-    num_stepped: int = 0
     undone: str = ""
-    num_early: int = 0
     told_end: float = 0.0
     end_heard: float = 0.0
     farewell: Farewell | None = None

@@ -20,7 +20,7 @@ from suture.runtime.records.step_timer import SERVER, NoStepTimer, StepTimer
 from suture.runtime.state.averaging import Mean
 from suture.runtime.state.handoff import part_digest
 from suture.runtime.training.optim import step_with
-from suture.runtime.training.randomness import PUBLIC, BatchAddress, Randomness, part_place
+from suture.runtime.training.randomness import PUBLIC, BatchAddress, Randomness
 from suture.runtime.wire.checks import TensorSpec
 from suture.runtime.wire.compression import Packer
 from suture.runtime.wire.messages import LossReply
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Pending:
+class ForwardPass:
     """A forward that waits for its backward: smashed data as a leaf, and what was computed from it."""
 
     smashed: Tensor
@@ -49,7 +49,6 @@ class ServerModel:
         seed: the run's public seed.
         device: where the top computes; tensors cross the wire on the CPU.
         wire: the format in which they cross, see ``compression``.
-        microbatches: parts that a batch may come in, see ``parts``.
     """
 
     def __init__(
@@ -63,7 +62,6 @@ class ServerModel:
         seed: int = 0,
         device: torch.device | str = "cpu",
         wire: str = "fp32",
-        microbatches: int = 1,
     ) -> None:
         self.top = top
         self.optimizer = optimizer
@@ -75,7 +73,6 @@ class ServerModel:
         self.step_timer: StepTimer = NoStepTimer()
         self._device = torch.device(device)
         self._copies: dict[str, tuple[nn.Module, torch.optim.Optimizer]] = {}
-        self.microbatches = microbatches
 
     def _half(self, client: str) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The top that a client's batches go through, and its optimizer."""
@@ -105,26 +102,20 @@ class ServerModel:
         self.optimizer.load_state_dict(state["optimizer"])
         self._copies = {}
 
-    def forward(
-        self, batch: SmashedBatch, class_weights: Tensor | None = None, whole: Tensor | None = None
-    ) -> LossReply | Tensor:
+    def forward(self, batch: SmashedBatch, class_weights: Tensor | None = None) -> LossReply | Tensor:
         """One training batch through the top, keeping the graph for the backward that the client starts.
 
         Args:
             batch: checked smashed data with its graph, on the CPU.
             class_weights: weights_K of the loss, None for equal ones.
-            whole: where ``batch`` is a part of several, y_N of the whole batch: the parts' losses add up to the whole
-                batch's mean, by class weights where there are any.
 
         Returns:
             Labels shared: the loss; labels at home: the top's output, on the CPU.
         """
         with self.step_timer.part(SERVER):
-            return self._forward(batch, class_weights, whole)
+            return self._forward(batch, class_weights)
 
-    def _forward(
-        self, batch: SmashedBatch, class_weights: Tensor | None, whole: Tensor | None
-    ) -> LossReply | Tensor:
+    def _forward(self, batch: SmashedBatch, class_weights: Tensor | None) -> LossReply | Tensor:
         # The alias gives the server a node of its own in the graph, where its hook cannot touch the client's.
         smashed = batch.smashed.view_as(batch.smashed)
         seen = self._seen(batch, smashed)
@@ -133,47 +124,38 @@ class ServerModel:
         if batch.labels is None:
             self._attack_gradient(smashed, batch)
             return output.cpu()
-        if whole is None:
-            task_loss = _task_loss(output, batch.labels, class_weights)
-            loss = self.attack.loss(seen, task_loss)
-            return LossReply(loss.cpu(), float(task_loss.detach()))
-        ours, theirs = _weight(batch.labels, class_weights), _weight(whole, class_weights)
-        summed = _task_loss(output, batch.labels, class_weights, "sum")
-        # A part may hold nothing but images of classes that do not count.
-        task_loss, share = summed / float(ours if ours > 0 else 1), float(ours / theirs)
-        loss = self.attack.loss(seen, task_loss) * share
-        return LossReply(loss.cpu(), float(task_loss.detach()) * share)
+        task_loss = _task_loss(output, batch.labels, class_weights)
+        loss = self.attack.loss(seen, task_loss)
+        return LossReply(loss.cpu(), float(task_loss.detach()))
 
     def _through_top(self, seen: SmashedBatch) -> Tensor:
         top, _ = self._half(seen.client)
         top.train()
-        self._randomness.reseed(
-            "top", *part_place(BatchAddress(seen.round, seen.client, seen.batch), seen.part)
-        )
+        self._randomness.reseed("top", *BatchAddress(seen.round, seen.client, seen.batch))
         output: Tensor = top(seen.smashed)
         return output
 
     def forward_apart(
-        self, batch: SmashedBatch, class_weights: Tensor | None = None, whole: Tensor | None = None
-    ) -> tuple[LossReply | Tensor, Pending]:
+        self, batch: SmashedBatch, class_weights: Tensor | None = None
+    ) -> tuple[LossReply | Tensor, ForwardPass]:
         """`forward` on a graph that ends at this server.
 
         Returns:
             As `forward`, detached; and what `backward`, its other half, takes.
         """
         smashed = batch.smashed.detach().requires_grad_()
-        answer = self.forward(replace(batch, smashed=smashed), class_weights, whole)
+        answer = self.forward(replace(batch, smashed=smashed), class_weights)
         if isinstance(answer, LossReply):
-            return replace(answer, loss=answer.loss.detach()), Pending(smashed, answer.loss)
-        return answer.detach(), Pending(smashed, answer)
+            return replace(answer, loss=answer.loss.detach()), ForwardPass(smashed, answer.loss)
+        return answer.detach(), ForwardPass(smashed, answer)
 
     def backward(
-        self, pending: Pending, of_answer: Tensor | None, client: str = ""
+        self, forward_pass: ForwardPass, of_answer: Tensor | None, client: str = ""
     ) -> tuple[Tensor, dict[Tensor, Tensor]]:
         """The backward of a `forward_apart`.
 
         Args:
-            pending: what that returned.
+            forward_pass: what that returned.
             of_answer: gradient of its output; None where the loss is this server's.
             client: whose batch it was.
 
@@ -182,15 +164,15 @@ class ServerModel:
         """
         ours: list[Tensor] = list(self._half(client)[0].parameters())
         # autograd.grad leaves the parameters of an attack's own nets alone, as a distributed context does.
-        leaves = [pending.smashed, *ours]
+        leaves = [forward_pass.smashed, *ours]
         with self.step_timer.part(SERVER):
-            at_cut, *found = torch.autograd.grad(pending.root, leaves, of_answer, allow_unused=True)
+            at_cut, *found = torch.autograd.grad(forward_pass.root, leaves, of_answer, allow_unused=True)
         gradients = {p: grad for p, grad in zip(ours, found, strict=True) if grad is not None}
         return at_cut, gradients
 
     def forward_joined(
         self, batches: Sequence[SmashedBatch], class_weights: Sequence[Tensor | None]
-    ) -> tuple[list[LossReply | Tensor], Pending]:
+    ) -> tuple[list[LossReply | Tensor], ForwardPass]:
         """Several clients' batches through the top as one batch; `backward_joined` is its other half.
 
         The joint loss is the mean of the clients' own, weighted by their images. An attack observes each client's
@@ -214,7 +196,7 @@ class ServerModel:
         rows = output.split(sizes)
         if not labels:
             self._attack_gradient(alias, joint)
-            return [part.detach().cpu() for part in rows], Pending(smashed, output.cpu())
+            return [part.detach().cpu() for part in rows], ForwardPass(smashed, output.cpu())
         losses = [_task_loss(*each) for each in zip(rows, labels, class_weights, strict=True)]
         whole = torch.stack(
             [loss * (size / sum(sizes)) for loss, size in zip(losses, sizes, strict=True)]
@@ -222,15 +204,15 @@ class ServerModel:
         answers: list[LossReply | Tensor] = [
             LossReply(loss.detach().cpu(), float(loss.detach())) for loss in losses
         ]
-        return answers, Pending(smashed, self.attack.loss(seen, whole))
+        return answers, ForwardPass(smashed, self.attack.loss(seen, whole))
 
     def backward_joined(
-        self, pending: Pending, sizes: Sequence[int], of_answers: Sequence[Tensor] | None
+        self, forward_pass: ForwardPass, sizes: Sequence[int], of_answers: Sequence[Tensor] | None
     ) -> tuple[list[Tensor], dict[Tensor, Tensor]]:
         """The backward of a `forward_joined`.
 
         Args:
-            pending: what that returned.
+            forward_pass: what that returned.
             sizes: images of each batch.
             of_answers: gradient of each one's rows of the output; None where the losses are this server's.
 
@@ -244,7 +226,7 @@ class ServerModel:
             if of_answers is None
             else torch.cat([grad * (size / total) for grad, size in zip(of_answers, sizes, strict=True)])
         )
-        at_cut, gradients = self.backward(pending, joint)
+        at_cut, gradients = self.backward(forward_pass, joint)
         parts = at_cut.split(list(sizes))
         return [part * (total / size) for part, size in zip(parts, sizes, strict=True)], gradients
 
@@ -301,16 +283,9 @@ class ServerModel:
         return part_digest(self.top.state_dict())
 
 
-def _task_loss(
-    logits: Tensor, labels: Tensor, class_weights: Tensor | None, reduction: str = "mean"
-) -> Tensor:
+def _task_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
     weights = None if class_weights is None else class_weights.to(logits)
-    return cross_entropy(logits, labels.to(logits.device), weight=weights, reduction=reduction)
-
-
-def _weight(labels: Tensor, class_weights: Tensor | None) -> Tensor:
-    """What these images count together."""
-    return torch.tensor(float(len(labels))) if class_weights is None else class_weights[labels].sum()
+    return cross_entropy(logits, labels.to(logits.device), weight=weights)
 
 
 def _to_cpu(value: Any) -> Any:

@@ -1,123 +1,30 @@
 """One training step at the server: what a client sent is checked, goes through the top, and is answered.
 
-Every method runs under the coordinator's lock. Which client's batch goes through the top when is for a lane to say,
-see ``together``.
+Every method runs under the coordinator's lock. Which client's batch goes through the top when is for a queue to say,
+see ``step_order``.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
-from torch.futures import Future
 
-from suture.runtime.errors import DivergedError, SutureError, WireError
+from suture.runtime.errors import DivergedError, WireError
 from suture.runtime.hooks import SmashedBatch
 from suture.runtime.records.observers import NoRecorder, Recorder, Watcher
-from suture.runtime.scheduler import Turn, TurnKind
-from suture.runtime.server.membership import Member
-from suture.runtime.server.parts import Parts
+from suture.runtime.scheduler import TurnKind
+from suture.runtime.server.client_turn import BatchUnderWay, ClientTurn
 from suture.runtime.server.run_state import RunState
-from suture.runtime.training.randomness import BatchAddress, part_place
 from suture.runtime.wire.checks import TensorSpec, check_gradient, check_upload
 from suture.runtime.wire.compression import Payload
-from suture.runtime.wire.messages import (
-    LossReply,
-    OutputGradient,
-    Packed,
-    Refusal,
-    SealedHandoff,
-    StepDone,
-    StepReply,
-    Upload,
-)
-
-
-@dataclass
-class Running:
-    """One client's part in the turn that is being played, and what it has come to so far.
-
-    Attributes:
-        turn: what it was asked to do.
-        started: when, a time.
-        heard: when it was last heard of, about this turn; a time.
-        went_on_at: when it last went on with it; a time.
-        losses: of its steps.
-        num_images: of all its steps.
-        parts: of the batch that waits for its step.
-        owed: what the server has yet to answer, perhaps after other clients: meanwhile this one cannot be late.
-        share: what it sealed at its end, where others train in the same turn.
-        has_fetched: whether it has asked for the hand-off.
-        num_shares: shares that it has asked for, in order.
-        bytes_up: of the batch that waits for its step; ``bytes_down`` the same.
-    """
-
-    turn: Turn
-    started: float
-    heard: float
-    went_on_at: float
-    losses: list[float] = field(default_factory=list)
-    num_images: int = 0
-    parts: Parts = field(default_factory=Parts)
-    owed: Work | None = None
-    share: SealedHandoff | None = None
-    has_fetched: bool = False
-    num_shares: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
-
-    def went_on(self) -> None:
-        """The client has gone on with its turn, which renews the turn's lease."""
-        self.heard = self.went_on_at = time.monotonic()
-
-    def place(self, batch: int, part: int = 0) -> tuple[int | str, ...]:
-        """What a draw for one of the turn's batches, or a part of it, is named by."""
-        return part_place(BatchAddress(self.turn.round, self.turn.client, batch), part)
-
-
-@dataclass
-class Work:
-    """What a client asked to be computed, checked, and the future of its answer.
-
-    Attributes:
-        member: the client's.
-        running: its part in the turn.
-        answer: takes what the client is to be told, a `Refusal` included.
-        batch: on its way up, or a part of it.
-        whole: y_N of the whole batch where ``batch`` is a part and labels are shared.
-        gradient: where labels stay at home, the other half: the gradient of what was answered.
-        done: the step that it belongs to.
-    """
-
-    member: Member
-    running: Running
-    answer: Future[Any]
-    batch: SmashedBatch | None = None
-    whole: Tensor | None = None
-    gradient: Tensor | None = None
-    done: StepDone | None = None
-
-    def settle(self, value: Any) -> None:
-        """Answers the client."""
-        self.running.owed = None
-        self.running.heard = self.member.last_seen = time.monotonic()
-        self.answer.set_result(value)
-
-    def attempt(self, compute: Callable[[Work], Any]) -> None:
-        """Answers with what ``compute`` makes of it, or with the error that it ends in."""
-        try:
-            value = compute(self)
-        except SutureError as error:
-            value = Refusal.of(error)
-        self.settle(value)
+from suture.runtime.wire.messages import LossReply, OutputGradient, Packed, StepDone, StepReply, Upload
 
 
 class Steps:
-    """See the module.
+    """Computes the steps of the turn that is being played, and writes them down.
 
     Args:
         run_state: whose server computes.
@@ -126,199 +33,154 @@ class Steps:
 
     def __init__(self, run_state: RunState, watcher: Watcher) -> None:
         self.run_state = run_state
+        self.server = run_state.server
         self.recorder: Recorder = NoRecorder()
         self.num_done = 0
         self._watcher = watcher
 
     # A step whole -------------------------------------------------------------------------------
 
-    def train(self, work: Work) -> StepReply | Payload:
-        """One explicit step, or its forward half where labels stay at home; see `Server.forward_apart`.
+    def train(self, turn: ClientTurn) -> StepReply | Payload:
+        """One explicit step, or its forward half where labels stay at home; see `ServerModel.forward_apart`.
 
         Raises:
             DivergedError: the loss is not finite.
         """
-        assert work.batch is not None
-        server = self.run_state.server
-        answer, pending = server.forward_apart(work.batch, class_weights(work.member), work.whole)
-        work.running.parts.pending.append(pending)
+        under_way = turn.under_way
+        answer, under_way.forward_pass = self.server.forward_apart(under_way.batch, turn.class_weights)
         if not isinstance(answer, LossReply):
-            return self.output(work, answer)
-        work.done = self.done_with(work, answer)
-        return StepReply(answer.loss, answer.task_loss, self.backward(work))
+            return self.output(turn, answer)
+        self.check_loss(turn, answer.task_loss)
+        return StepReply(answer.loss, answer.task_loss, self.backward(turn))
 
-    def backward(self, work: Work) -> Payload:
-        """The other half of an explicit step: answers with the gradient at the cut, and steps the top with the last
-        part of a batch.
-        """
-        assert work.done is not None
-        server, parts, client = self.run_state.server, work.running.parts, work.member.name
-        at_cut, gradients = server.backward(parts.pending.popleft(), work.gradient, client)
-        part = parts.done
-        is_last = parts.add(gradients)
-        if is_last:
-            server.step(parts.gradients, client)
-        else:
-            server.attack.step()  # to which a part is a batch of its own
-        return self.at_cut(work, at_cut, part, is_last)
+    def backward(self, turn: ClientTurn) -> Payload:
+        """The other half of an explicit step: answers with the gradient at the cut, and steps the top."""
+        under_way = turn.under_way
+        forward_pass, under_way.forward_pass = under_way.forward_pass, None
+        assert forward_pass is not None
+        at_cut, gradients = self.server.backward(forward_pass, under_way.gradient, turn.name)
+        self.server.step(gradients, turn.name)
+        return self.at_cut(turn, at_cut)
 
     # Its parts -----------------------------------------------------------------------------------
 
-    def arrived(self, member: Member, running: Running, upload: Upload, answer: Future[Any]) -> Work:
-        """Checks a training batch, or a part of one.
+    def arrived(self, turn: ClientTurn, upload: Upload) -> SmashedBatch:
+        """Checks a training batch.
 
         Raises:
             WireError: it is not what comes next.
         """
-        server, parts = self.run_state.server, running.parts
-        batch = self.checked(member, running.turn, upload)
-        if upload.batch != member.num_stepped or running.owed is not None:
-            raise WireError(
-                f"{member.name}: batch: expected {member.num_stepped}, got {upload.batch}; refused"
-            )
-        most, images = server.microbatches, len(batch.smashed)
-        labels = parts.take(upload, images, most, server.smashed.max_batch, member.name)
-        member.uploaded = (running.turn.number, upload.batch)
-        if upload.part == 0:
-            running.bytes_up = running.bytes_down = 0
-        parts.uploaded.append(upload.smashed if isinstance(upload.smashed, Packed) else None)
-        self.crossed(running, up=upload.smashed)
+        batch, name, due = self.checked(turn, upload), turn.name, len(turn.losses)
+        if upload.batch != due or turn.answer is not None:
+            raise WireError(f"{name}: batch: expected {due}, got {upload.batch}; refused")
+        if turn.batch is not None:
+            raise WireError(f"{name}: batch: expected the gradient of {due}, got it again; refused")
+        packed = upload.smashed if isinstance(upload.smashed, Packed) else None
+        turn.batch = BatchUnderWay(replace(batch, smashed=batch.smashed.detach()), packed)
+        turn.bytes_up = turn.bytes_down = 0
+        self.crossed(turn, up=upload.smashed)
         if upload.labels is not None:
-            self.crossed(running, up=upload.labels)
-        whole = parts.labels if parts.number > 1 else None
-        return Work(member, running, answer, replace(batch, labels=labels), whole)
+            self.crossed(turn, up=upload.labels)
+        return batch
 
-    def gradient_arrived(
-        self, member: Member, running: Running, message: OutputGradient, answer: Future[Any]
-    ) -> Work:
+    def gradient_arrived(self, turn: ClientTurn, message: OutputGradient) -> None:
         """Checks the gradient of an output that the server had answered with.
 
         Raises:
             WireError: it is none, or not the one that is due.
             DivergedError: the loss beside it is not finite.
         """
-        done, parts = StepDone(message.turn, message.batch, message.loss), running.parts
-        self.may_step(member, running, done)
-        if not parts.pending or running.owed is not None:
-            raise WireError(f"{member.name}: backward: no forward waits for it; refused")
-        if not parts.complete or message.part != parts.done:
-            raise WireError(
-                f"{member.name}: backward: part: expected {parts.done} when all {parts.number} have come, got "
-                f"{message.part!r:.40} when {parts.came} have; refused"
-            )
-        output, answered = parts.pending[0].root, parts.answered[message.part]
-        spec, packer = TensorSpec.like(output), self.run_state.server.packer
-        gradient = packer.unpack(message.gradient, spec, member.name, "gradient", of=answered)
-        check_gradient(gradient, output, member.name)
-        self.crossed(running, up=message.gradient)
-        parts.loss = message.loss
-        return Work(member, running, answer, gradient=gradient, done=done)
+        under_way = self.may_step(turn, message.batch, message.loss)
+        if under_way.forward_pass is None or turn.answer is not None:
+            raise WireError(f"{turn.name}: backward: no forward waits for it; refused")
+        output, answered = under_way.forward_pass.root, under_way.answered
+        spec = TensorSpec.like(output)
+        gradient = self.server.packer.unpack(message.gradient, spec, turn.name, "gradient", of=answered)
+        under_way.gradient = check_gradient(gradient, output, turn.name)
+        self.crossed(turn, up=message.gradient)
 
-    def checked(self, member: Member, turn: Turn, upload: Upload) -> SmashedBatch:
+    def checked(self, turn: ClientTurn, upload: Upload) -> SmashedBatch:
         """Decodes a batch and checks its form.
 
         Raises:
             WireError: names the client and the field.
         """
-        server = self.run_state.server
-        training = turn.kind is TurnKind.TRAIN
-        smashed = server.packer.unpack(upload.smashed, server.smashed, member.name, "smashed")
+        server, asked, name = self.server, turn.turn, turn.name
+        training = asked.kind is TurnKind.TRAIN
+        smashed = server.packer.unpack(upload.smashed, server.smashed, name, "smashed")
         decoded = replace(upload, smashed=smashed)
-        check_upload(decoded, member.name, server.smashed, server.labels if training else None, training)
-        return SmashedBatch(
-            smashed, upload.labels, turn.client, turn.round, upload.batch, upload.phase, upload.part
-        )
+        check_upload(decoded, name, server.smashed, server.labels if training else None, training)
+        return SmashedBatch(smashed, upload.labels, asked.client, asked.round, upload.batch, upload.phase)
 
-    def output(self, work: Work, output: Tensor) -> Payload:
+    def output(self, turn: ClientTurn, output: Tensor) -> Payload:
         """What the top made of a batch, as it goes down."""
-        running, batch = work.running, work.batch
-        assert batch is not None
-        packed = self.run_state.server.packer.pack(output, "output", *running.place(batch.batch, batch.part))
-        running.parts.answered.append(packed if isinstance(packed, Packed) else None)
-        self.crossed(running, down=packed)
+        under_way = turn.under_way
+        packed = self.server.packer.pack(output, "output", *turn.place(under_way.batch.batch))
+        under_way.answered = packed if isinstance(packed, Packed) else None
+        self.crossed(turn, down=packed)
         return packed
 
-    def done_with(self, work: Work, answer: LossReply) -> StepDone:
-        """The step that an answered loss belongs to.
-
-        Raises:
-            DivergedError: the loss is not finite.
-        """
-        assert work.batch is not None
-        done = StepDone(work.running.turn.number, work.batch.batch, answer.task_loss)
-        self.may_step(work.member, work.running, done)
-        work.running.parts.loss += answer.task_loss
-        return done
-
-    def may_step(self, member: Member, running: Running, done: StepDone) -> None:
-        """Raises unless the client's uploaded batch may end with this loss.
+    def may_step(self, turn: ClientTurn, batch: int, loss: float) -> BatchUnderWay:
+        """The uploaded batch, if it may end with this loss.
 
         Raises:
             WireError: it was not uploaded.
             DivergedError: the loss is not finite.
         """
-        if member.uploaded != (done.turn, done.batch):
-            raise WireError(f"{member.name}: step: batch {done.batch!r:.40} was not uploaded; refused")
-        if not isinstance(done.loss, float) or not math.isfinite(done.loss):
+        if turn.batch is None or turn.batch.batch.batch != batch:
+            raise WireError(f"{turn.name}: step: batch {batch!r:.40} was not uploaded; refused")
+        self.check_loss(turn, loss)
+        return turn.batch
+
+    def check_loss(self, turn: ClientTurn, loss: float) -> None:
+        """Takes the task loss of the batch that is under way.
+
+        Raises:
+            DivergedError: the loss is not finite.
+        """
+        if not isinstance(loss, float) or not math.isfinite(loss):
             raise DivergedError(
-                f"{member.name}: round {running.turn.round}, batch {done.batch}: the loss is {done.loss}; "
+                f"{turn.name}: round {turn.turn.round}, batch {turn.under_way.batch.batch}: the loss is {loss}; "
                 "start a new run with a lower --lr; the last good checkpoint is kept"
             )
+        turn.under_way.loss = loss
 
-    def at_cut(self, work: Work, gradient: Tensor, part: int = 0, is_last: bool = True) -> Payload:
-        """The gradient at the cut as it goes down; with the last part of a batch its step is written down."""
-        running = work.running
-        assert work.done is not None
-        place, of = running.place(work.done.batch, part), running.parts.uploaded[part]
-        if is_last:
-            self.record(work.member, running, running.parts.loss)
-        payload = self.run_state.server.packer.pack(gradient, "gradient", *place, of=of)
-        self.crossed(running, down=payload)
+    def at_cut(self, turn: ClientTurn, gradient: Tensor) -> Payload:
+        """The gradient at the cut as it goes down; the step is written down."""
+        done = turn.under_way
+        self.record(turn)
+        place = turn.place(done.batch.batch)
+        payload = self.server.packer.pack(gradient, "gradient", *place, of=done.uploaded)
+        self.crossed(turn, down=payload)
         return payload
 
-    def stepped(
-        self, member: Member, running: Running, done: StepDone, gradients: Mapping[Tensor, Tensor]
-    ) -> None:
+    def stepped(self, turn: ClientTurn, done: StepDone, gradients: Mapping[Tensor, Tensor]) -> None:
         """Steps the top after a backward of distributed autograd's.
 
         Raises:
-            WireError: its batch is not whole.
+            WireError: its batch came in explicit halves.
             DivergedError: the loss is not finite.
         """
-        self.may_step(member, running, done)
-        if running.parts.pending or not running.parts.complete:
-            raise WireError(
-                f"{member.name}: step: its batch is not whole, or came in explicit halves; refused"
-            )
-        self.run_state.server.step(gradients, member.name)
-        self.record(member, running, done.loss)
+        if self.may_step(turn, done.batch, done.loss).forward_pass is not None:
+            raise WireError(f"{turn.name}: step: its batch came in explicit halves; refused")
+        self.server.step(gradients, turn.name)
+        self.record(turn)
 
-    def record(self, member: Member, running: Running, loss: float) -> None:
+    def record(self, turn: ClientTurn) -> None:
         """Writes a step down, now that it is done."""
-        turn, images = running.turn, running.parts.num_images
-        member.uploaded, member.num_stepped = (0, -1), member.num_stepped + 1
-        running.parts = Parts()
-        running.losses.append(loss)
-        running.num_images += images
+        asked, done, turn.batch = turn.turn, turn.under_way, None
+        images = len(done.batch.smashed)
+        turn.losses.append(done.loss)
+        turn.num_images += images
         self.num_done += 1
-        step = turn.step + self.num_done
-        self.recorder.train_step(step, turn.round, turn.number, turn.client, loss, images)
-        self._watcher.batch_done(turn.client, loss, images)
+        step = asked.step + self.num_done
+        self.recorder.train_step(step, asked.round, asked.number, asked.client, done.loss, images)
+        self._watcher.batch_done(asked.client, done.loss, images)
 
-    def crossed(self, running: Running, *, up: Payload | None = None, down: Payload | None = None) -> None:
+    def crossed(self, turn: ClientTurn, *, up: Payload | None = None, down: Payload | None = None) -> None:
         """Counts what crosses in a client's step; kept is the largest step."""
         totals = self.run_state.totals
-        running.bytes_up += 0 if up is None else up.nbytes
-        running.bytes_down += 0 if down is None else down.nbytes
-        totals.bytes_up = max(totals.bytes_up, running.bytes_up)
-        totals.bytes_down = max(totals.bytes_down, running.bytes_down)
-
-
-def class_weights(member: Member) -> Tensor | None:
-    """weights_K of a client's loss where it is the server's."""
-    return None if member.hello is None else member.hello.class_weights
-
-
-def in_order(works: Mapping[str, Work], names: Sequence[str]) -> list[Work]:
-    """``works`` in the order of ``names``, those that are there."""
-    return [works[name] for name in names if name in works]
+        turn.bytes_up += 0 if up is None else up.nbytes
+        turn.bytes_down += 0 if down is None else down.nbytes
+        totals.bytes_up = max(totals.bytes_up, turn.bytes_up)
+        totals.bytes_down = max(totals.bytes_down, turn.bytes_down)

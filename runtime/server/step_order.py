@@ -1,4 +1,4 @@
-"""How clients that train in one turn share the server: lanes, by which their batches reach the top.
+"""How clients that train in one turn share the server: queues, by which their batches reach the top.
 
 - ``parallel`` (SplitFed v2): one top takes the batches one by one, in waves of one a client, each in the order that is
   drawn from the seed for the round; or, with ``--async``, in that of arrival.
@@ -7,8 +7,7 @@
 
 Reference: Thapa et al., AAAI 2022 (arXiv 2004.12088).
 
-The clients' own parts are averaged by a client, sealed; see `TurnKind.AVERAGE`. One client alone in its turn has a
-`Lane` to itself.
+The clients' own parts are averaged by a client, sealed; see `TurnKind.AVERAGE`.
 """
 
 from __future__ import annotations
@@ -20,14 +19,19 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from torch import Tensor
 
 from suture.runtime.errors import SutureError
-from suture.runtime.server.model import Pending
-from suture.runtime.server.step import Steps, Work, class_weights, in_order
+from suture.runtime.server.client_turn import ClientTurn
+from suture.runtime.server.model import ForwardPass
+from suture.runtime.server.step import Steps
 from suture.runtime.wire.compression import Payload
 from suture.runtime.wire.messages import LossReply, Refusal, StepReply
 
 
-class Lane:
-    """Every batch goes through at once: its client is alone, or has a top of its own (splitfed)."""
+class StepQueue:
+    """Batches that wait for their step. In this one none does: its client is alone, or has a top of its own (splitfed).
+
+    Args:
+        steps: compute.
+    """
 
     def __init__(self, steps: Steps) -> None:
         self.steps = steps
@@ -37,19 +41,19 @@ class Lane:
         """Whose batch was taken when, names with a blank between them, where nothing else settles it."""
         return ""
 
-    def train(self, work: Work) -> None:
-        """Takes a client's batch; answers now or later."""
-        work.attempt(self.steps.train)
+    def train(self, turn: ClientTurn) -> None:
+        """Takes the batch that is under way in a client's turn; answers now or later."""
+        turn.attempt(self.steps.train)
 
-    def backward(self, work: Work) -> None:
+    def backward(self, turn: ClientTurn) -> None:
         """Takes the gradient of what the server answered, where labels stay at home; answers now or later."""
-        work.attempt(self.steps.backward)
+        turn.attempt(self.steps.backward)
 
     def ended(self, client: str) -> None:
         """The client has no more batches."""
 
 
-class OneByOne(Lane):
+class OrderedQueue(StepQueue):
     """Parallel clients, one top: it takes one batch at a time, and no other before its step is done.
 
     Args:
@@ -62,22 +66,22 @@ class OneByOne(Lane):
         super().__init__(steps)
         self._order = None if order is None else iter(order)
         self._next = ""
-        self._waiting: dict[str, Work] = {}
+        self._waiting: dict[str, ClientTurn] = {}
         self._ended: set[str] = set() if ended is None else ended
-        self._open = ""
+        self._is_open = False
         self._taken: list[str] = []
 
     @property
     def order(self) -> str:
         return " ".join(self._taken)
 
-    def train(self, work: Work) -> None:
-        self._waiting[work.member.name] = work
+    def train(self, turn: ClientTurn) -> None:
+        self._waiting[turn.name] = turn
         self._go_on()
 
-    def backward(self, work: Work) -> None:
-        super().backward(work)
-        self._open = ""
+    def backward(self, turn: ClientTurn) -> None:
+        super().backward(turn)
+        self._is_open = False
         self._go_on()
 
     def ended(self, client: str) -> None:
@@ -85,14 +89,12 @@ class OneByOne(Lane):
         self._go_on()
 
     def _go_on(self) -> None:
-        while not self._open and (work := self._take()) is not None:
-            super().train(work)
-            if work.running.parts.pending:
-                self._open = (
-                    work.member.name
-                )  # its output is out, and the top must not change before its step
+        while not self._is_open and (turn := self._take()) is not None:
+            super().train(turn)
+            # Its output may be out, and the top must not change before its step.
+            self._is_open = turn.batch is not None and turn.batch.forward_pass is not None
 
-    def _take(self) -> Work | None:
+    def _take(self) -> ClientTurn | None:
         if self._order is None:
             first = next(iter(self._waiting), "")
             if first:
@@ -102,13 +104,13 @@ class OneByOne(Lane):
             self._next = next(self._order, "")
             if not self._next:
                 return None
-        work = self._waiting.pop(self._next, None)
-        if work is not None:
+        turn = self._waiting.pop(self._next, None)
+        if turn is not None:
             self._next = ""
-        return work
+        return turn
 
 
-class Joined(Lane):
+class JoinedQueue(StepQueue):
     """Concatenated batches: a step waits for the batch of every client that has one of that number.
 
     Args:
@@ -121,16 +123,16 @@ class Joined(Lane):
         self._num_batches = dict(num_batches)
         self._names = list(num_batches)
         self._number = 0
-        self._arrived: dict[str, Work] = {}
-        self._pending: Pending | None = None
+        self._arrived: dict[str, ClientTurn] = {}
+        self._forward_pass: ForwardPass | None = None
         self._answered: list[str] = []
 
-    def train(self, work: Work) -> None:
-        self._arrived[work.member.name] = work
+    def train(self, turn: ClientTurn) -> None:
+        self._arrived[turn.name] = turn
         self._go_on()
 
-    def backward(self, work: Work) -> None:
-        self._arrived[work.member.name] = work
+    def backward(self, turn: ClientTurn) -> None:
+        self._arrived[turn.name] = turn
         self._go_on()
 
     def ended(self, client: str) -> None:
@@ -142,46 +144,49 @@ class Joined(Lane):
         expected = self._answered or left
         if not expected or any(name not in self._arrived for name in expected):
             return
-        works, self._arrived = in_order(self._arrived, expected), {}
+        turns, self._arrived = [self._arrived[name] for name in expected], {}
         try:
-            answers = self._backward(works) if self._answered else self._train(works)
+            answers = self._backward(turns) if self._answered else self._train(turns)
         except SutureError as error:
-            answers = [Refusal.of(error)] * len(works)
-        for work, answer in zip(works, answers, strict=True):
-            work.settle(answer)
+            answers = [Refusal.of(error)] * len(turns)
+        for turn, answer in zip(turns, answers, strict=True):
+            turn.settle(answer)
 
-    def _train(self, works: list[Work]) -> list[object]:
-        server = self.steps.run_state.server
-        batches = [work.batch for work in works if work.batch is not None]
-        found, self._pending = server.forward_joined(batches, [class_weights(work.member) for work in works])
+    def _train(self, turns: list[ClientTurn]) -> list[object]:
+        batches = [turn.under_way.batch for turn in turns]
+        found, self._forward_pass = self.steps.server.forward_joined(
+            batches, [turn.class_weights for turn in turns]
+        )
         losses = [answer for answer in found if isinstance(answer, LossReply)]
         if losses:
-            for work, loss in zip(works, losses, strict=True):
-                work.done = self.steps.done_with(work, loss)
-            at_cuts = self._step(works, [len(batch.smashed) for batch in batches], None)
+            for turn, loss in zip(turns, losses, strict=True):
+                self.steps.check_loss(turn, loss.task_loss)
+            at_cuts = self._step(turns, [len(batch.smashed) for batch in batches], None)
             pairs = zip(losses, at_cuts, strict=True)
             return [StepReply(loss.loss, loss.task_loss, at_cut) for loss, at_cut in pairs]
-        self._answered = [work.member.name for work in works]
+        self._answered = [turn.name for turn in turns]
         outputs = [answer for answer in found if isinstance(answer, Tensor)]
-        for work, batch, output in zip(works, batches, outputs, strict=True):
-            work.running.parts.pending.append(Pending(batch.smashed, output))
-        return [self.steps.output(*each) for each in zip(works, outputs, strict=True)]
+        for turn, output in zip(turns, outputs, strict=True):
+            turn.under_way.forward_pass = ForwardPass(turn.under_way.batch.smashed, output)
+        return [self.steps.output(*each) for each in zip(turns, outputs, strict=True)]
 
-    def _backward(self, works: list[Work]) -> list[object]:
+    def _backward(self, turns: list[ClientTurn]) -> list[object]:
         self._answered = []
-        for work in works:
-            work.running.parts.pending.clear()
-        of_outputs = [work.gradient for work in works if work.gradient is not None]
-        return list(self._step(works, [len(grad) for grad in of_outputs], of_outputs))
+        for turn in turns:
+            turn.under_way.forward_pass = None
+        of_outputs = [turn.under_way.gradient for turn in turns if turn.under_way.gradient is not None]
+        return list(self._step(turns, [len(grad) for grad in of_outputs], of_outputs))
 
-    def _step(self, works: list[Work], sizes: list[int], of_outputs: list[Tensor] | None) -> list[Payload]:
-        server = self.steps.run_state.server
-        pending, self._pending = self._pending, None
-        assert pending is not None
-        at_cuts, gradients = server.backward_joined(pending, sizes, of_outputs)
+    def _step(
+        self, turns: list[ClientTurn], sizes: list[int], of_outputs: list[Tensor] | None
+    ) -> list[Payload]:
+        server = self.steps.server
+        forward_pass, self._forward_pass = self._forward_pass, None
+        assert forward_pass is not None
+        at_cuts, gradients = server.backward_joined(forward_pass, sizes, of_outputs)
         server.step(gradients)
         self._number += 1
-        return [self.steps.at_cut(*each) for each in zip(works, at_cuts, strict=True)]
+        return [self.steps.at_cut(*each) for each in zip(turns, at_cuts, strict=True)]
 
 
 def waves(

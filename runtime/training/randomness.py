@@ -44,11 +44,6 @@ class BatchAddress(NamedTuple):
         return cls(round, client, -1 - batch)
 
 
-def part_place(place: tuple[int, str, int], part: int) -> tuple[int | str, ...]:
-    """Where draws for a part of a batch are; the first part's are the whole batch's."""
-    return (*place, part) if part else place
-
-
 class Randomness:
     """Derives generators from a secret.
 

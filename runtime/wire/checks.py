@@ -394,19 +394,13 @@ def check_upload(
         raise WireError(f"{peer}: phase: {upload.phase!r:.40} does not fit the turn; refused")
     if type(upload.batch) is not int or upload.batch < 0:
         raise WireError(f"{peer}: batch: expected a number from 0, got {upload.batch!r:.40}; refused")
-    if type(upload.part) is not int or type(upload.parts) is not int or not 0 <= upload.part < upload.parts:
-        raise WireError(
-            f"{peer}: part: expected a number from 0 below that of parts, got {upload.part!r:.40} of "
-            f"{upload.parts!r:.40}; refused"
-        )
     sent = smashed.check(upload.smashed, peer, "smashed")
-    if labels is None or upload.part > 0:
+    if labels is None:
         if upload.labels is not None:
-            reason = "they must stay at home here" if labels is None else "the first part brings them all"
-            raise WireError(f"{peer}: labels: {reason}; refused")
+            raise WireError(f"{peer}: labels: they must stay at home here; refused")
         return
     labels.check(upload.labels, peer, "labels")
-    if upload.labels is not None and upload.parts == 1 and len(upload.labels) != len(sent):
+    if upload.labels is not None and len(upload.labels) != len(sent):
         raise WireError(
             f"{peer}: labels: expected {len(sent)}, one a smashed image, got {len(upload.labels)}; refused"
         )

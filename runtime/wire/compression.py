@@ -9,11 +9,8 @@ other checks, an attack's doors and the top see it. A payload is checked as stri
   2023, arXiv:2305.18469 (the gradient comes back for the values that were sent, and for no others).
 
 Note:
-    Error feedback adds what was left out of one step to the next one, which is sound for gradients of the same weights;
-    here two steps are about different images, so it is off unless asked for (``topk:R:ef``, see ``feedback``). A
-    residual for each image (AQ-SGD, arXiv:2206.01299) would have to tell the server which image comes again, and
-    augmentation changes it in between. For this very place error feedback was measured not to help (Rudakov et al.,
-    2024, arXiv:2401.07788).
+    What topk leaves out of one batch is not added to the next, as gradient compression does (error feedback): two
+    batches are of different images. docs/decisions.md says what was measured.
 
 Shape legend: N batch; D dimensions at the cut (h_ND); C channels; K values kept of an image.
 """
@@ -44,11 +41,9 @@ class Format(ABC):
 
     Attributes:
         differentiable: whether autograd knows the way through, so that a graph can cross the wire.
-        feeds_back: whether what was left out of a batch is added to the next; see ``feedback``.
     """
 
     differentiable: ClassVar[bool] = False
-    feeds_back: bool = False
 
     @abstractmethod
     def encode(self, tensor: Tensor, draws: Draws, of: Payload | None = None) -> Payload:
@@ -117,16 +112,10 @@ class Int8(Format):
     A scale a channel where there are channels with several values each: channels differ in size by orders (batch norm
     learns to weigh them), and under one scale the quiet ones would be all noise. Else a scale a tensor: one for each
     single feature would cost more than it saves.
-
-    Args:
-        per_channel: False for one scale a tensor, whatever its channels.
     """
 
-    def __init__(self, per_channel: bool = True) -> None:
-        self.per_channel = per_channel
-
     def encode(self, tensor: Tensor, draws: Draws, of: Payload | None = None) -> Payload:
-        alone = [dim for dim in range(tensor.dim()) if not self.per_channel or dim != 1 or tensor.dim() == 2]
+        alone = [dim for dim in range(tensor.dim()) if dim != 1 or tensor.dim() == 2]
         scale = tensor.abs().amax(alone, keepdim=True) / 127
         scale = torch.where(scale == 0, torch.ones_like(scale), scale)  # not of NaN: that is to be seen
         # Noise and all, 127 can come out as 128 in float32.
@@ -139,7 +128,7 @@ class Int8(Format):
         values = replace(spec, dtype=torch.int8).check_form(packed.values, peer, field)
         if int(values.min()) < -127:
             raise WireError(f"{peer}: {field}: expected values in -127..127, got -128; refused")
-        channels = spec.shape[0] if self.per_channel and len(spec.shape) > 1 else 1
+        channels = spec.shape[0] if len(spec.shape) > 1 else 1
         scale = TensorSpec((), torch.float32, channels).check(packed.beside, peer, f"{field}.scale")
         if len(scale) != channels or not float(scale.min()) > 0:
             raise WireError(
@@ -156,12 +145,10 @@ class Topk(Format):
 
     Args:
         share: of an image's values, above 0 and at most 1; rounded up to whole values.
-        feeds_back: see `Format`.
     """
 
-    def __init__(self, share: Fraction, feeds_back: bool = False) -> None:
+    def __init__(self, share: Fraction) -> None:
         self.share = share
-        self.feeds_back = feeds_back
 
     def _num_kept(self, shape: tuple[int, ...]) -> int:
         return math.ceil(self.share * math.prod(shape))
@@ -206,16 +193,15 @@ def _places(of: Payload) -> Tensor:
 
 
 def _topk(argument: str) -> Format:
-    number, colon, feedback = argument.partition(":")
     try:
-        share = Fraction(number)
+        share = Fraction(argument)
     except (ValueError, ZeroDivisionError):
         share = Fraction(0)
     if not 0 < share <= 1:
-        raise ConfigError(f"wire topk:R keeps a share R above 0 and at most 1, got {number!r}; try topk:0.1")
-    if colon and feedback != "ef":
-        raise ConfigError(f"wire topk:R:ef feeds back what was left out, got {feedback!r}; try topk:{number}")
-    return Topk(share, feeds_back=bool(colon))
+        raise ConfigError(
+            f"wire topk:R keeps a share R above 0 and at most 1, got {argument!r}; try topk:0.1"
+        )
+    return Topk(share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,15 +228,7 @@ FORMATS: dict[str, FormatEntry] = {
             name="int8", summary="a quarter; a scale a channel, rounded at random", build=lambda _: Int8()
         ),
         FormatEntry(
-            name="int8:tensor",
-            summary="the same under one scale a tensor",
-            build=lambda _: Int8(per_channel=False),
-        ),
-        FormatEntry(
-            name="topk",
-            argument="R[:ef]",
-            summary="the share R (0 to 1) of largest values an image",
-            build=_topk,
+            name="topk", argument="R", summary="the share R (0 to 1) of largest values an image", build=_topk
         ),
     )
 }
@@ -294,11 +272,6 @@ class Packer:
     def differentiable(self) -> bool:
         """Whether a graph can cross in this format."""
         return self._format.differentiable
-
-    @property
-    def feeds_back(self) -> bool:
-        """Whether what was left out of a batch of smashed data is added to the next."""
-        return self._format.feeds_back
 
     def pack(self, tensor: Tensor, what: str, *place: int | str, of: Payload | None = None) -> Payload:
         """``tensor`` as it crosses; ``what`` it is and its ``place`` (round, client, batch) settle its draws."""

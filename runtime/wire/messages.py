@@ -12,7 +12,7 @@ from torch import Tensor
 
 from suture.runtime.errors import ERRORS, SutureError
 
-PROTOCOL = 4
+PROTOCOL = 5
 PHASES = ("train", "validation", "test")
 # In lab mode a client may pass an attacker's own images through its bottom; they are scored by nobody.
 QUERY = "query"
@@ -147,18 +147,13 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One batch of smashed data on its way up, or one part of ``parts`` of it, counted from 0.
-
-    ``labels`` only where they are shared and in training: with the first part come those of the whole batch.
-    """
+    """One batch of smashed data on its way up; ``labels`` only where they are shared and in training."""
 
     turn: int
     batch: int
     phase: str
     smashed: Tensor | Packed
     labels: Tensor | None = None
-    part: int = 0
-    parts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,16 +175,12 @@ class StepReply:
 
 @dataclass(frozen=True, slots=True)
 class OutputGradient:
-    """Labels at home, explicit step: d loss / d output, shaped like the top's output, and the client's task loss.
-
-    ``loss`` is the whole batch's, also where ``gradient`` is that of a part.
-    """
+    """Labels at home, explicit step: d loss / d output, shaped like the top's output, and the client's task loss."""
 
     turn: int
     batch: int
     loss: float
     gradient: Tensor | Packed
-    part: int = 0
 
 
 @dataclass(frozen=True, slots=True)

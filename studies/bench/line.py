@@ -63,12 +63,10 @@ WAYS = (
     _way("fused fp32", on_slow=True),
     _way("gRPC fp32", on_slow=True, carrier="grpc"),
     _way("fused fp32, overlap", overlap=True),
-    _way("fused fp32, 4 micro-batches", microbatches=4),
     _way("fused bf16", wire="bf16"),
     _way("fused int8", on_slow=True, trained=True, wire="int8"),
     _way("fused int8, overlap", on_slow=True, trained=True, wire="int8", overlap=True),
     _way("gRPC int8, overlap", on_slow=True, carrier="grpc", wire="int8", overlap=True),
-    _way("fused int8, 4 micro-batches", wire="int8", microbatches=4),
     _way("fused topk:0.05", on_slow=True, trained=True, wire="topk:0.05"),
     _way("fused topk:0.05, overlap", on_slow=True, trained=True, wire="topk:0.05", overlap=True),
 )

@@ -24,7 +24,7 @@ from suture.studies.audit.point import Means, run_point
 from suture.studies.bench.rigs.machine import machine
 from suture.studies.bench.rigs.rig import Rig, check_steps, over, times_in_turn
 
-WIRES = ("fp32", "bf16", "fp16", "int8", "int8:tensor", "topk:0.1", "topk:0.1:ef")
+WIRES = ("fp32", "bf16", "fp16", "int8", "topk:0.1")
 PAGE = "benchmarks-wire.md"
 _LINE = 100e6  # bits a second, of the computed column
 _KEY = bytes(range(32)).hex()  # a benchmark's images are nobody's secret from itself

@@ -21,10 +21,12 @@ from suture.runtime.client.step import ClientStep
 from suture.runtime.exchange.grpc import GrpcExchange
 from suture.runtime.grpc import chunks
 from suture.runtime.grpc.client import GrpcClient
+from suture.runtime.server.consortium_turns import ConsortiumTurns
 from suture.runtime.server.coordinator import Coordinator
 from suture.runtime.server.dispatcher import Dispatcher
 from suture.runtime.server.model import ServerModel
 from suture.runtime.server.run_state import RunState
+from suture.runtime.server.transaction import Transaction
 from suture.runtime.server.turn_log import TurnLog
 
 NUM_ROUNDS = 3
@@ -155,11 +157,11 @@ class _NotYet(Exception):
 
 def _gather_before_the_last_round(events: Events) -> None:
     """Holds the last round back until all are present: a tiny run would be over before anybody is back."""
-    courses: list[Dispatcher] = []
+    dispatchers: list[Dispatcher] = []
 
     def all_are_in(clients: list[str]) -> bool:
         newest = {event["who"]: event["what"] for event in events.all() if event["what"] in ("started", "in")}
-        members = courses[-1].membership
+        members = dispatchers[-1].membership
         expected = members._expected - len(members._shut_out)
         return len(clients) == expected and all(newest[c] == "in" for c in clients)
 
@@ -168,10 +170,10 @@ def _gather_before_the_last_round(events: Events) -> None:
             raise _NotYet
         real(turn_log, clients, *rest)
 
-    def go_on(real: Callable[..., Any], course: Dispatcher) -> None:
-        courses[:] = [course]
+    def go_on(real: Callable[..., Any], dispatcher: Dispatcher) -> None:
+        dispatchers[:] = [dispatcher]
         with suppress(_NotYet):  # the coordinator asks again, twice a second
-            real(course)
+            real(dispatcher)
 
     _wrap(TurnLog, "start_round", start_round)
     _wrap(Dispatcher, "go_on", go_on)
@@ -205,10 +207,10 @@ def _at_the_server(fault: Fault, strike: Callable[[], None]) -> None:
             strike()
         return answer
 
-    def call(real: Callable[..., Any], coordinator: Coordinator, member: Any, *rest: Any) -> Any:
+    def call(real: Callable[..., Any], asked: Any, member: Any, *rest: Any) -> Any:
         if member.name == fault.turn_of:
             strike()
-        return real(coordinator, member, *rest)
+        return real(asked, member, *rest)
 
     def counted(real: Callable[..., Any], coordinator: Coordinator, member: Any, message: Any) -> Any:
         answer = real(coordinator, member, message)
@@ -216,12 +218,12 @@ def _at_the_server(fault: Fault, strike: Callable[[], None]) -> None:
             strike()
         return answer
 
-    def any_call(real: Callable[..., Any], coordinator: Coordinator, *rest: Any) -> Any:
+    def any_call(real: Callable[..., Any], *rest: Any) -> Any:
         strike()  # whoever was asked to make the key
-        return real(coordinator, *rest)
+        return real(*rest)
 
-    def any_counted(real: Callable[..., Any], coordinator: Coordinator, *rest: Any) -> Any:
-        answer = real(coordinator, *rest)
+    def any_counted(real: Callable[..., Any], *rest: Any) -> Any:
+        answer = real(*rest)
         strike()
         return answer
 
@@ -239,8 +241,8 @@ def _at_the_server(fault: Fault, strike: Callable[[], None]) -> None:
             strike()
         return real(coordinator, member, hello)
 
-    def fetched(real: Callable[..., Any], coordinator: Coordinator, member: Any) -> Any:
-        answer = real(coordinator, member)
+    def fetched(real: Callable[..., Any], transaction: Transaction, member: Any) -> Any:
+        answer = real(transaction, member)
         if member.name == fault.turn_of:
             _in_the_middle_of_the_next_handoff(strike)
         return answer
@@ -264,17 +266,17 @@ def _at_the_server(fault: Fault, strike: Callable[[], None]) -> None:
         case "hand-off counted":
             _wrap(Coordinator, "commit", counted)
         case "key made":
-            _wrap(Coordinator, "begin_epoch", any_call)
+            _wrap(ConsortiumTurns, "begin_epoch", any_call)
         case "key taken":
-            _wrap(Coordinator, "begin_epoch", any_counted)
+            _wrap(ConsortiumTurns, "begin_epoch", any_counted)
         case "asking for a key":
-            _wrap(Coordinator, "post", call)
+            _wrap(ConsortiumTurns, "post", call)
         case "comparing heads":
-            _wrap(Coordinator, "heads", call)
+            _wrap(ConsortiumTurns, "heads", call)
         case "hand-off download":
-            _wrap(Coordinator, "newest_handoff", call)
+            _wrap(Transaction, "newest_handoff", call)
         case "half a hand-off":
-            _wrap(Coordinator, "newest_handoff", fetched)
+            _wrap(Transaction, "newest_handoff", fetched)
         case "waiting":
             _wrap(Coordinator, "ready", ready)
         case "joining":

@@ -27,11 +27,12 @@ from suture.runtime.grpc import server as grpc_server
 from suture.runtime.grpc.credentials import Role
 from suture.runtime.grpc.server import GrpcServer
 from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.server.consortium_turns import ConsortiumTurns
 from suture.runtime.server.coordinator import Coordinator
 from suture.runtime.server.dispatcher import Dispatcher
 from suture.runtime.server.membership import Member
 from suture.runtime.server.run_state import RunState
-from suture.runtime.server.transaction import Turns
+from suture.runtime.server.transaction import Transaction
 from suture.runtime.wire.messages import Board, Heads, SealedHandoff, Terms
 from suture.runtime.wire.statements import digest
 
@@ -64,7 +65,7 @@ def _altered() -> None:
     """One bit of the ciphertext that the victim fetches."""
     say = _once("one bit of a ciphertext altered")
 
-    def newest(real: Callable[..., Any], run: Coordinator, member: Member) -> SealedHandoff | None:
+    def newest(real: Callable[..., Any], run: Transaction, member: Member) -> SealedHandoff | None:
         handoff = real(run, member)
         if member.name != VICTIM or handoff is None:
             return handoff
@@ -73,14 +74,14 @@ def _altered() -> None:
         say(author=handoff.statement.author)
         return dataclasses.replace(handoff, ciphertext=ciphertext)
 
-    _instead(Coordinator, "newest_handoff", newest)
+    _instead(Transaction, "newest_handoff", newest)
 
 
 def _old() -> None:
     """What the victim fetches is the hand-off of the first turn, when it has seen later ones."""
     say, kept = _once("an old hand-off offered"), []
 
-    def newest(real: Callable[..., Any], run: Coordinator, member: Member) -> SealedHandoff | None:
+    def newest(real: Callable[..., Any], run: Transaction, member: Member) -> SealedHandoff | None:
         handoff = real(run, member)
         if handoff is not None and handoff.turn and not kept:
             kept.append(handoff)
@@ -89,14 +90,14 @@ def _old() -> None:
             return kept[0]
         return handoff
 
-    _instead(Coordinator, "newest_handoff", newest)
+    _instead(Transaction, "newest_handoff", newest)
 
 
 def _drops_a_share() -> None:
     """Who averages is not given the victim's share."""
     say = _once("a share dropped")
 
-    def share(real: Callable[..., Any], run: Coordinator, member: Member, index: int) -> Any:
+    def share(real: Callable[..., Any], run: Transaction, member: Member, index: int) -> Any:
         given = run.run_state.shares
         dropped = given.pop(VICTIM, None)
         try:
@@ -107,7 +108,7 @@ def _drops_a_share() -> None:
             if dropped is not None:
                 given[VICTIM] = dropped
 
-    _instead(Coordinator, "share", share)
+    _instead(Transaction, "share", share)
 
 
 def _forks(apart: bool) -> None:
@@ -125,34 +126,36 @@ def _forks(apart: bool) -> None:
         newest = fork[0] if fork and member.name == FORKED else run_state.handoff
         return 0 if newest is None else newest.turn
 
-    def grant(real: Callable[..., Any], turns: Turns, members: Any, given: Any) -> None:
-        member, turn, newest = members[0], given[0], turns.run_state.handoff
+    def grant(real: Callable[..., Any], transaction: Transaction, members: Any, given: Any) -> None:
+        member, turn, newest = members[0], given[0], transaction.run_state.handoff
         if not first and newest is not None and newest.turn:
             first.append(newest)
         if member.name == FORKED and turn.kind is TurnKind.TRAIN and not fork:
             fork.append(first[0])  # as if ward_b, whose turn has just counted, had never trained
-        real(turns, members, [dataclasses.replace(turn, handoff=number(member, turns.run_state))])
+        real(transaction, members, [dataclasses.replace(turn, handoff=number(member, transaction.run_state))])
 
-    def newest(real: Callable[..., Any], run: Coordinator, member: Member) -> SealedHandoff | None:
+    def newest(real: Callable[..., Any], run: Transaction, member: Member) -> SealedHandoff | None:
         handoff = real(run, member)
         return fork[0] if fork and member.name == FORKED else handoff
 
-    def commit(real: Callable[..., Any], turns: Turns, member: Member, handoff: SealedHandoff) -> Any:
+    def commit(
+        real: Callable[..., Any], transaction: Transaction, member: Member, handoff: SealedHandoff
+    ) -> Any:
         if not fork or member.name != FORKED:
-            return real(turns, member, handoff)
-        others, turns.run_state.handoff = turns.run_state.handoff, fork[0]
-        counts = real(turns, member, handoff)
-        fork[0], turns.run_state.handoff = turns.run_state.handoff, others
+            return real(transaction, member, handoff)
+        others, transaction.run_state.handoff = transaction.run_state.handoff, fork[0]
+        counts = real(transaction, member, handoff)
+        fork[0], transaction.run_state.handoff = transaction.run_state.handoff, others
         say(one=others.turn, other=fork[0].turn)
         return counts
 
-    def answer_all(real: Callable[..., Any], course: Dispatcher, turn: Turn) -> None:
-        for member in course.membership:
-            member.answer(dataclasses.replace(turn, handoff=number(member, course.run_state)))
+    def answer_all(real: Callable[..., Any], dispatcher: Dispatcher, turn: Turn) -> None:
+        for member in dispatcher.membership:
+            member.answer(dataclasses.replace(turn, handoff=number(member, dispatcher.run_state)))
 
-    _instead(Turns, "grant", grant)
-    _instead(Coordinator, "newest_handoff", newest)
-    _instead(Turns, "commit", commit)
+    _instead(Transaction, "grant", grant)
+    _instead(Transaction, "newest_handoff", newest)
+    _instead(Transaction, "commit", commit)
     _instead(Dispatcher, "_answer_all", answer_all)
     if apart:
         _shows_heads(lambda name, author: (name == FORKED) == (author == FORKED))
@@ -161,7 +164,7 @@ def _forks(apart: bool) -> None:
 def _shows_heads(shown: Callable[[str, str], bool]) -> None:
     """A site of that name is passed on the farewells of the authors for which ``shown`` is true."""
 
-    def heads(real: Callable[..., Any], run: Coordinator, member: Member, answer: Any) -> None:
+    def heads(real: Callable[..., Any], run: ConsortiumTurns, member: Member, answer: Any) -> None:
         class Filtered:
             @staticmethod
             def set_result(value: Any) -> None:
@@ -171,7 +174,7 @@ def _shows_heads(shown: Callable[[str, str], bool]) -> None:
 
         real(run, member, Filtered)
 
-    _instead(Coordinator, "heads", heads)
+    _instead(ConsortiumTurns, "heads", heads)
 
 
 def _withholds(own: bool) -> None:
@@ -236,8 +239,7 @@ def _again_and_again() -> None:
             return
         times[0] += 1
         tell("the same pass again and again", "sent", times=times[0])
-        with run._lock:
-            run._turns.roll_back("again, please")
+        run.transaction.roll_back("again, please")
         raise TurnUndoneError("again, please")
 
     _instead(Coordinator, "commit", commit)
@@ -285,12 +287,12 @@ def _ghosts_epoch() -> None:
 
     journals: list[Any] = []
 
-    def grant(real: Callable[..., Any], turns: Turns, members: Any, given: Any) -> None:
-        journals[:] = [turns.run_state]
-        real(turns, members, [dataclasses.replace(one, epoch=2) if trained() else one for one in given])
+    def grant(real: Callable[..., Any], transaction: Transaction, members: Any, given: Any) -> None:
+        journals[:] = [transaction.run_state]
+        real(transaction, members, [dataclasses.replace(one, epoch=2) if trained() else one for one in given])
 
     _instead(ServerBoard, "shown", shown)
-    _instead(Turns, "grant", grant)
+    _instead(Transaction, "grant", grant)
 
 
 def _gives_a_ghost_turns() -> None:

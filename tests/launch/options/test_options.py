@@ -54,7 +54,6 @@ VALUES = {
     "race": True,
     "exchange": "local",
     "wire": "bf16",
-    "microbatches": 7,
     "overlap": True,
     "clients": 3,
     "unsplit": True,
@@ -78,7 +77,7 @@ BESIDE = {"race": {"schedule": "parallel"}, "pooled": {"unsplit": True}, "resume
 NAMES = [option.name for option in dataclasses.fields(RunOptions)]
 AGREED = {
     "data", "grades", "model", "width", "cut", "labels", "image_size", "batch_size", "optimizer", "lr", "seed",
-    "wire", "microbatches", "overlap",
+    "wire", "overlap",
 }  # fmt: skip
 
 
@@ -201,27 +200,19 @@ def test_a_file_that_is_no_toml_is_refused(content, tmp_path):
         ({"clients": 0}, "clients must be at least 1, got 0"),
         ({"threads": -1}, "threads must be at least 1, got -1"),
         ({"width": 0}, "width must be at least 1, got 0"),
-        ({"microbatches": 0}, "microbatches must be at least 1, got 0"),
-        (
-            {"microbatches": 2, "exchange": "autograd"},
-            "microbatches does not go with exchange autograd.*--exchange fused",
-        ),
         (
             {"overlap": True, "exchange": "autograd"},
             "overlap does not go with exchange autograd.*--exchange fused",
         ),
-        ({"microbatches": 2, "unsplit": True}, "microbatches needs a wire: with --unsplit nothing crosses"),
         ({"overlap": True, "unsplit": True}, "overlap needs a wire: with --unsplit nothing crosses"),
         (
             {"overlap": True, "detector": next(iter(DETECTORS))},
             "overlap does not go with detector, which must see",
         ),
         (
-            {"microbatches": 2, "attack": next(iter(ATTACKS))},
-            "microbatches does not go with attack and recording",
+            {"wire": "topk:0.1:ef"},
+            "wire topk:R keeps a share R above 0 and at most 1, got '0.1:ef'; try topk:0.1",
         ),
-        ({"microbatches": 2, "recording": "all"}, "microbatches does not go with attack and recording"),
-        ({"wire": "topk:0.1:fe"}, "wire topk:R:ef feeds back what was left out, got 'fe'; try topk:0.1"),
         ({"lease": 0.0}, "lease must be above 0 seconds, got 0.0"),
         ({"lease": float("nan")}, "lease must be above 0 seconds, got nan"),
         ({"seed": -1}, "seed must lie in 0..2\\*\\*63 - 1, got -1"),
@@ -249,21 +240,10 @@ def test_an_option_that_cannot_work_is_refused(values, words):
         RunOptions(**values)
 
 
-@pytest.mark.parametrize(("parts", "size", "fits"), [(3, 32, 1), (48, 32, 16), (64, 32, 32), (4, 6, 2)])
-def test_microbatches_must_divide_the_batch(parts, size, fits):
-    """Oracle: the message names both and a number that does; 16 of 32 pass."""
-    with pytest.raises(
-        ConfigError,
-        match=f"microbatches must divide batch_size, got {parts} and {size}; use --microbatches {fits}",
-    ):
-        RunOptions(microbatches=parts, batch_size=size).resolved()
-    assert RunOptions(microbatches=fits, batch_size=size, image_size=64).resolved().microbatches == fits
-
-
-def test_a_part_must_not_be_a_single_image_where_batch_norm_has_single_pixels():
+def test_a_batch_must_not_be_a_single_image_where_batch_norm_has_single_pixels():
     """Oracle: the bound of a batch of one image."""
     with pytest.raises(ConfigError, match="batch size must be at least 2 for resnet34 at 32 px, got 1"):
-        RunOptions(microbatches=8, batch_size=8, image_size=32).resolved()
+        RunOptions(batch_size=1, image_size=32).resolved()
 
 
 @pytest.mark.parametrize("task", Task)

@@ -15,7 +15,7 @@ from suture.launch.roles import conduct, ranks
 from suture.runtime.errors import CheckpointError
 from suture.runtime.server.run_state import RunState
 from suture.runtime.server.step import Steps
-from suture.runtime.server.transaction import Turns
+from suture.runtime.server.transaction import Transaction
 
 TINY = (
     "--data chest-phantom --model unet --width 4 --image-size 32 --train-images 8 --validation-images 4 --test-images 4 "
@@ -24,7 +24,7 @@ TINY = (
 MOMENTS = {
     "a batch has been computed": (Steps, "record"),
     "a turn is to be kept": (RunState, "save"),
-    "a client has evaluated": (Turns, "report"),
+    "a client has evaluated": (Transaction, "report"),
     "a round is to be kept": (RunState, "_keep_best"),
     "the run is over": (ranks, "summarise"),
 }

@@ -118,7 +118,7 @@ def test_the_first_turn_is_taken_back_again_and_again(play, tmp_path):
         play.train_a_little(turn)
         play.client.undo()
         assert play.state() == before
-        play.coordinator._turns.roll_back("again")
+        play.coordinator.transaction.roll_back("again")
         turn = unwrap(play.exchange.ask_turn().value())
         assert (turn.number, turn.kind) == (1, TurnKind.TRAIN)
     take_turn(play.member, turn)
@@ -141,7 +141,7 @@ def test_a_later_turn_taken_back_is_held_again_when_the_hand_off_is_fetched(play
     assert not play.client.holds(1)
     play.client.open(play.exchange.fetch())
     assert play.client.holds(1) and play.state() == before
-    play.coordinator._turns.roll_back("again")
+    play.coordinator.transaction.roll_back("again")
     assert play.play_to_the_end() == Play(tmp_path / "undisturbed").play_to_the_end()
 
 
@@ -150,7 +150,7 @@ def test_the_next_turn_fetches_what_was_not_remembered(play, tmp_path):
     take_turn(play.member, play.next_turn(TurnKind.TRAIN))
     play.train_a_little(play.next_turn(TurnKind.TRAIN))
     play.client.undo()
-    play.coordinator._turns.roll_back("again")
+    play.coordinator.transaction.roll_back("again")
     assert play.play_to_the_end() == Play(tmp_path / "undisturbed").play_to_the_end()
 
 

@@ -57,7 +57,7 @@ def test_a_site_that_is_revoked_in_the_middle_is_put_out_and_the_others_have_a_n
     assert play.until(trains("ward_c")) is not None
     old = play.membership[0].client.consortium.key(1)
     wards.revoked.serials.add(wards.certificate("ward_c").serial_number)
-    play.coordinator._dispatcher.watch()
+    play.coordinator.watch()
     play.until()
     assert (
         isinstance(play.errors.pop("ward_c"), (EvictedError, MemberLostError)) or "ward_c" not in play.ended
@@ -83,7 +83,7 @@ def test_a_revoked_site_is_not_let_in_again(wards, tmp_path):
     play = play_of(wards, tmp_path)
     play.until(trains("ward_b"))
     wards.revoked.serials.add(wards.certificate("ward_c").serial_number)
-    play.coordinator._dispatcher.watch()
+    play.coordinator.watch()
     again = Participant(wards.client("ward_c"), LocalExchange(play.coordinator), NoClientObserver())
     with pytest.raises(EvictedError, match="ward_c was put out of this run: its certificate was revoked"):
         join(again, {})
@@ -115,7 +115,7 @@ def test_a_site_that_goes_between_its_share_and_the_mean_undoes_that_turn(wards,
             leaving.exchange.post(leaving.client.consortium.withdraw())
         else:
             wards.revoked.serials.add(wards.certificate("ward_c").serial_number)
-            play.coordinator._dispatcher.watch()
+            play.coordinator.watch()
 
     commit = leaving.exchange.commit
 
@@ -130,8 +130,8 @@ def test_a_site_that_goes_between_its_share_and_the_mean_undoes_that_turn(wards,
     if when == "before the mean":
         play.until(lambda turn: turn.kind is TurnKind.AVERAGE)
         goes()
-        play.coordinator._dispatcher.turns.roll_back("as if its site had died")
-        play.coordinator._dispatcher.go_on()
+        play.coordinator.transaction.roll_back("as if its site had died")
+        play.coordinator.dispatcher.go_on()
         play.ask(play.membership[0])
     play.until()
     play.errors.pop("ward_c", None)
@@ -504,7 +504,7 @@ def test_a_maker_that_dies_after_the_server_took_the_epoch_still_has_its_key(war
     client: Client = maker.client
     epoch = client.consortium.new_epoch(maker.exchange.board(), None)
     maker.exchange.begin_epoch(epoch, client.begin_epoch(None))
-    coordinator._dispatcher.lose(coordinator.membership.get("ward_a"), "its process has died")
+    coordinator.lose(coordinator.membership.get("ward_a"), "its process has died")
     play.until()
     assert not play.ended and not play.errors, "ward_b has no key and waits"
     play.membership.append(
@@ -544,10 +544,10 @@ def test_a_founder_that_is_gone_before_anybody_has_its_key_is_not_waited_for_bey
     maker.exchange.begin_epoch(epoch, sealed := maker.client.begin_epoch(None))
     maker.client.consortium.end_new_epoch()
     maker.client.began_epoch(sealed)
-    coordinator._dispatcher.lose(coordinator.membership.get("ward_a"), "its process has died")
+    coordinator.lose(coordinator.membership.get("ward_a"), "its process has died")
     play.until()
-    coordinator._dispatcher.watch()
-    coordinator._dispatcher.watch()
+    coordinator.watch()
+    coordinator.watch()
     play.until(trains("ward_b"))
     assert play.kinds(TurnKind.KEY) == ["ward_a", "ward_b"]
     play.membership.append(

@@ -103,7 +103,7 @@ def test_who_has_the_key_does_not_refuse_it_any_more(wards, tmp_path):
     assert play.until(lambda turn: turn.kind is TurnKind.TRAIN and turn.client == "ward_b") is not None
     with pytest.raises(WireError, match="ward_b: post: it has taken that key, and refuses it now"):
         play.membership[1].exchange.post(refusal(play, 1))
-    assert "ward_b" in play.coordinator._turns.running
+    assert "ward_b" in play.coordinator.transaction.turns
 
 
 def test_who_refuses_the_key_in_its_turn_does_not_keep_the_others_waiting(wards, tmp_path, caplog):
@@ -147,9 +147,7 @@ def test_who_never_says_goodbye_does_not_keep_the_model_from_the_others(wards, t
     while any(ending.is_alive() for ending in endings) and time.monotonic() - began < 10:
         for name in NAMES:  # all of them ping
             play.coordinator.heard(play.coordinator.membership.get(name))
-        with play.coordinator._lock:
-            play.coordinator._dispatcher.watch()  # as `Coordinator.wait` does
-            play.coordinator._dispatcher.answer_heads()
+        play.coordinator.watch()  # as `Coordinator.wait` does
         time.sleep(0.02)
     assert not any(ending.is_alive() for ending in endings) and not play.errors
     assert "ward_c" in play.coordinator.membership.lost

@@ -1,7 +1,7 @@
-"""``--overlap`` and ``--microbatches``: what they change in a whole run, and what they do not.
+"""``--overlap``: what it changes in a whole run, and what it does not.
 
-Oracles: one-step-stale training in plain PyTorch, and the run whose batches cross whole. That a run over RPC ends with the
-weights of one process shows tests/integration/test_oracle.py.
+Oracle: one-step-stale training in plain PyTorch. That a run over RPC ends with the weights of one process shows
+tests/integration/test_oracle.py.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ from torch.func import functional_call
 
 from suture.launch import build
 from suture.launch.options.options import RunOptions
+from suture.launch.roles import one_process
 from suture.launch.roles.one_process import play_locally
 from suture.launch.roles.unsplit import Place, Unsplit
-from suture.runtime.errors import DataError, DivergedError
+from suture.runtime.client.model import ClientModel
+from suture.runtime.errors import DataError
 from suture.runtime.exchange import LocalExchange
-from suture.runtime.exchange.batch_in_flight import MOST_UNDER_WAY
-from suture.runtime.hooks import Attack, Detector
 from suture.runtime.server.api import ServerApi
 from suture.runtime.training.metrics import build_criterion
 
@@ -82,37 +82,13 @@ UNET = dataclasses.replace(
 )
 
 
-class Played:
-    """A whole run in this process and its clients."""
-
-    def __init__(self, run_dir, options, *, resume=False, attack=None, detector=None):
-        torch.set_num_threads(1)
-        run_dir.mkdir(exist_ok=True)
-        self.clients = []
-
-        def noted(*args):
-            self.clients.append(real(*args))
-            if detector is not None:
-                self.clients[-1].model.detector = detector
-            return self.clients[-1]
-
-        def arm(server, num_classes):
-            server.attack = Attack() if attack is None else attack
-
-        real = build.build_client
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(build, "build_client", noted)
-            patch.setattr(build, "new_run_id", lambda: "run")
-            self.coordinator = play_locally(options.resolved(), KEY, run_dir, resume=resume, arm=arm)
-        self.sha256 = self.coordinator.weights_sha256()
-
-    def tensors(self):
-        parts = [
-            self.clients[0].model.bottom,
-            self.clients[0].model.head,
-            self.coordinator.run_state.server.top,
-        ]
-        return [t for part in parts if part is not None for t in part.state_dict().values()]
+def weights_sha256(run_dir, options, *, resume=False):
+    """Of a whole run in this process."""
+    torch.set_num_threads(1)
+    run_dir.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "new_run_id", lambda: "run")
+        return play_locally(options.resolved(), KEY, run_dir, resume=resume).weights_sha256()
 
 
 def train_one_step_stale(options):
@@ -164,9 +140,9 @@ def train_one_step_stale(options):
 )
 def test_overlap_trains_with_the_bottoms_weights_of_one_step_before(tmp_path, case):
     """Oracle: `train_one_step_stale`, bit for bit, with batch norm, dropout and skips; without overlap others come."""
-    overlapped = Played(tmp_path / "overlap", dataclasses.replace(case, overlap=True)).sha256
+    overlapped = weights_sha256(tmp_path / "overlap", dataclasses.replace(case, overlap=True))
     assert overlapped == train_one_step_stale(case)
-    assert overlapped != Played(tmp_path / "plain", case).sha256
+    assert overlapped != weights_sha256(tmp_path / "plain", case)
 
 
 @pytest.mark.parametrize("labels", ["shared", "home"])
@@ -174,100 +150,18 @@ def test_overlap_trains_with_the_bottoms_weights_of_one_step_before(tmp_path, ca
     "changes",
     [
         {"overlap": True},
-        {"microbatches": 2},
-        {"overlap": True, "microbatches": 2, "wire": "int8"},
+        {"overlap": True, "wire": "int8"},
         {"overlap": True, "defence": "dcor+noise:scale=0.1"},
-        {"overlap": True, "microbatches": 2, "defence": "proxy", "wire": "topk:0.3:ef"},
+        {"overlap": True, "defence": "proxy", "wire": "topk:0.3"},
     ],
     ids=str,
 )
 def test_a_run_repeats_and_resumes_bit_for_bit(tmp_path, changes, labels):
     """Oracle: the run that was not stopped."""
     options = dataclasses.replace(TINY, labels=labels, **changes)
-    whole = Played(tmp_path / "whole", options).sha256
-    Played(tmp_path / "halves", dataclasses.replace(options, epochs=1))
-    assert Played(tmp_path / "halves", options, resume=True).sha256 == whole
-
-
-# Parts --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("labels", ["shared", "home"])
-@pytest.mark.parametrize("changes", [{}, {"defence": "dcor"}, {"class_weights": "balanced"}], ids=str)
-@pytest.mark.parametrize("microbatches", [2, 3, 6])
-def test_a_batch_in_parts_trains_like_a_whole_one(tmp_path, monkeypatch, microbatches, changes, labels):
-    """Oracle: the run whose batches cross whole, within rounding; 17 images make batches of 6, 6 and 5, in parts of
-    different sizes and, with weights, of different weight. The losses that the server is told are the same, too.
-    """
-    monkeypatch.setattr(build, "class_weights", lambda options, data: None if not changes else (0.4, 1.7))
-    options = dataclasses.replace(PLAIN, labels=labels, train_images=17, **changes)
-    whole = Played(tmp_path / "whole", options)
-    options = dataclasses.replace(options, microbatches=microbatches)
-    parts = Played(tmp_path / "parts", options)
-    for ours, theirs in zip(parts.tensors(), whole.tensors(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    ours, theirs = parts.coordinator.run_state.train_loss, whole.coordinator.run_state.train_loss
-    assert ours == pytest.approx(theirs, rel=1e-5)
-    # The bound would catch a part that counts for a batch: one step's worth of the learning rate is far above it.
-    start = build.build_split(options.resolved(), 2, KEY)
-    moved = max(
-        float((a - b).abs().max())
-        for a, b in zip(parts.tensors(), start.bottom.state_dict().values(), strict=False)
-    )
-    assert moved > 100 * 1e-5
-
-
-def test_unets_batches_in_parts_train_like_whole_ones_but_for_batch_norm(tmp_path):
-    """Oracle: the whole batch's loss at the first step, Dice over all of it: before any step batch norm alone differs."""
-    options = dataclasses.replace(UNET, batch_size=4, train_images=4, epochs=1, clients=1)
-    losses = {}
-    for parts in (1, 2):
-        played = Played(tmp_path / str(parts), dataclasses.replace(options, microbatches=parts))
-        losses[parts] = played.coordinator.run_state.train_loss["client0"]
-    assert losses[1] != losses[2] and losses[1] == pytest.approx(losses[2], rel=0.1)
-
-
-class Doors(Attack, Detector):
-    """Notes what each door is shown."""
-
-    def __init__(self):
-        self.seen, self.losses, self.steps, self.watched = [], [], 0, []
-
-    def loss(self, batch, task_loss):
-        self.losses.append((batch.batch, batch.part, len(batch.labels)))
-        return task_loss
-
-    def step(self):
-        self.steps += 1
-
-    def state_dict(self):
-        return {}
-
-
-class Watch(Detector):
-    def __init__(self):
-        self.seen = []
-
-    def observe(self, smashed, grad, labels):
-        self.seen.append((smashed, grad, labels))
-
-
-def test_to_an_attack_a_part_is_a_batch_and_a_detector_sees_whole_ones(tmp_path):
-    """Oracle: the sizes by hand; the gradients of the run in whole batches."""
-    watched = {}
-    for parts in (1, 3):
-        doors, watch = Doors(), Watch()
-        options = dataclasses.replace(PLAIN, clients=1, microbatches=parts)
-        Played(tmp_path / str(parts), options, attack=doors, detector=watch)
-        watched[parts] = watch.seen
-        assert doors.steps == len(doors.losses)
-        if parts == 3:
-            sizes = [(b, p, 2) for b in (0, 1) for p in (0, 1, 2)]
-            assert doors.losses == [*sizes, (2, 0, 2)]  # two images make no two parts of one
-    for (h, dh, y), (h_whole, dh_whole, y_whole) in zip(watched[3], watched[1], strict=True):
-        assert torch.equal(y, y_whole)
-        torch.testing.assert_close(h, h_whole, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(dh, dh_whole, rtol=1e-3, atol=1e-6)
+    whole = weights_sha256(tmp_path / "whole", options)
+    weights_sha256(tmp_path / "halves", dataclasses.replace(options, epochs=1))
+    assert weights_sha256(tmp_path / "halves", options, resume=True) == whole
 
 
 # What is under way --------------------------------------------------------------------------------
@@ -282,7 +176,7 @@ class Line(LocalExchange):
         message = args[0] if args else None
         if endpoint not in (ServerApi.train, ServerApi.backward):
             return super().begin(endpoint, *args, **how)
-        name = f"{endpoint.__name__} {message.batch}.{message.part}"
+        name = f"{endpoint.__name__} {message.batch}"
         self.log.append(f"{name} goes")
         waits = super().begin(endpoint, *args, **how)
 
@@ -294,9 +188,6 @@ class Line(LocalExchange):
 
 
 def _log(tmp_path, monkeypatch, failing=None, **changes):
-    from suture.launch.roles import ranks
-    from suture.runtime.client.model import ClientModel
-
     Line.log = []
     real = ClientModel.batches
 
@@ -308,62 +199,34 @@ def _log(tmp_path, monkeypatch, failing=None, **changes):
             yield batch
 
     monkeypatch.setattr(ClientModel, "batches", batches)
-    monkeypatch.setattr(ranks, "LocalExchange", Line)
-    options = dataclasses.replace(PLAIN, clients=1, train_images=12, **changes)
-    Played(tmp_path, options)
+    monkeypatch.setattr(one_process, "LocalExchange", Line)
+    options = dataclasses.replace(PLAIN, **{"clients": 1, "train_images": 12} | changes)
+    weights_sha256(tmp_path, options)
     return Line.log
 
 
 def test_the_next_images_are_made_ready_while_a_batch_is_away(tmp_path, monkeypatch):
     """Oracle: the order of events."""
     assert _log(tmp_path, monkeypatch) == [
-        "images 0", "train 0.0 goes", "images 1", "train 0.0 comes", "train 1.0 goes", "train 1.0 comes",
+        "images 0", "train 0 goes", "images 1", "train 0 comes", "train 1 goes", "train 1 comes",
     ]  # fmt: skip
 
 
 def test_overlapped_batches_leave_before_the_one_before_is_back(tmp_path, monkeypatch):
     """Oracle: the order of events; at home the server has a batch's gradient before it is given the next."""
     assert _log(tmp_path / "a", monkeypatch, overlap=True) == [
-        "images 0", "train 0.0 goes", "images 1", "train 1.0 goes", "train 0.0 comes", "train 1.0 comes",
+        "images 0", "train 0 goes", "images 1", "train 1 goes", "train 0 comes", "train 1 comes",
     ]  # fmt: skip
     monkeypatch.undo()
     assert _log(tmp_path / "b", monkeypatch, overlap=True, labels="home") == [
-        "images 0", "train 0.0 goes", "images 1", "train 0.0 comes", "backward 0.0 goes", "train 1.0 goes",
-        "backward 0.0 comes", "train 1.0 comes", "backward 1.0 goes", "backward 1.0 comes",
+        "images 0", "train 0 goes", "images 1", "train 0 comes", "backward 0 goes", "train 1 goes",
+        "backward 0 comes", "train 1 comes", "backward 1 goes", "backward 1 comes",
     ]  # fmt: skip
-
-
-def test_parts_follow_each_other(tmp_path, monkeypatch):
-    """Oracle: the order of events."""
-    assert _log(tmp_path, monkeypatch, microbatches=2)[:6] == [
-        "images 0", "train 0.0 goes", "train 0.1 goes", "images 1", "train 0.0 comes", "train 0.1 comes",
-    ]  # fmt: skip
-
-
-def test_no_more_parts_are_under_way_than_leave_the_server_threads(tmp_path, monkeypatch):
-    """Oracle: the count of events; all six parts go and come."""
-    under_way, most = 0, 0
-    for event in _log(tmp_path, monkeypatch, microbatches=6):
-        under_way += event.endswith("goes") - event.endswith("comes")
-        most = max(most, under_way)
-    assert (under_way, most) == (0, MOST_UNDER_WAY) and Line.log.count("train 1.5 comes") == 1
 
 
 def test_a_turn_that_fails_leaves_nothing_under_way(tmp_path, monkeypatch):
     """Oracle: every call that went has come, and the error is the image's own."""
     with pytest.raises(DataError, match="a picture is gone"):
-        _log(tmp_path, monkeypatch, failing=1, microbatches=3)
+        _log(tmp_path, monkeypatch, failing=2, overlap=True, train_images=18)
     gone, come = ({e.split()[1] for e in Line.log if e.endswith(word)} for word in ("goes", "comes"))
-    assert gone == come == {"0.0", "0.1", "0.2"}
-
-
-def test_a_loss_that_is_no_number_is_refused_by_its_part(tmp_path):
-    """Oracle: the message names client, round and batch."""
-
-    class Broken(Attack):
-        def loss(self, batch, task_loss):
-            return task_loss * float("nan") if batch.part == 1 else task_loss
-
-    options = dataclasses.replace(PLAIN, clients=1, microbatches=2)
-    with pytest.raises(DivergedError, match="client0: round 1, batch 0: the loss is nan"):
-        Played(tmp_path, options, attack=Broken())
+    assert gone == come == {"0", "1"}

@@ -46,14 +46,13 @@ def house(tmp_path: Path, authority: Authority, thread: LoopThread) -> Iterator[
         plays: bool = True,
         run_dir: Path | None = None,
         batch_size: int = BATCH,
-        microbatches: int = 1,
         board: ServerBoard | None = None,
         **changes: object,
     ) -> House:
         events, port = Events(), free_port()
         coordinator = build_coordinator(
             run_dir or tmp_path / f"run{len(houses)}",
-            build_server(home, batch_size=batch_size, microbatches=microbatches),
+            build_server(home, batch_size=batch_size),
             clients,
             rounds=rounds,
             recorder=events,

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from house import LONG, House, credentials, free_port
+from house import HELLO, LONG, House, credentials, free_port, joined, noting, told
 
 from suture.launch.kits.authority import Authority
 from suture.runtime.errors import (
@@ -36,17 +36,7 @@ from suture.runtime.grpc.service import ALIVE, PING, PREFIX, endpoint_of, within
 from suture.runtime.scheduler import TurnKind
 from suture.runtime.server.api import ENDPOINTS, ServerApi
 from suture.runtime.wire import frames
-from suture.runtime.wire.messages import Hello, Refusal, Upload, Welcome
-
-HELLO = Hello("client0", {}, 6, 3)
-
-
-def joined(line: GrpcClient, name: str = "client0") -> GrpcExchange:
-    """A site that has joined and stays."""
-    exchange = GrpcExchange(line)
-    exchange.join(replace(HELLO, client=name))
-    return exchange
-
+from suture.runtime.wire.messages import Refusal, Upload, Welcome
 
 # Joining -------------------------------------------------------------------------------------------
 
@@ -171,19 +161,6 @@ def test_too_many_calls_of_a_site_are_refused_and_the_others_are_answered(house)
     assert GrpcExchange(made.line("client1")).join(replace(HELLO, client="client1")).run == "run"
 
 
-def noting(made: House, monkeypatch) -> list[int]:
-    """The numbers of the shares that were asked for, in the order in which the run was asked."""
-    asked, share = [], made.coordinator.share
-
-    def noted(member, index):
-        asked.append(index)
-        return share(member, index)
-
-    noted.__name__ = "share"
-    monkeypatch.setattr(made.coordinator, "share", noted)
-    return asked
-
-
 def test_calls_are_taken_in_the_order_in_which_they_were_made(house, monkeypatch):
     """Oracle: the numbers of 400 calls, four at once. Streams of one connection overtake each other (in this process
     one pair in twenty did, between two one in a thousand), and then a batch's second part would be refused."""
@@ -272,19 +249,19 @@ def test_an_answer_that_is_too_large_is_refused_at_the_site(house):
     made = house(1)
     line = made.line()
     exchange = joined(line)
-    release = made.coordinator.newest_handoff
+    release = made.coordinator.transaction.newest_handoff
 
     def grown(member):
         release(member)
         return Refusal("WireError", "x" * (SMALL + 1))
 
     grown.__name__ = "newest_handoff"
-    made.coordinator.newest_handoff = grown
+    made.coordinator.transaction.newest_handoff = grown
     with pytest.raises(
         WireError, match=r"server: fetch: a message of \d+ bytes; at most 1048576 are taken here; refused"
     ):
         exchange.fetch()
-    made.coordinator.newest_handoff = release
+    made.coordinator.transaction.newest_handoff = release
     assert exchange.fetch() is None
 
 
@@ -500,18 +477,6 @@ def test_a_site_of_another_authority_is_not_let_in(house, tmp_path):
             "hello", [HELLO]
         )()
     assert not made.server._first.done()
-
-
-def told(made: House, method: str, **changes: object) -> Exception:
-    """What a site is told that goes on trying: gRPC may lose a status to the request that is still being sent."""
-    for _ in range(20):
-        try:
-            made.line(**changes).begin(method, [HELLO])()
-        except PeerLostError:
-            continue
-        except Exception as error:
-            return error
-    raise AssertionError("it was never told")
 
 
 def test_a_server_of_another_protocol_is_said(house, monkeypatch):

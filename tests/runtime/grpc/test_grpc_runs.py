@@ -4,53 +4,18 @@ Oracle: `weights_sha256` of the same options over LocalExchange; where a turn wa
 """
 
 import time
-from pathlib import Path
-from typing import Any
 
 import pytest
-from house import LONG, running
-from tiny import BATCH, NUM_BATCHES, build_client, build_coordinator, build_server
+from house import LONG, joins, local, running
+from tiny import NUM_BATCHES, build_client
 
-from suture.launch.kits.kit import Kit
 from suture.launch.site import join
-from suture.launch.site.join import JoinConfig
 from suture.runtime.errors import UnreachableError
-from suture.runtime.exchange import LocalExchange
 from suture.runtime.exchange.grpc import GrpcExchange
-from suture.runtime.grpc.credentials import Role
-from suture.runtime.one_process import run_local
 from suture.runtime.participant.participant import NoClientObserver, Participant
-from suture.runtime.scheduler import Replay, Scheduler
+from suture.runtime.scheduler import Replay
 from suture.runtime.session import take_part
 from suture.studies.bench.rigs.breakable import BreakableLine
-
-
-def local(
-    run_dir: Path,
-    clients: int,
-    rounds: int,
-    home: bool,
-    scheduler: Scheduler | None = None,
-    batch_size: int = BATCH,
-    microbatches: int = 1,
-    **config: Any,
-) -> str:
-    """The digest of the same run in one process."""
-    both = {"batch_size": batch_size, "microbatches": microbatches}
-    server, config = build_server(home, **both), config | both
-    coordinator = build_coordinator(run_dir, server, clients, rounds=rounds, scheduler=scheduler)
-    members = [
-        Participant(build_client(i, home, **config), LocalExchange(coordinator), NoClientObserver())
-        for i in range(clients)
-    ]
-    run_local(members, {})
-    return coordinator.weights_sha256()
-
-
-def joins(name: str, server: str, patience: float) -> JoinConfig:
-    """How a site looks for its server; the rest of its kit is not read here."""
-    kit = Kit(folder=Path("kit"), role=Role.CLIENT, name=name, server=server)
-    return JoinConfig(kit=kit, server=server, patience=patience)
 
 
 @pytest.mark.parametrize("home", [False, True])
@@ -73,21 +38,23 @@ def test_a_run_over_grpc_ends_with_the_weights_of_the_run_in_one_process(
 
 
 @pytest.mark.parametrize("home", [False, True])
-def test_batches_that_cross_in_parts_and_overlap_are_taken_in_their_order(home, house, tmp_path):
-    """Oracle: as above, where two batches in four parts each are under way at once, the most that there may be."""
-    parts = {"num_train": 8, "batch_size": 4, "microbatches": 4, "overlap": True}
-    made = house(1, rounds=3, home=home, batch_size=4, microbatches=4)
-    train, slowly = made.coordinator.train, 0.005
+def test_batches_that_overlap_are_taken_in_their_order(home, house, tmp_path):
+    """Oracle: as above, where two batches are under way at once, the most that there may be."""
+    overlap = {"num_train": 8, "batch_size": 2, "overlap": True}
+    made = house(1, rounds=3, home=home, batch_size=2)
+    train, slowly = made.coordinator.transaction.train, 0.005
 
     def train_slowly(*args):
         time.sleep(slowly)
         train(*args)
 
     train_slowly.__name__ = "train"
-    made.coordinator.train = train_slowly
-    take_part(Participant(build_client(0, home, **parts), GrpcExchange(made.line()), NoClientObserver()), {})
+    made.coordinator.transaction.train = train_slowly
+    take_part(
+        Participant(build_client(0, home, **overlap), GrpcExchange(made.line()), NoClientObserver()), {}
+    )
     assert made.ended.wait(LONG) and made.error is None
-    assert made.coordinator.weights_sha256() == local(tmp_path / "local", 1, 3, home, **parts)
+    assert made.coordinator.weights_sha256() == local(tmp_path / "local", 1, 3, home, **overlap)
 
 
 @pytest.mark.parametrize("home", [False, True])

@@ -20,10 +20,8 @@ from typing import Any
 import grpc
 import pytest
 import torch
-from house import LONG, House, credentials, free_port, running
+from house import HELLO, LONG, House, credentials, free_port, joined, local, noting, running, told
 from relay import Chunks, Relay, Status, as_it_is, sealed_by_nobody
-from test_grpc_calls import HELLO, joined, noting, told
-from test_grpc_runs import local
 from tiny import build_client
 
 from suture.launch.kits.authority import Authority
@@ -95,10 +93,10 @@ def test_a_run_behind_a_proxy_ends_with_the_weights_of_the_run_in_one_process(ho
     assert len(relay.named("train")) == 6 and len(relay.named(HANDSHAKE)) == 1
 
 
-def test_batches_in_parts_that_overtake_each_other_in_a_proxy_are_taken_in_their_order(behind, tmp_path):
+def test_batches_that_overtake_each_other_in_a_proxy_are_taken_in_their_order(behind, tmp_path):
     """Oracle: as above; every second call is held back a little, so that the next one is there before it."""
-    parts = {"num_train": 8, "batch_size": 4, "microbatches": 4, "overlap": True}
-    made, relay = behind(1, rounds=2, batch_size=4, microbatches=4)
+    overlap = {"num_train": 8, "batch_size": 2, "overlap": True}
+    made, relay = behind(1, rounds=2, batch_size=2)
     turns = itertools.count()
 
     def hold_back(endpoint: str, chunks: Chunks) -> Chunks:
@@ -107,9 +105,9 @@ def test_batches_in_parts_that_overtake_each_other_in_a_proxy_are_taken_in_their
         return chunks
 
     relay.request = hold_back
-    take_part(member(made, relay, 0, **parts), {})
+    take_part(member(made, relay, 0, **overlap), {})
     assert made.ended.wait(LONG) and made.error is None
-    assert made.coordinator.weights_sha256() == local(tmp_path / "local", 1, 2, False, **parts)
+    assert made.coordinator.weights_sha256() == local(tmp_path / "local", 1, 2, False, **overlap)
 
 
 def test_a_site_behind_a_proxy_whose_line_breaks_in_a_turn_comes_back(behind, tmp_path):

@@ -7,14 +7,15 @@ import dataclasses
 
 import pytest
 import torch
+from tiny import asked
 from torch import nn
-from torch.futures import Future
 
 from suture.runtime.errors import HandoffError, TurnUndoneError, WireError
 from suture.runtime.records.observers import NoRecorder
 from suture.runtime.scheduler import AtOnce, Together, TurnKind
+from suture.runtime.server.api import ServerApi
 from suture.runtime.server.coordinator import Coordinator, RunConfig
-from suture.runtime.server.membership import Member, Membership, OpenMembership
+from suture.runtime.server.membership import Membership, OpenMembership
 from suture.runtime.server.model import ServerModel
 from suture.runtime.server.run_state import RunState
 from suture.runtime.server.turn_log import TurnLog
@@ -29,6 +30,7 @@ from suture.runtime.wire.messages import (
     Share,
     StepReply,
     Upload,
+    unwrap,
 )
 
 NAMES = ("ward_a", "ward_b")
@@ -57,16 +59,14 @@ class Run:
         )
         self.coordinator.begin(False, lambda step: NoRecorder())
         self.labels = labels
-        self.members = {name: Member() for name in NAMES}
-        for name, member in self.members.items():
-            self.coordinator.admit(member, Hello(name, {}, 8, 2))
+        self.members = {name: ServerApi(self.coordinator) for name in NAMES}
+        for name in NAMES:
+            self.call(name, "hello", Hello(name, {}, 8, 2))
         self.turns = self.ask(*NAMES)
 
     def ask(self, *names):
         """What each of ``names`` is granted when all of them have asked."""
-        waiting = {name: Future() for name in names}
-        for name, answer in waiting.items():
-            self.coordinator.ready(self.members[name], answer)
+        waiting = {name: self.members[name].next_turn() for name in names}
         return {name: answer.value() for name, answer in waiting.items() if answer.done()}
 
     def upload(self, name, batch=0, **changes):
@@ -77,9 +77,14 @@ class Run:
         return dataclasses.replace(upload, **changes)
 
     def train(self, name, batch=0, **changes):
-        answer = Future()
-        self.coordinator.train(self.members[name], self.upload(name, batch, **changes), answer)
+        answer = self.members[name].train(self.upload(name, batch, **changes))
+        if answer.done():
+            unwrap(answer.value())
         return answer
+
+    def call(self, name, endpoint, *messages):
+        """What the server answers a client; raises what it refuses with."""
+        return asked(self.members[name], endpoint, *messages)
 
     def share(self, name):
         turn = self.turns[name].number
@@ -87,7 +92,7 @@ class Run:
         return SealedHandoff(turn, handoff_digest(self.run_state.handoff), bytes(12), sealed)
 
     def commit(self, name):
-        self.coordinator.commit(self.members[name], self.share(name))
+        self.call(name, "commit", self.share(name))
 
     def weights(self):
         return [tensor.clone() for tensor in self.run_state.server.top.state_dict().values()]
@@ -131,18 +136,18 @@ def test_what_ends_the_turn_is_the_last_share(run, tmp_path):
     run.commit("ward_b")
     (entry,) = run.run_state.turn_log.entries
     assert (entry.clients, entry.num_batches, entry.together) == (NAMES, 4, run.run_state.turn_log.together)
-    waiting = Future()
-    run.coordinator.ready(run.members["ward_b"], waiting)
-    averages = [name for name, member in run.members.items() if member.name in run.coordinator._turns.running]
-    assert averages == ["ward_a"] and not waiting.done()
-    shares = [run.coordinator.share(run.members["ward_a"], index) for index in range(3)]
+    waiting = run.members["ward_b"].next_turn()
+    assert [name for name in NAMES if name in run.coordinator.transaction.turns] == [
+        "ward_a"
+    ] and not waiting.done()
+    shares = [run.call("ward_a", "share", index) for index in range(3)]
     assert [None if share is None else share.client for share in shares] == [*NAMES, None]
 
 
 def test_shares_are_for_whoever_averages(run):
     """Oracle: the refusal; a client that trains is shown nobody's."""
     with pytest.raises(WireError, match="ward_a: share 0: no turn of its to average is running; refused"):
-        run.coordinator.share(run.members["ward_a"], 0)
+        run.call("ward_a", "share", 0)
 
 
 def test_a_lost_client_undoes_the_turn_for_all_and_the_others_begin_again(run):
@@ -150,7 +155,7 @@ def test_a_lost_client_undoes_the_turn_for_all_and_the_others_begin_again(run):
     before = run.weights()
     finished(run.train("ward_a"), run.train("ward_b"))
     waiting = run.train("ward_b", 1)
-    run.coordinator.leave(run.members["ward_a"])
+    run.call("ward_a", "leave")
     assert all(torch.equal(*pair) for pair in zip(before, run.weights(), strict=True))
     if isinstance(waiting.value(), Refusal):
         assert waiting.value().error == "TurnUndoneError"
@@ -169,7 +174,6 @@ def test_a_lost_client_undoes_the_turn_for_all_and_the_others_begin_again(run):
     [
         ({"batch": 1}, "batch: expected 0, got 1"),
         ({"batch": 2}, "batch: it announced 2, got 2"),
-        ({"part": 0, "parts": 2}, "part: others train in this turn; batches come whole"),
         ({"smashed": torch.full((4, 2, 3), torch.nan)}, "24 of 24 values are NaN"),
         ({"turn": 9}, r"train in turn 9, but turn 1 \(train\) of ward_a\+ward_b is running"),
     ],
@@ -195,7 +199,7 @@ def test_no_graph_crosses_where_others_train_too(run):
     with pytest.raises(
         WireError, match="ward_a: forward: others train in this turn; no graph crosses; refused"
     ):
-        run.coordinator.forward(run.members["ward_a"], run.upload("ward_a"))
+        run.call("ward_a", "forward", run.upload("ward_a"))
 
 
 def test_one_output_is_out_at_a_time_where_one_top_serves_all(tmp_path):
@@ -204,21 +208,18 @@ def test_one_output_is_out_at_a_time_where_one_top_serves_all(tmp_path):
     answers = {name: run.train(name) for name in NAMES}
     (first,) = [name for name, answer in answers.items() if answer.done()]
     (other,) = set(NAMES) - {first}
-    back = Future()
-    gradient = torch.ones(4, 3)
-    run.coordinator.backward(run.members[first], OutputGradient(1, 0, 0.5, gradient), back)
-    assert back.value().shape == (4, 2, 3) and answers[other].done()
+    back = run.call(first, "backward", OutputGradient(1, 0, 0.5, torch.ones(4, 3)))
+    assert back.shape == (4, 2, 3) and answers[other].done()
 
 
 def test_a_client_that_waits_for_others_does_not_lose_its_lease(tmp_path, monkeypatch):
     """Oracle: beyond the lease the one that the others wait for is lost, and nobody else."""
     run = Run(tmp_path, Together.CONCAT)
     waiting = run.train("ward_a")
-    for running in run.coordinator._turns.running.values():
-        running.heard -= 61
-    for member in run.members.values():
-        member.last_seen -= 61
-    run.coordinator._dispatcher.watch()
+    for turn in run.coordinator.transaction.turns.values():
+        turn.heard -= 61
+        turn.member.last_seen -= 61
+    run.coordinator.watch()
     assert run.coordinator.membership.lost == ["ward_b"]
     assert waiting.value().error == "TurnUndoneError"
 

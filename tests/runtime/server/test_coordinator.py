@@ -5,13 +5,12 @@ clock is ours.
 """
 
 import dataclasses
-import json
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
-from torch.futures import Future
+from driven_run import LEASE, Run
+from tiny import asked
 
 from suture.runtime import session
 from suture.runtime.errors import (
@@ -24,155 +23,12 @@ from suture.runtime.errors import (
     StoppedError,
     WireError,
 )
-from suture.runtime.hooks import Attack
-from suture.runtime.records.observers import NoRecorder
-from suture.runtime.scheduler import Replay, RoundRobin, TurnKind
-from suture.runtime.server.coordinator import Coordinator, RunConfig
-from suture.runtime.server.membership import Member, Membership
-from suture.runtime.server.model import ServerModel
+from suture.runtime.scheduler import Replay, TurnKind
+from suture.runtime.server.api import ServerApi
 from suture.runtime.server.run_state import RunState
-from suture.runtime.server.turn_log import TurnLog
 from suture.runtime.state.checkpoint import Checkpoints
-from suture.runtime.state.handoff import handoff_digest, part_digest, weights_digest
-from suture.runtime.wire.checks import TensorSpec
-from suture.runtime.wire.messages import Farewell, Hello, Refusal, Report, SealedHandoff, StepDone, Upload
-
-LEASE = 100.0
-LR = "0.1"
-
-
-class CountingAttack(Attack):
-    """Has a state of its own: how many batches it has seen."""
-
-    def __init__(self):
-        self.seen = torch.zeros(1)
-
-    def observe(self, batch):
-        self.seen += 1
-
-    def state_dict(self):
-        return {"seen": self.seen}
-
-    def load_state_dict(self, state):
-        self.seen = state["seen"]
-
-
-class Events(NoRecorder):
-    def __init__(self):
-        self.events = []
-
-    def event(self, name, **fields):
-        self.events.append((name, fields))
-
-
-class Run:
-    """One run of a tiny top (batch norm, so that it has buffers, and a linear layer) and its clients' seats."""
-
-    def __init__(self, run_dir, clients=2, rounds=2, scheduler=None, resume=False, labels=True, door=None):
-        torch.manual_seed(0)
-        top = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(6), nn.Linear(6, 3))
-        self.server = ServerModel(
-            top,
-            torch.optim.Adam(top.parameters(), lr=0.1),
-            smashed=TensorSpec((2, 3), torch.float32, 4),
-            labels=TensorSpec((), torch.int64, 4, below=3) if labels else None,
-            attack=CountingAttack(),
-        )
-        turn_log = TurnLog(scheduler or RoundRobin(), rounds)
-        run_state = RunState(
-            "run", run_dir, self.server, turn_log, Checkpoints(run_dir / "checkpoints"), ("auroc",)
-        )
-        config = RunConfig(run="run", run_dir=run_dir, lease=LEASE)
-        self.coordinator = Coordinator(run_state, Membership(clients, {"lr": LR}, door), config)
-        self.recorder = Events()
-        self.coordinator.begin(resume, lambda step: self.recorder)
-        self.run_state = run_state
-        self.members = {}
-        self.waiting = {}
-
-    def join(self, name, **changes):
-        self.members[name] = Member()
-        hello = dataclasses.replace(Hello(name, {"lr": LR}, 8, 2), **changes)
-        return self.coordinator.admit(self.members[name], hello)
-
-    def ask(self, name):
-        """Calls for a turn; None while the server lets the client wait."""
-        self.waiting[name] = Future()
-        self.coordinator.ready(self.members[name], self.waiting[name])
-        return self.answer(name)
-
-    def answer(self, name):
-        return self.waiting[name].value() if self.waiting[name].done() else None
-
-    def granted(self):
-        """Who has a turn; who is only told whose it is asks again."""
-        for name in self.members:
-            turn = self.answer(name)
-            if turn is not None and turn.kind is TurnKind.WAIT:
-                self.ask(name)
-        return [n for n in self.members if (t := self.answer(n)) and t.kind is not TurnKind.END]
-
-    def upload(self, turn, batch=0, **changes):
-        generator = torch.Generator().manual_seed(100 * turn.number + batch)
-        smashed = torch.randn(4, 2, 3, generator=generator).requires_grad_()
-        upload = Upload(turn.number, batch, "train", smashed, torch.tensor([0, 1, 2, 0]))
-        return dataclasses.replace(upload, **changes)
-
-    def step(self, turn, batch=0, **done):
-        member, parameters = self.members[turn.client], list(self.server.top.parameters())
-        reply = self.coordinator.forward(member, self.upload(turn, batch))
-        gradients = dict(zip(parameters, torch.autograd.grad(reply.loss, parameters), strict=True))
-        message = StepDone(turn.number, batch, float(reply.task_loss))
-        self.coordinator.stepped(member, dataclasses.replace(message, **done), gradients)
-
-    def handoff(self, turn):
-        sealed = torch.full((32,), turn.number, dtype=torch.uint8)
-        return SealedHandoff(turn.number, handoff_digest(self.run_state.handoff), bytes(12), sealed)
-
-    def commit(self, turn):
-        self.coordinator.commit(self.members[turn.client], self.handoff(turn))
-
-    def play(self, turn):
-        """A whole turn."""
-        if turn.kind is TurnKind.EVALUATE:
-            self.coordinator.report(self.members[turn.client], Report(turn.number, {"test": {"loss": 1.0}}))
-        else:
-            self.step(turn, 0)
-            self.step(turn, 1)
-            self.commit(turn)
-
-    def play_to_the_end(self):
-        for name, member in self.members.items():
-            if member.waiting is None and name not in self.coordinator._turns.running:
-                self.ask(name)
-        played = []
-        while granted := self.granted():
-            (name,) = granted
-            played.append(self.answer(name))
-            self.play(played[-1])
-            self.ask(name)
-        return played
-
-    def state(self):
-        return part_digest(self.server.top.state_dict()), json.dumps(_plain(self.server.state_dict()))
-
-
-def _plain(value):
-    if isinstance(value, torch.Tensor):
-        return value.numpy().tobytes().hex()
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """The time as the coordinator and the members' table read it."""
-    now = SimpleNamespace(seconds=1000.0)
-    now.monotonic = lambda: now.seconds
-    for module in ("coordinator", "course", "members", "turns", "steps", "leases"):
-        monkeypatch.setattr(f"runtime.{module}.time", now)
-    return now
+from suture.runtime.state.handoff import part_digest, weights_digest
+from suture.runtime.wire.messages import Farewell, Refusal, Report, StepDone
 
 
 @pytest.fixture
@@ -204,13 +60,13 @@ def test_a_whole_run_is_what_the_ledger_says(tmp_path):
         (8, 2, "evaluate", "client1", 8, 6),
     ]
     assert len((tmp_path / "turns.jsonl").read_text().splitlines()) == 8
-    for name, member in run.members.items():
+    for name in run.members:
         assert run.answer(name) == dataclasses.replace(
             run.answer(name), kind=TurnKind.END, reason="", error=""
         )
-        released = run.coordinator.finish(member, Farewell({"bottom": "a" * 64}, 1))
+        released = run.call(name, "finish", Farewell({"bottom": "a" * 64}, 1))
         assert part_digest(released.top) == run.server.digest()
-        run.coordinator.leave(member)
+        run.call(name, "leave")
     run.coordinator.wait()
     expected = weights_digest({"bottom": "a" * 64, "top": run.server.digest()})
     assert run.coordinator.weights_sha256() == expected
@@ -261,15 +117,13 @@ def test_class_weights_that_do_not_fit_the_loss_are_refused(labels, weights, wor
 
 
 def _calls(run, turn):
-    coordinator, upload = run.coordinator, run.upload(turn)
+    upload = run.upload(turn)
     return {
-        "upload": lambda member: coordinator.forward(member, upload),
-        "predict": lambda member: coordinator.predict(
-            member, dataclasses.replace(upload, phase="test", labels=None)
-        ),
-        "step": lambda member: coordinator.stepped(member, StepDone(turn.number, 0, 1.0), {}),
-        "commit": lambda member: coordinator.commit(member, run.handoff(turn)),
-        "report": lambda member: coordinator.report(member, Report(turn.number, {})),
+        "upload": lambda api: asked(api, "forward", upload),
+        "predict": lambda api: asked(api, "predict", dataclasses.replace(upload, phase="test", labels=None)),
+        "step": lambda api: asked(api, "step", StepDone(turn.number, 0, 1.0), {}),
+        "commit": lambda api: asked(api, "commit", run.handoff(turn)),
+        "report": lambda api: asked(api, "report", Report(turn.number, {})),
     }
 
 
@@ -291,15 +145,12 @@ def test_a_call_out_of_turn_is_refused(run, call):
 def test_a_strangers_call_is_refused(run, call):
     """Oracle: a seat is had by joining, whatever name is written on it."""
     with pytest.raises(WireError, match="client0 has no seat in this run; it must join first"):
-        _calls(run, run.turn)[call](Member(name="client0"))
-    coordinator = run.coordinator
-    for ask in (
-        lambda member: coordinator.ready(member, Future()),
-        coordinator.newest_handoff,
-        coordinator.leave,
-    ):
+        stranger = ServerApi(run.coordinator)
+        stranger.member.name = "client0"
+        _calls(run, run.turn)[call](stranger)
+    for endpoint in ("next_turn", "fetch", "leave"):
         with pytest.raises(WireError, match="a stranger has no seat"):
-            ask(Member())
+            asked(ServerApi(run.coordinator), endpoint)
 
 
 @pytest.mark.parametrize("call", ["upload", "step", "commit"])
@@ -324,14 +175,14 @@ def test_a_batch_with_a_wrong_number_is_refused(run, batch, steps):
     for number in range(steps):
         run.step(run.turn, number)
     with pytest.raises(WireError, match=f"client0: batch: expected {steps}, got {batch}; refused"):
-        run.coordinator.forward(run.members["client0"], run.upload(run.turn, batch))
+        run.call("client0", "forward", run.upload(run.turn, batch))
 
 
 def test_a_malformed_upload_is_refused_and_may_be_mended(run):
     """Oracle: the attack never saw it; the right one passes afterwards."""
     wrong = run.upload(run.turn, smashed=torch.zeros(4, 3, 2))
     with pytest.raises(WireError, match=r"client0: smashed: expected shape \(1..4, 2, 3\), got \(4, 3, 2\)"):
-        run.coordinator.forward(run.members["client0"], wrong)
+        run.call("client0", "forward", wrong)
     assert float(run.server.attack.seen) == 0
     run.play(run.turn)
 
@@ -341,7 +192,7 @@ def test_a_step_without_an_upload_is_refused(run, batch):
     """Oracle: the weights have not moved."""
     before = run.state()
     with pytest.raises(WireError, match=f"client0: step: batch {batch} was not uploaded; refused"):
-        run.coordinator.stepped(run.members["client0"], StepDone(1, batch, 1.0), {})
+        run.call("client0", "step", StepDone(1, batch, 1.0), {})
     assert run.state() == before
 
 
@@ -349,12 +200,12 @@ def test_a_step_is_not_taken_twice(run):
     """Oracle: the second StepDone of one upload is refused."""
     run.step(run.turn)
     with pytest.raises(WireError, match="batch 0 was not uploaded"):
-        run.coordinator.stepped(run.members["client0"], StepDone(1, 0, 1.0), {})
+        run.call("client0", "step", StepDone(1, 0, 1.0), {})
 
 
 def test_a_turn_without_a_step_cannot_be_committed(run):
     """Oracle: the message; uploading alone is no step."""
-    run.coordinator.forward(run.members["client0"], run.upload(run.turn))
+    run.call("client0", "forward", run.upload(run.turn))
     with pytest.raises(WireError, match="client0: a turn without a step cannot be committed; refused"):
         run.commit(run.turn)
 
@@ -364,14 +215,14 @@ def test_a_handoff_that_does_not_follow_is_refused(run):
     run.step(run.turn)
     wrong = dataclasses.replace(run.handoff(run.turn), previous=bytes(32))
     with pytest.raises(WireError, match=r"client0: handoff.previous: it does not follow the newest hand-off"):
-        run.coordinator.commit(run.members["client0"], wrong)
+        run.call("client0", "commit", wrong)
     run.commit(run.turn)
     second = run.answer("client1")
     run.step(second)
     with pytest.raises(WireError, match=r"client1: handoff.previous: it does not follow"):
-        run.coordinator.commit(run.members["client1"], dataclasses.replace(run.handoff(second), previous=b""))
+        run.call("client1", "commit", dataclasses.replace(run.handoff(second), previous=b""))
     run.commit(second)
-    assert run.coordinator.newest_handoff(run.members["client0"]).turn == 2
+    assert run.call("client0", "fetch").turn == 2
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), None, "0.5"])
@@ -391,10 +242,10 @@ def test_a_turn_whose_lease_runs_out_is_rolled_back_whole(run, clock):
     run.ask("client0")
     second, before = run.answer("client1"), run.state()
     run.step(second, 0)
-    run.coordinator.forward(run.members["client1"], run.upload(second, 1))
+    run.call("client1", "forward", run.upload(second, 1))
     assert run.state() != before and float(run.server.attack.seen) == 4
     clock.seconds += LEASE + 1
-    run.coordinator._dispatcher.watch()
+    run.coordinator.watch()
     assert run.state() == before and float(run.server.attack.seen) == 2
     assert run.coordinator.membership.lost == ["client1"] and run.run_state.totals.rolled_back == 1
     assert [name for name, _ in run.recorder.events[-3:]] == ["rolled_back", "lost", "missing"]
@@ -409,10 +260,10 @@ def test_the_next_one_gets_the_turn_of_the_lost(run, clock):
     """Oracle: the turn's number is given again, and the run goes on to its end without the lost client."""
     run.step(run.turn)
     clock.seconds += LEASE / 2
-    run.coordinator._dispatcher.watch()
+    run.coordinator.watch()
     run.ask("client1")
     clock.seconds += LEASE / 2 + 1
-    run.coordinator._dispatcher.watch()
+    run.coordinator.watch()
     turn = run.answer("client1")
     if turn.kind is TurnKind.WAIT:
         turn = run.ask("client1")
@@ -422,15 +273,15 @@ def test_the_next_one_gets_the_turn_of_the_lost(run, clock):
     rest = run.play_to_the_end()
     assert {t.client for t in rest} == {"client1"} and run.run_state.turn_log.finished
     farewell = Farewell({"bottom": "a" * 64}, 1)
-    run.coordinator.finish(run.members["client1"], farewell)
-    run.coordinator.leave(run.members["client1"])
+    run.call("client1", "finish", farewell)
+    run.call("client1", "leave")
     run.coordinator.wait()
 
 
 def test_the_lost_may_join_again_and_take_part_from_the_next_round(run, clock):
     """Oracle: the second round has both."""
     clock.seconds += LEASE + 1
-    run.coordinator._dispatcher.watch()
+    run.coordinator.watch()
     assert run.coordinator.membership.lost == ["client0"]
     run.join("client0")
     played = run.play_to_the_end()
@@ -441,7 +292,7 @@ def test_every_call_renews_the_lease(run, clock):
     """Oracle: five steps of most of a lease each, and nobody is lost."""
     for batch in range(5):
         clock.seconds += LEASE * 0.9
-        run.coordinator._dispatcher.watch()
+        run.coordinator.watch()
         if run.answer("client1") is not None:
             run.ask("client1")
         run.step(run.turn, batch)
@@ -451,23 +302,23 @@ def test_every_call_renews_the_lease(run, clock):
 def test_a_waiting_client_is_told_to_ask_again_after_a_quarter_of_the_lease(run, clock):
     """Oracle: silence up to a quarter, then WAIT; who then says nothing is lost after a whole lease."""
     clock.seconds += LEASE / 4
-    run.coordinator._dispatcher.watch()
+    run.coordinator.watch()
     assert run.answer("client1") is None
     clock.seconds += 1
-    run.coordinator._dispatcher.watch()
+    run.coordinator.watch()
     assert run.answer("client1").kind is TurnKind.WAIT
     run.step(run.turn)
     clock.seconds += LEASE * 0.75
-    run.coordinator._dispatcher.watch()
+    run.coordinator.watch()
     assert run.coordinator.membership.lost == ["client1"]
 
 
 def test_when_all_are_lost_the_run_stops(run, clock):
     """Oracle: the error names the last one; the server's process may go."""
     clock.seconds += LEASE + 1
-    run.coordinator._dispatcher.watch()
+    run.coordinator.watch()
     clock.seconds += LEASE + 1
-    run.coordinator._dispatcher.watch()
+    run.coordinator.watch()
     with pytest.raises(
         StoppedError,
         match="no client is left; the last was client1: it did not go on with its turn for 100 s",
@@ -479,10 +330,10 @@ def test_a_client_lost_after_the_last_turn_does_not_spoil_the_run(run, clock):
     """Oracle: all turns are done and client0 has said goodbye: the run has ended well, with its digest."""
     run.play(run.turn)
     run.play_to_the_end()
-    run.coordinator.finish(run.members["client0"], Farewell({"bottom": "a" * 64}, 1))
-    run.coordinator.leave(run.members["client0"])
+    run.call("client0", "finish", Farewell({"bottom": "a" * 64}, 1))
+    run.call("client0", "leave")
     clock.seconds += LEASE + 1
-    run.coordinator._dispatcher.watch()
+    run.coordinator.watch()
     assert run.coordinator.membership.lost == ["client1"]
     run.coordinator.wait()
     assert len(run.coordinator.weights_sha256()) == 64
@@ -493,7 +344,7 @@ def test_a_run_stops_with_the_same_error_at_every_rank(run, name):
     """Oracle: the class that client0 met is raised at client1 and at the server; the turn is rolled back."""
     before = run.state()
     run.step(run.turn)
-    run.coordinator.abort(run.members["client0"], Refusal(name, "client0: it broke"))
+    run.call("client0", "abort", Refusal(name, "client0: it broke"))
     assert run.state() == before
     told = run.answer("client1")
     assert (told.kind, told.error, told.reason) == (TurnKind.END, name, "client0: it broke")
@@ -506,7 +357,7 @@ def test_a_run_stops_with_the_same_error_at_every_rank(run, name):
 
 def test_an_unknown_error_stops_the_run_as_stopped(run):
     """Oracle: a peer cannot choose another class; a long message is cut."""
-    run.coordinator.abort(run.members["client0"], Refusal("SystemExit", "x" * 5000))
+    run.call("client0", "abort", Refusal("SystemExit", "x" * 5000))
     with pytest.raises(StoppedError, match="^x{1000}$"):
         run.coordinator.raise_if_stopped()
 
@@ -515,7 +366,7 @@ def test_one_that_leaves_in_the_middle_is_lost(run):
     """Oracle: its turn is rolled back and the other one gets it."""
     before = run.state()
     run.step(run.turn)
-    run.coordinator.leave(run.members["client0"])
+    run.call("client0", "leave")
     assert run.state() == before and run.coordinator.membership.lost == ["client0"]
     assert (run.answer("client1").number, run.answer("client1").client) == (1, "client1")
 
@@ -523,7 +374,7 @@ def test_one_that_leaves_in_the_middle_is_lost(run):
 def test_nobody_finishes_early(run):
     """Oracle: the trained top is for those who finished."""
     with pytest.raises(WireError, match="client0: finish: the run is not over; refused"):
-        run.coordinator.finish(run.members["client0"], Farewell({"bottom": "a" * 64}, 1))
+        run.call("client0", "finish", Farewell({"bottom": "a" * 64}, 1))
 
 
 def test_different_digests_of_the_same_parts_are_noticed(run):
@@ -531,9 +382,9 @@ def test_different_digests_of_the_same_parts_are_noticed(run):
     run.play(run.turn)
     run.play_to_the_end()
     with pytest.raises(WireError, match="client0: farewell.digests: expected 64 hex digits, got 'a'"):
-        run.coordinator.finish(run.members["client0"], Farewell({"bottom": "a"}, 1))
+        run.call("client0", "finish", Farewell({"bottom": "a"}, 1))
     for name, letter in (("client0", "a"), ("client1", "b")):
-        run.coordinator.finish(run.members[name], Farewell({"bottom": letter * 64}, 1))
+        run.call(name, "finish", Farewell({"bottom": letter * 64}, 1))
     with pytest.raises(WireError, match="the clients report 2 different digests of the same parts"):
         run.coordinator.weights_sha256()
 
@@ -553,9 +404,9 @@ def test_evaluation_scores_are_checked(run, scores, words):
     turn = run.ask("client0")
     assert turn.kind is TurnKind.EVALUATE
     with pytest.raises(WireError, match=words):
-        run.coordinator.report(run.members["client0"], Report(turn.number, scores))
+        run.call("client0", "report", Report(turn.number, scores))
     assert run.run_state.scores == {}
-    run.coordinator.report(run.members["client0"], Report(turn.number, {"test": {"loss": 0.5, "auroc": 1}}))
+    run.call("client0", "report", Report(turn.number, {"test": {"loss": 0.5, "auroc": 1}}))
     assert run.run_state.scores == {"client0": {"test": {"loss": 0.5, "auroc": 1.0}}}
 
 
@@ -564,14 +415,14 @@ def test_evaluation_changes_no_weights(run):
     run.play(run.turn)
     run.play(run.answer("client1"))
     turn, before = run.ask("client0"), run.state()[0]
-    member, upload = run.members["client0"], run.upload(turn, 5, phase="test", labels=None)
-    output = run.coordinator.predict(member, upload)
+    upload = run.upload(turn, 5, phase="test", labels=None)
+    output = run.call("client0", "predict", upload)
     assert output.shape == (4, 3) and not output.requires_grad and run.state()[0] == before
-    assert torch.equal(run.coordinator.predict(member, upload), output)
+    assert torch.equal(run.call("client0", "predict", upload), output)
     with pytest.raises(WireError, match="labels: they must stay at home here"):
-        run.coordinator.predict(member, run.upload(turn, phase="test"))
+        run.call("client0", "predict", run.upload(turn, phase="test"))
     with pytest.raises(WireError, match="phase: 'train' does not fit the turn"):
-        run.coordinator.predict(member, run.upload(turn, labels=None))
+        run.call("client0", "predict", run.upload(turn, labels=None))
 
 
 def test_a_resumed_run_goes_on_with_the_state_of_the_last_turn(run, tmp_path, clock):
@@ -633,10 +484,10 @@ def test_what_cannot_be_written_stops_the_run_and_everyone_is_told(what, tmp_pat
     monkeypatch.setattr(owner, name, _full)
     with pytest.raises(CheckpointError, match="No space left"):
         run.play_to_the_end()
-    for name, member in run.members.items():
+    for name in run.members:
         told = run.ask(name)
         assert (told.kind, told.error, told.reason[:12]) == (TurnKind.END, "CheckpointError", "cannot write")
-        run.coordinator.leave(member)
+        run.call(name, "leave")
     with pytest.raises(CheckpointError, match="No space left"):
         run.coordinator.wait()
 
@@ -649,10 +500,10 @@ def test_an_event_that_cannot_be_written_does_not_interrupt_what_it_tells_of(run
     clock.seconds += LEASE - 1
     run.ask("client1")
     clock.seconds += 2
-    run.coordinator._dispatcher.watch()
-    assert run.members["client0"].left and run.state() == before
+    run.coordinator.watch()
+    assert run.members["client0"].member.left and run.state() == before
     assert (run.answer("client1").kind, run.answer("client1").error) == (TurnKind.END, "CheckpointError")
-    run.coordinator.leave(run.members["client1"])
+    run.call("client1", "leave")
     with pytest.raises(CheckpointError, match="No space left"):
         run.coordinator.wait()
 

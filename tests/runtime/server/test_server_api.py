@@ -6,6 +6,7 @@ Oracle: the protocol of session.py, written out; a coordinator that notes what i
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -72,7 +73,7 @@ TABLE: dict[str, tuple[str, list[Any], Any, bool]] = {
 
 
 class Run:
-    """In the place of a coordinator: notes each call and in which thread it was made, and answers as ``TABLE`` says."""
+    """In the place of a coordinator and its parts: notes each call and in which thread it was made, and answers as ``TABLE`` says."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, list[Any]]] = []
@@ -81,6 +82,10 @@ class Run:
         self.raises: BaseException | None = None
         self.later = False
         self.owed: list[Future[Any]] = []
+        self.transaction = self.consortium = self
+
+    def request(self, member: Member) -> nullcontext[None]:
+        return nullcontext()
 
     def __getattr__(self, name: str) -> Any:
         if name not in {method for method, *_ in TABLE.values()} | {
@@ -123,7 +128,7 @@ def test_an_endpoint_asks_the_run_for_this_client(endpoint, run):
     api = ServerApi(run)
     method, messages, answer, _ = TABLE[endpoint]
     assert ask(api, endpoint, messages).value() is answer
-    assert run.calls == [(method, messages)] and run.members == [api._member]
+    assert run.calls == [(method, messages)] and run.members == [api.member]
     assert fits(answer, answer_type(ENDPOINTS[endpoint]))
     assert fits(Refusal("WireError", "no"), answer_type(ENDPOINTS[endpoint]))
 
@@ -134,7 +139,7 @@ def test_the_table_has_every_endpoint_and_each_client_a_seat_of_its_own(run):
     one, other = ServerApi(run), ServerApi(run)
     for api in (one, other, one):
         api.leave()
-    assert run.members == [one._member, other._member, one._member] and one._member is not other._member
+    assert run.members == [one.member, other.member, one.member] and one.member is not other.member
 
 
 @pytest.mark.parametrize("endpoint", [name for name, (*_, eventually) in TABLE.items() if eventually])
@@ -313,7 +318,7 @@ def test_a_defect_after_the_answer_is_logged(run, caplog):
 def test_what_a_peer_must_not_send_is_logged_once_an_endpoint(run, caplog):
     """Oracle: a hundred calls of each of two endpoints and of as many that are none: three lines, and a second client's."""
     api, other = ServerApi(run), ServerApi(run)
-    api._member.name = "client0"
+    api.member.name = "client0"
     for number in range(100):
         for endpoint in ("train", "commit", f"nothing{number}"):
             assert ask(api, endpoint, [None]).value().error == "WireError"
@@ -360,7 +365,7 @@ def test_what_the_carrier_notices_is_told_in_the_thread_that_works(run):
     assert not run.calls
     executor.work(threading.Event(), 0.01)
     assert run.calls == [("heard", []), ("transfers", [8.0]), ("disconnected", ["its connection has ended"])]
-    assert run.threads == {threading.current_thread().name} and set(run.members) == {api._member}
+    assert run.threads == {threading.current_thread().name} and set(run.members) == {api.member}
     executor.close()
     api.heard()
     api.disconnected("again")
@@ -371,5 +376,5 @@ def test_a_name_is_known_from_joining_on(run):
     """Oracle: the seat's, which the run writes on it."""
     api = ServerApi(run)
     assert api.client == ""
-    api._member.name = "client0"
+    api.member.name = "client0"
     assert api.client == "client0"

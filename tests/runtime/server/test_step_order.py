@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.runtime.test_compressed_runs import TINY
+from tiny import TINY
 from torch.nn.functional import cross_entropy
 
 from suture.launch import build
@@ -22,7 +22,7 @@ from suture.runtime.client.client import Client
 from suture.runtime.exchange.fused import FusedStep
 from suture.runtime.participant import turn_errors
 from suture.runtime.scheduler import Together, Turn, TurnKind
-from suture.runtime.server.step_order import OneByOne, waves
+from suture.runtime.server.step_order import OrderedQueue, waves
 from suture.runtime.state.handoff import part_digest, weights_digest
 from suture.runtime.training.randomness import Randomness
 
@@ -273,7 +273,7 @@ def test_a_huge_number_of_batches_costs_nothing_before_they_come():
 def test_who_has_announced_more_batches_than_it_sends_keeps_nobody_waiting():
     """Oracle: the server looks for the next batch among those who send any; it looked through 10**15 waves."""
     ended: set[str] = set()
-    lane = OneByOne(None, waves(0, 1, {"a": 10**15, "b": 2, "c": 2}, ended), ended)
+    lane = OrderedQueue(None, waves(0, 1, {"a": 10**15, "b": 2, "c": 2}, ended), ended)
     for name in ("a", "b", "c"):
         lane.ended(name)
     assert ended == {"a", "b", "c"}

@@ -6,51 +6,18 @@ the weights of one process shows tests/integration/test_oracle.py.
 
 import dataclasses
 import math
-from collections import OrderedDict
 
 import pytest
 import torch
 from fakes import Tap
-from torch import nn
+from tiny import TINY
 
 from suture.launch import build
-from suture.launch.options.options import RunOptions
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.errors import WireError
-from suture.runtime.server.transaction import Turns
+from suture.runtime.server.transaction import Transaction
 
 KEY = bytes(range(32))
-
-
-def tiny_net(num_outputs):
-    """3 x 16 x 16 images to 8 x 8 x 8 at the cut and 16 features before the last layer."""
-    return nn.Sequential(
-        OrderedDict(
-            first=nn.Conv2d(3, 8, 3, stride=2, padding=1),
-            act=nn.ReLU(),
-            second=nn.Conv2d(8, 16, 3, stride=2, padding=1),
-            norm=nn.BatchNorm2d(16),
-            pool=nn.AdaptiveAvgPool2d(1),
-            flat=nn.Flatten(),
-            last=nn.Linear(16, num_outputs),
-        )
-    )
-
-
-TINY = RunOptions(
-    model=f"module:{__name__}:tiny_net",
-    cut="act",
-    image_size=16,
-    clients=1,
-    train_images=8,
-    validation_images=0,
-    test_images=2,
-    batch_size=4,
-    epochs=2,
-    lr=1e-2,
-    augment=False,
-    exchange="local",
-)
 
 
 def played(run_dir, *, resume=False, **changes):
@@ -129,6 +96,8 @@ def test_the_bytes_of_a_step_are_those_that_crossed(tmp_path, home):
 
 def test_a_graph_does_not_cross_in_a_format_that_has_none(tmp_path, monkeypatch):
     """Oracle: the refusal of the reference exchange's endpoint."""
-    monkeypatch.setattr(Turns, "train", lambda turns, member, upload, answer: turns.forward(member, upload))
+    monkeypatch.setattr(
+        Transaction, "train", lambda played, member, upload, _: played.forward(member, upload)
+    )
     with pytest.raises(WireError, match="client0: forward: no graph crosses in int8; refused"):
         played(tmp_path, wire="int8")

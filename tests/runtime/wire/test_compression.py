@@ -20,7 +20,7 @@ from suture.runtime.wire.compression import FORMATS, Packer, parse_format
 from suture.runtime.wire.messages import Packed
 
 KEY = bytes(range(32))
-WIRES = ["fp32", "bf16", "fp16", "int8", "int8:tensor", "topk:0.3"]
+WIRES = ["fp32", "bf16", "fp16", "int8", "topk:0.3"]
 SHAPES = [(4, 6, 5, 5), (4, 10), (3, 7, 8)]
 
 
@@ -58,8 +58,8 @@ def test_a_tensor_comes_back_within_the_bounds_of_its_format(wire, shape):
         assert torch.equal(back, tensor)
     elif wire in ("bf16", "fp16"):
         assert (error <= tensor.abs() * 2.0 ** (-8 if wire == "bf16" else -11) + 2.0**-25).all()
-    elif wire in ("int8", "int8:tensor"):
-        alone = (0, *range(2, len(shape))) if len(shape) > 2 and wire == "int8" else tuple(range(len(shape)))
+    elif wire == "int8":
+        alone = (0, *range(2, len(shape))) if len(shape) > 2 else tuple(range(len(shape)))
         step = tensor.abs().amax(alone, keepdim=True) / 127
         assert (error < step * 1.001).all() and (back[tensor == 0] == 0).all()
     else:
@@ -78,7 +78,6 @@ def test_a_format_takes_the_bytes_that_it_promises():
         "bf16": 1200,
         "fp16": 1200,
         "int8": 600 + 6 * 4,
-        "int8:tensor": 600 + 4,
         "topk:0.3": 4 * 45 * (4 + 4),
     }
 
@@ -288,7 +287,7 @@ def test_any_payload_becomes_a_fitting_tensor_or_is_refused(wire, payload):
         "fp8",
         "",
         "int8:4",
-        "int8:tensor:4",
+        "int8:tensor",
         "topk",
         "topk:",
         "topk:0",
@@ -296,6 +295,7 @@ def test_any_payload_becomes_a_fitting_tensor_or_is_refused(wire, payload):
         "topk:-1",
         "topk:nan",
         "topk:1/0",
+        "topk:0.1:ef",
     ],
 )
 def test_a_format_that_is_none_is_a_config_error(wire):
