@@ -114,8 +114,8 @@ def train(participant: Participant[Exchange], turn: Turn) -> None:
     2. wire      smashed data and labels go up: `Packer.pack`, `BatchInFlight.depart`
     3. top       the server checks them, shows them to its attack, and computes the loss: `ServerModel.forward`
     4. gradient  back to the cut: `ServerModel.backward`; it comes home in the answer: `BatchInFlight.arrive`
-    5. both step `ServerModel.step`, before it answers; at the client the gradient goes on through defence and bottom,
-                 `ClientStep.back`, and `ClientModel.step` ends the step
+    5. both step `ServerModel.step`, before it answers; at the client `ClientStep.back` takes the gradient on through
+                 defence and bottom, and ends with `ClientModel.step`
 
     Where labels stay at home the head and the loss follow the top, at the client: `ClientStep.head`.
     """

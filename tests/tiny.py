@@ -3,12 +3,14 @@
 For tests of what carries a run; what is computed is real, and the same wherever it is carried.
 """
 
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.futures import Future
 
+from suture.launch.options.options import RunOptions
 from suture.models.split import BottomOutput, SplitModel
 from suture.runtime.client.client import Client
 from suture.runtime.client.model import ClientConfig, ClientModel
@@ -149,3 +151,34 @@ def build_coordinator(
     coordinator = Coordinator(run_state, Membership(num_clients, {}, door), config)
     coordinator.begin(resume, lambda step: recorder or NoRecorder())
     return coordinator
+
+
+def tiny_net(num_outputs):
+    """3 x 16 x 16 images to 8 x 8 x 8 at the cut and 16 features before the last layer."""
+    return nn.Sequential(
+        OrderedDict(
+            first=nn.Conv2d(3, 8, 3, stride=2, padding=1),
+            act=nn.ReLU(),
+            second=nn.Conv2d(8, 16, 3, stride=2, padding=1),
+            norm=nn.BatchNorm2d(16),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flat=nn.Flatten(),
+            last=nn.Linear(16, num_outputs),
+        )
+    )
+
+
+TINY = RunOptions(
+    model=f"module:{__name__}:tiny_net",
+    cut="act",
+    image_size=16,
+    clients=1,
+    train_images=8,
+    validation_images=0,
+    test_images=2,
+    batch_size=4,
+    epochs=2,
+    lr=1e-2,
+    augment=False,
+    exchange="local",
+)

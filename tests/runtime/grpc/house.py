@@ -5,21 +5,30 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 from fakes import LONG, Events
-from tiny import build_client
+from tiny import BATCH, build_client, build_coordinator, build_server
 
 from suture.launch.kits.authority import Authority
+from suture.launch.kits.kit import Kit
+from suture.launch.site.join import JoinConfig
 from suture.runtime.consortium.credentials import Credentials, Role
-from suture.runtime.errors import StoppedError, SutureError
+from suture.runtime.errors import PeerLostError, StoppedError, SutureError
+from suture.runtime.exchange import LocalExchange
 from suture.runtime.exchange.grpc import GrpcExchange
 from suture.runtime.grpc.chunks import Limits
 from suture.runtime.grpc.client import GrpcClient, GrpcClientConfig
 from suture.runtime.grpc.loop import LoopThread
 from suture.runtime.grpc.server import GrpcServer
+from suture.runtime.one_process import run_local
 from suture.runtime.participant.participant import NoClientObserver, Participant
+from suture.runtime.scheduler import Scheduler
 from suture.runtime.server.coordinator import Coordinator
+from suture.runtime.wire.messages import Hello
 
+HELLO = Hello("client0", {}, 6, 3)
 LIMITS = Limits(batch=2**20, handoff=2**20, release=2**20)
 
 
@@ -111,3 +120,61 @@ def running(work: Callable[[], None]) -> Iterator[None]:
     assert not thread.is_alive()
     if errors:
         raise errors[0]
+
+
+def joined(line: GrpcClient, name: str = "client0") -> GrpcExchange:
+    """A site that has joined and stays."""
+    exchange = GrpcExchange(line)
+    exchange.join(replace(HELLO, client=name))
+    return exchange
+
+
+def noting(made: House, monkeypatch) -> list[int]:
+    """The numbers of the shares that were asked for, in the order in which the run was asked."""
+    asked, share = [], made.coordinator.transaction.share
+
+    def noted(member, index):
+        asked.append(index)
+        return share(member, index)
+
+    noted.__name__ = "share"
+    monkeypatch.setattr(made.coordinator.transaction, "share", noted)
+    return asked
+
+
+def told(made: House, method: str, **changes: object) -> Exception:
+    """What a site is told that goes on trying: gRPC may lose a status to the request that is still being sent."""
+    for _ in range(20):
+        try:
+            made.line(**changes).begin(method, [HELLO])()
+        except PeerLostError:
+            continue
+        except Exception as error:
+            return error
+    raise AssertionError("it was never told")
+
+
+def local(
+    run_dir: Path,
+    clients: int,
+    rounds: int,
+    home: bool,
+    scheduler: Scheduler | None = None,
+    batch_size: int = BATCH,
+    **config: Any,
+) -> str:
+    """The digest of the same run in one process."""
+    server, config = build_server(home, batch_size=batch_size), config | {"batch_size": batch_size}
+    coordinator = build_coordinator(run_dir, server, clients, rounds=rounds, scheduler=scheduler)
+    members = [
+        Participant(build_client(i, home, **config), LocalExchange(coordinator), NoClientObserver())
+        for i in range(clients)
+    ]
+    run_local(members, {})
+    return coordinator.weights_sha256()
+
+
+def joins(name: str, server: str, patience: float) -> JoinConfig:
+    """How a site looks for its server; the rest of its kit is not read here."""
+    kit = Kit(folder=Path("kit"), role=Role.CLIENT, name=name, server=server)
+    return JoinConfig(kit=kit, server=server, patience=patience)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from house import LONG, House, credentials, free_port
+from house import HELLO, LONG, House, credentials, free_port, joined, noting, told
 
 from suture.launch.kits.authority import Authority
 from suture.runtime.consortium.credentials import Role
@@ -36,17 +36,7 @@ from suture.runtime.grpc.service import ALIVE, PING, PREFIX, endpoint_of, within
 from suture.runtime.scheduler import TurnKind
 from suture.runtime.server.api import ENDPOINTS, ServerApi
 from suture.runtime.wire import frames
-from suture.runtime.wire.messages import Hello, Refusal, Upload, Welcome
-
-HELLO = Hello("client0", {}, 6, 3)
-
-
-def joined(line: GrpcClient, name: str = "client0") -> GrpcExchange:
-    """A site that has joined and stays."""
-    exchange = GrpcExchange(line)
-    exchange.join(replace(HELLO, client=name))
-    return exchange
-
+from suture.runtime.wire.messages import Refusal, Upload, Welcome
 
 # Joining -------------------------------------------------------------------------------------------
 
@@ -169,19 +159,6 @@ def test_too_many_calls_of_a_site_are_refused_and_the_others_are_answered(house)
     refused = line.begin("fetch", [])()
     assert refused == Refusal("WireError", f"client0: more than {CALLS_OF_A_SITE} calls under way; refused")
     assert GrpcExchange(made.line("client1")).join(replace(HELLO, client="client1")).run == "run"
-
-
-def noting(made: House, monkeypatch) -> list[int]:
-    """The numbers of the shares that were asked for, in the order in which the run was asked."""
-    asked, share = [], made.coordinator.transaction.share
-
-    def noted(member, index):
-        asked.append(index)
-        return share(member, index)
-
-    noted.__name__ = "share"
-    monkeypatch.setattr(made.coordinator.transaction, "share", noted)
-    return asked
 
 
 def test_calls_are_taken_in_the_order_in_which_they_were_made(house, monkeypatch):
@@ -500,18 +477,6 @@ def test_a_site_of_another_authority_is_not_let_in(house, tmp_path):
             "hello", [HELLO]
         )()
     assert not made.server._first.done()
-
-
-def told(made: House, method: str, **changes: object) -> Exception:
-    """What a site is told that goes on trying: gRPC may lose a status to the request that is still being sent."""
-    for _ in range(20):
-        try:
-            made.line(**changes).begin(method, [HELLO])()
-        except PeerLostError:
-            continue
-        except Exception as error:
-            return error
-    raise AssertionError("it was never told")
 
 
 def test_a_server_of_another_protocol_is_said(house, monkeypatch):

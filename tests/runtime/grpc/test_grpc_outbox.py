@@ -11,8 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from house import LONG
-from test_grpc_runs import joins
+from house import LONG, joins
 from tiny import NUM_BATCHES, build_client
 
 from suture.launch.site import join

@@ -4,51 +4,18 @@ Oracle: `weights_sha256` of the same options over LocalExchange; where a turn wa
 """
 
 import time
-from pathlib import Path
-from typing import Any
 
 import pytest
-from house import LONG, running
-from tiny import BATCH, NUM_BATCHES, build_client, build_coordinator, build_server
+from house import LONG, joins, local, running
+from tiny import NUM_BATCHES, build_client
 
-from suture.launch.kits.kit import Kit
 from suture.launch.site import join
-from suture.launch.site.join import JoinConfig
-from suture.runtime.consortium.credentials import Role
 from suture.runtime.errors import UnreachableError
-from suture.runtime.exchange import LocalExchange
 from suture.runtime.exchange.grpc import GrpcExchange
-from suture.runtime.one_process import run_local
 from suture.runtime.participant.participant import NoClientObserver, Participant
-from suture.runtime.scheduler import Replay, Scheduler
+from suture.runtime.scheduler import Replay
 from suture.runtime.session import take_part
 from suture.studies.bench.rigs.breakable import BreakableLine
-
-
-def local(
-    run_dir: Path,
-    clients: int,
-    rounds: int,
-    home: bool,
-    scheduler: Scheduler | None = None,
-    batch_size: int = BATCH,
-    **config: Any,
-) -> str:
-    """The digest of the same run in one process."""
-    server, config = build_server(home, batch_size=batch_size), config | {"batch_size": batch_size}
-    coordinator = build_coordinator(run_dir, server, clients, rounds=rounds, scheduler=scheduler)
-    members = [
-        Participant(build_client(i, home, **config), LocalExchange(coordinator), NoClientObserver())
-        for i in range(clients)
-    ]
-    run_local(members, {})
-    return coordinator.weights_sha256()
-
-
-def joins(name: str, server: str, patience: float) -> JoinConfig:
-    """How a site looks for its server; the rest of its kit is not read here."""
-    kit = Kit(folder=Path("kit"), role=Role.CLIENT, name=name, server=server)
-    return JoinConfig(kit=kit, server=server, patience=patience)
 
 
 @pytest.mark.parametrize("home", [False, True])

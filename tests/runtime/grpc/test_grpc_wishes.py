@@ -6,8 +6,7 @@ Oracle: the time that it takes; the run goes on, and its weights are those of th
 import threading
 import time
 
-from house import LONG, running
-from test_grpc_runs import joins, local
+from house import LONG, joins, local, running
 
 from suture.launch.site import join
 from suture.launch.site.wishes import SiteWishes, Wanted

@@ -20,10 +20,8 @@ from typing import Any
 import grpc
 import pytest
 import torch
-from house import LONG, House, credentials, free_port, running
+from house import HELLO, LONG, House, credentials, free_port, joined, local, noting, running, told
 from relay import Chunks, Relay, Status, as_it_is, sealed_by_nobody
-from test_grpc_calls import HELLO, joined, noting, told
-from test_grpc_runs import local
 from tiny import build_client
 
 from suture.launch.kits.authority import Authority

@@ -8,9 +8,8 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from house import LONG, credentials, running
+from house import LONG, credentials, joins, running
 from kits import Consortium
-from test_grpc_runs import joins
 from tiny import NUM_BATCHES
 
 from suture.launch.kits.authority import Authority

@@ -4,9 +4,8 @@ Oracle: the errors' classes, which decide whether a site tries again, and their 
 """
 
 import pytest
-from house import LONG, running
+from house import LONG, joins, running
 from kits import Consortium
-from test_grpc_runs import joins
 
 from suture.launch.kits.revoke import revoke
 from suture.launch.site import join

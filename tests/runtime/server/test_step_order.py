@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import TINY
 from torch.nn.functional import cross_entropy
 
 import suture.runtime.session
@@ -24,7 +25,6 @@ from suture.runtime.randomness import Randomness
 from suture.runtime.scheduler import Together, Turn, TurnKind
 from suture.runtime.server.step_order import OrderedQueue, waves
 from suture.runtime.state.handoff import part_digest, weights_digest
-from tests.runtime.wire.test_compressed_runs import TINY
 
 KEY = bytes(range(32))
 # Batches of 4 and 2 images at one client, of 4 and 4 at the other.

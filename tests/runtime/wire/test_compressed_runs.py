@@ -6,51 +6,18 @@ the weights of one process shows tests/integration/test_oracle.py.
 
 import dataclasses
 import math
-from collections import OrderedDict
 
 import pytest
 import torch
 from fakes import Tap
-from torch import nn
+from tiny import TINY
 
 from suture.launch import build
-from suture.launch.options.options import AskedOptions
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.errors import WireError
 from suture.runtime.server.transaction import Transaction
 
 KEY = bytes(range(32))
-
-
-def tiny_net(num_outputs):
-    """3 x 16 x 16 images to 8 x 8 x 8 at the cut and 16 features before the last layer."""
-    return nn.Sequential(
-        OrderedDict(
-            first=nn.Conv2d(3, 8, 3, stride=2, padding=1),
-            act=nn.ReLU(),
-            second=nn.Conv2d(8, 16, 3, stride=2, padding=1),
-            norm=nn.BatchNorm2d(16),
-            pool=nn.AdaptiveAvgPool2d(1),
-            flat=nn.Flatten(),
-            last=nn.Linear(16, num_outputs),
-        )
-    )
-
-
-TINY = AskedOptions(
-    model=f"module:{__name__}:tiny_net",
-    cut="act",
-    image_size=16,
-    clients=1,
-    train_images=8,
-    validation_images=0,
-    test_images=2,
-    batch_size=4,
-    epochs=2,
-    lr=1e-2,
-    augment=False,
-    exchange="local",
-)
 
 
 def played(run_dir, *, resume=False, **changes):
