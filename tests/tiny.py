@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.futures import Future
 
-from suture.launch.options.options import RunOptions
+from suture.launch.options.options import AskedOptions
 from suture.models.split import BottomOutput, SplitModel
 from suture.runtime.client.client import Client
 from suture.runtime.client.model import ClientConfig, ClientModel
@@ -168,7 +168,7 @@ def tiny_net(num_outputs):
     )
 
 
-TINY = RunOptions(
+TINY = AskedOptions(
     model=f"module:{__name__}:tiny_net",
     cut="act",
     image_size=16,
