@@ -23,7 +23,7 @@ from suture.runtime.wire.messages import Upload
 
 LEFT_FILE = "left.jsonl"
 _PRIVATE = 0o600
-_PLACE = ("round", "kind", "turn_kind", "phase", "batch", "part")
+_PLACE = ("round", "kind", "turn_kind", "phase", "batch")
 """The fields that say which part of a run a message was; two messages with the same ones are a repetition."""
 
 
@@ -107,7 +107,6 @@ class Outbox:
             "turn_kind": "train",
             "phase": "train",
             "batch": 0,
-            "part": 0,
         }
         return self._sent[_place_of(first)]
 
@@ -129,9 +128,7 @@ class Outbox:
         if self._turn is None or not hasattr(message, "turn"):
             return {}
         where = {
-            name: getattr(message, name)
-            for name in ("turn", "phase", "batch", "part")
-            if hasattr(message, name)
+            name: getattr(message, name) for name in ("turn", "phase", "batch") if hasattr(message, name)
         }
         if isinstance(message, Upload) and message.labels is not None:
             where["labels"] = True

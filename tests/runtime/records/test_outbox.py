@@ -27,8 +27,8 @@ AVERAGE = Turn(TurnKind.AVERAGE, client="ward_a", round=2, number=8)
 EVALUATE = Turn(TurnKind.EVALUATE, client="ward_a", round=2, number=9)
 
 
-def upload(batch: int, part: int = 0, phase: str = "train", labels: bool = False, turn: int = 7) -> Upload:
-    return Upload(turn, batch, phase, torch.rand(2, 3), torch.tensor([0, 1]) if labels else None, part, 2)
+def upload(batch: int, phase: str = "train", labels: bool = False, turn: int = 7) -> Upload:
+    return Upload(turn, batch, phase, torch.rand(2, 3), torch.tensor([0, 1]) if labels else None)
 
 
 def handoff(turn: int) -> SealedHandoff:
@@ -78,14 +78,14 @@ def test_a_line_says_where_a_message_belongs_and_none_of_its_values(path):
     """Oracle: all keys and values of a line, written out; whether labels went up, not which."""
     box = Outbox(path, "3")
     box.answered(TRAIN)
-    send(box, "train", upload(4, part=1, labels=True))
-    send(box, "backward", OutputGradient(7, 4, 0.6931, torch.rand(2, 3), 1))
+    send(box, "train", upload(4, labels=True))
+    send(box, "backward", OutputGradient(7, 4, 0.6931, torch.rand(2, 3)))
     send(box, "report", Report(7, {"test": {"auroc": 0.875}}))
     send(box, "abort", Refusal("DataError", "/data/smith_left.png is damaged"))
     beside = {"time", "bytes", "sha256"}
     assert [{name: value for name, value in line.items() if name not in beside} for line in lines(path)] == [
-        {"kind": "train", "round": 2, "cut": "3", "turn_kind": "train", "turn": 7, "phase": "train", "batch": 4, "part": 1, "labels": True},
-        {"kind": "backward", "round": 2, "cut": "3", "turn_kind": "train", "turn": 7, "batch": 4, "part": 1},
+        {"kind": "train", "round": 2, "cut": "3", "turn_kind": "train", "turn": 7, "phase": "train", "batch": 4, "labels": True},
+        {"kind": "backward", "round": 2, "cut": "3", "turn_kind": "train", "turn": 7, "batch": 4},
         {"kind": "report", "round": 2, "cut": "3", "turn_kind": "train", "turn": 7},
         {"kind": "abort", "round": 2, "cut": "3"},
     ]  # fmt: skip
@@ -93,10 +93,10 @@ def test_a_line_says_where_a_message_belongs_and_none_of_its_values(path):
 
 
 def test_what_was_sent_before_is_marked(path):
-    """Oracle: by hand. Another part, phase or kind of turn is another message; the turn's number does not matter."""
+    """Oracle: by hand. Another batch, phase or kind of turn is another message; the turn's number does not matter."""
     box = Outbox(path, "3")
     box.answered(TRAIN)
-    for one in (upload(0), upload(0, part=1), upload(1)):
+    for one in (upload(0), upload(1), upload(2)):
         send(box, "train", one)
     send(box, "commit", handoff(7))
     box.answered(AVERAGE)
