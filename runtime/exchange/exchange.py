@@ -30,7 +30,6 @@ from suture.runtime.wire.messages import (
     Statement,
     Upload,
     Welcome,
-    unwrap,
 )
 
 
@@ -73,7 +72,9 @@ class Exchange(ABC):
             if not fits(answer, answer_type(endpoint)):
                 kind = type(answer).__name__
                 raise WireError(f"server: {endpoint.__name__}: answered with a {kind}; refused")
-            return unwrap(answer)
+            if isinstance(answer, Refusal):
+                answer.raise_it()
+            return answer
 
         return checked
 
