@@ -5,6 +5,7 @@ Oracle: `suture.launch.roles.unsplit.Unsplit`, ordinary training of the joined n
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -82,7 +83,8 @@ OVER_GRPC = [
     )
 ]
 EXACT = _cases()
-CASES = EXACT + INEXACT + AT_ONCE + OVER_GRPC
+TRACED = RESNET | FUSED | {"cut": "3", "clients": 1, "train_images": 12, "trace": True}
+CASES = [*EXACT, *INEXACT, *AT_ONCE, *OVER_GRPC, TRACED]
 TOLD = ("carrier", "labels", "optimizer", "schedule", "exchange", "wire", "overlap")
 NAMES = [
     f"{c['model']}-cut{c['cut']}-{c['clients']}-{''.join(str(c.get(name, '')) for name in TOLD)}"
@@ -129,7 +131,9 @@ def world(tmp_path_factory) -> dict[int, dict]:
 
 
 def _options(case: dict) -> RunOptions:
-    return AskedOptions(**{name: value for name, value in case.items() if name != "carrier"}).resolved()
+    return AskedOptions(
+        **{name: value for name, value in case.items() if name not in ("carrier", "trace")}
+    ).resolved()
 
 
 def _unsplit(case: dict) -> Unsplit:
@@ -179,6 +183,15 @@ def test_the_server_owns_one_object_a_client_and_none_that_nobody_refers_to(worl
     by_reference = CASES[number]["clients"] if "carrier" not in CASES[number] else 0
     assert served["owned_while_training"] == [by_reference]
     assert served["owned_after_leaving"] == 0
+
+
+def test_one_step_enters_the_modules_that_the_page_lists(world):
+    """Oracle: Python's profiler, in all threads of both processes, from one step's end to the next one's."""
+    entered = set(world[0]["cases"][-1]["entered"]) | set(world[1]["cases"][-1]["entered"])
+    page = (Path(__file__).resolve().parents[2] / "docs" / "architecture.md").read_text()
+    table = page[page.index("The hops of such a step") : page.index("## A turn and a run")]
+    listed = {name for name in re.findall(r"`([a-z_/]+\.py)`", table) if not name.startswith("tests/")}
+    assert entered == listed
 
 
 def test_no_client_receives_a_python_call(world):

@@ -19,12 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from torch.distributed import rpc
+from trace_step import Trace
 
 from suture.launch import build
 from suture.launch.kits.kit import Kit
 from suture.launch.options.options import AskedOptions, RunOptions
 from suture.runtime.consortium.credentials import Credentials, Role
-from suture.runtime.data.client_data import ClientData
+from suture.runtime.data.client_data import Batch, ClientData
 from suture.runtime.exchange import OVER_RPC
 from suture.runtime.exchange.grpc import GrpcExchange
 from suture.runtime.grpc.client import GrpcClient, GrpcClientConfig
@@ -35,10 +36,12 @@ from suture.runtime.rpc import calls, transport
 from suture.runtime.rpc.functions import RpcServer
 from suture.runtime.rpc.lockdown import Lockdown
 from suture.runtime.rpc.transport import Transport, TransportConfig
+from suture.runtime.scheduler import Turn
 from suture.runtime.session import take_part
 
 KEY = bytes(range(32))
 python_calls: list[str] = []
+TRACES: list[Trace] = []
 
 
 def main() -> None:
@@ -51,15 +54,19 @@ def main() -> None:
     joined = len(python_calls)
     results = []
     for number, case in enumerate(json.loads(cases.read_text())):
-        carrier = case.pop("carrier", "rpc")
+        carrier, traced = case.pop("carrier", "rpc"), case.pop("trace", False)
+        trace = Trace() if traced else None
+        if trace is not None:
+            TRACES.append(trace)
+            trace.start()
         options = AskedOptions(**case).resolved()
         torch.set_num_threads(1)
         if rank > options.clients:
             results.append({})
         elif rank == 0:
-            results.append(serve(options, line, number, out, carrier))
+            results.append(serve(options, line, number, out, carrier, trace))
         else:
-            results.append(take(options, line, number, rank - 1, out, carrier))
+            results.append(take(options, line, number, rank - 1, out, carrier, trace))
     (out / f"{rank}.json").write_text(json.dumps({"cases": results, "calls": python_calls[joined:]}))
     # Nobody leaves before everybody is done: the server's store is the clients' too.
     line.publish(f"done{rank}", "1")
@@ -74,6 +81,8 @@ def count_python_calls() -> None:
     run = Lockdown.run_function
 
     def noted(wall, python_udf):
+        if TRACES:  # a thread of RPC's own, which Python has not started
+            sys.setprofile(TRACES[-1].profile)
         python_calls.append(getattr(python_udf, "func", noted).__name__)
         return run(wall, python_udf)
 
@@ -81,7 +90,9 @@ def count_python_calls() -> None:
     Lockdown.run_function = noted
 
 
-def serve(options: RunOptions, line: Transport, number: int, out: Path, carrier: str) -> dict:
+def serve(
+    options: RunOptions, line: Transport, number: int, out: Path, carrier: str, trace: Trace | None
+) -> dict:
     images = build.build_images(options, options.clients)
     num_classes = len(images.source.classes)
     server = build.build_server(options, num_classes, torch.device("cpu"))
@@ -90,7 +101,7 @@ def serve(options: RunOptions, line: Transport, number: int, out: Path, carrier:
     coordinator = build.build_coordinator(
         options, server, run="run", run_dir=run_dir, num_classes=num_classes
     )
-    steps = CountingRecorder()
+    steps = CountingRecorder(trace)
     coordinator.begin(False, lambda step: steps)
     if carrier == "grpc":
         port = free_port()
@@ -113,6 +124,7 @@ def serve(options: RunOptions, line: Transport, number: int, out: Path, carrier:
     return {
         "owned_while_training": sorted(steps.owned),
         "owned_after_leaving": owned_once_all_have_left(),
+        "entered": sorted(trace.entered) if trace is not None else [],
         "weights_sha256": coordinator.weights_sha256(),
         "train_loss": coordinator.run_state.train_loss,
         "scores": coordinator.run_state.scores,
@@ -122,11 +134,27 @@ def serve(options: RunOptions, line: Transport, number: int, out: Path, carrier:
 class CountingRecorder(NoRecorder):
     """Counts the objects that this process owns for others, at each training step."""
 
-    def __init__(self) -> None:
+    def __init__(self, trace: Trace | None) -> None:
         self.owned: set[int] = set()
+        self._trace, self._steps = trace, 0
 
     def train_step(self, step: int, round: int, turn: int, client: str, loss: float, num_images: int) -> None:
         self.owned.add(num_owned())
+        self._steps += 1
+        if self._trace is not None:
+            self._trace.is_on = self._steps == 1  # from the end of one step to that of the next
+
+
+class StepWatcher(NoClientObserver):
+    """Turns a trace on for the second step of a client, from the end of the first on."""
+
+    def __init__(self, trace: Trace | None) -> None:
+        self._trace, self._steps = trace, 0
+
+    def trained(self, turn: Turn, batch: Batch, loss: float) -> None:
+        self._steps += 1
+        if self._trace is not None:
+            self._trace.is_on = self._steps == 1
 
 
 def num_owned() -> int:
@@ -142,18 +170,26 @@ def owned_once_all_have_left(seconds: float = 10.0) -> int:
     return num_owned()
 
 
-def take(options: RunOptions, line: Transport, number: int, index: int, out: Path, carrier: str) -> dict:
+def take(
+    options: RunOptions,
+    line: Transport,
+    number: int,
+    index: int,
+    out: Path,
+    carrier: str,
+    trace: Trace | None,
+) -> dict:
     images = build.build_images(options, options.clients)
     data = build.build_data(options, images, index)
     name = build.client_name(index)
     client = build.build_client(options, data, name, KEY, torch.device("cpu"), None)
     opened = int(line.hear(f"open{number}"))
     exchange = OVER_RPC[options.exchange]() if carrier == "rpc" else dialled(options, data, name, opened, out)
-    take_part(Participant(client, exchange, NoClientObserver()), options.agreement(len(data.classes)))
+    take_part(Participant(client, exchange, StepWatcher(trace)), options.agreement(len(data.classes)))
     if carrier == "grpc":
         exchange.close()
     line.hear(f"closed{number}")
-    return {"digests": client.digests()}
+    return {"digests": client.digests(), "entered": sorted(trace.entered) if trace is not None else []}
 
 
 def dialled(options: RunOptions, data: ClientData, name: str, port: int, out: Path) -> GrpcExchange:
