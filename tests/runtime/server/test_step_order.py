@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from tiny import TINY
 from torch.nn.functional import cross_entropy
 
+import suture.runtime.participant.turn_errors
 import suture.runtime.session
 from suture.launch import build
 from suture.launch.roles.one_process import play_locally
-from suture.runtime.client.client import Client
 from suture.runtime.exchange.fused import FusedStep
 from suture.runtime.randomness import Randomness
 from suture.runtime.scheduler import Together, Turn, TurnKind
@@ -199,7 +199,7 @@ def test_a_killed_run_resumes_with_the_same_weights(way, moment, tmp_path, monke
     # Adam, and a defence with a net of its own: what is averaged beside weights.
     options = options_of(way, clients=2, optimizer="adam", defence="proxy")
     whole = play(tmp_path / "whole", options)
-    owner = FusedStep if moment == "train" else Client
+    owner = FusedStep if moment == "train" else suture.runtime.session
     real, calls = getattr(owner, moment), []
 
     def dies(*args, **kwargs):
@@ -213,7 +213,7 @@ def test_a_killed_run_resumes_with_the_same_weights(way, moment, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(owner, moment, dies)
         # Nobody is told that the others are gone: the server of a killed process hears nothing either.
-        patch.setattr(suture.runtime.session, "_give_up", lambda exchange, error: None)
+        patch.setattr(suture.runtime.participant.turn_errors, "_give_up", lambda exchange, error: None)
         with pytest.raises(Killed):
             play(tmp_path / "killed", options)
     resumed = play(tmp_path / "killed", options, resume=True)
@@ -228,15 +228,15 @@ def test_a_client_undoes_a_turn_whose_share_it_has_sealed(tmp_path):
     data = build.build_data(options, images, 0)
     client = build.build_client(options, data, "client0", KEY, torch.device("cpu"), None)
     client.join("run")
-    before = client.digests(), client.optimizer.state_dict()["state"]
+    before = client.digests(), client.model.optimizer.state_dict()["state"]
     turn = Turn(TurnKind.TRAIN, "client0", 1, 1, together=True)
     client.begin(turn)
-    ones = {p: torch.ones_like(p) for p in client.parameters()}
-    client.step(ones)
+    ones = {p: torch.ones_like(p) for p in client.model.parameters()}
+    client.model.step(ones)
     client.committed(client.seal(turn), together=True)
     assert client.digests() != before[0] and client.knows(0) and not client.holds(0)
     client.undo()
-    assert (client.digests(), client.optimizer.state_dict()["state"]) == before and client.holds(0)
+    assert (client.digests(), client.model.optimizer.state_dict()["state"]) == before and client.holds(0)
 
 
 def test_the_order_of_a_race_is_written_down_and_can_be_replayed(tmp_path):
