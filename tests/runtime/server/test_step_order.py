@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from suture.launch import build
 from suture.launch.roles.one_process import play_locally
+from suture.runtime import session
 from suture.runtime.client.client import Client
 from suture.runtime.exchange.fused import FusedStep
 from suture.runtime.participant import turn_errors
@@ -199,7 +200,7 @@ def test_a_killed_run_resumes_with_the_same_weights(way, moment, tmp_path, monke
     # Adam, and a defence with a net of its own: what is averaged beside weights.
     options = options_of(way, clients=2, optimizer="adam", defence="proxy")
     whole = play(tmp_path / "whole", options)
-    owner = FusedStep if moment == "train" else Client
+    owner = {"train": FusedStep, "evaluate": session}.get(moment, Client)
     real, calls = getattr(owner, moment), []
 
     def dies(*args, **kwargs):
