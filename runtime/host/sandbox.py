@@ -203,8 +203,15 @@ def python_files() -> Iterator[Path]:
     yield from map(Path, site.getsitepackages())
     if site.ENABLE_USER_SITE:
         yield Path(site.getusersitepackages())
+    own = __name__.partition(".")[0]
     for name, module in list(sys.modules.items()):
-        if "." not in name and getattr(module, "__file__", None):
+        if not getattr(module, "__file__", None):
+            continue
+        if (
+            name == own
+        ):  # in a checkout its __path__ holds the repository, too: its packages stand for themselves
+            yield Path(str(module.__file__)).parent
+        elif "." not in name.removeprefix(f"{own}."):
             yield from map(Path, getattr(module, "__path__", ()))
     yield from map(Path, filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")))
     yield from map(Path, (*_LIBRARIES, *_SYSTEM))
