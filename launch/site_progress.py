@@ -82,7 +82,7 @@ class SiteProgress(LivePicture, NoKeepsakes):
         batches: dict[int, list[tuple[float, int]]] = {}
         for line in earlier.lines:
             if line["phase"] == "train":
-                batches.setdefault(line["round"], []).append((line["loss"], line["num_images"]))
+                batches.setdefault(line["round"], []).append((line["loss"], line["images"]))
             elif line["phase"] == "validation":
                 self._of(line["round"]).validation = plain_scores(line)
         for number, losses in batches.items():

@@ -144,12 +144,12 @@ def test_a_site_that_was_started_again_shows_its_earlier_rounds_and_their_costs(
     train = {"client": "client0", "phase": "train"}
     event = {"event": "turn", "kind": "train", "waited": 5.0, "bytes_up": 1_000_000, "bytes_down": 500}
     lines = [
-        train | {"step": 1, "round": 1, "turn": 1, "loss": 0.5, "num_images": 4},
-        train | {"step": 2, "round": 1, "turn": 1, "loss": 0.7, "num_images": 12},
+        train | {"step": 1, "round": 1, "turn": 1, "loss": 0.5, "images": 4},
+        train | {"step": 2, "round": 1, "turn": 1, "loss": 0.7, "images": 12},
         event | {"round": 1, "turn": 1, "client": "client0", "seconds": 61.0, "images": 16},
         VALIDATION | {"step": 2, "round": 1, "turn": 2, "client": "client0", "phase": "validation"},
         event | {"round": 1, "turn": 2, "client": "client0", "seconds": 1.0, "kind": "evaluate", "images": 0},
-        train | {"step": 3, "round": 2, "turn": 4, "loss": 9.9, "num_images": 4},
+        train | {"step": 3, "round": 2, "turn": 4, "loss": 9.9, "images": 4},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     console = Console(file=io.StringIO(), width=120, color_system=None)
