@@ -36,7 +36,7 @@ hostile: $(INSTALLED)         ## every attack of the hostile suite, and what cam
 check: $(INSTALLED)           ## ruff, format, mypy strict, import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build/check && $(BIN)/pip install --quiet --no-deps --target build/check .
+	rm -rf build && $(BIN)/pip install --quiet --no-deps --target build/check .
 	MYPYPATH=build/check $(BIN)/mypy
 	cd build/check && ../../$(BIN)/lint-imports --config ../../setup.cfg
 
