@@ -21,8 +21,6 @@ from suture.runtime.data.source import Task
 from suture.runtime.errors import ConfigError
 from suture.runtime.state.handoff import model_digest
 
-WHICH = ("best", "last")
-
 
 class Deployed(nn.Module):
     """The joined net between its normalisation and its probabilities, in evaluation mode.

@@ -67,7 +67,7 @@ class Earlier:
         return cls([line for line in lines if line["turn"] not in torn], turns, torn, closed)
 
     @property
-    def is_nothing(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether nothing was written."""
         return not (self.lines or self.torn)
 
@@ -142,7 +142,7 @@ class ClientRecord(NoClientObserver):
         assert self._folder is not None
         warnings, earlier = RoundWarnings(len(self._client.model.data.classes)), Earlier.read(self._folder)
         step = max((line["step"] for line in earlier.lines), default=0)
-        resume = None if earlier.is_nothing else step
+        resume = None if earlier.is_empty else step
         self._tracker = Tracker(self._folder, resume_step=resume, of_client=True, curves=self._curves)
         self._recorder = WarningRecorder(self._tracker, warnings, self._warn)
         for turn in sorted(earlier.torn):

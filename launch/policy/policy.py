@@ -1,7 +1,7 @@
 """A site's policy: the last word on what a run may do with this site's images, whatever the server asks.
 
 A server's operator chooses a run's options, and may be hostile. So everything that all ranks share is either bounded by
-a rule here or stands, with the reason, among the options that can do no harm (`policy_rules.HARMLESS`); an option that
+a rule here or stands, with the reason, among the options that can do no harm (`rules.HARMLESS`); an option that
 is in neither list is refused. A policy bounds what the server asks for. That the server keeps to it, round by round, is
 for the site's side of the protocol to check (``repeats``, rounds beyond ``epochs``).
 """

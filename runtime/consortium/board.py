@@ -21,7 +21,6 @@ from suture.runtime.consortium.evidence import (
     Conviction,
     accused_handoff,
     convictions,
-    withdrawn,
 )
 from suture.runtime.consortium.identity import Trust
 from suture.runtime.consortium.keys import GRANT, REQUEST
@@ -316,10 +315,6 @@ class ServerBoard:
             if name not in self.removed and self._trust.is_revoked_statement(request)
         ]
 
-    def newly_withdrawn(self) -> set[str]:
-        """Sites that have said that they leave for good, and are still counted in."""
-        return withdrawn(self._run, self.evidence, self._trust.check) - self.removed.keys()
-
     def why_refused(self, certificate: bytes) -> str:
         """Why a certificate does not count any more, empty where it does."""
         revoked = self._trust.is_revoked(x509.load_pem_x509_certificate(certificate))
@@ -406,7 +401,7 @@ class ServerBoard:
         return self.errand is not None and self.errand.client == client
 
     def goes_on(self, client: str, seconds: float) -> None:
-        """Bytes of a site's are on their way, which may take so many seconds in all; see `Turns.transfers`."""
+        """Bytes of a site's are on their way, which may take so many seconds in all; see `Transaction.transfers`."""
         now = time.monotonic()
         if self.errand is not None and self.errand.client == client and now - self.errand.since < seconds:
             self.errand.heard = now

@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -219,8 +219,3 @@ class LiveAttack(Attack):
 def reconstruction_path(folder: Path, round: int, client: str, phase: str, batch: int) -> Path:
     """Where the guess for one batch lies: uint8 (N, C, H, W), numpy's format."""
     return folder / f"round_{round:04d}" / f"{client}-{phase}-{batch:05d}.npy"
-
-
-def finite_state(modules: Mapping[str, torch.nn.Module]) -> bool:
-    """Whether every parameter of every net is finite."""
-    return all(torch.isfinite(p).all() for module in modules.values() for p in module.parameters())

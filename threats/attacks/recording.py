@@ -22,7 +22,6 @@ from suture.runtime.errors import DataError
 from suture.runtime.hooks import Attack, SmashedBatch
 from suture.runtime.state.checkpoint import write_atomically
 
-KEEP = ("off", "last-round", "all")
 _PHASES = ("train", "validation", "test", "query")
 _FILE = re.compile(r"(?P<client>\w+)-(?P<phase>\w+)-(?P<batch>\d+)\.pt")
 

@@ -1,7 +1,6 @@
 """What a site's terminal shows. Oracle: by hand, with a clock that the test moves; rich's own console for the terminal."""
 
 import io
-import json
 import logging
 from typing import Any
 
@@ -10,9 +9,11 @@ import torch
 from rich.console import Console
 from tiny import build_client
 
+from suture.launch.output.client_record import COUNTED
 from suture.launch.output.round_warnings import Warned
 from suture.launch.output.site_progress import SiteProgress, print_end, size
 from suture.runtime.data.client_data import Batch
+from suture.runtime.records.tracking import Tracker
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.wire.messages import Release, Welcome
 
@@ -141,17 +142,14 @@ def test_a_turn_that_was_rolled_back_is_said_and_does_not_count(site):
 
 def test_a_site_that_was_started_again_shows_its_earlier_rounds_and_their_costs(tmp_path):
     """Two turns of an earlier process; a third, of turn 4, was cut off and does not count."""
-    train = {"client": "client0", "phase": "train"}
-    event = {"event": "turn", "kind": "train", "waited": 5.0, "bytes_up": 1_000_000, "bytes_down": 500}
-    lines = [
-        train | {"step": 1, "round": 1, "turn": 1, "loss": 0.5, "images": 4},
-        train | {"step": 2, "round": 1, "turn": 1, "loss": 0.7, "images": 12},
-        event | {"round": 1, "turn": 1, "client": "client0", "seconds": 61.0, "images": 16},
-        VALIDATION | {"step": 2, "round": 1, "turn": 2, "client": "client0", "phase": "validation"},
-        event | {"round": 1, "turn": 2, "client": "client0", "seconds": 1.0, "kind": "evaluate", "images": 0},
-        train | {"step": 3, "round": 2, "turn": 4, "loss": 9.9, "images": 4},
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    event = {"waited": 5.0, "bytes_up": 1_000_000, "bytes_down": 500, "client": "client0", "round": 1}
+    with Tracker(tmp_path, of_client=True, curves=False) as earlier:
+        earlier.train_step(1, 1, 1, "client0", 0.5, 4)
+        earlier.train_step(2, 1, 1, "client0", 0.7, 12)
+        earlier.event(COUNTED, **event | {"turn": 1, "kind": "train", "seconds": 61.0, "images": 16})
+        earlier.scores(2, 1, 2, "client0", "validation", VALIDATION)
+        earlier.event(COUNTED, **event | {"turn": 2, "kind": "evaluate", "seconds": 1.0, "images": 0})
+        earlier.train_step(3, 2, 4, "client0", 9.9, 4)
     console = Console(file=io.StringIO(), width=120, color_system=None)
     progress = SiteProgress("classification", 4, lambda: (250_000, 0), tmp_path, console)
     console.print(progress._picture())
