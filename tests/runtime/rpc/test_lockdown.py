@@ -200,7 +200,7 @@ def test_each_newcomer_gets_an_object_of_its_own():
     one, other = connect(), connect()
     assert one is not other and type(one) is type(other) is ServerApi
     assert one._run is other._run is run and one._executor is other._executor
-    assert one._member is not other._member
+    assert one.member is not other.member
     with pytest.raises(AssertionError, match="only the server's table says"):
         functions.connect()
 
