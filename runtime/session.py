@@ -59,7 +59,7 @@ def take_part(
 
 def join(participant: Participant[Exchange], agreement: Mapping[str, str], patience: float = 0.0) -> None:
     """Joins the run; the server names the run and its folder."""
-    welcome = _take_seat(participant, agreement, patience)
+    welcome = _say_hello(participant, agreement, patience)
     participant.client.join(welcome.run)
     errands.ask_for_key(participant)
     participant.observer.joined(participant.client, welcome)
@@ -111,11 +111,11 @@ def train(participant: Participant[Exchange], turn: Turn) -> None:
 
     1. bottom    the images go through the client's part; the defence has the last word on what leaves:
                  `ClientStep.down`
-    2. wire      smashed data and labels go up: `Packer.pack`, `BatchInFlight.depart`
+    2. wire      smashed data and labels go up: `Packer.pack`, `FusedStep.train`
     3. top       the server checks them, shows them to its attack, and computes the loss: `ServerModel.forward`
-    4. gradient  back to the cut: `ServerModel.backward`; it comes home in the answer: `BatchInFlight.arrive`
+    4. gradient  back to the cut: `ServerModel.backward`; it comes home in the answer: `ClientStep.learn_shared`
     5. both step `ServerModel.step`, before it answers; at the client `ClientStep.back` takes the gradient on through
-                 defence and bottom, and ends with `ClientModel.step`
+                 defence and bottom, and ends with `ClientStep.learn`
 
     Where labels stay at home the head and the loss follow the top, at the client: `ClientStep.head`.
     """
@@ -171,8 +171,8 @@ def end(participant: Participant[Exchange], turn: Turn) -> None:
     participant.observer.finished(client, release)
 
 
-def _take_seat(participant: Participant[Exchange], agreement: Mapping[str, str], patience: float) -> Welcome:
-    """Says hello, again and again while this client's last process still has the seat."""
+def _say_hello(participant: Participant[Exchange], agreement: Mapping[str, str], patience: float) -> Welcome:
+    """Says hello, again and again while this client's last process is still a member."""
     deadline, said = time.monotonic() + patience, False
     while True:
         try:

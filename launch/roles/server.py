@@ -15,7 +15,7 @@ from suture.launch.options.options import RunOptions
 from suture.launch.output import run_folder, stopped
 from suture.launch.output.progress import Progress
 from suture.launch.roles.conduct import conduct
-from suture.runtime.rpc import calls, transport
+from suture.runtime.rpc import transport
 from suture.runtime.rpc.functions import RpcServer
 from suture.runtime.rpc.transport import Transport
 from suture.runtime.server.coordinator import Coordinator
@@ -48,7 +48,7 @@ def serve(options: RunOptions, line: Transport, sharing: int) -> None:
     def play(coordinator: Coordinator) -> None:
         served = RpcServer(coordinator)
         line.join(transport.SERVER, served.table())
-        served.serve(calls.ping)
+        served.serve()
 
     membership = Membership(options.clients, options.agreement(num_classes) | {"run": place.run})
     with ExitStack() as stack:

@@ -6,22 +6,22 @@ Shape legend: N batch; C, H, W image; D dimensions at the cut (h_ND).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from suture.models.split import SplitModel
 from suture.runtime.data.client_data import Batch, ClientData
 from suture.runtime.hooks import Defence, Detector
-from suture.runtime.randomness import BatchAddress, Randomness
+from suture.runtime.randomness import Randomness
 from suture.runtime.records.step_timer import NoStepTimer, StepTimer
 from suture.runtime.scheduler import Turn
 from suture.runtime.training.metrics import build_criterion
-from suture.runtime.training.optim import OptimizerConfig, step_with
+from suture.runtime.training.optim import OptimizerConfig
 from suture.runtime.wire.checks import TensorSpec
 from suture.runtime.wire.compression import Packer
 
@@ -79,6 +79,8 @@ class ClientModel:
         device: where bottom and head compute; tensors cross the wire on the CPU.
 
     Attributes:
+        name: the member's.
+        is_watching: whether this client has a detector.
         parts: bottom and head by name.
         top_like: what the top that the server hands out at the end must look like.
     """
@@ -95,6 +97,7 @@ class ClientModel:
         detector: Detector | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
+        self.name = config.name
         self.config = config
         self.data = data
         self.device = torch.device(device)
@@ -102,6 +105,7 @@ class ClientModel:
         self.head = None if split.head is None else split.head.to(self.device)
         self.defence = Defence() if defence is None else defence
         self.detector = Detector() if detector is None else detector
+        self.is_watching = type(self.detector) is not Detector
         self.randomness = randomness
         self.packer = Packer(config.wire, randomness)
         self.step_timer: StepTimer = NoStepTimer()
@@ -116,25 +120,19 @@ class ClientModel:
         self.criterion = build_criterion(data.task, weights).to(self.device)
 
     @property
-    def name(self) -> str:
-        """The member's name."""
-        return self.config.name
-
-    @property
     def num_trained(self) -> int:
         """Images of one turn, which its share of a mean counts for; a single last one sits out."""
         size = self.config.batch_size
         return min(len(self.data.share.train), size * self.data.num_train_batches(size))
 
     def batches(self, turn: Turn) -> Iterator[Batch]:
-        """The turn's training batches: order and augmentation follow from the key, round and client alone."""
-        draws = self.randomness.turn_draws(turn.round, self.name)
-        return self.step_timer.loading(self.data.train_batches(self.config.batch_size, *draws))
-
-    def train_mode(self) -> None:
-        """Bottom and head as they train."""
+        """The turn's training batches, from now on bottom and head train: order and augmentation follow from the key,
+        round and client alone.
+        """
         for part in self.parts.values():
             part.train()
+        draws = self.randomness.turn_draws(turn.round, self.name)
+        return self.step_timer.loading(self.data.train_batches(self.config.batch_size, *draws))
 
     def eval_mode(self) -> None:
         """Bottom and head as they are used."""
@@ -148,26 +146,6 @@ class ClientModel:
             WireError: it is not in the agreed format.
         """
         return self.packer.unpack(payload, self.output, "server", "output")
-
-    @property
-    def is_watching(self) -> bool:
-        """Whether this client has a detector."""
-        return type(self.detector) is not Detector
-
-    def fake_labels(self, turn: Turn, batch: Batch) -> Tensor | None:
-        """Wrong labels that the detector sends in place of the batch's own, None for an honest batch."""
-        if not self.is_watching or not self.config.labels_shared:
-            return None
-        num_before = (turn.round - 1) * self.data.num_train_batches(self.config.batch_size) + batch.number
-        address = BatchAddress(turn.round, self.name, batch.number)
-        generator = self.randomness.generator("fake batch", *address)
-        return self.detector.fake_labels(batch.targets, num_before, generator)
-
-    def step(self, gradients: Mapping[Tensor, Tensor]) -> None:
-        """Steps the optimizer of bottom and head with the gradients of one backward, then the defence's own."""
-        with self.step_timer.part("optimizer"):
-            step_with(self.optimizer, gradients)
-            self.defence.step()
 
     def parameters(self) -> list[nn.Parameter]:
         """All parameters that this client steps."""

@@ -19,7 +19,10 @@ from suture.runtime.errors import DivergedError
 from suture.runtime.randomness import BatchAddress
 from suture.runtime.records.step_timer import WAITING
 from suture.runtime.scheduler import Turn
-from suture.runtime.wire.checks import check_loss
+from suture.runtime.training.optim import step_with
+from suture.runtime.wire.checks import TensorSpec, check_gradient, check_loss, check_step_reply
+from suture.runtime.wire.compression import Payload
+from suture.runtime.wire.messages import OutputGradient, StepReply, Upload
 
 TopCall = Callable[[Tensor, Tensor | None], Any]  # (smashed, labels or None) -> LossReply or the top's output
 
@@ -35,7 +38,7 @@ class _Cut:
 
 
 class ClientStep:
-    """One training step of a client.
+    """One training step of a client: what it sends, and what it makes of the answers.
 
     Args:
         client: whose.
@@ -46,9 +49,9 @@ class ClientStep:
     """
 
     def __init__(self, client: ClientModel, turn: Turn, batch: Batch, stashed: bool = False) -> None:
-        self.client, self.batch = client, batch
+        self.client, self.turn, self.batch = client, turn, batch
         self.place = BatchAddress(turn.round, client.name, batch.number)
-        fake = client.fake_labels(turn, batch)
+        fake = self._fake_labels()
         self.learns = fake is None
         self.targets = batch.targets if fake is None else fake
         self._stash: dict[str, Tensor] | None = None
@@ -56,6 +59,7 @@ class ClientStep:
             own = client.bottom.named_parameters()
             self._stash = {name: p.detach().clone().requires_grad_(p.requires_grad) for name, p in own}
         self._cut: _Cut  # from `down` on
+        self._sent: Payload  # from `upload` on
         self._roots: list[tuple[Tensor, Tensor | None]] = []
         self._gradients: dict[Tensor, Tensor] = {}
 
@@ -107,6 +111,11 @@ class ClientStep:
         """The batch's labels where they go up."""
         return self.targets if self.client.config.labels_shared else None
 
+    def upload(self) -> Upload:
+        """`down`, as the message that goes up."""
+        self._sent = self.client.packer.pack(self.down(), "smashed", *self.place)
+        return Upload(self.turn.number, self.batch.number, "train", self._sent, self.labels)
+
     def down(self) -> Tensor:
         """Through the bottom and the defence; what crosses the wire, on the CPU, without a graph."""
         self._cut = self._pass_bottom()
@@ -122,18 +131,54 @@ class ClientStep:
         if isinstance(penalty, Tensor) and penalty.requires_grad:
             self._roots += [(cut.smashed, torch.autograd.grad(penalty, leaf, allow_unused=True)[0])]
 
-    def head(self, output: Tensor) -> tuple[float, Tensor]:
+    def learn_shared(self, answer: StepReply) -> float:
+        """Labels shared: takes the server's answer, and both have stepped.
+
+        Returns:
+            The task loss.
+
+        Raises:
+            WireError: the answer does not fit.
+            DivergedError: as `whole`.
+        """
+        reply = check_step_reply(answer, "server")
+        self.check_loss(reply.loss)
+        self.learn_from(reply.gradient)
+        return reply.task_loss
+
+    def learn_from(self, payload: Any) -> None:
+        """Takes the gradient at the cut as it came, and steps.
+
+        Raises:
+            WireError: it is none of what was sent.
+        """
+        sent = self._cut.sent
+        gradient = self.client.packer.unpack(
+            payload, TensorSpec.like(sent), "server", "gradient", of=self._sent
+        )
+        self.back(check_gradient(gradient, sent, "server"))
+
+    def head(self, answer: Any) -> OutputGradient:
         """Labels at home: the head and the loss, and back to the top's output.
 
         Args:
-            output: the top's, on the CPU; checked.
+            answer: the top's output, as it came.
 
         Returns:
-            The loss, and its gradient in the output.
+            The loss and its gradient in the output, as the message that goes up.
 
         Raises:
+            WireError: the output does not fit.
             DivergedError: as `whole`.
         """
+        client = self.client
+        loss, gradient = self._pass_head(
+            client.output.check(client.unpack_output(answer), "server", "output")
+        )
+        packed = client.packer.pack(gradient, "output gradient", *self.place, of=answer)
+        return OutputGradient(self.turn.number, self.batch.number, loss, packed)
+
+    def _pass_head(self, output: Tensor) -> tuple[float, Tensor]:
         client, cut, leaf = self.client, self._cut, output.detach().requires_grad_()
         assert client.head is not None
         skips = tuple(skip.detach().requires_grad_(skip.requires_grad) for skip in cut.skips)
@@ -181,8 +226,11 @@ class ClientStep:
 
         Those of a detector's fake batch are thrown away; the client's batch norms have seen true images.
         """
+        client = self.client
         if self.learns:
-            self.client.step(gradients)
+            with client.step_timer.part("optimizer"):
+                step_with(client.optimizer, gradients)
+                client.defence.step()
 
     def check_loss(self, loss: Tensor) -> None:
         """Refuses to learn from a loss that is no number.
@@ -199,7 +247,6 @@ class ClientStep:
 
     def _pass_bottom(self) -> _Cut:
         client = self.client
-        client.train_mode()
         inputs = self.batch.inputs.to(client.device)
         client.randomness.reseed("bottom", *self.place)
         with client.step_timer.part("bottom"):
@@ -217,6 +264,16 @@ class ClientStep:
             logits = client.head(output.to(client.device), skips)
             loss: Tensor = client.criterion(logits, self.targets.to(client.device))
         return loss
+
+    def _fake_labels(self) -> Tensor | None:
+        """Wrong labels that the detector sends in place of the batch's own, None for an honest batch."""
+        client, batch = self.client, self.batch
+        if not client.is_watching or not client.config.labels_shared:
+            return None
+        num_batches = client.data.num_train_batches(client.config.batch_size)
+        num_before = (self.turn.round - 1) * num_batches + batch.number
+        generator = client.randomness.generator("fake batch", *self.place)
+        return client.detector.fake_labels(batch.targets, num_before, generator)
 
     def _keep(self, found: Iterable[tuple[Tensor, Tensor | None]]) -> None:
         for parameter, grad in found:

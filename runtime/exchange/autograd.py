@@ -24,10 +24,10 @@ from torch import Tensor
 from suture.runtime.client.model import ClientModel
 from suture.runtime.client.step import ClientStep
 from suture.runtime.data.client_data import Batch
-from suture.runtime.exchange.rpc import RpcExchange
+from suture.runtime.exchange.rpc import RpcExchange, peer_errors
 from suture.runtime.randomness import BatchAddress
 from suture.runtime.records.step_timer import WAITING
-from suture.runtime.rpc import calls, functions
+from suture.runtime.rpc import functions
 from suture.runtime.scheduler import Turn
 from suture.runtime.server.api import ServerApi
 from suture.runtime.wire.messages import StepDone, Upload
@@ -40,11 +40,12 @@ class AutogradExchange(RpcExchange):
         with dist_autograd.context() as context:
             step = ClientStep(client, turn, batch)
             total, loss = step.whole(self.top(client, turn, batch.number))
-            with client.step_timer.part("backward"):  # the server's half of it and the wire's included
-                calls.backward(context, [total])
+            # The server's half of it and the wire's included.
+            with client.step_timer.part("backward"), peer_errors():
+                dist_autograd.backward(context, [total])
             with client.step_timer.part(WAITING):
                 done = StepDone(turn.number, batch.number, loss)
-                self.answered(ServerApi.step, calls.begin(functions.step, self.server, done, context))()
+                self.begin_function(ServerApi.step, functions.step, done, context)()
             step.learn(dist_autograd.get_gradients(context))
         return loss
 
@@ -54,7 +55,7 @@ class AutogradExchange(RpcExchange):
         def forward(smashed: Tensor, labels: Tensor | None) -> Any:
             sent = client.packer.pack(smashed, "smashed", *BatchAddress(turn.round, client.name, batch))
             upload = Upload(turn.number, batch, "train", sent, labels)
-            answer = self.answered(ServerApi.forward, calls.begin(functions.forward, self.server, upload))()
+            answer = self.begin_function(ServerApi.forward, functions.forward, upload)()
             return answer if labels is not None else client.unpack_output(answer)
 
         return forward

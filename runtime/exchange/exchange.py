@@ -12,11 +12,10 @@ from torch import Tensor
 
 from suture.runtime.client.model import ClientModel
 from suture.runtime.data.client_data import Batch
-from suture.runtime.errors import SutureError, WireError
+from suture.runtime.errors import SutureError
 from suture.runtime.randomness import BatchAddress
 from suture.runtime.scheduler import Turn
-from suture.runtime.server.api import Endpoint, ServerApi, answer_type
-from suture.runtime.wire.codec import fits
+from suture.runtime.server.api import Endpoint, ServerApi
 from suture.runtime.wire.messages import (
     Board,
     Farewell,
@@ -62,21 +61,6 @@ class Exchange(ABC):
     def call(self, endpoint: Endpoint, *messages: Any) -> Any:
         """Asks the server and waits; raises as `begin`."""
         return self.begin(endpoint, *messages)()
-
-    @staticmethod
-    def answered(endpoint: Endpoint, wait: Callable[[], Any]) -> Callable[[], Any]:
-        """``wait``, with what came back checked: raises a refusal, and what the endpoint does not answer with."""
-
-        def checked() -> Any:
-            answer = wait()
-            if not fits(answer, answer_type(endpoint)):
-                kind = type(answer).__name__
-                raise WireError(f"server: {endpoint.__name__}: answered with a {kind}; refused")
-            if isinstance(answer, Refusal):
-                answer.raise_it()
-            return answer
-
-        return checked
 
     def next_turn(self, meanwhile: Callable[[], None] | None = None) -> Callable[[], Turn]:
         """Asks for this client's next turn; the returned function waits for it.

@@ -8,7 +8,7 @@ from typing import Any
 from suture.runtime.exchange.fused import FusedStep
 from suture.runtime.grpc.client import GrpcClient
 from suture.runtime.scheduler import Turn
-from suture.runtime.server.api import Endpoint, ServerApi
+from suture.runtime.server.api import Endpoint, ServerApi, check_answer
 from suture.runtime.wire.messages import Hello, Welcome
 
 
@@ -23,11 +23,12 @@ class GrpcExchange(FusedStep):
         self._line = line
 
     def begin(self, endpoint: Endpoint, *messages: Any, patient: bool = False) -> Callable[[], Any]:
-        return self.answered(endpoint, self._line.begin(endpoint.__name__, messages, patient))
+        wait = self._line.begin(endpoint.__name__, messages, patient)
+        return lambda: check_answer(endpoint, wait())
 
     def next_turn(self, meanwhile: Callable[[], None] | None = None) -> Callable[[], Turn]:
-        endpoint = ServerApi.next_turn
-        return self.answered(endpoint, self._line.begin(endpoint.__name__, (), meanwhile=meanwhile))
+        wait = self._line.begin("next_turn", (), meanwhile=meanwhile)
+        return lambda: check_answer(ServerApi.next_turn, wait())
 
     def join(self, hello: Hello) -> Welcome:
         welcome = super().join(hello)

@@ -27,7 +27,7 @@ def part(participant: Participant[Exchange], parting: Parting) -> None:
 
 
 def leave_quietly(participant: Participant[Exchange]) -> None:
-    """Gives the seat back to a server that may be gone already."""
+    """Ends the membership at a server that may be gone already."""
     try:
         participant.exchange.leave()
     except SutureError as error:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from suture.runtime.data.client_data import Batch
 from suture.runtime.scheduler import Turn
@@ -42,8 +42,9 @@ class Lap:
 class StepTimer(Protocol):
     """What takes a step's times."""
 
-    def part(self, name: str) -> AbstractContextManager[None]:
-        """A context in which the time counts for ``name``."""
+    @property
+    def part(self) -> Callable[[str], AbstractContextManager[Any]]:
+        """A context in which the time counts for a name."""
 
     def loading(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches, from the loader."""
@@ -55,10 +56,8 @@ class StepTimer(Protocol):
 class NoStepTimer:
     """Takes no time."""
 
-    _NOTHING = nullcontext()
-
-    def part(self, name: str) -> AbstractContextManager[None]:
-        return self._NOTHING
+    def __init__(self) -> None:
+        self.part: Callable[[str], AbstractContextManager[Any]] = nullcontext
 
     def loading(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         return batches

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 import torch.distributed.autograd as dist_autograd
 from torch import Tensor
 from torch.distributed import rpc
@@ -20,7 +21,6 @@ from suture.runtime.rpc.lockdown import full_name
 from suture.runtime.server import api as server_api
 from suture.runtime.server.api import ServerApi
 from suture.runtime.server.coordinator import Coordinator
-from suture.runtime.server.liveness import Ping
 from suture.runtime.wire.messages import LossReply, OutputGradient, Refusal, StepDone, Upload
 
 if TYPE_CHECKING:
@@ -50,11 +50,8 @@ class RpcServer:
         functions = (ask, forward, step)
         return {full_name(function): function for function in functions} | {full_name(connect): self.connect}
 
-    def serve(self, ping: Ping) -> None:
+    def serve(self) -> None:
         """Plays the run until it is over; the server computes in this thread, which must be the main one.
-
-        Args:
-            ping: see `Coordinator.wait`.
 
         Raises:
             SutureError: the run stopped early; the message says why.
@@ -63,6 +60,19 @@ class RpcServer:
             self._run.wait(ping, self._executor.work)
         finally:
             self._executor.close()
+
+
+def ping(member: str, timeout: float) -> Future[Tensor]:
+    """Asks a member's process whether it lives: a sum, which torch computes there without running any Python.
+
+    Returns:
+        A future that fails at once when the process is gone, and after ``timeout`` seconds when it is frozen.
+
+    Raises:
+        RuntimeError: there is no such member.
+    """
+    answer: Future[Tensor] = rpc.rpc_async(member, torch.add, args=(torch.zeros(1), 1), timeout=timeout)
+    return answer
 
 
 def connect() -> ServerApi:

@@ -280,6 +280,20 @@ def _message_types(endpoint: Endpoint) -> tuple[Any, ...]:
     return tuple(kind for name, kind in hints.items() if name != "return")
 
 
+def check_answer(endpoint: Endpoint, answer: Any) -> Any:
+    """What came back over a wire, at the client.
+
+    Raises:
+        WireError: the endpoint answers with something else.
+        SutureError: the server refused; of the class that it named.
+    """
+    if not fits(answer, answer_type(endpoint)):
+        raise WireError(f"server: {endpoint.__name__}: answered with a {type(answer).__name__}; refused")
+    if isinstance(answer, Refusal):
+        answer.raise_it()
+    return answer
+
+
 @functools.cache
 def answer_type(endpoint: Endpoint) -> Any:
     """What an endpoint answers with, a `Refusal` included, as it declares it."""

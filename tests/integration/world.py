@@ -32,7 +32,7 @@ from suture.runtime.grpc.client import GrpcClient, GrpcClientConfig
 from suture.runtime.grpc.server import GrpcServer, GrpcServerConfig
 from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.records.observers import NoRecorder
-from suture.runtime.rpc import calls, transport
+from suture.runtime.rpc import transport
 from suture.runtime.rpc.functions import RpcServer
 from suture.runtime.rpc.lockdown import Lockdown
 from suture.runtime.rpc.transport import Transport, TransportConfig
@@ -119,7 +119,7 @@ def serve(
         served = RpcServer(coordinator)
         line.offer(served.table())
         line.publish(f"open{number}", "1")
-        served.serve(calls.ping)
+        served.serve()
     line.publish(f"closed{number}", "1")
     return {
         "owned_while_training": sorted(steps.owned),

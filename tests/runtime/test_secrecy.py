@@ -15,6 +15,7 @@ from torch import Tensor
 from suture.launch import build
 from suture.launch.options.options import AskedOptions
 from suture.launch.roles.one_process import play_locally
+from suture.runtime.client.step import ClientStep
 from suture.runtime.exchange import LocalExchange
 from suture.runtime.randomness import PUBLIC, Randomness
 from suture.runtime.scheduler import Turn, TurnKind
@@ -90,6 +91,7 @@ def spied(request, tmp_path_factory):
         folder=folder, options=options,
     )  # fmt: skip
     real_build, real_call, real_join = build.build_client, LocalExchange.begin, LocalExchange.join
+    real_step, real_learn = ClientStep.__init__, ClientStep.learn
 
     def note_client(*args):
         client = real_build(*args)
@@ -101,18 +103,15 @@ def spied(request, tmp_path_factory):
             noted.skips += [skip.detach().clone() for skip in output.skips]
 
         client.model.bottom.register_forward_hook(passed)
-        real_labels, real_step = client.model.fake_labels, client.model.step
-
-        def fake_labels(turn, batch):  # asked for every training batch
-            noted.targets.append(batch.targets)
-            return real_labels(turn, batch)
-
-        def step(gradients):
-            noted.gradients += [gradients[p].clone() for p in client.model.parameters() if p in gradients]
-            return real_step(gradients)
-
-        client.model.fake_labels, client.model.step = fake_labels, step
         return client
+
+    def note_step(step, client, turn, batch, *how):
+        noted.targets.append(batch.targets)
+        real_step(step, client, turn, batch, *how)
+
+    def note_learn(step, gradients):
+        noted.gradients += [gradients[p].clone() for p in step.client.parameters() if p in gradients]
+        real_learn(step, gradients)
 
     def note_call(exchange, endpoint, *args, **how):
         noted.messages.append((endpoint.__name__, pickle.dumps(args)))
@@ -129,6 +128,8 @@ def spied(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LocalExchange, "join", note_join)
         patch.setattr(build, "build_client", note_client)
+        patch.setattr(ClientStep, "__init__", note_step)
+        patch.setattr(ClientStep, "learn", note_learn)
         patch.setattr(LocalExchange, "begin", note_call)
         # A loss and its graph are the exchange's in one process; over RPC they stay in each side's context.
         noted.coordinator = play_locally(options, KEY, folder)

@@ -9,10 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from suture.runtime import session
-from suture.runtime.client.model import ClientModel
 from suture.runtime.client.step import ClientStep
 from suture.runtime.errors import DivergedError, MemberLostError, PeerLostError, StoppedError
-from suture.runtime.exchange.batch_in_flight import BatchInFlight
+from suture.runtime.exchange.fused import FusedStep
 from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.records.step_timer import NoStepTimer
 from suture.runtime.scheduler import Turn, TurnKind
@@ -86,9 +85,7 @@ def test_a_server_that_is_gone_does_not_hide_the_failure():
 
 def test_the_functions_that_the_page_names_in_a_step_exist():
     """Oracle: the classes themselves; who renames one of them reads here that session.py tells the story with it."""
-    owners = {
-        owner.__name__: owner for owner in (ClientStep, ClientModel, BatchInFlight, Packer, ServerModel)
-    }
+    owners = {owner.__name__: owner for owner in (ClientStep, FusedStep, Packer, ServerModel)}
     named = re.findall(r"`(\w+)\.(\w+)`", str(session.train.__doc__))
     assert {owner for owner, _ in named} == owners.keys()
     assert [name for owner, name in named if not hasattr(owners[owner], name)] == []

@@ -48,7 +48,6 @@ from suture.runtime.grpc.server import GrpcServer, GrpcServerConfig
 from suture.runtime.host.sandbox import Ports
 from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.records.observers import NoRecorder
-from suture.runtime.rpc import calls
 from suture.runtime.rpc.functions import RpcServer
 from suture.runtime.rpc.transport import SERVER, Transport, TransportConfig
 from suture.runtime.scheduler import Turn
@@ -308,7 +307,7 @@ def _serve(part: Part, line: Connection) -> dict[str, Any]:
         enclose(part.options, part.run_dir)
         served = RpcServer(coordinator)
         rpc.join(SERVER, served.table())
-        served.serve(calls.ping)
+        served.serve()
         rpc.leave()
     else:
         config = GrpcServerConfig(

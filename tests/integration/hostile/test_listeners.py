@@ -285,7 +285,7 @@ class Noise:
                 3, torch.Generator().manual_seed(0), lambda number: torch.Generator().manual_seed(0)
             )
         )
-        client.train_mode()
+        client.bottom.train()
         with torch.no_grad():
             smashed = client.bottom(batch.inputs)
             sent = ClientStep(client, turn, batch).down()

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from suture.runtime.errors import SutureError, WireError
-from suture.runtime.exchange import Exchange
 from suture.runtime.scheduler import Turn, TurnKind
-from suture.runtime.server.api import ENDPOINTS, ServerApi
+from suture.runtime.server.api import ENDPOINTS, ServerApi, check_answer
 from suture.runtime.wire.messages import (
     Board,
     Heads,
@@ -75,13 +74,12 @@ def test_an_answer_of_another_kind_is_refused(endpoint):
     """Oracle: the table above: what is right comes back as it is, the rest is named."""
     method = getattr(ServerApi, endpoint)
     for name, answer in ANSWERS.items():
-        checked = Exchange.answered(method, lambda answer=answer: answer)
         if name in RIGHT[endpoint]:
-            assert checked() is answer
+            assert check_answer(method, answer) is answer
         else:
             kind = type(answer).__name__
             with pytest.raises(WireError, match=f"server: {endpoint}: answered with a {kind}; refused"):
-                checked()
+                check_answer(method, answer)
 
 
 @pytest.mark.parametrize("endpoint", RIGHT)
@@ -89,18 +87,4 @@ def test_a_refusal_is_raised_whatever_is_asked(endpoint):
     """Oracle: its class and words; one of a class that nobody knows is an error of ours all the same."""
     for refusal, kind in ((Refusal("WireError", "no"), WireError), (Refusal("Nothing", "no"), SutureError)):
         with pytest.raises(kind, match="^no$"):
-            Exchange.answered(getattr(ServerApi, endpoint), lambda refusal=refusal: refusal)()
-
-
-def test_nothing_is_waited_for_before_it_is_asked_for():
-    """Oracle: the function that waits is called when the answer is wanted, and its error is its own."""
-    waited = []
-
-    def lost():
-        waited.append(1)
-        raise WireError("server: gone")
-
-    checked = Exchange.answered(ServerApi.leave, lost)
-    assert not waited
-    with pytest.raises(WireError, match="server: gone"):
-        checked()
+            check_answer(getattr(ServerApi, endpoint), refusal)

@@ -33,7 +33,6 @@ from suture.runtime.server.run_state import RunState
 from suture.runtime.server.turn_log import TurnLog
 from suture.runtime.server.membership import Membership
 from suture.runtime.records.observers import NoRecorder
-from suture.runtime.rpc import calls
 from suture.runtime.rpc import transport
 from suture.runtime.rpc.functions import RpcServer
 from suture.runtime.scheduler import RoundRobin
@@ -51,7 +50,7 @@ line = transport.Transport(transport.TransportConfig(host="127.0.0.1", port=port
 served = RpcServer(run)
 line.join(transport.SERVER, served.table())
 print("ready", flush=True)
-served.serve(calls.ping)
+served.serve()
 """
 
 # A client: joins, then waits for a turn or calls as told on its standard input, and says how that ended.
@@ -60,8 +59,6 @@ import json, sys
 import torch
 from torch.distributed import rpc
 from suture.runtime.exchange import AutogradExchange
-from suture.runtime.rpc import calls
-from suture.runtime.rpc import functions
 from suture.runtime.rpc import lockdown
 from suture.runtime.rpc import transport
 from suture.runtime.wire.messages import Hello
@@ -85,7 +82,7 @@ for order in sys.stdin:
         elif order.startswith("refer"):  # to what these numbers name
             lockdown.KINDS.write[rpc.PyRRef] = ("RRef", lambda _, ids=json.loads(order[5:]): ids)
             try:
-                said = calls.begin(functions.ask, exchange.server, "fetch", [])()
+                said = exchange.fetch()
             finally:
                 lockdown.KINDS.write.update(written)
         else:
