@@ -10,10 +10,11 @@ RUNTIME = Path(__file__).resolve().parents[2] / "runtime"
 class Trace:
     """Notes the modules whose functions are called while it is on.
 
-    What looks after members beside the steps (`Coordinator.watch`, `Client.wishes`) is no part of a step.
+    What looks after members beside the steps (`Coordinator.watch`, `Client.wishes`) is no part of a step, nor is the
+    inside of the loader: a step begins with the batch that it hands out.
     """
 
-    beside = frozenset({"watch", "in_turn"})
+    beside = frozenset({"watch", "in_turn", "train_batches"})
 
     def __init__(self) -> None:
         self.is_on = False
