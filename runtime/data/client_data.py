@@ -87,7 +87,7 @@ class ClientData:
             self._splits: dict[str, _Decoded] = {
                 name: _decode(source, part, image_size, channels) for name, part in parts.items()
             }
-        if note := said.note():
+        for note in said.notes():
             log.info("%s: %s", source.name, note)
 
     def num_train_batches(self, batch_size: int) -> int:

@@ -7,12 +7,14 @@ Pairs are made from the masks' side: images without a mask (and the folder test/
 the name's prefix. An index.csv in PATH may name patients (columns image, patient and perhaps site).
 """
 
+from collections import Counter
 from pathlib import Path
 
 from torch import Tensor
 
+from suture.runtime.data.folder import unused_notes, walk
 from suture.runtime.data.patients import patient_of
-from suture.runtime.data.pictures import file_digest, is_picture, picture_size, read_mask, read_picture
+from suture.runtime.data.pictures import file_digest, picture_size, read_mask, read_picture
 from suture.runtime.data.source import Example, Source, Task
 from suture.runtime.data.tables import read_columns
 from suture.runtime.errors import DataError
@@ -57,14 +59,13 @@ def open_kaggle_cxr(path: Path) -> Source:
         DataError: No folders CXR_png and masks, or no pair in them.
     """
     root = _find_root(path)
-    images = {file.stem: file for file in sorted((root / "CXR_png").iterdir()) if is_picture(file)}
-    table = _find_table(path, root)
+    found = walk(path, known=[table] if (table := _find_table(path, root)) else [])
+    images = {file.stem: file for file in found.pictures if root / "CXR_png" in file.parents}
+    masks = [file for file in found.pictures if root / "masks" in file.parents]
     rows = read_columns(table, ("image",), ("patient", "site")) if table else []
     known = {Path(row["image"]).stem: row for row in rows}
     examples, pairs, lonely = [], [], 0
-    for mask in sorted((root / "masks").iterdir()):
-        if not is_picture(mask):
-            continue
+    for mask in masks:
         stem = mask.stem if mask.stem in images else mask.stem.removesuffix("_mask")
         if stem not in images:
             lonely += 1
@@ -86,6 +87,8 @@ def open_kaggle_cxr(path: Path) -> Source:
         notes.append(f"skipped {lonely} masks without an image")
     if len(images) > len(pairs):
         notes.append(f"left out {len(images) - len(pairs)} images without a mask")
+    elsewhere = Counter({"picture outside CXR_png and masks": len(found.pictures) - len(images) - len(masks)})
+    notes += unused_notes(found.unused + elsewhere)
     return KaggleCxr(examples, pairs, notes)
 
 

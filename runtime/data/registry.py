@@ -200,6 +200,5 @@ def open_source(spec: str, *, grades: Grades, need: int, seed: int) -> Source:
         raise DataError(f"{entry.name}: {path} does not exist; give the path of the downloaded data")
     with counted_warnings() as said:
         source = entry.open(OpenRequest(path=path, grades=grades, need=need, seed=seed))
-    if note := said.note():
-        source.notes.append(note)
+    source.notes.extend(said.notes())
     return source
