@@ -24,7 +24,6 @@ from suture.runtime.consortium.board import ServerBoard
 from suture.runtime.consortium.site import SiteConsortium
 from suture.runtime.data.client_data import ClientData
 from suture.runtime.data.partition import Share, partition
-from suture.runtime.data.registry import open_source
 from suture.runtime.data.source import Source, Task
 from suture.runtime.errors import ConfigError, DataError
 from suture.runtime.grpc.chunks import SMALL, Limits
@@ -74,8 +73,7 @@ def build_images(options: RunOptions, num_clients: int) -> Images:
     config = options.partition_config()
     each = config.train_images + config.validation_images + config.test_images + config.held_out_images
     need = num_clients * each + (options.auxiliary_images() if not options.unsplit else 0)
-    data = options.data_config()
-    source = open_source(data.spec, grades=data.classes, need=need, seed=options.seed)
+    source = options.open_own(need, options.seed)
     if len(source.classes) < 2:  # a site of several may have one: the others have the run's other classes
         raise DataError(
             f"{source.name} holds pictures of one class, {source.classes[0]!r}, and a run needs 2; sort them by class"

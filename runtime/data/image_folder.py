@@ -8,14 +8,15 @@ image and patient says better. Stems that end in _test are official test images.
 from pathlib import Path
 
 from suture.runtime.data.kaggle_dr import PictureFiles
+from suture.runtime.data.names import FilesByName
 from suture.runtime.data.patients import copies_joined, patient_of
 from suture.runtime.data.pictures import is_picture
 from suture.runtime.data.source import Example, Source
-from suture.runtime.data.tables import read_columns
+from suture.runtime.data.tables import Columns, read_columns
 from suture.runtime.errors import DataError
 
 
-def open_image_folder(path: Path) -> Source:
+def open_image_folder(path: Path, *, columns: Columns | None = None) -> Source:
     """Index the folder; classes are numbered in alphabetical order.
 
     Raises:
@@ -33,12 +34,11 @@ def open_image_folder(path: Path) -> Source:
     if not classes:
         raise DataError(f"{path} holds no pictures; sort them into PATH/CLASS/ or PATH/SITE/CLASS/")
     index = path / "index.csv"
-    rows = read_columns(index, ("image", "patient")) if index.is_file() else []
-    patients = {Path(row["image"]).stem: row["patient"] for row in rows if row["patient"]}
+    patients, unknown = _patients(path, index, [file for _, _, file in found], columns)
     examples = [
         Example(
             key=file.relative_to(path).as_posix(),
-            patient=patients.get(file.stem) or "/".join(filter(None, (site, patient_of(file.stem)))),
+            patient=patients.get(file) or "/".join(filter(None, (site, patient_of(file.stem)))),
             label=classes.index(name),
             site=site,
             official_test=file.stem.endswith("_test"),
@@ -47,7 +47,23 @@ def open_image_folder(path: Path) -> Source:
     ]
     files = [file for _, _, file in found]
     examples, notes = copies_joined(examples, files)
-    return PictureFiles("image-folder", classes, examples, files, mirror=False, notes=notes)
+    return PictureFiles("image-folder", classes, examples, files, mirror=False, notes=unknown + notes)
+
+
+def _patients(
+    path: Path, index: Path, files: list[Path], columns: Columns | None
+) -> tuple[dict[Path, str], list[str]]:
+    """Whose each file is, where an index.csv says so, and how many of its rows name no file."""
+    if not index.is_file():
+        return {}, []
+    by_name = FilesByName(path, files)
+    rows = [
+        (by_name.find(row["image"]), row["patient"])
+        for row in read_columns(index, ("image", "patient"), columns=columns)
+    ]
+    lost = sum(file is None for file, _ in rows)
+    notes = [f"{lost} of {len(rows)} rows of index.csv name no image that is used"] if lost else []
+    return {file: patient for file, patient in rows if file is not None and patient}, notes
 
 
 def _sites(path: Path) -> list[tuple[str, Path]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from suture.runtime.data.patients import patient_of
 from suture.runtime.data.pictures import file_digest, is_picture, picture_size, read_mask, read_picture
 from suture.runtime.data.source import Example, Source, Task
-from suture.runtime.data.tables import read_columns
+from suture.runtime.data.tables import Columns, read_columns
 from suture.runtime.errors import DataError
 
 
@@ -50,7 +50,7 @@ class KaggleCxr(Source):
         return file_digest(self.pairs[index][0])
 
 
-def open_kaggle_cxr(path: Path) -> Source:
+def open_kaggle_cxr(path: Path, *, columns: Columns | None = None, structure: tuple[int, ...] = ()) -> Source:
     """Index the folder.
 
     Raises:
@@ -59,7 +59,7 @@ def open_kaggle_cxr(path: Path) -> Source:
     root = _find_root(path)
     images = {file.stem: file for file in sorted((root / "CXR_png").iterdir()) if is_picture(file)}
     table = _find_table(path, root)
-    rows = read_columns(table, ("image",), ("patient", "site")) if table else []
+    rows = read_columns(table, ("image",), ("patient", "site"), columns) if table else []
     known = {Path(row["image"]).stem: row for row in rows}
     examples, pairs, lonely = [], [], 0
     for mask in sorted((root / "masks").iterdir()):
