@@ -18,6 +18,7 @@ import suture.models.registry as nets
 from suture.launch.options.model import as_config_error, parse_cut
 from suture.launch.options.options import RunOptions
 from suture.models.split import SplitModel
+from suture.models.weights_file import read_state_dict
 from suture.runtime.client.client import Client
 from suture.runtime.client.model import ClientConfig, ClientModel
 from suture.runtime.consortium.board import ServerBoard
@@ -27,6 +28,7 @@ from suture.runtime.data.partition import Share, partition
 from suture.runtime.data.source import Source, Task
 from suture.runtime.errors import ConfigError, DataError
 from suture.runtime.grpc.chunks import SMALL, Limits
+from suture.runtime.host.unpacking import zip_bomb
 from suture.runtime.randomness import PUBLIC, Randomness
 from suture.runtime.records.observers import Watcher
 from suture.runtime.scheduler import parse_schedule
@@ -112,20 +114,10 @@ def build_split(options: RunOptions, num_classes: int, secret: bytes) -> SplitMo
             init=lambda part: (public if part == "top" else hidden).reseed("initial weights", part),
         )
         if options.weights is not None:
-            nets.load_weights(split, _state_dict(Path(options.weights)))
+            if reason := zip_bomb(Path(options.weights)):
+                raise ConfigError(f"cannot read weights from {options.weights}: {reason}; give others")
+            nets.load_weights(split, read_state_dict(Path(options.weights)))
     return split
-
-
-def _state_dict(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises what the file makes it raise: pickle, zip and OS errors
-        raise ConfigError(f"cannot read weights from {path}: {str(error).splitlines()[0]:.200}") from None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ConfigError(
-            f"weights in {path} must be a state dict: names and tensors; save model.state_dict()"
-        )
-    return state
 
 
 def smashed_spec(options: RunOptions, split: SplitModel) -> TensorSpec:
