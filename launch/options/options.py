@@ -280,6 +280,7 @@ class RunOptions(AskedOptions):
             seed=seed,
             columns=data.columns,
             structure=data.structure,
+            by_site=self.partition == "by-site",
         )
 
     def partition_config(self) -> PartitionConfig:

@@ -3,9 +3,9 @@
     PATH/[data/]Lung Segmentation/CXR_png/MCUCXR_0001_0.png       masks/MCUCXR_0001_0.png       Montgomery
     PATH/[data/]Lung Segmentation/CXR_png/CHNCXR_0001_0.png       masks/CHNCXR_0001_0_mask.png  Shenzhen
 
-Montgomery's own folders ManualMask/leftMask and rightMask are joined, in place of masks/. Pairs are made from the masks'
-side: images without a mask (and the folder test/) are left out. The site is the name's prefix. An index.csv in PATH may
-name patients (columns image, patient and perhaps site).
+Montgomery's own folders ManualMask/leftMask and rightMask are joined, in place of masks/. Pairs are made from the
+masks' side: images without a mask (and the folder test/) are left out. The site is the name's prefix. An index.csv in
+PATH may name patients (columns image, patient and perhaps site).
 """
 
 from pathlib import Path

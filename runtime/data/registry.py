@@ -40,6 +40,7 @@ class OpenRequest:
         seed: The run's public seed.
         columns: What the source's table calls its columns, as ``--columns`` says it; see `parse_columns`.
         structure: Which values of a mask are the structure; empty where nobody said.
+        by_site: Whether the run divides by sites, which the source is to tell apart.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class OpenRequest:
     seed: int
     columns: Columns = field(default_factory=dict)
     structure: tuple[int, ...] = ()
+    by_site: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ _ENTRIES = (
         "image-folder",
         "PATH/CLASS/IMAGE, or PATH/SITE/CLASS/IMAGE",
         "PATH",
-        lambda request: open_image_folder(request.path, columns=request.columns),
+        lambda request: open_image_folder(request.path, columns=request.columns, by_site=request.by_site),
         takes=("columns",),
     ),
     SourceEntry(
@@ -225,6 +227,7 @@ def open_source(
     seed: int,
     columns: str | None = None,
     structure: str | None = None,
+    by_site: bool = False,
 ) -> Source:
     """Open a data source; reads its index, no picture.
 
@@ -233,6 +236,7 @@ def open_source(
         grades: "binary" or "all", see ``DataConfig.classes``.
         columns: ``--columns``, see ``DataConfig.columns``.
         structure: ``--structure``, likewise.
+        by_site: see ``OpenRequest.by_site``.
         need: How many examples the run wants in all: phantoms list twice as many.
         seed: The run's public seed; phantoms are drawn from it.
 
@@ -252,6 +256,7 @@ def open_source(
             seed=seed,
             columns=parse_columns(columns),
             structure=parse_structure(structure),
+            by_site=by_site,
         )
         source = entry.open(request)
     if note := said.note():
