@@ -126,7 +126,8 @@ def _pickled(path: Path) -> tuple[set[str], set[str], bool]:
 
 def _named(file: IO[bytes]) -> tuple[set[str], set[str]]:
     """The objects and the texts of one pickle."""
-    names, texts = set(), []
+    names: set[str] = set()
+    texts: list[str] = []
     for opcode, argument in _opcodes(file):
         if opcode == "GLOBAL":
             names.add(str(argument).replace(" ", "."))

@@ -43,7 +43,7 @@ def copies_joined(
         if len({examples[row].label for row in group}) > 1 and _is_readable(files[group[0]])
     ]
     if torn and refuse_two_classes:
-        raise DataError(_in_two_classes(torn, examples, files))
+        raise DataError(_in_two_classes(torn, files))
     if torn:
         said.append(
             f"{len(torn)} of the pictures with copies are of two classes, so that one of the labels is wrong"
@@ -60,13 +60,10 @@ def _is_readable(file: Path) -> bool:
     return True
 
 
-def _in_two_classes(groups: list[list[int]], examples: Sequence[Example], files: Sequence[Path]) -> str:
-    pairs = []
-    for group in groups:
-        other = next(row for row in group if examples[row].label != examples[group[0]].label)
-        pairs.append(f"{files[group[0]]} = {files[other]}")
-    more = f" and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
-    return f"the same picture is in two classes: {'; '.join(pairs[:_SHOWN])}{more}; remove the wrong one of each two"
+def _in_two_classes(groups: list[list[int]], files: Sequence[Path]) -> str:
+    shown = "; ".join(" = ".join(str(files[row]) for row in group) for group in groups[:_SHOWN])
+    more = f" and {len(groups) - _SHOWN} more" if len(groups) > _SHOWN else ""
+    return f"the same picture is in two classes: {shown}{more}; remove the wrong ones"
 
 
 def join_copies(examples: Sequence[Example], files: Sequence[Path]) -> tuple[list[Example], list[list[int]]]:

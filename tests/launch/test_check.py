@@ -89,7 +89,7 @@ def test_a_picture_in_two_classes_is_the_last_line(folders, run):
     shutil.copy(folders / "ill" / "patient2.png", folders / "well" / "torn.png")
     code, _, last = run(f"image-folder:{folders}")
     assert code == DataError.exit_code
-    assert f"{folders}/ill/patient2.png = {folders}/well/torn.png; remove the wrong one" in last
+    assert f"{folders}/ill/patient2.png = {folders}/well/torn.png; remove the wrong ones" in last
 
 
 @pytest.mark.parametrize(("write", "kind"), [(write_table, "kaggle-dr"), (write_dicom_folder, "dicom")])
