@@ -28,12 +28,15 @@ def open_image_folder(path: Path, *, columns: Columns | None = None, by_site: bo
     if not here.pictures and any(below.is_dir() for below in path.iterdir()):
         raise DataError(f"{path} holds no pictures; sort them into PATH/CLASS/ or PATH/SITE/CLASS/")
     tree = read_tree(path, here.pictures, by_site=by_site)
-    folders = {folder.path: folder for folder in tree.folders}
-    found = [
-        (folders[above], file)
-        for file in here.pictures
-        if file not in tree.copies and (above := next((p for p in file.parents if p in folders), None))
-    ]
+    by_path = {folder.path: folder for folder in tree.folders}
+    within = [(file.parent, file) for file in here.pictures if file not in tree.copies]
+    folder_of = {
+        parent: next((by_path[p] for p in (parent, *parent.parents) if p in by_path), None)
+        for parent in {parent for parent, _ in within}
+    }
+    found = [(folder, file) for parent, file in within if (folder := folder_of[parent]) is not None]
+    if outside := len(within) - len(found) - tree.left_out:
+        tree.notes.append(f"not used: {outside} pictures outside the folders of classes")
     classes = tuple(sorted({folder.path.name for folder, _ in found}))
     if not classes:
         raise DataError(f"{path} holds pictures in no folder of a class; sort them into PATH/CLASS/")

@@ -40,11 +40,13 @@ class Tree:
     Attributes:
         folders: those of classes.
         copies: pictures of a tree that lies inside itself once more; they are not used.
+        left_out: pictures in folders that `notes` say are left out.
         notes: how the folders were read, where it could be otherwise.
     """
 
     folders: list[ClassFolder] = field(default_factory=list)
     copies: set[Path] = field(default_factory=set)
+    left_out: int = 0
     notes: list[str] = field(default_factory=list)
 
 
@@ -110,6 +112,7 @@ class _Reader:
                 self.read(top, site, official_test=_is_set(top, _TEST))
                 continue
             number = sum(top in file.parents for file in self._pictures)
+            self.tree.left_out += number
             where = top.relative_to(self._path).as_posix()
             why = "no folders of classes" if _is_set(top) else "a folder beside train and test"
             self.tree.notes.append(f"left out {number} pictures of {where}/: {why}")

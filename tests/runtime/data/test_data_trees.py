@@ -98,6 +98,14 @@ def test_a_test_folder_without_classes_is_left_out_and_counted(tmp_path, png):
     source = open_image_folder(fill(tmp_path, png, "train/ill", "train/well", "test"))
     assert source.classes == ("ill", "well") and len(source.examples) == 6
     assert "left out 3 pictures of test/: no folders of classes" in source.notes
+    assert not any("outside" in note for note in source.notes), "counted once"
+
+
+def test_pictures_beside_the_folders_of_classes_are_counted(tmp_path, png):
+    png(fill(tmp_path, png, "ill", "well") / "overview.png", np.zeros((4, 4), np.uint8))
+    source = open_image_folder(tmp_path)
+    assert len(source.examples) == 6
+    assert "not used: 1 pictures outside the folders of classes" in source.notes
 
 
 def test_sets_alone_are_no_classes(tmp_path, png):
