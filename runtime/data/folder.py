@@ -91,7 +91,7 @@ def companion_kind(name: str) -> str:
 
 def other_kind(name: str) -> str:
     """The kind of a file that is no picture: its ending where that is a plain one, so that no name is told."""
-    ending = os.path.splitext(name)[1].lower()
+    ending = Path(name).suffix.lower()
     if len(ending) < 2:
         return NO_ENDING
     plain = ending[1:].isascii() and ending[1:].isalnum() and len(ending) <= _LONGEST_ENDING
@@ -125,7 +125,7 @@ class _Walker:
 
     def _walk(self, folder: Path, above: frozenset[tuple[int, int]]) -> None:
         try:
-            status = os.stat(folder)
+            status = folder.stat()
             with os.scandir(folder) as entries:
                 listed = list(entries)
         except OSError:
@@ -166,7 +166,7 @@ class _Walker:
 
     def _follow(self, link: Path, above: frozenset[tuple[int, int]]) -> None:
         try:
-            status = os.stat(link)
+            status = link.stat()
         except OSError:  # nothing is there, or the links go round
             self._unused[DEAD_LINK] += 1
             return

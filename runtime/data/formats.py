@@ -1,4 +1,4 @@
-"""What kind of file is it? Pictures are told by their ending, DICOM files by their content, whatever they are called."""
+"""What kind of file is it? Pictures are told by their ending, DICOM files by their content, not their name."""
 
 import os
 import unicodedata
@@ -7,18 +7,19 @@ from pathlib import Path
 
 PICTURE_ENDINGS = frozenset(
     {
-        ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".png", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".webp", ".avif",
-        ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpf", ".jpx", ".j2c", ".jpc",
+        ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".png", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".webp",
+        ".avif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpf", ".jpx", ".j2c", ".jpc",
     }
 )  # fmt: skip
-PILLOW_FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "AVIF", "PPM", "JPEG2000")
+PILLOW_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "AVIF", "PPM", "JPEG2000")
 """What Pillow may decode, whatever a file is called: no format that runs another program, as EPS does."""
 DICOM_ENDINGS = frozenset({".dcm", ".dicom"})
 
+HEAD = 1024
+"""So many bytes of a file tell what it is."""
 _WINDOWS_1252 = {
     byte: sign for byte in range(0x80, 0xA0) if (sign := bytes([byte]).decode("cp1252", errors="ignore"))
 }
-_HEAD = 1024
 _PREAMBLE = 128
 _FIRST_ELEMENTS = frozenset(
     bytes(pair)
@@ -56,12 +57,12 @@ def ends_as_picture(name: str) -> bool:
     return _ending(name) in PICTURE_ENDINGS
 
 
-def kind_of(path: str | Path) -> Kind:
+def kind_of(path: Path) -> Kind:
     """What a regular file is. One that ends as DICOM and is none counts as one: a reader will say what is wrong."""
-    name = Path(path).name
+    name = path.name
     try:
-        with open(path, "rb", buffering=0) as file:
-            head = file.read(_HEAD)
+        with path.open("rb", buffering=0) as file:
+            head = file.read(HEAD)
     except OSError:
         head = b""  # its reader will say what is wrong
     if is_dicom(head):
