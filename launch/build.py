@@ -18,16 +18,17 @@ import suture.models.registry as nets
 from suture.launch.options.model import as_config_error, parse_cut
 from suture.launch.options.options import RunOptions
 from suture.models.split import SplitModel
+from suture.models.weights_file import read_state_dict
 from suture.runtime.client.client import Client
 from suture.runtime.client.model import ClientConfig, ClientModel
 from suture.runtime.consortium.board import ServerBoard
 from suture.runtime.consortium.site import SiteConsortium
 from suture.runtime.data.client_data import ClientData
 from suture.runtime.data.partition import Share, partition
-from suture.runtime.data.registry import open_source
 from suture.runtime.data.source import Source, Task
 from suture.runtime.errors import ConfigError, DataError
 from suture.runtime.grpc.chunks import SMALL, Limits
+from suture.runtime.host.unpacking import zip_bomb
 from suture.runtime.randomness import PUBLIC, Randomness
 from suture.runtime.records.observers import Watcher
 from suture.runtime.scheduler import parse_schedule
@@ -74,8 +75,7 @@ def build_images(options: RunOptions, num_clients: int) -> Images:
     config = options.partition_config()
     each = config.train_images + config.validation_images + config.test_images + config.held_out_images
     need = num_clients * each + (options.auxiliary_images() if not options.unsplit else 0)
-    data = options.data_config()
-    source = open_source(data.spec, grades=data.classes, need=need, seed=options.seed)
+    source = options.open_own(need, options.seed)
     if len(source.classes) < 2:  # a site of several may have one: the others have the run's other classes
         raise DataError(
             f"{source.name} holds pictures of one class, {source.classes[0]!r}, and a run needs 2; sort them by class"
@@ -114,20 +114,10 @@ def build_split(options: RunOptions, num_classes: int, secret: bytes) -> SplitMo
             init=lambda part: (public if part == "top" else hidden).reseed("initial weights", part),
         )
         if options.weights is not None:
-            nets.load_weights(split, _state_dict(Path(options.weights)))
+            if reason := zip_bomb(Path(options.weights)):
+                raise ConfigError(f"cannot read weights from {options.weights}: {reason}; give others")
+            nets.load_weights(split, read_state_dict(Path(options.weights)))
     return split
-
-
-def _state_dict(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises what the file makes it raise: pickle, zip and OS errors
-        raise ConfigError(f"cannot read weights from {path}: {str(error).splitlines()[0]:.200}") from None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ConfigError(
-            f"weights in {path} must be a state dict: names and tensors; save model.state_dict()"
-        )
-    return state
 
 
 def smashed_spec(options: RunOptions, split: SplitModel) -> TensorSpec:

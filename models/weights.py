@@ -40,12 +40,14 @@ def load_weights(split: SplitModel, state_dict: Mapping[str, Tensor]) -> None:
     """Loads a whole net's state dict into the parts, all of it or nothing.
 
     A file without the final layer (``fc.*``) keeps the initial one, for transfer to other classes. Batch
-    norm's counters may be absent too: torchvision's published files are older than they are.
+    norm's counters may be absent too: torchvision's published files are older than they are. A first word that all
+    names of the file share and none of the net's has is left out, as ``module.`` of DataParallel.
 
     Raises:
         ValueError: keys are missing, unexpected or mis-shaped; at most five of each are named.
     """
     whole = whole_state_dict(split)
+    state_dict = _without_prefix(state_dict, whole)
     final = final_layer(split) + "."
     absent = [key for key in whole if key not in state_dict]
     if all(key in absent for key in whole if key.startswith(final)):
@@ -65,6 +67,18 @@ def load_weights(split: SplitModel, state_dict: Mapping[str, Tensor]) -> None:
     for part in split.parts().values():
         own = {key: state_dict[key] for key in part.state_dict() if key in state_dict}
         part.load_state_dict(own, strict=False)  # strictness is above, over the whole net
+
+
+def _without_prefix(state_dict: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The state dict under the net's own names; wrappers may stand one in another."""
+    while True:
+        first = {key.partition(".")[0] for key in state_dict}
+        if len(first) != 1 or first <= {key.partition(".")[0] for key in whole}:
+            return state_dict
+        shorter = {key.partition(".")[2]: value for key, value in state_dict.items()}
+        if "" in shorter:
+            return state_dict
+        state_dict = shorter
 
 
 def _same_shape(value: object, wanted: Tensor) -> bool:

@@ -16,6 +16,14 @@ class DataOptions(Group):
     grades: str = option(
         "binary", "binary (grade above 0) or all grades", choices=("binary", "all"), agree=True
     )
+    columns: str | None = option(
+        None,
+        "what a table calls its columns: image=NAME,label=NAME,patient=NAME,site=NAME, or some of them",
+        agree=True,
+    )
+    structure: str | None = option(
+        None, "which values of a mask are the structure, such as 1,2 (default: all above 0)", agree=True
+    )
     image_size: int | None = option(None, "pixels a side", agree=True)
     augment: bool = option(True, "rotate, scale and flip training images a little", agree=True)
     train_images: int | None = option(None, "training images per client", agree=True)

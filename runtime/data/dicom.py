@@ -20,19 +20,21 @@ from suture.runtime.data.kaggle_dr import PictureFiles
 from suture.runtime.data.names import FilesByName, ambiguous
 from suture.runtime.data.patients import copies_joined, patient_of
 from suture.runtime.data.source import Example, Source
-from suture.runtime.data.tables import grade_classes, parse_grade, read_columns
+from suture.runtime.data.tables import LINE, Columns, Row, grade_classes, parse_grade, read_columns
+from suture.runtime.data.text import plain_name
 from suture.runtime.errors import ConfigError, DataError
 
 UIDS = ("SOPInstanceUID", "StudyInstanceUID")
 _UID = re.compile(r"[0-9]+(\.[0-9]+){3,}")
 
 
-def open_dicom(path: Path, *, grades: str) -> Source:
+def open_dicom(path: Path, *, grades: str, columns: Columns | None = None) -> Source:
     """Index the folder.
 
     Args:
         path: A folder with one CSV and the files, at any depth; or folders of classes with the files, and no CSV.
         grades: "binary" (level > 0) or "all"; for a CSV.
+        columns: What the table calls its columns, where somebody said.
 
     Raises:
         ConfigError: pydicom is not installed.
@@ -43,13 +45,13 @@ def open_dicom(path: Path, *, grades: str) -> Source:
     tables = _tables(path)
     found = walk(path, known=tables)
     if not tables and any(len(file.relative_to(path).parts) > 1 for file in found.dicom):
-        return open_image_folder(path, name="dicom", wanted=found.dicom)
+        return open_image_folder(path, name="dicom", columns=columns)
     if len(tables) != 1:
         raise DataError(
             f"{path} must hold one CSV with the columns image and level, found {len(tables)}; "
             "move the others away"
         )
-    return _open_table(path, tables[0], found, grades)
+    return _open_table(path, tables[0], found, grades, columns)
 
 
 def _tables(path: Path) -> list[Path]:
@@ -58,8 +60,8 @@ def _tables(path: Path) -> list[Path]:
     return sorted(file for file in path.glob("*.csv") if not file.name.startswith("."))
 
 
-def _open_table(path: Path, table: Path, found: Found, grades: str) -> Source:
-    rows = _rows(table)
+def _open_table(path: Path, table: Path, found: Found, grades: str, columns: Columns | None) -> Source:
+    rows = _rows(table, columns)
     files = [file for file in found.pictures if file in found.dicom]
     matching = _Matching(path, files)
     pairs = [(row, file) for row in rows if (file := matching.find(row)) is not None]
@@ -68,9 +70,11 @@ def _open_table(path: Path, table: Path, found: Found, grades: str) -> Source:
             f"{path}: none of the {len(rows)} images of {table.name} is there as IMAGE.dcm; the column image "
             "must hold the files' names"
         )
-    classes, labels = grade_classes([parse_grade(row["level"], table) for row, _ in pairs], grades, ())
+    classes, labels = grade_classes(
+        [parse_grade(row["level"], table, row[LINE]) for row, _ in pairs], grades, ()
+    )
     chosen = [file for _, file in pairs]
-    named = [row["patient"] or row["PatientID"] for row, _ in pairs]
+    named = [row["patient"] for row, _ in pairs]
     ids, notes = (named, []) if all(named) else patient_ids(chosen)
     stems = Counter(plain_stem(file.name) for file in chosen)
     examples = []
@@ -78,8 +82,8 @@ def _open_table(path: Path, table: Path, found: Found, grades: str) -> Source:
         stem = plain_stem(file.name)
         examples.append(
             Example(
-                key=stem if stems[stem] == 1 else file.relative_to(path).as_posix(),
-                patient=known or own or patient_of(stem),
+                key=plain_name(stem if stems[stem] == 1 else file.relative_to(path).as_posix()),
+                patient=known or own or plain_name(patient_of(stem)),
                 label=label,
                 site=row["site"],
                 official_test=stem.endswith("_test"),
@@ -90,12 +94,12 @@ def _open_table(path: Path, table: Path, found: Found, grades: str) -> Source:
     return PictureFiles("dicom", classes, examples, chosen, mirror=False, notes=notes)
 
 
-def _rows(table: Path) -> list[dict[str, str]]:
-    optional = ("patient", "PatientID", "site", *UIDS)
-    rows = read_columns(table, ("level",), ("image", *optional))
+def _rows(table: Path, columns: Columns | None) -> list[Row]:
+    optional = ("patient", "site", *UIDS)
+    rows = read_columns(table, ("level",), ("image", *optional), columns)
     if any(row[name] for row in rows for name in ("image", *UIDS)):
         return rows
-    return read_columns(table, ("image", "level"), optional)
+    return read_columns(table, ("image", "level"), optional, columns)
 
 
 def _missing(rows: Sequence[object], pairs: Sequence[object]) -> list[str]:

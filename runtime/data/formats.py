@@ -1,5 +1,6 @@
 """What kind of file is it? Pictures are told by their ending, DICOM files by their content, not their name."""
 
+import os
 import unicodedata
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +17,9 @@ DICOM_ENDINGS = frozenset({".dcm", ".dicom"})
 
 HEAD = 1024
 """So many bytes of a file tell what it is."""
+_WINDOWS_1252 = {
+    byte: sign for byte in range(0x80, 0xA0) if (sign := bytes([byte]).decode("cp1252", errors="ignore"))
+}
 _PREAMBLE = 128
 _FIRST_ELEMENTS = frozenset(
     bytes(pair)
@@ -83,7 +87,19 @@ def plain_stem(name: str) -> str:
     """A name without a picture's or DICOM's ending, in Unicode's composed form; other dots belong to the name."""
     ending = _ending(name)
     stem = name[: -len(ending)] if ending in PICTURE_ENDINGS | DICOM_ENDINGS else name
-    return unicodedata.normalize("NFC", stem)
+    return composed(stem)
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form. Bytes that are no UTF-8 are read as Windows-1252, as a table's are."""
+    if any("\udc80" <= sign <= "\udcff" for sign in name):
+        name = windows_1252(os.fsencode(name))
+    return unicodedata.normalize("NFC", name)
+
+
+def windows_1252(raw: bytes) -> str:
+    """Bytes as text in which each byte is one sign, those that Windows-1252 leaves open too."""
+    return raw.decode("latin-1").translate(_WINDOWS_1252)
 
 
 def _has_no_pixels(head: bytes) -> bool:

@@ -1,12 +1,11 @@
 """Which file does a table's row mean? Names with and without endings, with folders, composed or not."""
 
 import os
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from suture.runtime.data.formats import plain_stem
+from suture.runtime.data.formats import composed, plain_stem
 from suture.runtime.errors import DataError
 
 
@@ -30,12 +29,12 @@ class FilesByName:
         Folders are compared from the file upwards as far as both sides have them: a table may have been written
         elsewhere.
         """
-        named = PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/")))
+        named = PurePosixPath(composed(name.replace("\\", "/")))
         fitting = [
             file for file in self._by_stem.get(plain_stem(named.name), ()) if self._folders_fit(named, file)
         ]
         if len(fitting) > 1:
-            exact = [file for file in fitting if _composed(file.name).casefold() == named.name.casefold()]
+            exact = [file for file in fitting if composed(file.name).casefold() == named.name.casefold()]
             fitting = exact or fitting
         return fitting
 
@@ -51,7 +50,7 @@ class FilesByName:
         return fitting[0] if fitting else None
 
     def _folders_fit(self, named: PurePosixPath, file: Path) -> bool:
-        own = [_composed(part) for part in file.relative_to(self._source).parent.parts]
+        own = [composed(part) for part in file.relative_to(self._source).parent.parts]
         theirs = [part for part in named.parent.parts if part not in ("/", ".", "..")]
         return all(a == b for a, b in zip(reversed(own), reversed(theirs), strict=False))
 
@@ -63,7 +62,3 @@ def ambiguous(source: Path, files: list[Path]) -> DataError:
         f"{source} holds {files[0].name!r} twice, in different folders; remove one of the copies, or write the folder "
         f"into the table's name: {first!r} or {second!r}"
     )
-
-
-def _composed(text: str) -> str:
-    return unicodedata.normalize("NFC", text)

@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from suture.runtime.data.deep_colour import deep_colour
 from suture.runtime.data.dicom_pixels import dicom_size, read_dicom
-from suture.runtime.data.formats import HEAD, PILLOW_FORMATS, ends_as_picture, is_dicom
+from suture.runtime.data.formats import HEAD, PILLOW_FORMATS, is_dicom
 from suture.runtime.data.library_warnings import PictureWarning
+from suture.runtime.data.masks import is_lossy, mask_values, structure_of
 from suture.runtime.data.scaling import scale_to_bytes, unreadable
 from suture.runtime.errors import DataError
 
@@ -36,34 +37,6 @@ _ON_ITS_SIDE = 5
 _WHITE_IS_ZERO, _PHOTOMETRIC = 0, 262
 _MAY_BE_SEVERAL = frozenset({"TIFF", "GIF", "WEBP", "AVIF", "PNG"})
 """Formats of pages or of frames; further pictures in a JPEG are previews of the first."""
-
-
-def is_picture(path: Path) -> bool:
-    """Whether the name is that of a picture; macOS's "._" companions are none."""
-    return ends_as_picture(path.name) and not path.name.startswith(".")
-
-
-def files_by_stem(folder: Path, wanted: Callable[[Path], bool], source: Path) -> dict[str, Path]:
-    """The files at and below ``folder`` that a table may name.
-
-    Args:
-        folder: where to look.
-        wanted: whether a path is one of them.
-        source: what a person has named, for the message.
-
-    Raises:
-        DataError: two have one stem: a table's row could mean either.
-    """
-    files: dict[str, Path] = {}
-    for file in sorted(folder.rglob("*")):
-        if not wanted(file):
-            continue
-        if file.stem in files:
-            raise DataError(
-                f"{source} holds {file.name!r} twice, in different folders; remove one of the copies"
-            )
-        files[file.stem] = file
-    return files
 
 
 def read_picture(path: Path, size: int, channels: int) -> Tensor:
@@ -130,26 +103,18 @@ def on_black(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", seen.size, (0, 0, 0, 255)), seen).convert("RGB")
 
 
-def read_mask(path: Path, size: int) -> Tensor:
-    """Read a mask as float32 (1, size, size) of zeros and ones, resized by the nearest pixel.
-
-    Masks come as 0/1 or 0/255, grey, RGB or 16-bit: what is above half of the file's maximum is 1.
+def read_mask(path: Path, structure: tuple[int, ...] = ()) -> NDArray[np.bool_]:
+    """Where a mask has the structure, (H, W); see ``structure_of`` for what it may hold.
 
     Raises:
         DataError: The file cannot be read.
     """
     with opened(path) as image:
         if isinstance(image, np.ndarray):
-            grey = image
-        else:
-            image.load()
-            plain = image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16")
-            turned = turned_as_exif_says(image)
-            grey = np.asarray(turned if plain else turned.convert("RGB"))
-    if grey.ndim == 3:
-        grey = grey.max(axis=2)
-    binary = grey > grey.max() / 2.0
-    return fit_mask(binary, size)
+            return structure_of(image.astype(np.float64), lossy=False, structure=structure)
+        found = structure_of(mask_values(image), lossy=is_lossy(image), structure=structure)
+        turn = _orientation(image)  # a TIFF has been turned by now
+        return np.asarray(Image.fromarray(found).transpose(_TURNS[turn])) if turn in _TURNS else found
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -207,12 +172,6 @@ def _of_deep_colour(values: NDArray[Any]) -> Image.Image:
     share = (opacity / np.iinfo(values.dtype).max * 255).round().astype(np.uint8)
     made = np.concatenate([scale_to_bytes(colours, seen), share], axis=2)
     return Image.fromarray(made, "LA" if made.shape[2] == 2 else "RGBA")
-
-
-def turned_as_exif_says(image: Image.Image) -> Image.Image:
-    """The picture upright, loaded before: Pillow turns a TIFF when it loads it."""
-    turn = _orientation(image)
-    return image.transpose(_TURNS[turn]) if turn in _TURNS else image
 
 
 def _orientation(image: Image.Image) -> int:
