@@ -62,7 +62,7 @@ def _jpeg_2000(image: Image.Image, path: Path) -> NDArray[Any] | None:
     if _jpeg_2000_bits(path) <= 8:
         return None
     try:
-        from openjpeg import decode
+        from openjpeg.utils import decode
     except ImportError as error:
         raise ValueError("16-bit colour in JPEG 2000 needs openjpeg: pip install suture[dicom]") from error
     values: NDArray[Any] = decode(path)

@@ -96,7 +96,7 @@ def _shown(dataset: Any) -> NDArray[np.uint8]:
 
 def _stored(dataset: Any) -> NDArray[Any]:
     """One frame's values, without what stands in the bits that are not stored, such as an old overlay."""
-    from pydicom.pixels import pixel_array
+    from pydicom.pixels.utils import pixel_array
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     if "TransferSyntaxUID" not in dataset.file_meta:  # a file without the meta group
@@ -122,7 +122,8 @@ def _low_bits(stored: NDArray[Any], dataset: Any) -> NDArray[Any]:
     if spare <= 0 or low < 0 or low > spare:
         return stored
     shifted = np.left_shift(stored, spare - low)
-    return np.right_shift(shifted, spare)
+    low_bits: NDArray[Any] = np.right_shift(shifted, spare)
+    return low_bits
 
 
 def _padding(stored: NDArray[Any], dataset: Any) -> NDArray[np.bool_]:
@@ -186,4 +187,5 @@ def _has(dataset: Any, sequence: str) -> bool:
 
 def _bytes(shares: NDArray[Any]) -> NDArray[np.uint8]:
     """From 0..1 to 0..255."""
-    return (np.clip(shares, 0.0, 1.0) * 255.0).round().astype(np.uint8)
+    grey: NDArray[np.uint8] = (np.clip(shares, 0.0, 1.0) * 255.0).round().astype(np.uint8)
+    return grey

@@ -103,7 +103,7 @@ def test_check_and_training_see_the_same_images_and_patients_and_predict_every_f
     assert code == 0, page
     assert len(images.source.examples) == number and f"images {number} of {patients} patients" in page
     assert all(" ".join(note.split()) in page for note in images.source.notes)
-    assert len(find_images(tmp_path / "data")) == files
+    assert len(find_images(tmp_path / "data").pictures) == files
 
 
 def test_all_broken_files_are_named_at_once_and_alike(tmp_path, checked):
