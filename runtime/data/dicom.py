@@ -80,10 +80,12 @@ def _open_table(path: Path, table: Path, found: Found, grades: str, columns: Col
     examples = []
     for (row, file), label, known, own in zip(pairs, labels, named, ids, strict=True):
         stem = plain_stem(file.name)
+        # Series folders hold files of one name, which then says nothing of whose they are: the folder does.
+        key = plain_name(stem if stems[stem] == 1 else (file.relative_to(path).parent / stem).as_posix())
         examples.append(
             Example(
-                key=plain_name(stem if stems[stem] == 1 else file.relative_to(path).as_posix()),
-                patient=known or own or plain_name(patient_of(stem)),
+                key=key,
+                patient=known or own or patient_of(key),
                 label=label,
                 site=row["site"],
                 official_test=stem.endswith("_test"),
