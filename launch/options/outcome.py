@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
+from suture.runtime.data.text import plain_name
 from suture.runtime.errors import CheckpointError, SutureError
 from suture.runtime.host.disk import is_the_disk
 
@@ -35,7 +36,7 @@ def outcome(work: Callable[[], Any], may_say: Callable[[str], bool] = lambda mes
         return result if isinstance(result, int) else 0
     except SutureError as error:
         if may_say(str(error)):
-            click.echo(f"suture: {error}", err=True)
+            click.echo(f"suture: {plain_name(str(error))}", err=True)
         return error.exit_code
     except OSError as error:
         if not is_the_disk(error):

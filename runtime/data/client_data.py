@@ -47,7 +47,8 @@ class ClientData:
     """The images of one share.
 
     Pictures stay uint8 in memory (12 KB each at 64 px) and become float only in a batch. No file is opened
-    after construction, so that the process may lose its right to read images.
+    after construction, so that the process may lose its right to read images. ``notes`` say what of the source is not
+    used and what was found in its pictures; they name no image and no patient.
 
     Args:
         source: Where to read.
@@ -95,6 +96,7 @@ class ClientData:
             raise _all_unreadable(source, image_size, channels) from None
         for note in said.notes():
             log.info("%s: %s", source.name, note)
+        self.notes = (*source.notes, *said.notes())
 
     def num_train_batches(self, batch_size: int) -> int:
         """Batches in a turn."""

@@ -1,12 +1,13 @@
 """Training, ``suture check`` and ``suture predict`` say the same of the same folder."""
 
+import os
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_files import write_folders, write_table
+from small_files import write_dicom_folder, write_folders, write_table
 
 from suture.cli import suture
 from suture.launch.build import Images, build_data, build_images
@@ -76,7 +77,76 @@ def masks(root, structures=2):
             Image.fromarray(pixels).save(root / folder / f"MCUCXR_{number:04d}_0.png")
 
 
+def strewn(root):
+    """A class tree with what lies in folders of pictures: two more pictures, three files of system, one of text, a loop."""
+    write_folders(root, NAMES, 1, 16)
+    (root / "ill" / "deep.png").mkdir()
+    (root / "ill" / "deep.png" / "one.GIF").write_bytes((root / "ill" / "patient0.png").read_bytes() + b" ")
+    Image.fromarray(np.full((9, 9), 7, dtype=np.uint8)).save(root / "well" / "other.jfif", format="JPEG")
+    for name in ("__MACOSX/._a.png", "ill/@eaDir/a.png", "well/._a.png", "well/notes.txt"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    (root / "well" / "round").symlink_to("..")
+
+
+def linked(root):
+    """Classes as links into a store elsewhere."""
+    write_folders(root.with_name("store"), NAMES, 1, 16)
+    root.mkdir()
+    for name in ("ill", "well"):
+        (root / name).symlink_to(root.with_name("store") / name)
+
+
+def turned_and_transparent(root):
+    for number, file in enumerate(sorted(write_folders(root, NAMES, 1, 16).rglob("*.png"))):
+        exif = Image.Exif()
+        exif[0x0112] = number % 8 + 1
+        image = Image.open(file).convert("LA" if number % 2 else "RGBA")
+        image.putalpha(number * 10)
+        image.save(file, exif=exif)
+
+
+def not_utf_8(root):
+    """Names as an archive from Windows leaves them, of a class and of files."""
+    write_folders(root, NAMES, 1, 16)
+    (root / "ill").rename(root / os.fsdecode(b"sch\xf6n"))
+    for file in list((root / "well").iterdir()):
+        file.rename(file.with_name(os.fsdecode(b"m\xfcller_") + file.name))
+
+
+def dicom_table(root):
+    write_dicom_folder(root, 1, 16)
+    (root / "x0.dcm").rename(root / "x0.DCM")
+    (root / "unlisted.txt").write_text("x")
+
+
+def dicom_series(root):
+    write_dicom_folder(root, 1, 16)
+    rows = []
+    for number in range(16):
+        (root / f"P{number}").mkdir()
+        (root / f"x{number}.dcm").rename(root / f"P{number}" / "IM1")
+        rows.append(f"P{number}/IM1,{number % 2}")
+    (root / "labels.csv").write_text("\n".join(["image,level", *rows]) + "\n")
+
+
+def dicom_tree(root):
+    write_dicom_folder(root, 1, 16)
+    for number in range(16):
+        folder = root / ("ill", "well")[number % 2]
+        folder.mkdir(exist_ok=True)
+        (root / f"x{number}.dcm").rename(folder / f"IM{number}")
+    (root / "labels.csv").unlink()
+
+
 KINDS = {
+    "strewn with other files": ("image-folder", strewn, {}, 18, 18),
+    "classes that are links": ("image-folder", linked, {}, 16, 16),
+    "turned and transparent": ("image-folder", turned_and_transparent, {}, 16, 16),
+    "names that are not UTF-8": ("image-folder", not_utf_8, {}, 16, 16),
+    "DICOM with a table": ("dicom", dicom_table, {}, 16, 16),
+    "DICOM in series": ("dicom", dicom_series, {}, 16, 16),
+    "DICOM in folders of classes": ("dicom", dicom_tree, {}, 16, 16),
     "sets": ("image-folder", sets, {}, 32, 32),
     "a tree inside itself": ("image-folder", wrapped_twice, {}, 32, 64),
     "a table with semicolons in UTF-16": ("kaggle-dr", semicolons, {}, 16, 16),
@@ -98,12 +168,18 @@ def test_check_and_training_see_the_same_images_and_patients_and_predict_every_f
     ).resolved()
     images = build_images(run, 1)
     patients = len({one.patient for one in images.source.examples})
-    build_data(run, images, 0)
+    kept = build_data(run, images, 0)
+    assert set(images.source.notes) <= set(kept.notes)
     code, page = checked(data, *(part for name, value in more.items() for part in (f"--{name}", value)))
     assert code == 0, page
     assert len(images.source.examples) == number and f"images {number} of {patients} patients" in page
     assert all(" ".join(note.split()) in page for note in images.source.notes)
-    assert len(find_images(tmp_path / "data").pictures) == files
+    found = find_images(tmp_path / "data")
+    assert len(found.pictures) == files
+    if source == "image-folder":
+        assert all(note in images.source.notes for note in found.notes())
+    for file in found.pictures:
+        read_image(file, 32, 3)
 
 
 def test_all_broken_files_are_named_at_once_and_alike(tmp_path, checked):
