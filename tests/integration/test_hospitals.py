@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from hosts import Hosts, why_not
 from replayed import replay
 from site_own import ANY_SIZE, initial_secret, own_of
@@ -94,7 +95,7 @@ def _address(hosts: Hosts, name: str) -> str:
 def _started(namespace: str, command: list[str], log: Path, **environment: str):
     """A process in a namespace; it is gone afterwards."""
     with log.open("wb") as out:
-        process = subprocess.Popen(
+        process = warm.Popen(
             ["ip", "netns", "exec", namespace, *command],
             cwd=ROOT,
             env=os.environ | {"CI": "true"} | environment,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import warm
 from commands import ROOT, TINY, refused, suture
 from PIL import Image
 
@@ -46,7 +47,7 @@ class Running:
 @contextmanager
 def running(run: Path, *options: str, code: int = 0, **environment: str):
     """Starts a run, stops its ranks when the first turn has counted, lets them go on to the end; yields it."""
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, "-m", "suture", "train", *OPTIONS, *options, "--run-dir", str(run)],
         cwd=ROOT,
         env=os.environ | {"CI": "true"} | environment,
