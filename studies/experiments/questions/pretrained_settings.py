@@ -11,7 +11,15 @@ from typing import Any
 
 from suture.launch.options.options import AskedOptions
 from suture.launch.output.table import Table
-from suture.studies.experiments.experiment import METRICS, Experiment, Picture, Results, options
+from suture.studies.experiments.experiment import (
+    METRICS,
+    Experiment,
+    Picture,
+    Results,
+    check_sentence,
+    options,
+    repeated_with_processes,
+)
 from suture.studies.experiments.pages.charts import dots_with_intervals
 from suture.studies.experiments.runs.job import Job
 from suture.studies.experiments.runs.setting import Setting
@@ -41,7 +49,7 @@ class PretrainedSettings(Experiment):
 
     def jobs(self, setting: Setting) -> list[Job]:
         folds = int(self.file["folds"])
-        return [
+        jobs = [
             Job(
                 arm=name,
                 seed=seed,
@@ -53,6 +61,7 @@ class PretrainedSettings(Experiment):
             for seed in setting.seeds
             for name in self.settings
         ]
+        return [*jobs, repeated_with_processes(jobs[0])]
 
     def options(self, setting: Setting, name: str, seed: int, partition: str) -> AskedOptions:
         """The options of a run with the setting ``name``."""
@@ -89,6 +98,7 @@ class PretrainedSettings(Experiment):
             f"{len(self.settings)} settings were tried, all on the same folds; ± is the 95 % interval over folds. "
             "The official test set was not scored.",
             "By photograph: IDRiD lists no patients, so both eyes of one person may lie in two folds.",
+            check_sentence(results),
         ]
         return [Table(rows, f"Settings by cross-validation, {of(setting)}", notes)]
 
