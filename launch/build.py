@@ -19,6 +19,7 @@ import suture.models.registry as nets
 from suture.launch.options.model import as_config_error, parse_cut
 from suture.launch.options.options import RunOptions
 from suture.models.freezing import freeze, frozen_names
+from suture.models.precision import has_bf16, to_bf16
 from suture.models.pretrained import read_state_dict
 from suture.models.split import SplitModel
 from suture.models.weights import final_layer
@@ -60,8 +61,17 @@ def device_of(options: RunOptions, local_rank: int) -> torch.device:
     """The device of a rank: its own GPU where there are any and ``--device`` allows it.
 
     Raises:
-        ConfigError: cuda was asked for and there is none.
+        ConfigError: cuda was asked for and there is none, or bf16 and the device has none.
     """
+    device = _device_of(options, local_rank)
+    if options.precision == "bf16" and not has_bf16(device.type):
+        raise ConfigError(
+            f"precision is bf16, and this machine's {device.type} has none; use --precision fp32"
+        )
+    return device
+
+
+def _device_of(options: RunOptions, local_rank: int) -> torch.device:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch sees no GPU here; use --device cpu or auto")
     if options.device == "cpu" or not torch.cuda.is_available():
@@ -127,6 +137,8 @@ def build_split(options: RunOptions, num_classes: int, secret: bytes) -> SplitMo
             _start_from(split, options)
         if options.freeze is not None:
             freeze(split, frozen_names(split, options.freeze, options.model, options.width))
+    if options.precision == "bf16":
+        to_bf16(split)
     return split
 
 
@@ -316,6 +328,7 @@ def build_client(
         optimizer=options.optimizer_config(),
         class_weights=class_weights(options, data),
         label_smoothing=options.label_smoothing,
+        prox=options.prox,
         accept_rollback=options.accept_rollback,
         memory=memory,
         on_alarm=options.on_alarm,

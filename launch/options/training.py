@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from suture.launch.options.group import Group, option
+from suture.models.precision import PRECISIONS
 from suture.runtime.errors import ConfigError
 from suture.runtime.scheduler import Together, parse_schedule
 from suture.runtime.training.learning_rates import SCHEDULES
@@ -36,6 +37,17 @@ class TrainingOptions(Group):
         None, "most that the norm of a gradient may be, of bottom, top and head each by itself", agree=True
     )
     label_smoothing: float = option(0.0, "share of each label that is spread over all classes", agree=True)
+    prox: float = option(
+        0.0,
+        "FedProx: pull a client's bottom and head to what they were when its turn began, so strongly",
+        agree=True,
+    )
+    precision: str = option(
+        "fp32",
+        "what parts compute in; bf16: by torch's autocast, weights stay fp32",
+        choices=PRECISIONS,
+        agree=True,
+    )
     early_stop: int | None = option(
         None,
         "end the run after so many rounds without a better validation score; the best round's model is kept",
@@ -74,6 +86,8 @@ class TrainingOptions(Group):
             raise ConfigError(
                 f"label-smoothing must lie in 0 to below 1, got {self.label_smoothing}; use 0.1, say"
             )
+        if not 0 <= self.prox < float("inf"):
+            raise ConfigError(f"prox must be at least 0 and finite, got {self.prox}; use 0.01, say")
         if self.pooled and not self.unsplit:
             raise ConfigError("pooled goes with --unsplit: split training never mixes the clients' images")
         together = parse_schedule(self.schedule, self.seed).together

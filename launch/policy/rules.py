@@ -23,6 +23,8 @@ HARMLESS: dict[str, str] = {
     "weight_decay": "how weights move at each end; no more crosses for it",
     "clip": "bounds how far a step moves weights; no more crosses for it",
     "label_smoothing": "how the loss is computed at either end; no more crosses for it",
+    "prox": "keeps the parts near what they were; no more crosses for it",
+    "precision": "how a part computes; what crosses is float32 all the same, see wire",
     "early_stop": "ends the run earlier than epochs allows, never later",
     "freeze": "needs --weights, which pretrained_weights rules: the server knows them, frozen for good",
     "seed": "public by design: what the server must not know does not follow from it alone",

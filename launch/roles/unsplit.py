@@ -76,6 +76,7 @@ class Unsplit:
         self.config = options.optimizer_config()
         self.optimizer = self.config.build_by_part(self._parts)
         self.losses: dict[str, float] = {}
+        self._begun: dict[torch.Tensor, torch.Tensor] = {}
 
     # Not `BatchAddress`, which the split run uses: the oracle spells out on its own where draws are, as a proof.
     def _reseed(self, part: str) -> None:
@@ -85,6 +86,8 @@ class Unsplit:
     def train_batches(self, round: int, client: str) -> Iterator[Batch]:
         """The batches of one client's turn, in the order that its split run would take."""
         generator = self._hidden.generator
+        own = [part for name, part in self._parts.items() if name != "top"]
+        self._begun = {p: p.detach().clone() for part in own for p in part.parameters()}
         return self.data[client].train_batches(
             self.options.batch_size,
             generator("order", round, client),
@@ -103,6 +106,10 @@ class Unsplit:
         self.optimizer.zero_grad()
         loss = criterion(self.model(batch.inputs.to(self.device)), batch.targets.to(self.device))
         loss.backward()
+        if self.options.prox:
+            for parameter, begun in self._begun.items():
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad + self.options.prox * (parameter.detach() - begun)
         if self.options.clip is not None:
             for part in self._parts.values():
                 clip_grad_norm_(part.parameters(), self.options.clip)

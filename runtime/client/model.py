@@ -22,7 +22,7 @@ from suture.runtime.randomness import BatchAddress, Randomness
 from suture.runtime.records.step_timer import NoStepTimer, StepTimer
 from suture.runtime.scheduler import Turn
 from suture.runtime.training.metrics import build_criterion
-from suture.runtime.training.optim import OptimizerConfig, step_with
+from suture.runtime.training.optim import OptimizerConfig, pulled, step_with
 from suture.runtime.wire.checks import TensorSpec
 from suture.runtime.wire.compression import Packer
 
@@ -38,6 +38,8 @@ class ClientConfig:
         optimizer: for bottom and head.
         class_weights: weights_K of the loss, None for equal ones.
         label_smoothing: of the loss where it is computed here.
+        prox: how strongly bottom and head are pulled to what they were when the turn began (mu of FedProx: Li et al.,
+            MLSys 2020, arXiv:1812.06127); 0 for not at all.
         accept_rollback: a turn number older than the newest this client knows that it may go back to.
         memory: this client's own folder, which no server names, where it remembers the newest hand-off it has seen
             of each run; None to remember it for the length of the process only.
@@ -57,6 +59,7 @@ class ClientConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     class_weights: tuple[float, ...] | None = None
     label_smoothing: float = 0.0
+    prox: float = 0.0
     accept_rollback: int | None = None
     memory: Path | None = None
     on_alarm: str = "log"
@@ -115,6 +118,7 @@ class ClientModel:
         if self.head is not None:
             self.parts["head"] = self.head
         self.optimizer = config.optimizer.build_by_part(self.parts)
+        self._start: dict[Tensor, Tensor] = {}
         weights = None if config.class_weights is None else torch.tensor(config.class_weights)
         self.criterion = build_criterion(data.task, weights, config.label_smoothing).to(self.device)
 
@@ -134,6 +138,8 @@ class ClientModel:
         the optimizer has the round's learning rates.
         """
         self.config.optimizer.rates.apply(self.optimizer, turn.round)
+        if self.config.prox:
+            self._start = {parameter: parameter.detach().clone() for parameter in self.parameters()}
         draws = self.randomness.turn_draws(turn.round, self.name)
         return self.step_timer.loading(self.data.train_batches(self.config.batch_size, *draws))
 
@@ -172,6 +178,8 @@ class ClientModel:
     def step(self, gradients: Mapping[Tensor, Tensor]) -> None:
         """Steps the optimizer of bottom and head with the gradients of one backward, then the defence's own."""
         with self.step_timer.part("optimizer"):
+            if self.config.prox:
+                gradients = pulled(gradients, self._start, self.config.prox)
             step_with(self.optimizer, gradients)
             self.defence.step()
 

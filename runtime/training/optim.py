@@ -93,6 +93,17 @@ def take_moments(optimizer: torch.optim.Optimizer, given: Mapping[str, Any]) -> 
     optimizer.load_state_dict({"state": copy.deepcopy(dict(given["state"])), "param_groups": own})
 
 
+def pulled(
+    gradients: Mapping[Tensor, Tensor], start: Mapping[Tensor, Tensor], mu: float
+) -> dict[Tensor, Tensor]:
+    """Gradients with that of ``mu / 2`` times the squared distance from ``start``, parameter by parameter."""
+    return {
+        parameter: gradients[parameter].to(parameter.device) + mu * (parameter.detach() - begun)
+        for parameter, begun in start.items()
+        if parameter in gradients
+    }
+
+
 def step_with(optimizer: torch.optim.Optimizer, gradients: Mapping[Tensor, Tensor]) -> None:
     """Steps ``optimizer`` with ``gradients``, which came from an autograd context and not from ``.grad``.
 

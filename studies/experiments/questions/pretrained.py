@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from suture.launch.output.report.tables import area_interval
 from suture.launch.output.table import Table
 from suture.studies.experiments.experiment import (
     Experiment,
@@ -71,7 +72,8 @@ class Pretrained(Experiment):
         tried = self._tried.settings
         notes = [
             "Every client scores the whole test set, once, after the last round; ± is the 95 % interval over seeds, "
-            "each with a key of its own. Over photographs it would be wider: there are few.",
+            "each with a key of its own.",
+            *(_over_images(results, arm) for arm in ("pretrained", "frozen")),
             f"{len(tried)} settings were tried for pretrained, by cross-validation on training photographs "
             f"(pretrained-settings): {', '.join(tried)}; chosen: {self.file['arms']['pretrained']}. Frozen and scratch "
             "have one each, written down beforehand.",
@@ -90,6 +92,20 @@ class Pretrained(Experiment):
         shown = {arm: results.values(arm, "auroc") for arm in _WHAT if arm in results.arms()}
         path = dots_with_intervals(shown, folder / "auroc.png", x="AUROC on test photographs", guess=0.5)
         return [Picture(path, "AUROC by start: every seed, mean and 95 % interval; dashed: chance.")]
+
+
+def _over_images(results: Results, arm: str) -> str:
+    """How sure the mean AUROC of an arm is, given how few photographs there are."""
+    if arm not in results.arms():
+        return ""
+    values = results.values(arm, "auroc")
+    area = sum(values) / len(values)
+    test = next(iter(results.of(arm)[0]["summary"]["clients"].values()))["test"]
+    found = area_interval(area, test.get("num_images"), test.get("majority_accuracy"), 2)
+    if found is None:
+        return ""
+    low, high = found
+    return f"{arm}: over {test['num_images']:.0f} photographs AUROC {area:.3f} has the interval {low:.3f} to {high:.3f}."
 
 
 def _minutes(results: Results, arm: str) -> float:

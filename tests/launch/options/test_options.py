@@ -50,6 +50,8 @@ VALUES = {
     "weight_decay": 0.01,
     "clip": 1.5,
     "label_smoothing": 0.1,
+    "prox": 0.5,
+    "precision": "bf16",
     "early_stop": 4,
     "class_weights": "balanced",
     "test_every_round": True,

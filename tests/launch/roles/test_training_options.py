@@ -22,6 +22,7 @@ from suture.launch.options.options import AskedOptions, RunOptions
 from suture.launch.roles.one_process import play_locally
 from suture.launch.roles.unsplit import Unsplit
 from suture.models.freezing import freeze, frozen_names, train_mode
+from suture.models.precision import to_bf16
 from suture.runtime.errors import ConfigError
 from suture.runtime.scheduler import parse_schedule
 from suture.runtime.server.run_state import RunState
@@ -34,6 +35,10 @@ CASES = {
     "clipping, labels at home": {"clip": 0.01, "labels": "home", "optimizer": "sgd"},
     "label smoothing": {"label_smoothing": 0.2, "clip": 0.01},
     "label smoothing, labels at home": {"label_smoothing": 0.2, "labels": "home"},
+    "FedProx": {"prox": 5.0},
+    "FedProx, labels at home": {"prox": 5.0, "labels": "home"},
+    "bf16": {"precision": "bf16"},
+    "bf16, labels at home": {"precision": "bf16", "labels": "home", "prox": 1.0},
     "frozen bottom": {"freeze": "bottom"},
     "all but the head, labels at home": {"freeze": "all-but-head", "labels": "home"},
     "all before a cut, augmented": {"freeze": "3", "augment": "fundus"},
@@ -73,6 +78,8 @@ def test_a_split_run_ends_with_the_weights_of_unsplit_training_killed_or_not(
     case, weights, tmp_path, monkeypatch
 ):
     """Oracle: unsplit training; the same run killed after the second turn's checkpoint; the plain run differs."""
+    # Where the processor has no bf16 torch computes the same more slowly.
+    monkeypatch.setattr(build, "has_bf16", lambda device: True)
     options = options_of(CASES[case], weights)
     expected = unsplit(options).weights_sha256()
     assert expected != plain_digest(options.labels, weights)
@@ -162,6 +169,7 @@ def test_a_batch_norm_that_is_not_frozen_trains_beside_one_that_is():
         ({"weight_decay": -1.0}, "weight-decay must be at least 0 and finite, got -1.0"),
         ({"warm_up": 2}, "warm-up must be fewer rounds than the run's 2, got 2; raise --epochs"),
         ({"label_smoothing": 1.0}, "label-smoothing must lie in 0 to below 1, got 1.0; use 0.1, say"),
+        ({"prox": -1.0}, "prox must be at least 0 and finite, got -1.0"),
         ({"early_stop": 1}, "early-stop 1 looks at validation scores, and validation-images is 0"),
         ({"weights": "nowhere.pt"}, "weights nowhere.pt is no file; name a state dict"),
     ],
@@ -180,6 +188,57 @@ def test_label_smoothing_is_refused_for_masks():
         ConfigError, match="label-smoothing is for classification, and unet is for segmentation"
     ):
         AskedOptions(data="chest-phantom", label_smoothing=0.1).resolved()
+
+
+# FedProx and bf16 -------------------------------------------------------------------------------------
+
+
+def test_a_strong_pull_keeps_the_bottom_near_its_start_and_leaves_the_top_alone(weights, tmp_path):
+    """Oracle: how far a run without the pull moves; the first turn of both starts from one file."""
+    moved = []
+    for number, prox in enumerate((0.0, 100.0)):
+        options = options_of(
+            {"prox": prox, "clients": 1, "epochs": 1, "optimizer": "sgd", "lr": 1e-3, "train_images": 32},
+            weights,
+        )
+        trainer, before = unsplit(options), torch.load(weights)
+        parts = trainer._parts
+        moved.append(
+            {
+                name: sum(float((t.detach() - before[key]).norm()) for key, t in part.named_parameters())
+                for name, part in parts.items()
+            }
+        )
+        (tmp_path / str(number)).mkdir()
+        assert play_locally(options, KEY, tmp_path / str(number)).weights_sha256() == trainer.weights_sha256()
+    free, held = moved
+    assert held["bottom"] < 0.9 * free["bottom"] and held["top"] > 0.9 * free["top"]
+
+
+def test_bf16_computes_in_bf16_and_gives_fp32():
+    """Oracle: torch's autocast around each part by hand; the state dict is that of the net without it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        split = nets.build("resnet18", cut="3", num_outputs=2)
+    names, image = list(nets.whole_state_dict(split)), torch.rand(2, 3, 32, 32)
+    joined = split.joined().eval()
+    exact = joined(image)
+    with torch.autocast("cpu", torch.bfloat16):
+        smashed = split.bottom(image).smashed
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = split.top(smashed.float()).float()
+    to_bf16(split)
+    assert torch.equal(split.bottom(image).smashed, smashed.float())
+    output = split.joined().eval()(image)
+    assert output.dtype is torch.float32 and torch.equal(output, expected) and not torch.equal(output, exact)
+    assert list(nets.whole_state_dict(split)) == names
+
+
+def test_bf16_is_refused_where_the_processor_has_none(weights, monkeypatch):
+    """Oracle: the message."""
+    monkeypatch.setattr(build, "has_bf16", lambda device: False)
+    with pytest.raises(ConfigError, match="precision is bf16, and this machine's cpu has none"):
+        build.device_of(options_of({"precision": "bf16", "device": "cpu"}, weights), 0)
 
 
 # Learning rates ---------------------------------------------------------------------------------------
