@@ -77,21 +77,22 @@ class Pretrained(Experiment):
             f"{len(tried)} settings were tried for pretrained, by cross-validation on training photographs "
             f"(pretrained-settings): {', '.join(tried)}; chosen: {self.file['arms']['pretrained']}. Frozen and scratch "
             "have one each, written down beforehand.",
-            *(self._against_scratch(results, arm) for arm in ("pretrained", "frozen")),
+            *(_against(results, *pair) for pair in (("scratch", "pretrained"), ("pretrained", "frozen"))),
             check_sentence(results),
         ]
         return [Table(rows, f"What pretrained weights are worth, {of(setting)}", notes)]
-
-    def _against_scratch(self, results: Results, arm: str) -> str:
-        if not {"scratch", arm} <= set(results.arms()):
-            return ""
-        told = changed(results.values("scratch", "auroc"), results.values(arm, "auroc"))
-        return f"{arm} against scratch: AUROC {told}."
 
     def pictures(self, setting: Setting, results: Results, folder: Path) -> list[Picture]:
         shown = {arm: results.values(arm, "auroc") for arm in _WHAT if arm in results.arms()}
         path = dots_with_intervals(shown, folder / "auroc.png", x="AUROC on test photographs", guess=0.5)
         return [Picture(path, "AUROC by start: every seed, mean and 95 % interval; dashed: chance.")]
+
+
+def _against(results: Results, base: str, arm: str) -> str:
+    if not {base, arm} <= set(results.arms()):
+        return ""
+    told = changed(results.values(base, "auroc"), results.values(arm, "auroc"))
+    return f"{arm} against {base}: AUROC {told}."
 
 
 def _over_images(results: Results, arm: str) -> str:
@@ -105,7 +106,8 @@ def _over_images(results: Results, arm: str) -> str:
     if found is None:
         return ""
     low, high = found
-    return f"{arm}: over {test['num_images']:.0f} photographs AUROC {area:.3f} has the interval {low:.3f} to {high:.3f}."
+    over = f"over {test['num_images']:.0f} photographs"
+    return f"{arm}: {over} AUROC {area:.3f} has the interval {low:.3f} to {high:.3f}."
 
 
 def _minutes(results: Results, arm: str) -> float:
