@@ -135,13 +135,13 @@ class DataConfig:
         spec: NAME or NAME:PATH; see ``SOURCES``.
         classes: "binary" (grade above 0 is diseased) or "all" grades; only graded sources look at it.
         image_size: Edge length in pixels, 8 to 4096.
-        augment: Whether training images are rotated, scaled, flipped and varied in brightness.
+        augment: How training images are varied, one of ``AUGMENTATIONS``.
     """
 
     spec: str = "fundus-phantom"
     classes: Grades = "binary"
     image_size: int = 64
-    augment: bool = True
+    augment: str = "light"
 
     def __post_init__(self) -> None:
         """Check every field; paths are looked at only when the source is opened.
