@@ -20,7 +20,7 @@ from suture.launch.options.model import as_config_error, parse_cut
 from suture.launch.options.options import RunOptions
 from suture.models.freezing import freeze, frozen_names
 from suture.models.precision import has_bf16, to_bf16
-from suture.models.pretrained import read_state_dict
+from suture.models.pretrained import IMAGENET, initial_state_dict
 from suture.models.split import SplitModel
 from suture.models.weights import final_layer
 from suture.runtime.client.client import Client
@@ -29,11 +29,11 @@ from suture.runtime.consortium.board import ServerBoard
 from suture.runtime.consortium.site import SiteConsortium
 from suture.runtime.data.client_data import ClientData
 from suture.runtime.data.partition import Share, partition
-from suture.runtime.data.registry import open_source
 from suture.runtime.data.source import Source, Task
 from suture.runtime.data.whole import is_whole
 from suture.runtime.errors import ConfigError, DataError
 from suture.runtime.grpc.chunks import SMALL, Limits
+from suture.runtime.host.unpacking import zip_bomb
 from suture.runtime.randomness import PUBLIC, Randomness
 from suture.runtime.records.observers import Watcher
 from suture.runtime.scheduler import parse_schedule
@@ -94,8 +94,7 @@ def build_images(options: RunOptions, num_clients: int) -> Images:
     need = num_clients * (_DRAWN if is_whole(config.scheme) else each) + (
         options.auxiliary_images() if not options.unsplit else 0
     )
-    data = options.data_config()
-    source = open_source(data.spec, grades=data.classes, need=need, seed=options.seed)
+    source = options.open_own(need, options.seed)
     if len(source.classes) < 2:  # a site of several may have one: the others have the run's other classes
         raise DataError(
             f"{source.name} holds pictures of one class, {source.classes[0]!r}, and a run needs 2; sort them by class"
@@ -145,7 +144,9 @@ def build_split(options: RunOptions, num_classes: int, secret: bytes) -> SplitMo
 def _start_from(split: SplitModel, options: RunOptions) -> None:
     """Loads the weights that the options name."""
     assert options.weights is not None
-    if not nets.load_weights(split, read_state_dict(options.model, options.weights)):
+    if options.weights != IMAGENET and (reason := zip_bomb(Path(options.weights))):
+        raise ConfigError(f"cannot read weights from {options.weights}: {reason}; give others")
+    if not nets.load_weights(split, initial_state_dict(options.model, options.weights)):
         log.info(
             "weights %s: the final layer %s is newly drawn, for it has none with as many outputs",
             options.weights,

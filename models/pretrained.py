@@ -18,6 +18,7 @@ import torchvision  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor
 
 from suture.models.foreign import TORCHVISION
+from suture.models.weights_file import read_state_dict
 
 IMAGENET = "imagenet"
 _OTHER_PIXELS = ("googlenet", "inception_v3")
@@ -40,7 +41,7 @@ def weights_file(model: str, weights: str) -> Path:
     return _download(_published(model))
 
 
-def read_state_dict(model: str, weights: str) -> dict[str, Tensor]:
+def initial_state_dict(model: str, weights: str) -> dict[str, Tensor]:
     """The state dict that ``--weights`` means, on the CPU.
 
     Raises:
@@ -52,24 +53,15 @@ def read_state_dict(model: str, weights: str) -> dict[str, Tensor]:
             # By torchvision's own loading, which knows the names that older files have.
             with torch.random.fork_rng(devices=[]):
                 net = torchvision.models.get_model(_kind(model), weights=_published(model))
-            state: Any = net.state_dict()
-        else:
-            state = _read(path)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(
-            f"weights in {path} must be a state dict: names and tensors; save model.state_dict()"
-        )
-    return state
+            return dict(net.state_dict())
+        return _read_safetensors(path) if path.suffix == ".safetensors" else read_state_dict(path)
 
 
-def _read(path: Path) -> Any:
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    load = _safetensors()
     try:
-        if path.suffix == ".safetensors":
-            return _safetensors()(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except ValueError:
-        raise
-    except Exception as error:  # both raise what the file makes them raise: pickle, zip, header and OS errors
+        return load(path)
+    except Exception as error:  # what the file makes it raise: its header's and the system's errors
         raise ValueError(f"cannot read weights from {path}: {str(error).splitlines()[0]:.200}") from None
 
 

@@ -91,7 +91,8 @@ def _head(found: Findings) -> Iterator[str]:
         yield from _row("unreadable", "none: every picture was decoded")
     else:
         yield from _row("unreadable", f"{len(seen.unreadable)} of {number}")
-        yield from _listed(message.removesuffix("; remove or replace it") for message in seen.unreadable)
+        for message in seen.unreadable:  # all of them: whoever mends one wants to mend the others at once
+            yield from _row("", f"- {message.removesuffix('; remove or replace it')}")
     yield from _copies(found)
 
 

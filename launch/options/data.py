@@ -18,6 +18,14 @@ class DataOptions(Group):
     grades: str = option(
         "binary", "binary (grade above 0) or all grades", choices=("binary", "all"), agree=True
     )
+    columns: str | None = option(
+        None,
+        "what a table calls its columns: image=NAME,label=NAME,patient=NAME,site=NAME, or some of them",
+        agree=True,
+    )
+    structure: str | None = option(
+        None, "which values of a mask are the structure, such as 1,2 (default: all above 0)", agree=True
+    )
     image_size: int | None = option(None, "pixels a side", agree=True)
     augment: str = option(
         "light", "how training images are varied (see below)", choices=(*AUGMENTATIONS,), agree=True

@@ -28,8 +28,8 @@ from suture.launch.options.training import TrainingOptions
 from suture.models.freezing import frozen_names
 from suture.models.pretrained import weights_file
 from suture.runtime.data.partition import PartitionConfig
-from suture.runtime.data.registry import DataConfig, split_spec
-from suture.runtime.data.source import Task
+from suture.runtime.data.registry import DataConfig, open_source, split_spec
+from suture.runtime.data.source import Source, Task
 from suture.runtime.data.whole import is_whole
 from suture.runtime.errors import ConfigError
 from suture.runtime.scheduler import parse_schedule
@@ -46,6 +46,8 @@ DEFAULT_CLIENTS = 4
 SITES_OWN = (
     "data",
     "grades",
+    "columns",
+    "structure",
     "train_images",
     "validation_images",
     "test_images",
@@ -289,7 +291,27 @@ class RunOptions(AskedOptions):
     def data_config(self) -> DataConfig:
         """The part that concerns images."""
         grades: Any = self.grades
-        return DataConfig(spec=self.data, classes=grades, image_size=self.image_size, augment=self.augment)
+        return DataConfig(
+            spec=self.data,
+            classes=grades,
+            image_size=self.image_size,
+            augment=self.augment,
+            columns=self.columns,
+            structure=self.structure,
+        )
+
+    def open_own(self, need: int, seed: int) -> Source:
+        """Opens the run's data source; see `open_source`."""
+        data = self.data_config()
+        return open_source(
+            data.spec,
+            grades=data.classes,
+            need=need,
+            seed=seed,
+            columns=data.columns,
+            structure=data.structure,
+            by_site=self.partition == "by-site",
+        )
 
     def partition_config(self) -> PartitionConfig:
         """The part that concerns sharing images out."""

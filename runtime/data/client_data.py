@@ -16,9 +16,12 @@ from suture.runtime.data.library_warnings import counted_warnings
 from suture.runtime.data.normalise import Normalisation, check_normalisation, normalise
 from suture.runtime.data.partition import Share
 from suture.runtime.data.source import Source, Task
-from suture.runtime.errors import ConfigError
+from suture.runtime.data.survey import survey
+from suture.runtime.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
+
+_SHOWN = 200
 
 Split = Literal["train", "validation", "test", "held_out", "offered"]
 
@@ -56,7 +59,7 @@ class ClientData:
 
     Raises:
         ConfigError: A normalisation that does not fit the channels.
-        DataError: A file cannot be read.
+        DataError: A file cannot be read; all of the source that cannot are named, so that one start tells them.
     """
 
     def __init__(
@@ -83,10 +86,13 @@ class ClientData:
             "held_out": share.held_out,
             "offered": (),
         }
-        with counted_warnings() as said:
-            self._splits: dict[str, _Decoded] = {
-                name: _decode(source, part, image_size, channels) for name, part in parts.items()
-            }
+        try:
+            with counted_warnings() as said:
+                self._splits: dict[str, _Decoded] = {
+                    name: _decode(source, part, image_size, channels) for name, part in parts.items()
+                }
+        except DataError:
+            raise _all_unreadable(source, image_size, channels) from None
         if note := said.note():
             log.info("%s: %s", source.name, note)
 
@@ -195,6 +201,16 @@ def _decode(source: Source, indices: Sequence[int], size: int, channels: int) ->
         images[row] = image
         targets[row] = target.to(targets.dtype)
     return _Decoded(tuple(indices), images, targets)
+
+
+def _all_unreadable(source: Source, size: int, channels: int) -> DataError:
+    """Names every picture of the source that cannot be used, those of others' shares, too."""
+    log.info("%s: a picture cannot be read; looking at all of them, so that all such are named", source.name)
+    found = survey(source, size, channels).unreadable
+    if len(found) == 1:
+        return DataError(found[0])
+    more = f"; and {len(found) - _SHOWN} more, see 'suture check'" if len(found) > _SHOWN else ""
+    return DataError(f"{len(found)} images cannot be used: {'; '.join(found[:_SHOWN])}{more}")
 
 
 def _cuts(count: int, batch_size: int, *, drop_single: bool) -> list[slice]:

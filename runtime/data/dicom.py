@@ -16,7 +16,7 @@ from torch import Tensor
 from suture.runtime.data.patients import copies_joined, patient_of
 from suture.runtime.data.pictures import file_digest, files_by_stem, fit_square, scale_to_bytes, unreadable
 from suture.runtime.data.source import Example, Source, Task
-from suture.runtime.data.tables import grade_classes, parse_grade, read_columns
+from suture.runtime.data.tables import Columns, grade_classes, parse_grade, read_columns
 from suture.runtime.errors import ConfigError, DataError
 
 
@@ -51,7 +51,7 @@ class DicomFiles(Source):
         return file_digest(self.files[index])
 
 
-def open_dicom(path: Path, *, grades: str) -> Source:
+def open_dicom(path: Path, *, grades: str, columns: Columns | None = None) -> Source:
     """Index the folder.
 
     Args:
@@ -67,7 +67,7 @@ def open_dicom(path: Path, *, grades: str) -> Source:
     except ImportError as error:
         raise ConfigError("data source dicom needs pydicom: pip install suture[dicom]") from error
     table = _find_table(path)
-    rows = read_columns(table, ("image", "level"), ("patient", "site"))
+    rows = read_columns(table, ("image", "level"), ("patient", "site"), columns)
     files = files_by_stem(path, _is_dicom, path)
     found = [(stem, row) for row in rows if (stem := row["image"].removesuffix(".dcm")) in files]
     if not found:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from suture.runtime.data.masks import is_lossy, mask_values, structure_of
 from suture.runtime.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
@@ -61,26 +62,19 @@ def read_picture(path: Path, size: int, channels: int) -> Tensor:
         raise unreadable(path, error) from error
 
 
-def read_mask(path: Path, size: int) -> Tensor:
-    """Read a mask as float32 (1, size, size) of zeros and ones, resized by the nearest pixel.
-
-    Masks come as 0/1 or 0/255, grey, RGB or 16-bit: what is above half of the file's maximum is 1.
+def read_mask(path: Path, structure: tuple[int, ...] = ()) -> NDArray[np.bool_]:
+    """Where a mask has the structure, (H, W); see ``structure_of`` for what it may hold.
 
     Raises:
         DataError: The file cannot be read.
     """
     try:
         with Image.open(path) as image:
-            plain = image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16")
-            grey = np.asarray(image if plain else image.convert("RGB"))
+            return structure_of(mask_values(image), lossy=is_lossy(image), structure=structure)
     except (
         Exception
     ) as error:  # Pillow's many plug-ins raise many kinds, and a damaged file may meet any of them
         raise unreadable(path, error) from error
-    if grey.ndim == 3:
-        grey = grey.max(axis=2)
-    binary = grey > grey.max() / 2.0
-    return fit_mask(binary, size)
 
 
 def picture_size(path: Path) -> tuple[int, int]:

@@ -27,6 +27,8 @@ from suture.threats.registry import ATTACKS, DEFENCES, DETECTORS
 VALUES = {
     "data": "chest-phantom",
     "grades": "all",
+    "columns": "image=file,label=DR grade",
+    "structure": "1,2",
     "image_size": 48,
     "augment": "fundus",
     "train_images": 9,

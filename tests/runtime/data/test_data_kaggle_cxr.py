@@ -17,7 +17,7 @@ def folder(request, tmp_path, png):
     base = tmp_path / request.param
     png(base / "CXR_png" / "MCUCXR_0001_0.png", XRAY)
     png(base / "masks" / "MCUCXR_0001_0.png", MASK * 255)
-    png(base / "CXR_png" / "CHNCXR_0002_1.png", XRAY)
+    png(base / "CXR_png" / "CHNCXR_0002_1.png", XRAY + 1)  # equal files would be one patient's
     png(base / "masks" / "CHNCXR_0002_1_mask.png", MASK)
     png(base / "CXR_png" / "CHNCXR_0003_1.png", XRAY)
     png(base / "masks" / "CHNCXR_0099_1_mask.png", MASK)

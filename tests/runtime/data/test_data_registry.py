@@ -66,9 +66,10 @@ def idx(root, png):
 
 def image_folder(root, png):
     for i in range(12):
-        for site in ("north", "south"):
-            for name in ("ill", "well"):
-                png(root / site / name / f"{name}{i}.png", grey(i, 20, 14))
+        for place, site in enumerate(("north", "south")):
+            for label, name in enumerate(("ill", "well")):
+                # Never the same picture: of two classes it is refused.
+                png(root / site / name / f"{name}{i}.png", grey(4 * i + 2 * place + label, 20, 14))
     return root
 
 
