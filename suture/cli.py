@@ -69,7 +69,7 @@ def train(options: AskedOptions) -> None:
     "--which", default="best", type=click.Choice(["best", "last"]), help="round of the model [best]"
 )
 @click.option("--batch-size", type=int, default=16, help="images at a time [16]")
-@click.option("--overwrite", is_flag=True, help="replace DIR/predictions.csv and DIR/masks")
+@click.option("--overwrite", is_flag=True, help="replace DIR/predictions.csv, DIR/left_out.csv and DIR/masks")
 def predict(run_or_model: Path, folder: Path, out: Path, which: str, batch_size: int, overwrite: bool) -> int:
     """Classify or segment every image below FOLDER with the model of a run.
 
@@ -84,6 +84,8 @@ def predict(run_or_model: Path, folder: Path, out: Path, which: str, batch_size:
     outcome = predict_folder(model, folder, out, batch_size=batch_size, overwrite=overwrite)
     for problem in outcome.problems:
         click.echo(f"suture: left out: {problem}", err=True)
+    for note in outcome.notes:
+        click.echo(f"suture: {note}", err=True)
     counts = ", ".join(f"{count} {name}" for name, count in sorted(outcome.predicted.items()))
     click.echo(f"{counts}; {len(outcome.problems)} left out; see {out / 'predictions.csv'}")
     return SOME_UNREADABLE if outcome.problems else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -28,6 +29,7 @@ def outcome(work: Callable[[], Any], may_say: Callable[[str], bool] = lambda mes
         may_say: asked before an error is shown; of several ranks one shows it.
     """
     os.umask(_OWN)
+    _print_any_name()
     try:
         result = work()
         return result if isinstance(result, int) else 0
@@ -48,6 +50,13 @@ def outcome(work: Callable[[], Any], may_say: Callable[[str], bool] = lambda mes
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return STOPPED
+
+
+def _print_any_name() -> None:
+    """Has the terminal show what it cannot as an escape: a file's name may be in no encoding at all."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def exit_as_rank(code: int) -> NoReturn:

@@ -136,7 +136,7 @@ def keep_num_classes(place: RunFolder, num_classes: int) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    identity = json.loads((place.path / IDENTITY).read_text()) | {"num_classes": num_classes}
+    identity = json.loads((place.path / IDENTITY).read_text(encoding="utf-8")) | {"num_classes": num_classes}
     _write(place.path / IDENTITY, json.dumps(identity))
 
 
@@ -170,7 +170,7 @@ def _identity(path: Path) -> dict[str, Any]:
     Raises:
         ValueError, OSError: it is no JSON, or cannot be read.
     """
-    said = json.loads((path / IDENTITY).read_text())
+    said = json.loads((path / IDENTITY).read_text(encoding="utf-8"))
     if not isinstance(said, dict):
         raise ValueError("it is no table")
     return said

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from suture.launch.output.text import text
+from suture.runtime.data.text import safe_cell
 
 _NUMERIC = tuple("0123456789+-–")
 _LOG_WIDTH = 130  # a log file has room
@@ -86,10 +87,12 @@ class Table:
         """Without title and notes; floats keep six digits."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(self.headings)
+        writer.writerow([safe_cell(heading) for heading in self.headings])
         for row in self.rows:
             values = [row.get(heading, "") for heading in self.headings]
-            writer.writerow([f"{value:.6f}" if isinstance(value, float) else value for value in values])
+            writer.writerow(
+                [f"{value:.6f}" if isinstance(value, float) else safe_cell(str(value)) for value in values]
+            )
         return file.getvalue()
 
     def print(self) -> None:

@@ -93,7 +93,7 @@ class ClientData:
                 }
         except DataError:
             raise _all_unreadable(source, image_size, channels) from None
-        if note := said.note():
+        for note in said.notes():
             log.info("%s: %s", source.name, note)
 
     def num_train_batches(self, batch_size: int) -> int:

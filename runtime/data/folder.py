@@ -63,7 +63,7 @@ def unused_notes(unused: Counter[str]) -> list[str]:
     if not kinds:
         return []
     counted = ", ".join(f"{kind} ({unused[kind]})" for kind in kinds)
-    return [f"not used: {sum(unused.values())} that are no pictures to read here: {counted}"]
+    return [f"not used: {sum(unused.values())} in this folder: {counted}"]
 
 
 def walk(folder: Path, *, known: Iterable[Path] = (), without: Path | None = None) -> Found:

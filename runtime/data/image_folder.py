@@ -1,24 +1,36 @@
 """Pictures sorted into folders: PATH/CLASS/IMAGE, or PATH/SITE/CLASS/IMAGE for several hospitals; see `trees`.
 
-The patient is the file's stem without a
-final _left or _right, and the same name at two sites means two people. An index.csv in PATH with the columns
-image and patient says better. Stems that end in _test are official test images.
+The patient is a DICOM file's PatientID, else the file's stem without a final _left or _right, and the same name at two
+sites means two people. An index.csv in PATH with the columns image and patient says better. Stems that end in _test are
+official test images.
 """
 
+from collections.abc import Sequence, Set
 from pathlib import Path
 
+from suture.runtime.data.dicom_headers import patient_ids
 from suture.runtime.data.folder import walk
+from suture.runtime.data.formats import plain_stem
 from suture.runtime.data.kaggle_dr import PictureFiles
 from suture.runtime.data.names import FilesByName
 from suture.runtime.data.patients import copies_joined, patient_of
 from suture.runtime.data.source import Example, Source
 from suture.runtime.data.tables import INDEX, Columns, read_columns
+from suture.runtime.data.text import plain_name
 from suture.runtime.data.trees import read_tree
 from suture.runtime.errors import DataError
 
 
-def open_image_folder(path: Path, *, columns: Columns | None = None, by_site: bool = False) -> Source:
+def open_image_folder(
+    path: Path, *, columns: Columns | None = None, by_site: bool = False, name: str = "image-folder"
+) -> Source:
     """Index the folder; classes are numbered in alphabetical order.
+
+    Args:
+        path: the folder.
+        columns: what index.csv calls its columns, where somebody said.
+        by_site: whether the topmost folders are hospitals.
+        name: of the source.
 
     Raises:
         DataError: No folders, or no pictures.
@@ -37,24 +49,36 @@ def open_image_folder(path: Path, *, columns: Columns | None = None, by_site: bo
     found = [(folder, file) for parent, file in within if (folder := folder_of[parent]) is not None]
     if outside := len(within) - len(found) - tree.left_out:
         tree.notes.append(f"not used: {outside} pictures outside the folders of classes")
-    classes = tuple(sorted({folder.path.name for folder, _ in found}))
+    classes = tuple(sorted({plain_name(folder.path.name) for folder, _ in found}))
     if not classes:
         raise DataError(f"{path} holds pictures in no folder of a class; sort them into PATH/CLASS/")
-    patients, unknown = _patients(path, index, [file for _, file in found], columns)
+    files = [file for _, file in found]
+    patients, unknown = _patients(path, index, files, columns)
+    ids, shared = _ids(files, here.dicom)
     examples = [
         Example(
-            key=file.relative_to(path).as_posix(),
-            patient=patients.get(file) or "/".join(filter(None, (folder.site, patient_of(file.stem)))),
-            label=classes.index(folder.path.name),
-            site=folder.site,
-            official_test=folder.official_test or file.stem.endswith("_test"),
+            key=plain_name(file.relative_to(path).as_posix()),
+            patient=patients.get(file) or ids.get(file) or _by_name(folder.site, file),
+            label=classes.index(plain_name(folder.path.name)),
+            site=plain_name(folder.site),
+            official_test=folder.official_test or plain_stem(file.name).endswith("_test"),
         )
         for folder, file in found
     ]
-    files = [file for _, file in found]
     examples, copies = copies_joined(examples, files, refuse_two_classes=True)
-    notes = [*tree.notes, *unknown, *copies, *_tested(examples), *here.notes()]
-    return PictureFiles("image-folder", classes, examples, files, mirror=False, notes=notes)
+    notes = [*tree.notes, *unknown, *shared, *copies, *_tested(examples), *here.notes()]
+    return PictureFiles(name, classes, examples, files, mirror=False, notes=notes)
+
+
+def _by_name(site: str, file: Path) -> str:
+    return plain_name("/".join(filter(None, (site, patient_of(plain_stem(file.name))))))
+
+
+def _ids(files: Sequence[Path], dicom: Set[Path]) -> tuple[dict[Path, str], list[str]]:
+    """The PatientIDs of the DICOM files."""
+    headed = [file for file in files if file in dicom]
+    ids, notes = patient_ids(headed)
+    return dict(zip(headed, ids, strict=True)), notes
 
 
 def _tested(examples: list[Example]) -> list[str]:

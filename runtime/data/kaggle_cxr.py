@@ -8,23 +8,27 @@ masks' side: images without a mask (and the folder test/) are left out. The site
 PATH may name patients (columns image, patient and perhaps site).
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from suture.runtime.data.folder import unused_notes, walk
+from suture.runtime.data.formats import plain_stem
 from suture.runtime.data.patients import copies_joined, patient_of
 from suture.runtime.data.pictures import (
     file_digest,
     fit_mask,
-    is_picture,
     picture_size,
     read_mask,
     read_picture,
 )
 from suture.runtime.data.source import Example, Source, Task
 from suture.runtime.data.tables import Columns, read_columns
+from suture.runtime.data.text import plain_name
 from suture.runtime.errors import DataError
 
 _ROOTS = ("Lung Segmentation", "data/Lung Segmentation", "MontgomerySet")
@@ -85,25 +89,27 @@ def open_kaggle_cxr(path: Path, *, columns: Columns | None = None, structure: tu
         DataError: No folders CXR_png and masks, or no pair in them.
     """
     root = _find_root(path)
-    images = {file.stem: file for file in sorted((root / "CXR_png").iterdir()) if is_picture(file)}
     table = _find_table(path, root)
+    found = walk(path, known=[table] if table else [])
+    images = _by_stem(_below(root / "CXR_png", found.pictures))
     rows = read_columns(table, ("image",), ("patient", "site"), columns) if table else []
-    known = {Path(row["image"]).stem: row for row in rows}
+    known = {plain_stem(Path(row["image"]).name): row for row in rows}
     examples, pairs, lonely = [], [], 0
-    masks, halves = _masks(root)
+    masks, halves = _masks(root, found.pictures)
     for parts in masks:
         mask = parts[0]
-        stem = mask.stem if mask.stem in images else mask.stem.removesuffix("_mask")
+        stem = plain_stem(mask.name)
+        stem = stem if stem in images else stem.removesuffix("_mask")
         if stem not in images:
             lonely += 1
             continue
         row = known.get(stem, {"patient": "", "site": ""})
         examples.append(
             Example(
-                key=stem,
-                patient=row["patient"] or patient_of(stem),
+                key=plain_name(stem),
+                patient=row["patient"] or plain_name(patient_of(stem)),
                 label=None,
-                site=row["site"] or stem.partition("_")[0],
+                site=row["site"] or plain_name(stem.partition("_")[0]),
             )
         )
         pairs.append((images[stem], parts))
@@ -116,18 +122,31 @@ def open_kaggle_cxr(path: Path, *, columns: Columns | None = None, structure: tu
         notes.append(f"left out {len(images) - len(pairs)} images without a mask")
     if halves:
         notes.append(f"skipped {halves} masks of one lung whose other lung has none")
+    elsewhere = len(found.pictures) - len(images) - sum(map(len, masks)) - halves
+    notes += unused_notes(found.unused + Counter({"picture outside CXR_png and masks": elsewhere}))
     examples, copies = copies_joined(examples, [image for image, _ in pairs])
     return KaggleCxr(examples, pairs, notes + copies, structure)
 
 
-def _masks(root: Path) -> tuple[list[tuple[Path, ...]], int]:
+def _below(folder: Path, pictures: Sequence[Path]) -> list[Path]:
+    return [file for file in pictures if folder in file.parents]
+
+
+def _by_stem(files: Sequence[Path]) -> dict[str, Path]:
+    """Raises: DataError where two have one stem: a mask could mean either."""
+    by_stem: dict[str, Path] = {}
+    for file in files:
+        first = by_stem.setdefault(plain_stem(file.name), file)
+        if first is not file:
+            raise DataError(f"{first} and {file} have one name; remove one of them")
+    return by_stem
+
+
+def _masks(root: Path, pictures: Sequence[Path]) -> tuple[list[tuple[Path, ...]], int]:
     """The files that make up each mask, and how many of one lung are alone."""
     if (root / "masks").is_dir():
-        return [(file,) for file in sorted((root / "masks").iterdir()) if is_picture(file)], 0
-    left, right = (
-        {file.stem: file for file in sorted((root / "ManualMask" / side).iterdir()) if is_picture(file)}
-        for side in _SIDES
-    )
+        return [(file,) for file in _below(root / "masks", pictures)], 0
+    left, right = (_by_stem(_below(root / "ManualMask" / side, pictures)) for side in _SIDES)
     return [(left[stem], right[stem]) for stem in left if stem in right], len(left.keys() ^ right.keys())
 
 

@@ -59,6 +59,6 @@ def ambiguous(source: Path, files: list[Path]) -> DataError:
     """The error of a name that several files have."""
     first, second = (os.fspath(file.relative_to(source)) for file in files[:2])
     return DataError(
-        f"{source} holds {files[0].name!r} twice, in different folders: {first!r} and {second!r}; remove one of the "
-        "copies, or write the folder into the table's name"
+        f"{source} holds {files[0].name!r} twice, in different folders; remove one of the copies, or write the folder "
+        f"into the table's name: {first!r} or {second!r}"
     )

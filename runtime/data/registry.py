@@ -259,6 +259,5 @@ def open_source(
             by_site=by_site,
         )
         source = entry.open(request)
-    if note := said.note():
-        source.notes.append(note)
+    source.notes.extend(said.notes())
     return source

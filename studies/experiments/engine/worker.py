@@ -77,7 +77,7 @@ def work(folder: Path, name: str) -> None:
         "facts": dict(job.facts),
         "skips": job.skips,
         "command": command(job, options, folder),
-        "summary": json.loads((run_dir / "summary.json").read_text()),
+        "summary": json.loads((run_dir / "summary.json").read_text(encoding="utf-8")),
         "net_sha256": _net_sha256(run_dir),
         "seconds": time.monotonic() - begun,
         "cpu_seconds": sum(one.ru_utime + one.ru_stime for one in used),
@@ -93,7 +93,7 @@ def prepared(job: Job, setting: Setting, folder: Path) -> AskedOptions:
     key = inputs / f"handoff-{job.seed}.key"
     if not key.exists():
         draft = inputs / f".{job.name}.key"
-        draft.write_text(setting.keys[job.seed] + "\n")
+        draft.write_text(setting.keys[job.seed] + "\n", encoding="utf-8")
         draft.chmod(0o600)
         draft.replace(key)
     options = replace(
@@ -157,7 +157,7 @@ def _keep_samples(job: Job, options: AskedOptions, run_dir: Path, key: bytes) ->
     """Writes a few held-out images of client0 and what each attack made of them, for the pictures."""
     for name, spec in {"live": str(options.attack), **job.afterwards}.items():
         place = run_dir / lab.ATTACK if name == "live" else run_dir / "attacks" / name
-        verdict = json.loads((place / VERDICT).read_text())
+        verdict = json.loads((place / VERDICT).read_text(encoding="utf-8"))
         own = replace(options, attack=spec).resolved()
         auxiliary = lab.build_auxiliary(own)
         assert auxiliary is not None

@@ -103,7 +103,7 @@ def test_check_and_training_see_the_same_images_and_patients_and_predict_every_f
     assert code == 0, page
     assert len(images.source.examples) == number and f"images {number} of {patients} patients" in page
     assert all(" ".join(note.split()) in page for note in images.source.notes)
-    assert len(find_images(tmp_path / "data")) == files
+    assert len(find_images(tmp_path / "data").pictures) == files
 
 
 def test_all_broken_files_are_named_at_once_and_alike(tmp_path, checked):
@@ -141,7 +141,7 @@ def test_a_client_names_the_broken_files_of_others_too(tmp_path):
         1,
     ).source
     place = [one.key for one in source.examples].index("ill/patient0.png")
-    how = {"image_size": 32, "channels": 3, "normalisation": "imagenet", "augment": False}
+    how = {"image_size": 32, "channels": 3, "normalisation": "imagenet", "augment": "none"}
     with pytest.raises(DataError, match=r"2 images cannot be used: .*patient0\.png.*patient7\.png"):
         ClientData(source, Share((place,), (), ()), **how)
     other = [index for index in range(8) if "patient0" not in source.examples[index].key][:1]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from small_files import write_dicom
 
-from suture.runtime.data.dicom import open_dicom, read_dicom
+from suture.runtime.data.dicom import open_dicom
+from suture.runtime.data.dicom_pixels import read_dicom
 from suture.runtime.errors import ConfigError, DataError
 
 pydicom = pytest.importorskip("pydicom")

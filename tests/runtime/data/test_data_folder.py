@@ -38,7 +38,7 @@ def test_every_file_is_taken_or_counted(tmp_path):
     assert found.unused == Counter(others.values())
     assert "smith" not in str(found.notes())
     (note,) = found.notes()
-    assert note.startswith("not used: 13 that are no pictures to read here: ") and ".txt (2)" in note
+    assert note.startswith("not used: 13 in this folder: ") and ".txt (2)" in note
 
 
 def test_the_table_that_is_used_and_the_folder_of_results_are_not_counted(tmp_path):

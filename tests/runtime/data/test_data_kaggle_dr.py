@@ -30,7 +30,7 @@ def test_the_download_is_read_as_it_is(folder):
     assert [e.official_test for e in source.examples] == [False, False, False, True]
     assert source.notes == [
         "skipped 1 of 5 rows without an image file",
-        "not used: 1 that are no pictures to read here: macOS companion ._* (1)",
+        "not used: 1 in this folder: macOS companion ._* (1)",
     ]
     assert source.mirror and source.classes == ("no retinopathy", "retinopathy")
 
