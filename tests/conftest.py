@@ -8,10 +8,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import forked
 import psutil
 import pytest
 import torch
-import warm
 
 # Children of the tests must import torch as quietly and with as many threads as the tests do.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -38,7 +38,7 @@ def no_process_left():
     """Fails a test that leaves a child process running."""
     before: set[int | None] = {child.pid for child in psutil.Process().children(recursive=True)}
     yield
-    before.add(warm.pid())
+    before.add(forked.pid())
     left = [c for c in psutil.Process().children(recursive=True) if c.pid not in before and c.is_running()]
     left = [child for child in left if child.status() != psutil.STATUS_ZOMBIE]
     names = [" ".join(child.cmdline())[:120] for child in left]

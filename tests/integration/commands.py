@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import warm
+import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
@@ -27,7 +27,7 @@ class Ended:
 
 def suture(*arguments: str, timeout: float = 120, **environment: str) -> Ended:
     """Runs the command line as a person would."""
-    process = warm.run(
+    process = forked.run(
         [sys.executable, "-m", "suture", *arguments],
         cwd=ROOT,
         env=os.environ | {"CI": "true"} | environment,
@@ -59,7 +59,7 @@ class Ranks:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": self._port,
         }
-        self.processes[rank] = warm.Popen(
+        self.processes[rank] = forked.Popen(
             [sys.executable, str(ROOT / "launch" / "run.py"), *arguments],
             env=os.environ | {"CI": "true"} | {k: str(v) for k, v in place.items()} | environment,
             stdout=subprocess.PIPE,

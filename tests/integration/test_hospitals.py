@@ -15,9 +15,9 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import forked
 import pytest
 import torch
-import warm
 from hosts import Hosts, why_not
 from replayed import replay
 from site_own import ANY_SIZE, initial_secret, own_of
@@ -95,7 +95,7 @@ def _address(hosts: Hosts, name: str) -> str:
 def _started(namespace: str, command: list[str], log: Path, **environment: str):
     """A process in a namespace; it is gone afterwards."""
     with log.open("wb") as out:
-        process = warm.Popen(
+        process = forked.Popen(
             ["ip", "netns", "exec", namespace, *command],
             cwd=ROOT,
             env=os.environ | {"CI": "true"} | environment,
