@@ -122,7 +122,8 @@ def _low_bits(stored: NDArray[Any], dataset: Any) -> NDArray[Any]:
     if spare <= 0 or low < 0 or low > spare:
         return stored
     shifted = np.left_shift(stored, spare - low)
-    return np.asarray(np.right_shift(shifted, spare))
+    low_bits: NDArray[Any] = np.right_shift(shifted, spare)
+    return low_bits
 
 
 def _padding(stored: NDArray[Any], dataset: Any) -> NDArray[np.bool_]:
@@ -186,4 +187,5 @@ def _has(dataset: Any, sequence: str) -> bool:
 
 def _bytes(shares: NDArray[Any]) -> NDArray[np.uint8]:
     """From 0..1 to 0..255."""
-    return np.asarray((np.clip(shares, 0.0, 1.0) * 255.0).round(), dtype=np.uint8)
+    grey: NDArray[np.uint8] = (np.clip(shares, 0.0, 1.0) * 255.0).round().astype(np.uint8)
+    return grey

@@ -72,6 +72,11 @@ def kind_of(path: Path) -> Kind:
     return Kind.DICOM if _ending(name) in DICOM_ENDINGS else Kind.OTHER
 
 
+def reads_as_dicom(path: Path, head: bytes) -> bool:
+    """Whether a file is for the DICOM reader: by its first bytes, or by its ending where no picture's bytes are."""
+    return is_dicom(head) or _ending(path.name) in DICOM_ENDINGS
+
+
 def is_dicom(head: bytes) -> bool:
     """Whether a file's first bytes are those of DICOM, with or without the preamble of 128 bytes."""
     if head[_PREAMBLE : _PREAMBLE + 4] == b"DICM":

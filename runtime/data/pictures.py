@@ -16,7 +16,7 @@ from torch import Tensor
 
 from suture.runtime.data.deep_colour import deep_colour
 from suture.runtime.data.dicom_pixels import dicom_size, read_dicom
-from suture.runtime.data.formats import HEAD, PILLOW_FORMATS, is_dicom
+from suture.runtime.data.formats import HEAD, PILLOW_FORMATS, reads_as_dicom
 from suture.runtime.data.library_warnings import PictureWarning
 from suture.runtime.data.masks import is_lossy, mask_values, structure_of
 from suture.runtime.data.scaling import scale_to_bytes, unreadable
@@ -62,7 +62,7 @@ def opened(path: Path) -> Iterator[Image.Image | NDArray[np.uint8]]:
     """
     try:
         with path.open("rb") as file:
-            if is_dicom(file.read(HEAD)):
+            if reads_as_dicom(path, file.read(HEAD)):
                 yield read_dicom(path)
                 return
             file.seek(0)
@@ -124,7 +124,7 @@ def picture_size(path: Path) -> tuple[int, int]:
         DataError: The file cannot be read.
     """
     with path.open("rb") as file:
-        if is_dicom(file.read(HEAD)):
+        if reads_as_dicom(path, file.read(HEAD)):
             return dicom_size(path)
     with opened(path) as image:
         assert isinstance(image, Image.Image), "DICOM has been told above"
