@@ -211,7 +211,7 @@ def test_a_config_file_that_was_spoilt_is_named(options):
 
 def test_a_run_that_is_resumed_says_its_own_options(options):
     """Oracle: the options that it was begun with."""
-    begun = dataclasses.replace(options, lr=0.25, epochs=7, threads=3, lease=5.0, augment=False)
+    begun = dataclasses.replace(options, lr=0.25, epochs=7, threads=3, lease=5.0, augment="none")
     folder = open_folder(begun, "abc")
     folder.lock.close()
     asked = {"resume": True, "run_dir": str(folder.path)}
