@@ -167,7 +167,7 @@ def test_resuming_where_no_run_is_is_refused_and_makes_nothing(made, options, tm
     ("name", "value"),
     [
         ("lr", 0.5), ("seed", 1), ("cut", "4"), ("model", "resnet18"), ("batch_size", 3), ("train_images", 5),
-        ("partition", "dirichlet:1"), ("augment", False), ("clients", 3), ("labels", "home"), ("optimizer", "sgd"),
+        ("partition", "dirichlet:1"), ("augment", "none"), ("clients", 3), ("labels", "home"), ("optimizer", "sgd"),
         ("schedule", "shuffled"), ("class_weights", "balanced"), ("exchange", "local"), ("image_size", 32),
     ],
 )  # fmt: skip
