@@ -14,6 +14,7 @@ import click
 from suture.bench import bench
 from suture.check import check
 from suture.cuts import cuts
+from suture.evaluate import evaluate
 from suture.experiment import experiment, report
 from suture.kits import provision, roster
 from suture.launch.click_options import EPILOG, run_options
@@ -36,6 +37,7 @@ suture.add_command(cuts)
 suture.add_command(bench)
 suture.add_command(experiment)
 suture.add_command(report)
+suture.add_command(evaluate)
 
 
 @suture.command(epilog=EPILOG)

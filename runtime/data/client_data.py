@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from suture.runtime.data.augment import augment
+from suture.runtime.data.augmentation import AUGMENTATIONS
 from suture.runtime.data.library_warnings import counted_warnings
 from suture.runtime.data.normalise import Normalisation, check_normalisation, normalise
 from suture.runtime.data.partition import Share
@@ -56,7 +56,7 @@ class ClientData:
         image_size: Edge length in pixels.
         channels: 1 or 3.
         normalisation: "imagenet" (3 channels) or "symmetric" ([-1, 1]).
-        augment: Whether training batches are augmented; see ``augment``.
+        augment: How training batches are augmented, one of ``AUGMENTATIONS``.
 
     Raises:
         ConfigError: A normalisation that does not fit the channels.
@@ -71,14 +71,14 @@ class ClientData:
         image_size: int,
         channels: int,
         normalisation: Normalisation,
-        augment: bool,
+        augment: str,
     ) -> None:
         check_normalisation(normalisation, channels)
         self.task = source.task
         self.classes = source.classes
         self.share = share
         self._normalisation = normalisation
-        self._augment = augment
+        self._augment = AUGMENTATIONS[augment]
         self._mirror = source.mirror
         parts: dict[str, tuple[int, ...]] = {
             "train": share.train,
@@ -124,8 +124,7 @@ class ClientData:
         for number, cut in enumerate(_cuts(len(permutation), batch_size, drop_single=True)):
             rows = permutation[cut]
             images, masks = decoded.floats(rows)
-            if self._augment:
-                images, masks = augment(images, masks, mirror=self._mirror, generator=augmentation(number))
+            images, masks = self._augment(images, masks, self._mirror, augmentation(number))
             yield self._batch(decoded, rows, images, masks, number)
 
     def test_batches(self, batch_size: int, split: Split = "test") -> Iterator[Batch]:

@@ -148,7 +148,7 @@ class DataConfig:
         spec: NAME or NAME:PATH; see ``SOURCES``.
         classes: "binary" (grade above 0 is diseased) or "all" grades; only graded sources look at it.
         image_size: Edge length in pixels, 8 to 4096.
-        augment: Whether training images are rotated, scaled, flipped and varied in brightness.
+        augment: How training images are varied, one of ``AUGMENTATIONS``.
         columns: What the source's table calls its columns; see ``parse_columns``.
         structure: Which values of a mask are the structure; see ``parse_structure``.
     """
@@ -156,7 +156,7 @@ class DataConfig:
     spec: str = "fundus-phantom"
     classes: Grades = "binary"
     image_size: int = 64
-    augment: bool = True
+    augment: str = "light"
     columns: str | None = None
     structure: str | None = None
 

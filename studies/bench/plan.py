@@ -52,7 +52,7 @@ class Row:
             clients=clients,
             exchange=exchange,
             epochs=1,
-            augment=False,
+            augment="none",
             lease=LEASE,
         ).resolved()
 

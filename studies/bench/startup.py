@@ -33,7 +33,7 @@ _SIGNS = {"all joined": '"event": "begun"', "first step": '"phase": "train"'}
 _PATIENCE = 300.0
 _TINY = (
     "--data fundus-phantom --model resnet18 --image-size 64 --epochs 1 --train-images 32 --validation-images 0 "
-    "--test-images 2 --batch-size 8 --no-augment"
+    "--test-images 2 --batch-size 8 --augment none"
 ).split()
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
 import psutil
 import pytest
 from commands import ROOT, TINY, refused, suture
@@ -46,7 +47,7 @@ class Running:
 @contextmanager
 def running(run: Path, *options: str, code: int = 0, **environment: str):
     """Starts a run, stops its ranks when the first turn has counted, lets them go on to the end; yields it."""
-    process = subprocess.Popen(
+    process = forked.Popen(
         [sys.executable, "-m", "suture", "train", *OPTIONS, *options, "--run-dir", str(run)],
         cwd=ROOT,
         env=os.environ | {"CI": "true"} | environment,

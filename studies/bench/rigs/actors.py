@@ -134,7 +134,7 @@ class PacedData(ClientData):
             image_size=options.image_size,
             channels=entry.in_channels,
             normalisation=entry.normalisation,
-            augment=False,
+            augment="none",
         )
 
     def train_batches(

@@ -99,13 +99,16 @@ def prepared(job: Job, setting: Setting, folder: Path) -> AskedOptions:
     options = replace(
         job.options,
         data=expanded(job.options.data),
+        weights=expanded(job.options.weights or "") or None,
         handoff_key=str(key),
         run_dir=str(runs_folder(folder) / job.name),
     )
     if job.only_client:
         options = replace(options, schedule=f"replay:{_turns_of(job, inputs)}")
     if job.same_start:
-        options = replace(options, weights=str(_start_of(options, inputs)))
+        options = replace(
+            options, weights=str(_start_of(replace(options, weights=None, freeze=None), inputs))
+        )
     return options
 
 
@@ -137,7 +140,8 @@ def _start_of(options: AskedOptions, inputs: Path) -> Path:
 def command(job: Job, options: AskedOptions, folder: Path) -> list[str]:
     """The commands that repeat the run, without the place of anybody's data or folder."""
     run_dir = f"{runs_folder(Path())}/{job.name}"
-    shown = replace(options, data=job.options.data, run_dir=run_dir, resume=False)
+    weights = options.weights if job.same_start else job.options.weights
+    shown = replace(options, data=job.options.data, weights=weights, run_dir=run_dir, resume=False)
     # As text: what the options name must exist when they are made.
     arguments = [text.replace(f"{inputs_folder(folder)}/", "inputs/") for text in to_arguments(shown)]
     commands = [" ".join(["suture train", *arguments])]

@@ -172,7 +172,7 @@ def test_dicom_without_pydicom_is_left_out(classifier, folder, tmp_path, monkeyp
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *more: None if name == "pydicom" else found(name, *more)
     )
-    (folder / "x.dcm").write_bytes(b"")
+    (folder / "x.dcm").write_bytes(bytes(128) + b"DICM" + bytes(200))
     outcome = predict_folder(load_trained(classifier, "last"), folder, tmp_path / "out")
     assert [p for p in outcome.problems if "x.dcm: DICOM needs pydicom: pip install suture[dicom]" in p]
 

@@ -217,7 +217,7 @@ def test_a_client_names_the_broken_files_of_others_too(tmp_path):
         1,
     ).source
     place = [one.key for one in source.examples].index("ill/patient0.png")
-    how = {"image_size": 32, "channels": 3, "normalisation": "imagenet", "augment": False}
+    how = {"image_size": 32, "channels": 3, "normalisation": "imagenet", "augment": "none"}
     with pytest.raises(DataError, match=r"2 images cannot be used: .*patient0\.png.*patient7\.png"):
         ClientData(source, Share((place,), (), ()), **how)
     other = [index for index in range(8) if "patient0" not in source.examples[index].key][:1]
