@@ -2,12 +2,13 @@
 
 A command imports torch for seconds before it does anything. `Popen` and `run` here are those of `subprocess`, for the commands
 ``python -m suture ...`` and ``python launch/run.py ...``: same arguments, pipes, signals and exit codes, but the process that they
-start has its imports already. Anything else they start as `subprocess` does. What depends on the environment at import,
-on a network namespace or on a process's own memory is to be started cold.
+start has its imports already. Anything else they start as `subprocess` does. ``ip netns exec NAME`` may stand before them. What
+depends on the environment at import, or on a process's own memory, is to be started by `subprocess` itself.
 """
 
 import atexit
 import ctypes
+import importlib
 import json
 import os
 import socket
@@ -225,10 +226,11 @@ def _spawn_warm(path, args, passed, _spawn=util.spawnv_passfds) -> int:
 def _import_all() -> None:
     """What a command and its ranks import, sooner or later."""
     sys.path[0] = str(ROOT)
-    import torchmetrics.functional  # noqa: F401
-
     from suture.launch.host.sandbox_setup import load_the_lazy
+    from suture.launch.start.fork_server import IMPORTED
 
+    for module in (*IMPORTED, "suture.__main__", "suture.launch.rank"):
+        importlib.import_module(module)
     load_the_lazy()
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "a process with threads cannot be forked"
 
