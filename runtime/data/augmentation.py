@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from torchvision.transforms.v2 import InterpolationMode  # type: ignore[import-untyped, unused-ignore]
 from torchvision.transforms.v2 import functional as tv
 
-from suture.runtime.data.augment import augment as light
+from suture.runtime.data.augment import augment
 
 Augmentation = Callable[[Tensor, Tensor | None, bool, Generator], tuple[Tensor, Tensor | None]]
 """(x_NCHW in [0, 1], mask_N1HW or None, whether left and right may change places, generator) to the same."""
@@ -93,15 +93,9 @@ def _none(
     return x_NCHW, mask_N1HW
 
 
-def _light(
-    x_NCHW: Tensor, mask_N1HW: Tensor | None, mirror: bool, generator: Generator
-) -> tuple[Tensor, Tensor | None]:
-    return light(x_NCHW, mask_N1HW, mirror=mirror, generator=generator)
-
-
 AUGMENTATIONS: dict[str, Augmentation] = {
     "none": _none,
-    "light": _light,
+    "light": augment,
     # A photograph of the retina has no upright: the eye, the camera's angle and the flash vary.
     "fundus": Preset(
         rotation=180,
