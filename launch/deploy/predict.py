@@ -8,8 +8,6 @@ Shape legend: N batch; C, H, W image.
 
 from __future__ import annotations
 
-import csv
-import io
 import shutil
 import tempfile
 from collections import Counter
@@ -28,7 +26,7 @@ from suture.runtime.data.folder import Found, walk
 from suture.runtime.data.library_warnings import counted_warnings
 from suture.runtime.data.pictures import picture_size, read_picture
 from suture.runtime.data.source import Task
-from suture.runtime.data.text import plain_name, safe_cell
+from suture.runtime.data.text import csv_text, plain_name
 from suture.runtime.errors import ConfigError, DataError
 
 TABLE, MASKS, LEFT_OUT = "predictions.csv", "masks", "left_out.csv"
@@ -96,10 +94,10 @@ def predict_folder(
             raise DataError(
                 f"none of the {len(paths)} images in {folder} can be read; the first: {problems[0]}"
             )
-        _write_table(draft / TABLE, [_heading(model), *rows])
+        (draft / TABLE).write_text(csv_text([_heading(model), *rows]), encoding="utf-8")
         left_out = [["1", problem] for problem in problems] + _counted(found)
         if left_out:
-            _write_table(draft / LEFT_OUT, [["files", "why"], *left_out])
+            (draft / LEFT_OUT).write_text(csv_text([["files", "why"], *left_out]), encoding="utf-8")
     return Outcome(predicted, tuple(problems), (*found.notes(), *said.notes()))
 
 
@@ -187,12 +185,6 @@ def _heading(model: TrainedModel) -> list[str]:
 
 def _counted(found: Found) -> list[list[str]]:
     return [[str(number), f"not used: {kind}"] for kind, number in sorted(found.unused.items())]
-
-
-def _write_table(path: Path, rows: list[list[str]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([safe_cell(cell) for cell in row] for row in rows)
-    path.write_text(text.getvalue(), encoding="utf-8")
 
 
 @contextmanager

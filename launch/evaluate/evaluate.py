@@ -8,10 +8,7 @@ OUT/figures/*.png
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ from suture.launch.evaluate.grad_cam import heat_maps
 from suture.launch.evaluate.images import Chosen, Predictions, choose, predict, read_batches
 from suture.launch.evaluate.page import classification_tables, segmentation_tables, shown, to_html
 from suture.runtime.data.source import Task
-from suture.runtime.data.text import safe_cell
+from suture.runtime.data.text import csv_text
 from suture.runtime.errors import ConfigError
 from suture.runtime.host.disk import writing
 from suture.runtime.state.checkpoint import write_atomically
@@ -62,7 +59,7 @@ def evaluate(run_or_model: Path, data: str, out: Path, *, which: str, sensitivit
             "data": chosen.source.name,
         } | found
         write_atomically(out / NUMBERS, (json.dumps(found, indent=1) + "\n").encode())
-        write_atomically(out / TABLE, _csv(rows).encode())
+        write_atomically(out / TABLE, csv_text(rows).encode())
         write_atomically(out / PAGE, _page(model, chosen, found, figures).encode())
     return out / PAGE
 
@@ -159,9 +156,3 @@ def _page(model: TrainedModel, chosen: Chosen, found: dict[str, Any], figures: F
         "In brackets 95 % intervals over images; several images of one patient make them wider in truth."
     )
     return to_html(title, facts, tables, figures)
-
-
-def _csv(rows: Sequence[Sequence[str]]) -> str:
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows([safe_cell(str(cell)) for cell in row] for row in rows)
-    return file.getvalue()

@@ -1,5 +1,9 @@
 """Names of files and classes as text that can be written down: valid UTF-8, and no formula to a spreadsheet."""
 
+import csv
+import io
+from collections.abc import Iterable
+
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -20,3 +24,10 @@ def safe_cell(text: str) -> str:
     except ValueError:
         return f"'{text}"
     return text
+
+
+def csv_text(rows: Iterable[Iterable[str]]) -> str:
+    """Rows as a CSV, every cell by `safe_cell`."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([safe_cell(cell) for cell in row] for row in rows)
+    return file.getvalue()
