@@ -162,6 +162,12 @@ def test_an_unreadable_image_is_named_and_left_out(classifier, folder, tmp_path)
     assert result.return_value == 3
     assert "left out: cannot read image" in result.output and "broken.png" in result.output
     assert "1 left out" in result.output
+    (folder / "notes.txt").write_text("no picture")
+    predict(classifier, folder, "--out", tmp_path / "again")
+    with (tmp_path / "again" / "left_out.csv").open(encoding="utf-8") as file:
+        broken, other = csv.DictReader(file)
+    assert broken["files"] == "1" and "cannot read image" in broken["why"] and "broken.png" in broken["why"]
+    assert other == {"files": "1", "why": "not used: .txt"}
     assert len(table(tmp_path / "out")) == 3
 
 

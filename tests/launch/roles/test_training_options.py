@@ -291,7 +291,7 @@ def scored(patch: pytest.MonkeyPatch, values: list[float]) -> None:
         ([0.1, 0.2, 0.3, 0.4, 0.5], 5, 5),
     ],
 )
-def test_patience_ends_the_run_and_keeps_the_best_round(values, best, last, weights, tmp_path, monkeypatch):
+def test_early_stop_ends_the_run_and_keeps_the_best_round(values, best, last, weights, tmp_path, monkeypatch):
     """Oracle: by hand from the scores; the best round's top and hand-off are those of a run with as many rounds."""
     options = options_of({"validation_images": 4, "epochs": 5, "early_stop": 2, "test_images": 4}, weights)
     scored(monkeypatch, values)
@@ -309,7 +309,7 @@ def test_patience_ends_the_run_and_keeps_the_best_round(values, best, last, weig
         assert release.best_handoff is not None and release.best_handoff.turn == short.handoff.turn
 
 
-def test_a_run_that_lost_patience_stays_ended_when_it_is_resumed(weights, tmp_path, monkeypatch):
+def test_a_run_that_stopped_early_stays_ended_when_it_is_resumed(weights, tmp_path, monkeypatch):
     """Oracle: the run that was not killed: its turns and its digest."""
     monkeypatch.setattr(build, "new_run_id", lambda: "run")
     options = options_of({"validation_images": 4, "epochs": 5, "early_stop": 1, "test_images": 4}, weights)

@@ -242,6 +242,22 @@ def test_a_voi_lut_is_applied_at_its_own_depth(tmp_path, depth, entries):
     assert np.abs(grey.ravel() - table[RAMP.ravel()] * 255.0 / top).max() <= 1
 
 
+@pytest.mark.parametrize("depth", [8, 12, 16])
+@pytest.mark.parametrize("narrow", [False, True], ids=["all greys", "some greys"])
+def test_a_presentation_lut_is_applied_to_what_the_window_gives(tmp_path, depth, narrow):
+    """Oracle: the table by hand, a falling square; also where the picture holds neither black nor white."""
+    from pydicom.dataset import Dataset
+
+    lut, top = Dataset(), 2**depth - 1
+    table = np.round((1 - np.arange(256) / 255) ** 2 * top).astype(int)
+    lut.LUTDescriptor, lut.LUTData = [256, 0, depth], table.tolist()
+    lut["LUTDescriptor"].VR, lut["LUTData"].VR = "US", "US"
+    greys = RAMP // 16 if not narrow else RAMP // 64 + 40
+    window = {"WindowCenter": "128", "WindowWidth": "256", "BitsStored": 8, "HighBit": 7}
+    path = write_dicom(tmp_path / "a.dcm", greys.astype(np.uint16), PresentationLUTSequence=[lut], **window)
+    assert np.abs(read_dicom(path).ravel() - table[greys.ravel()] * 255.0 / top).max() <= 3
+
+
 def test_of_several_frames_the_representative_one_is_read_and_said(tmp_path):
     from suture.runtime.data.library_warnings import counted_warnings
 

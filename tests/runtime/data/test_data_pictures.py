@@ -97,6 +97,17 @@ def test_deep_colour_is_scaled_by_its_own_range(tmp_path, kind, scale):
     assert np.abs(as_read(path, 3) - COLOUR.transpose(2, 0, 1)).max() <= 1
 
 
+@pytest.mark.parametrize("scale", [16, 257], ids=["12 bit in 16", "16 bit"])
+@pytest.mark.parametrize("ending", ["j2k", "jp2"])
+def test_deep_colour_in_jpeg_2000_is_scaled_by_its_own_range(tmp_path, ending, scale):
+    """Oracle: as above; the file is written without loss, as a bare code stream and in its box."""
+    encode_array = pytest.importorskip("openjpeg.utils").encode_array
+    deep = COLOUR.astype(np.uint16) * scale
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(encode_array(deep, photometric_interpretation=1, codec_format=int(ending == "jp2")))
+    assert np.abs(as_read(path, 3) - COLOUR.transpose(2, 0, 1)).max() <= 1
+
+
 def write_deep_png(path, pixels):
     """A PNG of 16 bits a sample, which Pillow does not write."""
     import struct
