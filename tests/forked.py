@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from multiprocessing import util
+from multiprocessing import forkserver, util
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -207,8 +207,8 @@ def _enter(namespace: str) -> None:
 
 
 def _spawn_warm(path, args, passed, _spawn=util.spawnv_passfds) -> int:
-    """Starts a process of `multiprocessing`; its fork server is a fork of this process, which has its imports."""
-    if "multiprocessing.forkserver" not in args[-1]:
+    """Starts a process of `multiprocessing`; its fork server is a fork of this process, where that has one thread."""
+    if "multiprocessing.forkserver" not in args[-1] or not _has_one_thread():
         return _spawn(path, args, passed)
     pid = os.fork()
     if pid == 0:
@@ -217,6 +217,8 @@ def _spawn_warm(path, args, passed, _spawn=util.spawnv_passfds) -> int:
             os.closerange(first, kept)
             first = kept + 1
         os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+        # Whoever asks for a fork server holds its lock: a rank that asks for one of its own would wait for ever.
+        forkserver._forkserver.__init__()
         with suppress(SystemExit):
             exec(args[-1])
         os._exit(0)
@@ -232,7 +234,11 @@ def _import_all() -> None:
     for module in (*IMPORTED, "suture.__main__", "suture.launch.rank"):
         importlib.import_module(module)
     load_the_lazy()
-    assert len(list(Path("/proc/self/task").iterdir())) == 1, "a process with threads cannot be forked"
+    assert _has_one_thread(), "a process with threads cannot be forked"
+
+
+def _has_one_thread() -> bool:
+    return len(list(Path("/proc/self/task").iterdir())) == 1
 
 
 if __name__ == "__main__":
