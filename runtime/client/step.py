@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from suture.models.freezing import trained
 from suture.runtime.client.model import ClientModel
 from suture.runtime.data.client_data import Batch
 from suture.runtime.errors import DivergedError
 from suture.runtime.randomness import BatchAddress
 from suture.runtime.records.step_timer import WAITING
 from suture.runtime.scheduler import Turn
-from suture.runtime.training.optim import step_with
+from suture.runtime.training.optim import pulled, step_with
 from suture.runtime.wire.checks import TensorSpec, check_gradient, check_loss, check_step_reply
 from suture.runtime.wire.compression import Payload
 from suture.runtime.wire.messages import OutputGradient, StepReply, Upload
@@ -185,7 +186,7 @@ class ClientStep:
         loss = self._loss_at_home(leaf, skips)
         self.check_loss(loss)
         wanted = [(skip, at) for skip, at in zip(cut.skips, skips, strict=True) if at.requires_grad]
-        ours = list(client.head.parameters())
+        ours = trained(client.head)
         with client.step_timer.part("head"):
             at_output, *found = torch.autograd.grad(
                 loss, [leaf, *(at for _, at in wanted), *ours], allow_unused=True
@@ -209,6 +210,9 @@ class ClientStep:
         client, weights = self.client, dict(self.client.bottom.named_parameters())
         graph = [(root, grad) for root, grad in roots if grad is not None and root.requires_grad]
         taken = weights if self._stash is None else self._stash
+        taken = {name: weight for name, weight in taken.items() if weight.requires_grad}
+        if not taken:  # all of it is frozen
+            return
         # autograd.grad leaves the parameters of a defence's own nets alone, as a distributed context does.
         with client.step_timer.part("backward"):
             found = torch.autograd.grad(
@@ -229,6 +233,8 @@ class ClientStep:
         client = self.client
         if self.learns:
             with client.step_timer.part("optimizer"):
+                if client.config.prox:
+                    gradients = pulled(gradients, client.turn_start, client.config.prox)
                 step_with(client.optimizer, gradients)
                 client.defence.step()
 
@@ -254,6 +260,9 @@ class ClientStep:
                 smashed, skips = client.bottom(inputs)
             else:
                 smashed, skips = functional_call(client.bottom, self._stash, (inputs,))
+            # Of a bottom that is wholly frozen, too: every step asks for the gradient at the cut.
+            if not smashed.requires_grad:
+                smashed = smashed.detach().requires_grad_()
             return _Cut(inputs, smashed, tuple(skips), client.defence.transform(smashed))
 
     def _loss_at_home(self, output: Tensor, skips: tuple[Tensor, ...]) -> Tensor:

@@ -33,7 +33,7 @@ _SIGNS = {"all joined": '"event": "begun"', "first step": '"phase": "train"'}
 _PATIENCE = 300.0
 _TINY = (
     "--data fundus-phantom --model resnet18 --image-size 64 --epochs 1 --train-images 32 --validation-images 0 "
-    "--test-images 2 --batch-size 8 --no-augment"
+    "--test-images 2 --batch-size 8 --augment none"
 ).split()
 
 
@@ -87,7 +87,7 @@ def start(command: Sequence[str]) -> dict[str, float]:
         try:
             return _watch(process, run, begun)
         except SutureError as error:
-            said = (Path(folder) / "output").read_text().strip().splitlines()[-3:]
+            said = (Path(folder) / "output").read_text(encoding="utf-8").strip().splitlines()[-3:]
             raise SutureError(f"{error}: {' / '.join(said)}") from None
         finally:
             _end(process)
@@ -102,7 +102,7 @@ def _watch(process: subprocess.Popen[bytes], run: Path, begun: float) -> dict[st
         if run.exists():
             found.setdefault("images read", elapsed)  # the folder is made when every client has its images
         path = run / METRICS_FILE
-        text = path.read_text() if path.exists() else ""
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
         for what, sign in _SIGNS.items():
             if sign in text:
                 found.setdefault(what, elapsed)

@@ -62,7 +62,7 @@ def enter(namespace: str) -> None:
         OSError: there is none of that name, or this process may not.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    with Path(f"/run/netns/{namespace}").open() as handle:
+    with Path(f"/run/netns/{namespace}").open(encoding="utf-8") as handle:
         if libc.setns(handle.fileno(), _CLONE_NEWNET) != 0:
             raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {namespace}")
 
@@ -146,7 +146,7 @@ class ShapedLine:
     def relay_seconds(self) -> float:
         """Processor time of the relay so far: what the line itself takes from the cores."""
         assert self._relay is not None
-        fields = Path(f"/proc/{self._relay.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{self._relay.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
