@@ -23,7 +23,7 @@ class SmashedBatch:
     Attributes:
         smashed: h_ND, float32, on the server's device. In ``loss`` it has its graph, else it is detached.
         labels: y_N int64 where labels are shared, else None.
-        client: the member's name.
+        clients: whose images they are: one member's name, or those whose batches were joined to one.
         round: from 1.
         batch: from 0 within the turn.
         phase: "train", "validation" or "test"; "query" where a lab lets the attacker pass images of its own
@@ -32,10 +32,15 @@ class SmashedBatch:
 
     smashed: Tensor
     labels: Tensor | None
-    client: str
+    clients: tuple[str, ...]
     round: int
     batch: int
     phase: str = "train"
+
+    @property
+    def client(self) -> str:
+        """``clients`` as one text, for a file's name or a draw's place."""
+        return "+".join(self.clients)
 
 
 class Attack:

@@ -102,4 +102,4 @@ def _query(options: RunOptions, needs: Needs, attack: LiveAttack, run_dir: Path,
                 client.randomness.reseed("bottom/offered", *address)
                 smashed = client.bottom(batch.inputs)[0]
                 defended = client.defence.transform(smashed) if client.defence.acts_in_evaluation else smashed
-                attack.observe(SmashedBatch(defended, None, name, round - passed, batch.number, "query"))
+                attack.observe(SmashedBatch(defended, None, (name,), round - passed, batch.number, "query"))

@@ -17,6 +17,7 @@ from suture.launch.output.final_table import NOTHING, shown
 from suture.launch.output.live import LivePicture
 from suture.launch.output.pace import Pace, duration
 from suture.launch.output.round_warnings import Warned
+from suture.runtime.scheduler import Group as Clients
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class _CurrentTurn:
 
     round: int
     turn: int
-    client: str
+    clients: Clients
     kind: str
     num_batches: int | None
     started: float
@@ -95,8 +96,10 @@ class Progress(LivePicture):
         self._rows = {client: _Row() for client in clients}
         self._show()
 
-    def turn_started(self, round: int, turn: int, client: str, kind: str, num_batches: int | None) -> None:
-        """``client`` has the turn, or several with "+" between their names.
+    def turn_started(
+        self, round: int, turn: int, clients: Clients, kind: str, num_batches: int | None
+    ) -> None:
+        """``clients`` have the turn, more than one where they train at once.
 
         ``kind`` is "train", "average" or "evaluate", ``num_batches`` None when not known.
         """
@@ -105,8 +108,8 @@ class Progress(LivePicture):
         if self._turn is None:  # whoever came late is waited for before, and that says nothing of the pace
             self._started = self._clock()
         self._pace.round_began(round, is_whole=turn == 1 or self._turn is not None)
-        self._turn = _CurrentTurn(round, turn, client, kind, num_batches, started=self._clock())
-        for name in client.split("+"):
+        self._turn = _CurrentTurn(round, turn, clients, kind, num_batches, started=self._clock())
+        for name in clients:
             row = self._row(name)
             row.state, row.losses = _DOES[kind], []
         self._refresh()
@@ -131,7 +134,7 @@ class Progress(LivePicture):
         if turn is None:
             return
         turn.is_over = True
-        rows = [self._row(name) for name in turn.client.split("+")]
+        rows = [self._row(name) for name in turn.clients]
         for row in rows:
             row.state = "waits"
             if row.losses:
@@ -147,7 +150,7 @@ class Progress(LivePicture):
     def client_state(self, client: str, state: str) -> None:
         """Anything else that a client does, in a word or two: "lost", "rolled back", "waits", "finished"."""
         self._row(client).state = state
-        if self._turn is not None and client in self._turn.client.split("+"):
+        if self._turn is not None and client in self._turn.clients:
             self._turn.is_over = True
         self._refresh()
 
@@ -201,7 +204,7 @@ class Progress(LivePicture):
             return None
         part = 0.0
         if turn.kind == "train" and not turn.is_over and turn.num_batches:
-            part = min(1.0, turn.batches_done / turn.num_batches) * len(turn.client.split("+"))
+            part = min(1.0, turn.batches_done / turn.num_batches) * len(turn.clients)
         done = self._turns_done + part
         if done == 0:
             return None
@@ -216,7 +219,7 @@ class Progress(LivePicture):
         seconds = max(self._clock() - turn.started, 1e-9)
         mean = turn.loss_sum / turn.batches_done if turn.batches_done else None
         return (
-            f"round {turn.round} of {self._num_rounds}, turn {turn.turn}: {_shown(turn.client)} trained "
+            f"round {turn.round} of {self._num_rounds}, turn {turn.turn}: {_shown(turn.clients)} trained "
             f"{turn.batches_done} batches, loss {shown(mean, 4)}, {turn.images_done / seconds:.0f} images/s"
             f", {duration(self.seconds_left())} left"
         )
@@ -251,7 +254,7 @@ class Progress(LivePicture):
         verb = "" if turn.is_over else _DOES[turn.kind]
         place = (
             Text(f"round {turn.round} of {self._num_rounds}", style="bold"),
-            Text(f"{_shown(turn.client)} {verb}".rstrip(), style="bold cyan"),
+            Text(f"{_shown(turn.clients)} {verb}".rstrip(), style="bold cyan"),
         )
         if turn.kind != "train":
             grid.add_row(*place)
@@ -267,7 +270,6 @@ class Progress(LivePicture):
         )
 
 
-def _shown(clients: str) -> str:
+def _shown(clients: Clients) -> str:
     """Who has the turn, short enough for a line."""
-    names = clients.split("+")
-    return clients.replace("+", ", ") if len(names) <= 3 else f"{len(names)} clients"
+    return ", ".join(clients) if len(clients) <= 3 else f"{len(clients)} clients"

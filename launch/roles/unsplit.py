@@ -200,7 +200,7 @@ def _train(trainer: Unsplit, options: RunOptions, progress: Progress, tracker: T
         for (client,) in scheduler.order(round, trained):
             turn, started, losses = turn + 1, time.monotonic(), []
             num_batches = trainer.data[client].num_train_batches(options.batch_size)
-            progress.turn_started(round, turn, client, "train", num_batches)
+            progress.turn_started(round, turn, (client,), "train", num_batches)
             for batch in trainer.train_batches(round, client):
                 step, loss = step + 1, trainer.train_step(round, client, batch)
                 losses.append(loss)

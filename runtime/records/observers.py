@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from suture.runtime.errors import CheckpointError
+from suture.runtime.scheduler import Group, Turn
 
 
 class Recorder(Protocol):
@@ -23,12 +24,9 @@ class Recorder(Protocol):
 
 
 class Watcher(Protocol):
-    """What is told of a run's progress, for a person; see ``suture.launch.output.progress``.
+    """What is told of a run's progress, for a person; see ``suture.launch.output.progress``."""
 
-    Where clients train at once ``turn_started`` names all of them, with "+" between the names.
-    """
-
-    def turn_started(self, round: int, turn: int, client: str, kind: str, num_batches: int) -> None: ...
+    def turn_started(self, round: int, turn: int, clients: Group, kind: str, num_batches: int) -> None: ...
     def batch_done(self, client: str, loss: float, num_images: int) -> None: ...
     def turn_done(self) -> None: ...
     def client_state(self, client: str, state: str) -> None: ...
@@ -76,6 +74,26 @@ class StoppingRecorder:
             raise
 
 
+class StepLog:
+    """Writes the steps of the turn that is being played down.
+
+    Args:
+        watcher: is told the progress.
+    """
+
+    def __init__(self, watcher: Watcher) -> None:
+        self.recorder: Recorder = NoRecorder()
+        self.num_done = 0
+        self._watcher = watcher
+
+    def step_done(self, turn: Turn, loss: float, num_images: int) -> None:
+        """A step of ``turn`` has been computed."""
+        self.num_done += 1
+        step = turn.step + self.num_done
+        self.recorder.train_step(step, turn.round, turn.number, turn.client, loss, num_images)
+        self._watcher.batch_done(turn.client, loss, num_images)
+
+
 class NoRecorder:
     """Keeps nothing."""
 
@@ -92,7 +110,7 @@ class NoRecorder:
 class NoWatcher:
     """Shows nothing."""
 
-    def turn_started(self, round: int, turn: int, client: str, kind: str, num_batches: int) -> None: ...
+    def turn_started(self, round: int, turn: int, clients: Group, kind: str, num_batches: int) -> None: ...
     def batch_done(self, client: str, loss: float, num_images: int) -> None: ...
     def turn_done(self) -> None: ...
     def client_state(self, client: str, state: str) -> None: ...

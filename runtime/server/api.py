@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future as Task
+from contextlib import contextmanager
 from typing import Any, get_args, get_origin, get_type_hints
 
 from torch import Tensor
@@ -22,6 +24,7 @@ from torch.futures import Future
 from suture.runtime.errors import StoppedError, SutureError, WireError
 from suture.runtime.host.executor import Executor, SameThread
 from suture.runtime.scheduler import Turn
+from suture.runtime.server.client_turn import ClientTurn
 from suture.runtime.server.coordinator import Coordinator
 from suture.runtime.server.membership import Member
 from suture.runtime.wire.codec import fits
@@ -46,6 +49,8 @@ from suture.runtime.wire.messages import (
 )
 
 log = logging.getLogger(__name__)
+
+GAP_SECONDS = 10.0  # in which a call that came is taken up and computed, or those behind it are refused
 
 
 class ServerApi:
@@ -92,15 +97,27 @@ class ServerApi:
 
     def train(self, upload: Upload) -> Future[StepReply | Tensor | Packed | Refusal]:
         """One explicit training step, whole where labels are shared; else its forward half."""
-        return self._eventually(self._run.transaction.train, upload)
+
+        def train(member: Member, answer: Future[Any]) -> None:
+            _turn(member).train(upload, answer)
+
+        return self._eventually(train)
 
     def backward(self, gradient: OutputGradient) -> Future[Tensor | Packed | Refusal]:
         """The other half of an explicit step where labels stay at home; the server has stepped when it answers."""
-        return self._eventually(self._run.transaction.backward, gradient)
+
+        def backward(member: Member, answer: Future[Any]) -> None:
+            _turn(member).backward(gradient, answer)
+
+        return self._eventually(backward)
 
     def predict(self, upload: Upload) -> Future[Tensor | Packed | Refusal]:
         """One evaluation batch through the top."""
-        return self._computed(self._run.transaction.predict, upload)
+
+        def predict(member: Member) -> Tensor | Packed:
+            return _turn(member).predict(upload)
+
+        return self._computed(predict)
 
     def commit(self, handoff: SealedHandoff) -> Future[Refusal | None]:
         """Ends a training turn; when this answers it is on the disk, unless others still train in it."""
@@ -148,19 +165,31 @@ class ServerApi:
 
     def forward(self, upload: Upload) -> LossReply | Tensor | Refusal:
         """One training batch through the top, inside the caller's autograd context."""
-        answer: LossReply | Tensor | Refusal = self._here(self._run.transaction.forward, upload)
+        answer: LossReply | Tensor | Refusal = self._here(
+            "forward", lambda: _turn(self.member).forward(upload)
+        )
         return answer
 
     def step(self, done: StepDone, gradients: Mapping[Tensor, Tensor]) -> Refusal | None:
         """Backward has come through: steps the top with ``gradients``."""
-        answer: Refusal | None = self._here(self._run.transaction.stepped, done, gradients)
+        answer: Refusal | None = self._here("step", lambda: _turn(self.member).stepped(done, gradients))
         return answer
 
     # For the carrier -----------------------------------------------------------------------------
 
     def await_order(self, message: Upload | OutputGradient) -> None:
-        """Waits until what this client sent before ``message`` has been computed; see `Coordinator.await_order`."""
-        self._run.await_order(self.member, message)
+        """Waits until what this client sent before ``message`` has been computed: RPC's threads may take two calls
+        up in another order than that in which they came. Whoever sends too much ahead, or leaves a gap, does not wait
+        for long and is refused by the turn's own checks.
+        """
+        run, member = self._run, self.member
+        with run.computed:
+            turn = member.turn
+            if turn is None or turn.num_early >= run.config.in_flight - 1:
+                return
+            turn.num_early += 1
+            run.computed.wait_for(lambda: member.turn is not turn or not turn.is_early(message), GAP_SECONDS)
+            turn.num_early -= 1
 
     def heard(self) -> None:
         """The carrier had a sign of life from this client."""
@@ -181,7 +210,7 @@ class ServerApi:
         answer: Future[Any] = Future()
 
         def compute() -> None:
-            with self._run.request(self.member):
+            with self._request():
                 value = method(self.member, *messages)
             answer.set_result(value)
 
@@ -192,10 +221,29 @@ class ServerApi:
         answer: Future[Any] = Future()
 
         def compute() -> None:
-            with self._run.request(self.member):
+            with self._request():
                 method(self.member, *messages, answer)
 
         return self._submitted(method.__name__, compute, answer)
+
+    @contextmanager
+    def _request(self) -> Iterator[None]:
+        """Holds the run's lock for what this client asks.
+
+        Raises:
+            SutureError: it is no member (any more); see `Member`.
+        """
+        run, member = self._run, self.member
+        with run.lock:
+            if member.refused is not None:
+                raise member.refused
+            began = time.monotonic()
+            try:
+                yield
+            finally:
+                run.computed.notify_all()
+                member.last_seen = time.monotonic()
+                run.busy_seconds += member.last_seen - began
 
     def _submitted(self, name: str, compute: Callable[[], None], answer: Future[Any]) -> Future[Any]:
         """``answer``, which ``compute`` gives when the executor has run it, or which says why it failed."""
@@ -213,12 +261,12 @@ class ServerApi:
         self._executor.submit(compute).add_done_callback(settle)
         return answer
 
-    def _here(self, method: Callable[..., Any], *messages: Any) -> Any:
+    def _here(self, name: str, compute: Callable[[], Any]) -> Any:
         try:
-            with self._run.request(self.member):
-                return method(self.member, *messages)
+            with self._request():
+                return compute()
         except SutureError as error:
-            return self.refusal(method.__name__, error)
+            return self.refusal(name, error)
 
     def refusal(self, endpoint: str, error: SutureError) -> Refusal:
         """``error`` as an answer. What a peer must not send is logged, once an endpoint."""
@@ -227,6 +275,12 @@ class ServerApi:
             peer = self.client or "a newcomer"
             log.warning("refused %s of %s: %.300s (further ones are not logged)", endpoint, peer, error)
         return Refusal.of(error)
+
+
+def _turn(member: Member) -> ClientTurn:
+    if member.turn is None:
+        raise member.without_turn()
+    return member.turn
 
 
 Endpoint = Callable[..., Any]

@@ -47,7 +47,7 @@ class ConsortiumTurns:
     def post(self, member: Member, statement: Statement) -> None:
         """Takes what a site states. Who accuses gives up the turn that it holds; who leaves for good is put out."""
         board, run_state, run = self._signed(member), self._run_state, self._run
-        busy = run.transaction.of(member) is not None or board.is_asked(member.name)
+        busy = member.open_turn is not None or board.is_asked(member.name)
         if statement.kind == ACCUSATION and not busy:
             if member.undone:  # another site has opened the same one, and was faster
                 raise TurnUndoneError(member.undone)
@@ -60,7 +60,7 @@ class ConsortiumTurns:
             run.transaction.roll_back(f"most sites do not know {board.founder}")
             others = [name for name in self._membership.present() if name != board.founder]
             self._begin_anew(board, f"most of {', '.join(others)} take no key from it; see their rosters")
-        elif statement.kind == KEY_REFUSAL and run.transaction.of(member) is not None:
+        elif statement.kind == KEY_REFUSAL and member.open_turn is not None:
             # It would be given the same turn again and again.
             run.lose(member, f"it does not take the hand-off key that {board.founder} made")
         if statement.kind == ACCUSATION:

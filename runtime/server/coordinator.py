@@ -1,6 +1,6 @@
 """The run at the server: who is in, who is lost, what counts, and how it ends. A turn is a transaction.
 
-What a client asks for comes through its `ServerApi`, which holds the lock meanwhile (`Coordinator.request`). Between a
+What a client asks for comes through its `ServerApi`, which holds the lock meanwhile. Between a
 turn's first forward and its commit only the client that holds the turn is answered, so forward to step is one unit
 although the lock is free in between.
 """
@@ -38,18 +38,14 @@ from suture.runtime.wire.checks import check_farewell, check_hello
 from suture.runtime.wire.messages import (
     Farewell,
     Hello,
-    OutputGradient,
     Refusal,
     Release,
     Report,
     SealedHandoff,
-    Upload,
     Welcome,
 )
 
 log = logging.getLogger(__name__)
-
-GAP_SECONDS = 10.0  # in which a call that came is taken up and computed, or those behind it are refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +82,11 @@ class Coordinator:
         membership: who is in.
         config: the run.
         watcher: is told the progress.
+
+    Attributes:
+        lock: is held for whatever a client asks; see `ServerApi`.
+        computed: by it calls wait for others to be computed.
+        busy_seconds: what clients asked for has kept the server busy so long since it last looked after its members.
     """
 
     def __init__(
@@ -102,8 +103,9 @@ class Coordinator:
         self.transaction = Transaction(run_state, self.watcher, config.seed, config.race)
         self.consortium = ConsortiumTurns(self)
         self.dispatcher = Dispatcher(self, self.consortium)
-        self._lock = threading.RLock()
-        self._computed = threading.Condition(self._lock)
+        self.lock = threading.RLock()
+        self.computed = threading.Condition(self.lock)
+        self.busy_seconds = 0.0
         self._refused: set[tuple[str, type[SutureError]]] = set()
         self._finished_at: float | None = None
 
@@ -124,7 +126,7 @@ class Coordinator:
             for name, why in self.board.removed.items():
                 self.membership.shut_out(name, why)
         opened = open_recorder(None if turn is None else self.run_state.turn_log.step)
-        self.recorder = self.transaction.steps.recorder = StoppingRecorder(opened, self.stop)
+        self.recorder = self.transaction.log.recorder = StoppingRecorder(opened, self.stop)
         if turn is not None:
             self.recorder.event("resumed", after_turn=turn, step=self.run_state.turn_log.step)
 
@@ -152,52 +154,18 @@ class Coordinator:
 
     # What a client's carrier and its `ServerApi` say ----------------------------------------------
 
-    @contextmanager
-    def request(self, member: Member) -> Iterator[None]:
-        """Holds the lock for what a member asks; nobody is lost for the time that this kept them waiting.
-
-        Raises:
-            SutureError: it is no member (any more); see `Membership.heard`.
-        """
-        with self._lock:
-            self.membership.heard(member)
-            began = time.monotonic()
-            try:
-                yield
-            finally:
-                self._computed.notify_all()
-                took = time.monotonic() - began
-                for other in self.membership:
-                    other.last_seen += took
-                    other.waiting_since += took
-                for turn in self.transaction.turns.values():
-                    turn.heard += took
-                member.last_seen = time.monotonic()
-
-    def await_order(self, member: Member, message: Upload | OutputGradient) -> None:
-        """Waits until what a client sent before ``message`` has been computed: RPC's threads may take up two calls in
-        another order than that in which they came. Whoever sends too much ahead, or leaves a gap, does not wait for
-        long and is refused by the turn's own checks.
-        """
-        with self._computed:
-            turn = self.transaction.of(member)
-            if turn is None or turn.num_early >= self.config.in_flight - 1:
-                return
-            turn.num_early += 1
-            self._computed.wait_for(
-                lambda: self.transaction.of(member) is not turn or not turn.is_early(message), GAP_SECONDS
-            )
-            turn.num_early -= 1
-
     def heard(self, member: Member) -> None:
         """A sign of life that asks for nothing: it renews a member's lease, and not that of the turn that it holds."""
-        with self._lock, suppress(SutureError):  # it may have been given up in the meantime
-            self.membership.heard(member)
+        with self.lock:
+            if member.refused is None:  # it may have been given up in the meantime
+                member.last_seen = time.monotonic()
 
     def transfers(self, member: Member, seconds: float) -> None:
         """Bytes of a call of this member's are on their way; see `Transaction.transfers`."""
-        with self._lock, suppress(SutureError):
-            self.membership.heard(member)
+        with self.lock:
+            if member.refused is not None:
+                return
+            member.last_seen = time.monotonic()
             self.transaction.transfers(member, seconds)
             if time.monotonic() - member.told_end < seconds:
                 member.end_heard = time.monotonic()
@@ -206,7 +174,7 @@ class Coordinator:
 
     def disconnected(self, member: Member, reason: str) -> None:
         """A member's connection has ended, for ``reason``: its turn is rolled back and the others go on."""
-        with self._lock:
+        with self.lock:
             if self.membership.get(member.name) is member and not member.left:
                 self.lose(member, reason)
 
@@ -214,7 +182,7 @@ class Coordinator:
 
     def admit(self, member: Member, hello: Hello) -> Welcome:
         """Takes a member in; see `Membership.admit`."""
-        with self._lock:
+        with self.lock:
             labels = self.run_state.server.labels
             try:
                 check_hello(hello, None if labels is None else labels.below)
@@ -264,7 +232,7 @@ class Coordinator:
         if self.board is not None and self.board.is_asked(member.name):
             self.lose(member, str(why.message)[:1000])
             return
-        if self.transaction.of(member) is None:
+        if member.open_turn is None:
             raise WireError(f"{member.name}: abort: it holds no turn to give up; refused")
         error = ERRORS.get(str(why.error), StoppedError)(str(why.message)[:1000])
         if self.membership.door is not None:
@@ -298,12 +266,13 @@ class Coordinator:
         Raises:
             CheckpointError: as `Dispatcher.go_on`.
         """
-        with self._lock:
+        with self.lock:
+            self._make_up_for_busy_seconds()
             now, lease = time.monotonic(), self.config.lease
             for member in self.membership:
                 if member.left:
                     continue
-                if reason := why_lost(member, self.transaction.of(member), lease, ping, self.board):
+                if reason := why_lost(member, member.open_turn, lease, ping, self.board):
                     self.lose(member, reason)
                 elif member.waiting is not None and now - member.waiting_since > lease / 4:
                     member.answer(self.dispatcher.waiting())
@@ -313,13 +282,23 @@ class Coordinator:
                 self._end_if_over()
             self.consortium.answer_heads()
 
+    def _make_up_for_busy_seconds(self) -> None:
+        """Nobody is lost for the time that others' requests kept it waiting."""
+        now, busy, self.busy_seconds = time.monotonic(), self.busy_seconds, 0.0
+        for member in self.membership:
+            member.last_seen = min(now, member.last_seen + busy)
+            member.waiting_since = min(now, member.waiting_since + busy)
+        for turn in self.transaction.turns.values():
+            turn.heard = min(now, turn.heard + busy)
+
     def lose(self, member: Member, reason: str, error: SutureError | None = None) -> None:
         """Rolls a member's turn back and goes on without it; it is told ``error``, or to join again."""
-        member.left = True
-        member.refuse(error or MemberLostError(f"{member.name} was lost: {reason}; join again"))
+        self.membership.lose(
+            member, error or MemberLostError(f"{member.name} was lost: {reason}; join again")
+        )
         if self.board is not None:
             self.board.ended(member.name)
-        if self.transaction.of(member) is not None:
+        if member.open_turn is not None:
             self.transaction.roll_back(reason)
         self.miss(member.name, reason)
         if self.membership.all_left and self.error is None and not self._has_been_taken_home():
@@ -366,7 +345,7 @@ class Coordinator:
 
     def stop(self, error: SutureError) -> None:
         """Ends the run early: every member is told why."""
-        with self._lock:
+        with self.lock:
             self.error = self.error or error
             self.go_on()
             self._end_if_over()

@@ -40,7 +40,8 @@ def why_lost(
         # Asking for another turn does not renew the lease of the one that it holds.
         if turn is not None and now - turn.heard > lease:
             return f"it did not go on with its turn for {lease:g} s"
-        if member.waiting is None and now - member.last_seen > lease:
+        last_seen = member.last_seen if turn is None else max(member.last_seen, turn.heard)
+        if member.waiting is None and now - last_seen > lease:
             return f"no word from it for {lease:g} s"
     if member.told_end and member.farewell is None and now - member.end_heard > lease:
         # The others wait for its word on what it ends with.

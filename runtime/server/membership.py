@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 from torch.futures import Future
@@ -12,24 +12,30 @@ from torch.futures import Future
 from suture.runtime.errors import (
     ConfigError,
     EvictedError,
-    MemberLostError,
     NameTakenError,
     SutureError,
+    TurnUndoneError,
     WireError,
 )
 from suture.runtime.scheduler import Turn, TurnKind
+from suture.runtime.server.client_turn import ClientTurn
 from suture.runtime.wire.messages import Farewell, Heads, Hello, Refusal
 
 
 @dataclass(eq=False)
 class Member:
-    """One member's place at the server. Clients never see inside.
+    """What the server knows of one who has joined, or is about to. Clients never see inside.
 
-    ``undone`` says why its turn was rolled back, until it has been told and asks for another. ``told_end`` is when it
-    was told that the run is over, and ``end_heard`` when it last went on with its goodbye.
+    ``refused`` is what its calls are answered with while it is no member. ``turn`` is its open turn, and ``undone``
+    says why that was rolled back, until it has been told and asks for another. ``told_end`` is when it was told that
+    the run is over, and ``end_heard`` when it last went on with its goodbye.
     """
 
     name: str = ""
+    refused: SutureError | None = field(
+        default_factory=lambda: WireError("a stranger is no member of this run; it must join first")
+    )
+    turn: ClientTurn | None = None
     hello: Hello | None = None
     waiting: Future[Turn | Refusal] | None = None
     waiting_since: float = 0.0
@@ -41,6 +47,17 @@ class Member:
     left: bool = False
     ping: Future[Tensor] | None = None
     heads: Future[Heads | Refusal] | None = None
+
+    @property
+    def open_turn(self) -> ClientTurn | None:
+        """Its part in the turn that is being played, as long as something of it is left to do."""
+        return self.turn if self.turn is not None and self.turn.is_open else None
+
+    def without_turn(self) -> SutureError:
+        """Why it may do nothing in a turn: it has none."""
+        if self.undone:
+            return TurnUndoneError(self.undone)
+        return WireError(f"{self.name}: it was granted no turn, or has ended it; refused")
 
     def refuse(self, error: SutureError) -> None:
         """Answers whatever the client waits for."""
@@ -158,8 +175,10 @@ class Membership:
         present = self._members.get(name)
         if present is not None and not present.left:
             raise NameTakenError(f"{name} is in the run already; give every client a name of its own")
+        if present is not None:
+            present.refused = WireError(f"{name} is no member of this run any more: it has joined anew")
         member.name, member.hello, member.last_seen = name, hello, time.monotonic()
-        self._members[name] = member
+        self._members[name], member.refused = member, None
         if name in self.lost:
             self.lost.remove(name)
 
@@ -170,28 +189,21 @@ class Membership:
 
     def shut_out(self, name: str, why: str) -> EvictedError:
         """Lets a member in no more; what it is told."""
-        return self._shut_out.setdefault(name, EvictedError(f"{name} was put out of this run: {why}"))
+        error = self._shut_out.setdefault(name, EvictedError(f"{name} was put out of this run: {why}"))
+        if (member := self.get(name)) is not None:
+            member.refused = error
+        return error
 
     @property
     def gone_for_good(self) -> set[str]:
         """Those who were put out, or left for good: nobody waits for them."""
         return set(self._shut_out)
 
-    def heard(self, member: Member) -> None:
-        """A member called.
-
-        Raises:
-            WireError: it has not joined.
-            MemberLostError: it was given up in the meantime.
-            EvictedError: it was put out.
-        """
-        if self._members.get(member.name) is not member:
-            raise WireError(f"{member.name or 'a stranger'} has no seat in this run; it must join first")
-        if member.name in self._shut_out:
-            raise self._shut_out[member.name]
-        if member.left and member.name in self.lost:
-            raise MemberLostError(f"{member.name} was lost: the server did not hear from it; join again")
-        member.last_seen = time.monotonic()
+    def lose(self, member: Member, error: SutureError) -> None:
+        """Answers a member from now on with ``error``."""
+        member.left = True
+        member.refused = self._shut_out.get(member.name, error)
+        member.refuse(error)
 
 
 def natural(name: str) -> tuple[str, int, str]:

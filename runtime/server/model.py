@@ -82,6 +82,10 @@ class ServerModel:
         self._device = torch.device(device)
         self._copies: dict[str, tuple[nn.Module, torch.optim.Optimizer]] = {}
 
+    def begin_turn(self, round: int) -> None:
+        """From now on the optimizer has the round's learning rates. Call before `fork`."""
+        self._rates.apply(self.optimizer, round)
+
     def _half(self, client: str) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The top that a client's batches go through, and its optimizer."""
         return self._copies.get(client, (self.top, self.optimizer))
@@ -137,8 +141,7 @@ class ServerModel:
         return LossReply(loss.cpu(), float(task_loss.detach()))
 
     def _through_top(self, seen: SmashedBatch) -> Tensor:
-        top, optimizer = self._half(seen.client)
-        self._rates.apply(optimizer, seen.round)
+        top, _ = self._half(seen.client)
         train_mode(top)
         self._randomness.reseed("top", *BatchAddress(seen.round, seen.client, seen.batch))
         output: Tensor = top(seen.smashed)
@@ -196,8 +199,8 @@ class ServerModel:
         first, sizes = batches[0], [len(batch.smashed) for batch in batches]
         smashed = torch.cat([batch.smashed.detach() for batch in batches]).requires_grad_()
         labels = [batch.labels for batch in batches if batch.labels is not None]
-        name = "+".join(batch.client for batch in batches)
-        joint = SmashedBatch(smashed, torch.cat(labels) if labels else None, name, first.round, first.batch)
+        names = tuple(name for batch in batches for name in batch.clients)
+        joint = SmashedBatch(smashed, torch.cat(labels) if labels else None, names, first.round, first.batch)
         alias = smashed.view_as(smashed)
         seen = self._seen(joint, alias)
         with self.step_timer.part(SERVER):

@@ -19,51 +19,21 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from torch import Tensor
 
 from suture.runtime.errors import SutureError
-from suture.runtime.server.client_turn import ClientTurn
+from suture.runtime.server.client_turn import ClientTurn, StepQueue
 from suture.runtime.server.model import ForwardPass
-from suture.runtime.server.step import Steps
 from suture.runtime.wire.compression import Payload
 from suture.runtime.wire.messages import LossReply, Refusal, StepReply
-
-
-class StepQueue:
-    """Batches that wait for their step. In this one none does: its client is alone, or has a top of its own (splitfed).
-
-    Args:
-        steps: compute.
-    """
-
-    def __init__(self, steps: Steps) -> None:
-        self.steps = steps
-
-    @property
-    def order(self) -> str:
-        """Whose batch was taken when, names with a blank between them, where nothing else settles it."""
-        return ""
-
-    def train(self, turn: ClientTurn) -> None:
-        """Takes the batch that is under way in a client's turn; answers now or later."""
-        turn.attempt(self.steps.train)
-
-    def backward(self, turn: ClientTurn) -> None:
-        """Takes the gradient of what the server answered, where labels stay at home; answers now or later."""
-        turn.attempt(self.steps.backward)
-
-    def ended(self, client: str) -> None:
-        """The client has no more batches."""
 
 
 class OrderedQueue(StepQueue):
     """Parallel clients, one top: it takes one batch at a time, and no other before its step is done.
 
     Args:
-        steps: compute.
         order: whose batch comes next, and so on; None for the order of arrival.
         ended: gets the names of those who have no more batches.
     """
 
-    def __init__(self, steps: Steps, order: Iterable[str] | None, ended: set[str] | None = None) -> None:
-        super().__init__(steps)
+    def __init__(self, order: Iterable[str] | None, ended: set[str] | None = None) -> None:
         self._order = None if order is None else iter(order)
         self._next = ""
         self._waiting: dict[str, ClientTurn] = {}
@@ -114,12 +84,10 @@ class JoinedQueue(StepQueue):
     """Concatenated batches: a step waits for the batch of every client that has one of that number.
 
     Args:
-        steps: compute.
         num_batches: of each client, in the order in which their batches are joined.
     """
 
-    def __init__(self, steps: Steps, num_batches: Mapping[str, int]) -> None:
-        super().__init__(steps)
+    def __init__(self, num_batches: Mapping[str, int]) -> None:
         self._num_batches = dict(num_batches)
         self._names = list(num_batches)
         self._number = 0
@@ -154,13 +122,13 @@ class JoinedQueue(StepQueue):
 
     def _train(self, turns: list[ClientTurn]) -> list[object]:
         batches = [turn.under_way.batch for turn in turns]
-        found, self._forward_pass = self.steps.server.forward_joined(
-            batches, [turn.class_weights for turn in turns]
+        found, self._forward_pass = turns[0].server.forward_joined(
+            batches, [turn.hello.class_weights for turn in turns]
         )
         losses = [answer for answer in found if isinstance(answer, LossReply)]
         if losses:
             for turn, loss in zip(turns, losses, strict=True):
-                self.steps.check_loss(turn, loss.task_loss)
+                turn.check_loss(loss.task_loss)
             at_cuts = self._step(turns, [len(batch.smashed) for batch in batches], None)
             pairs = zip(losses, at_cuts, strict=True)
             return [StepReply(loss.loss, loss.task_loss, at_cut) for loss, at_cut in pairs]
@@ -168,7 +136,7 @@ class JoinedQueue(StepQueue):
         outputs = [answer for answer in found if isinstance(answer, Tensor)]
         for turn, output in zip(turns, outputs, strict=True):
             turn.under_way.forward_pass = ForwardPass(turn.under_way.batch.smashed, output)
-        return [self.steps.output(*each) for each in zip(turns, outputs, strict=True)]
+        return [turn.output(output) for turn, output in zip(turns, outputs, strict=True)]
 
     def _backward(self, turns: list[ClientTurn]) -> list[object]:
         self._answered = []
@@ -180,13 +148,13 @@ class JoinedQueue(StepQueue):
     def _step(
         self, turns: list[ClientTurn], sizes: list[int], of_outputs: list[Tensor] | None
     ) -> list[Payload]:
-        server = self.steps.server
+        server = turns[0].server
         forward_pass, self._forward_pass = self._forward_pass, None
         assert forward_pass is not None
         at_cuts, gradients = server.backward_joined(forward_pass, sizes, of_outputs)
         server.step(gradients)
         self._number += 1
-        return [self.steps.at_cut(*each) for each in zip(turns, at_cuts, strict=True)]
+        return [turn.at_cut(at_cut) for turn, at_cut in zip(turns, at_cuts, strict=True)]
 
 
 def waves(

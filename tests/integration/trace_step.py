@@ -10,11 +10,12 @@ RUNTIME = Path(__file__).resolve().parents[2] / "runtime"
 class Trace:
     """Notes the modules whose functions are called while it is on.
 
-    What looks after members beside the steps (`Coordinator.watch`, `Client.wishes`) is no part of a step, nor is the
-    inside of the loader: a step begins with the batch that it hands out.
+    What looks after members beside the steps (`Coordinator.watch`, `Client.wishes`) is no part of a step, nor is what
+    writes its numbers down (`StepLog.step_done`), nor the inside of the loader: a step begins with the batch that it
+    hands out.
     """
 
-    beside = frozenset({"watch", "in_turn", "train_batches"})
+    beside = frozenset({"watch", "in_turn", "step_done", "train_batches"})
 
     def __init__(self) -> None:
         self.is_on = False

@@ -38,7 +38,7 @@ def server_view(**known: object) -> ServerView:
 
 
 def send(attack: AdraAttack, smashed: Tensor, phase: str, round: int = 1, number: int = 0) -> None:
-    attack.observe(SmashedBatch(smashed, None, "client0", round, number, phase))
+    attack.observe(SmashedBatch(smashed, None, ("client0",), round, number, phase))
 
 
 def smash(bottom: nn.Module, images: Tensor) -> Tensor:

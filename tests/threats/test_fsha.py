@@ -36,7 +36,7 @@ def has_foot(images: Tensor) -> Tensor:
 
 
 def batch(smashed: Tensor, number: int = 0, phase: str = "train") -> SmashedBatch:
-    return SmashedBatch(smashed, torch.zeros(len(smashed), dtype=torch.int64), "client0", 1, number, phase)
+    return SmashedBatch(smashed, torch.zeros(len(smashed), dtype=torch.int64), ("client0",), 1, number, phase)
 
 
 def attack(**config: object) -> FshaAttack:
@@ -191,7 +191,7 @@ def test_property_inference_reads_labels_that_stayed_at_home() -> None:
     for number in range(300):
         x = private[torch.randint(300, (32,), generator=generator)].float() / 127.5 - 1
         smashed = bottom(x)
-        at_home = SmashedBatch(smashed.detach(), None, "client0", 1, number)
+        at_home = SmashedBatch(smashed.detach(), None, ("client0",), 1, number)
         gradient = hijacker.gradient(at_home, torch.zeros_like(smashed))
         optimizer.zero_grad()
         smashed.backward(gradient)

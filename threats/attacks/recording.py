@@ -122,7 +122,9 @@ class Recording:
         content: dict[str, Tensor | None] = torch.load(path, weights_only=True)
         smashed = content["smashed"]
         assert smashed is not None
-        return SmashedBatch(smashed, content["labels"], place.client, place.round, place.batch, phase)
+        return SmashedBatch(
+            smashed, content["labels"], tuple(place.client.split("+")), place.round, place.batch, phase
+        )
 
     def _path(self, round: int, client: str, phase: str, batch: int) -> Path:
         return self.folder / f"round_{round:04d}" / f"{client}-{phase}-{batch:05d}.pt"

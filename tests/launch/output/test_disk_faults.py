@@ -13,8 +13,8 @@ from suture.launch import build
 from suture.launch.options.outcome import outcome
 from suture.launch.roles import conduct
 from suture.runtime.errors import CheckpointError
+from suture.runtime.server.client_turn import ClientTurn
 from suture.runtime.server.run_state import RunState
-from suture.runtime.server.step import Steps
 from suture.runtime.server.transaction import Transaction
 
 TINY = (
@@ -22,7 +22,7 @@ TINY = (
     "--batch-size 4 --epochs 2 --threads 1 --exchange local --clients 2"
 ).split()
 MOMENTS = {
-    "a batch has been computed": (Steps, "record"),
+    "a batch has been computed": (ClientTurn, "record"),
     "a turn is to be kept": (RunState, "save"),
     "a client has evaluated": (Transaction, "report"),
     "a round is to be kept": (RunState, "_keep_best"),

@@ -38,7 +38,7 @@ def _no_ci(monkeypatch: pytest.MonkeyPatch) -> None:
 def _one_turn(
     progress: Progress, clock: _Clock, turn: int = 1, client: str = "client0", round: int = 1
 ) -> None:
-    progress.turn_started(round, turn, client, "train", 4)
+    progress.turn_started(round, turn, (client,), "train", 4)
     for loss in (0.8, 0.6, 0.4, 0.2):
         clock.now += 1
         progress.batch_done(client, loss, 10)
@@ -52,7 +52,7 @@ def test_without_a_terminal_each_turn_is_one_log_line(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.INFO, "suture.launch.output.progress"):
         progress.start(2, ["client0", "client1"])
         _one_turn(progress, clock)
-        progress.turn_started(1, 2, "client0", "evaluate", None)
+        progress.turn_started(1, 2, ("client0",), "evaluate", None)
         progress.scores("client0", "test", {"loss": 0.3, "accuracy": 0.75, "auroc": 0.875})
         progress.turn_done()
         progress.finished()
@@ -86,7 +86,7 @@ def test_a_terminal_shows_round_turn_loss_speed_and_clients(caplog: pytest.LogCa
         progress.start(3, ["client0", "client1"])
         _one_turn(progress, clock)
         progress.scores("client0", "test", {"accuracy": 0.75, "auroc": 0.875})
-        progress.turn_started(1, 2, "client1", "train", 8)
+        progress.turn_started(1, 2, ("client1",), "train", 8)
         for _ in range(2):
             clock.now += 1
             progress.batch_done("client1", 0.4321, 16)
@@ -111,7 +111,7 @@ def test_the_display_is_drawn_at_most_four_times_a_second() -> None:
     clock = _Clock()
     with Progress(console, clock) as progress:
         progress.start(1, ["client0"])
-        progress.turn_started(1, 1, "client0", "train", 1000)
+        progress.turn_started(1, 1, ("client0",), "train", 1000)
         before = written.getvalue().count("round 1 of 1")
         for _ in range(1000):
             clock.now += 0.001

@@ -216,9 +216,9 @@ def test_a_client_that_waits_for_others_does_not_lose_its_lease(tmp_path, monkey
     """Oracle: beyond the lease the one that the others wait for is lost, and nobody else."""
     run = Run(tmp_path, Together.CONCAT)
     waiting = run.train("ward_a")
-    for turn in run.coordinator.transaction.turns.values():
-        turn.heard -= 61
-        turn.member.last_seen -= 61
+    for member in run.coordinator.membership:
+        member.turn.heard -= 61
+        member.last_seen -= 61
     run.coordinator.watch()
     assert run.coordinator.membership.lost == ["ward_b"]
     assert waiting.value().error == "TurnUndoneError"

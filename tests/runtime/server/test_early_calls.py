@@ -10,7 +10,7 @@ import torch
 from tiny import NUM_BATCHES, asked, build_coordinator, build_server
 
 from suture.runtime.errors import WireError
-from suture.runtime.server import coordinator as coordinators
+from suture.runtime.server import api as server_api
 from suture.runtime.server.api import ServerApi
 from suture.runtime.wire.messages import Hello, Upload
 
@@ -49,7 +49,7 @@ def test_a_batch_that_is_taken_up_before_the_one_before_it_waits(api):
 
 def test_a_batch_whose_predecessor_never_comes_waits_only_so_long(api, monkeypatch):
     """Oracle: the refusal."""
-    monkeypatch.setattr(coordinators, "GAP_SECONDS", 0.05)
+    monkeypatch.setattr(server_api, "GAP_SECONDS", 0.05)
     api.await_order(upload(1))
     with pytest.raises(WireError, match="client0: batch: expected 0, got 1; refused"):
         asked(api, "train", upload(1))
@@ -57,7 +57,7 @@ def test_a_batch_whose_predecessor_never_comes_waits_only_so_long(api, monkeypat
 
 def test_a_batch_that_is_too_far_ahead_does_not_wait(api, monkeypatch):
     """Oracle: it returns at once, and so does a second early one where two may be under way."""
-    monkeypatch.setattr(coordinators, "GAP_SECONDS", 1e6)
+    monkeypatch.setattr(server_api, "GAP_SECONDS", 1e6)
     api.await_order(upload(7))
     waiting = threading.Thread(target=api.await_order, args=(upload(1),))
     waiting.start()
@@ -71,7 +71,7 @@ def test_a_batch_that_is_too_far_ahead_does_not_wait(api, monkeypatch):
 
 def test_a_batch_that_waits_goes_on_when_its_turn_is_rolled_back(api, monkeypatch):
     """Oracle: the next call of the client's wakes it; it is refused by the turn's own checks."""
-    monkeypatch.setattr(coordinators, "GAP_SECONDS", 1e6)
+    monkeypatch.setattr(server_api, "GAP_SECONDS", 1e6)
     waiting = threading.Thread(target=api.await_order, args=(upload(1),))
     waiting.start()
     waiting.join(0.1)

@@ -99,7 +99,9 @@ def test_a_server_keeps_nothing_of_a_step(home, joined):
 
     def step(back: bool) -> None:
         batches = [
-            SmashedBatch(torch.randn(4, 3), None if home else torch.zeros(4, dtype=torch.int64), client, 1, 0)
+            SmashedBatch(
+                torch.randn(4, 3), None if home else torch.zeros(4, dtype=torch.int64), (client,), 1, 0
+            )
             for client in ("a", "b")
         ]
         of_answer = torch.ones(4, 2) if home else None

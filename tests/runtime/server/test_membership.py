@@ -81,36 +81,34 @@ def test_a_name_is_given_once():
         NameTakenError, match="client0 is in the run already; give every client a name of its own"
     ):
         _admit(membership, "client0")
-    assert membership.get("client0") is first
-    membership.heard(first)
+    assert membership.get("client0") is first and first.refused is None
 
 
-def test_a_stranger_is_not_heard():
-    """Oracle: a member that has not joined, and one of another run."""
-    membership = Membership(1, AGREED)
-    with pytest.raises(WireError, match="a stranger has no seat in this run; it must join first"):
-        membership.heard(Member())
-    elsewhere = _admit(Membership(1, AGREED), "client0")
-    with pytest.raises(WireError, match="client0 has no seat in this run"):
-        membership.heard(elsewhere)
+def test_who_has_not_joined_is_refused():
+    """Oracle: the error, before it has joined and after a greeting that was refused."""
+    stranger = Member()
+    assert _told(stranger) == (WireError, "a stranger is no member of this run; it must join first")
+    with pytest.raises(ConfigError):
+        Membership(1, AGREED).admit(stranger, Hello("client0", {}, 8, 2))
+    assert _told(stranger)[0] is WireError
 
 
 def test_one_who_was_lost_is_told_so_and_may_come_back():
     """Oracle: MemberLostError for the old member; the new one counts and the old one no more."""
     membership = Membership(1, AGREED)
     old = _admit(membership, "client0")
-    old.left = True
+    membership.lose(old, MemberLostError("client0 was lost: no word from it; join again"))
     membership.lost.append("client0")
     assert membership.present() == [] and membership.all_left
-    with pytest.raises(
-        MemberLostError, match="client0 was lost: the server did not hear from it; join again"
-    ):
-        membership.heard(old)
+    assert _told(old) == (MemberLostError, "client0 was lost: no word from it; join again")
     new = _admit(membership, "client0")
     assert membership.present() == ["client0"] and not membership.all_left and membership.lost == []
-    membership.heard(new)
-    with pytest.raises(WireError, match="client0 has no seat"):
-        membership.heard(old)
+    assert new.refused is None
+    assert _told(old) == (WireError, "client0 is no member of this run any more: it has joined anew")
+
+
+def _told(member):
+    return type(member.refused), str(member.refused)
 
 
 def test_nobody_has_left_where_nobody_was():

@@ -3,10 +3,10 @@
 Oracle: the protocol of session.py, written out; a coordinator that notes what it was given and in which thread.
 """
 
+import functools
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -83,9 +83,14 @@ class Run:
         self.later = False
         self.owed: list[Future[Any]] = []
         self.transaction = self.consortium = self
+        self.lock, self.busy_seconds = threading.RLock(), 0.0
+        self.computed = threading.Condition(self.lock)
 
-    def request(self, member: Member) -> nullcontext[None]:
-        return nullcontext()
+    def api(self, executor: MainThreadExecutor | None = None) -> ServerApi:
+        """A client's, who is a member and has the turn."""
+        api = ServerApi(self, executor)
+        api.member.refused, api.member.turn = None, HeldTurn(self, api.member)
+        return api
 
     def __getattr__(self, name: str) -> Any:
         if name not in {method for method, *_ in TABLE.values()} | {
@@ -117,6 +122,16 @@ class Run:
         return called
 
 
+class HeldTurn:
+    """In the place of a member's turn: notes each call as the run does."""
+
+    def __init__(self, run: Run, member: Member) -> None:
+        self._run, self._member = run, member
+
+    def __getattr__(self, name: str) -> Any:
+        return functools.partial(getattr(self._run, name), self._member)
+
+
 @pytest.fixture
 def run() -> Run:
     return Run()
@@ -125,7 +140,7 @@ def run() -> Run:
 @pytest.mark.parametrize("endpoint", TABLE)
 def test_an_endpoint_asks_the_run_for_this_client(endpoint, run):
     """Oracle: the table above: the method, the messages, this client's member, and the answer as it was given."""
-    api = ServerApi(run)
+    api = run.api()
     method, messages, answer, _ = TABLE[endpoint]
     assert ask(api, endpoint, messages).value() is answer
     assert run.calls == [(method, messages)] and run.members == [api.member]
@@ -136,7 +151,7 @@ def test_an_endpoint_asks_the_run_for_this_client(endpoint, run):
 def test_the_table_has_every_endpoint_and_each_client_a_seat_of_its_own(run):
     """Oracle: what the carriers offer; two objects of one run."""
     assert set(TABLE) == set(ENDPOINTS)
-    one, other = ServerApi(run), ServerApi(run)
+    one, other = run.api(), run.api()
     for api in (one, other, one):
         api.leave()
     assert run.members == [one.member, other.member, one.member] and one.member is not other.member
@@ -146,7 +161,7 @@ def test_the_table_has_every_endpoint_and_each_client_a_seat_of_its_own(run):
 def test_an_answer_may_come_later(endpoint, run):
     """Oracle: nothing until the run gives it; then what it gave."""
     run.later = True
-    answer = ask(ServerApi(run), endpoint, TABLE[endpoint][1])
+    answer = ask(run.api(), endpoint, TABLE[endpoint][1])
     assert not answer.done()
     run.owed[0].set_result(TURN)
     assert answer.value() is TURN
@@ -158,7 +173,7 @@ def test_an_answer_may_come_later(endpoint, run):
 )  # fmt: skip
 def test_what_is_no_endpoint_is_refused(endpoint, run):
     """Oracle: the refusal, of which no more than 40 letters are the peer's; methods of the object are no endpoints."""
-    refusal = ask(ServerApi(run), endpoint, []).value()
+    refusal = ask(run.api(), endpoint, []).value()
     assert refusal.error == "WireError" and refusal.message.endswith(" is no endpoint; refused")
     assert len(refusal.message) < 100 and not run.calls
 
@@ -179,7 +194,7 @@ def _wrong(endpoint: str) -> list[list[Any]]:
 )
 def test_other_messages_than_an_endpoint_takes_are_refused(endpoint, messages, run):
     """Oracle: one too many, one too few, of another type; the run is not asked."""
-    refusal = ask(ServerApi(run), endpoint, messages).value()
+    refusal = ask(run.api(), endpoint, messages).value()
     assert refusal == Refusal("WireError", f"{endpoint}: it takes other messages; refused")
     assert not run.calls
 
@@ -192,7 +207,7 @@ MESSAGES = st.sampled_from(GOOD) | st.none() | st.integers() | st.text(max_size=
 def test_whatever_is_asked_is_answered_with_a_refusal_or_reaches_the_run_as_declared(endpoint, messages):
     """Fuzz. Oracle: no error but an answer; what the run is given is of the declared types."""
     run = Run()
-    answer = ask(ServerApi(run), endpoint, messages).value()
+    answer = ask(run.api(), endpoint, messages).value()
     if run.calls:
         ((method, given_to_run),) = run.calls
         assert method == TABLE[endpoint][0] and given_to_run == messages
@@ -211,7 +226,7 @@ def test_an_error_that_a_person_can_meet_is_an_answer(endpoint, run):
     """Oracle: the class and the words, for every class of ours; it is raised again on the other side."""
     for kind in ERRORS.values():
         run.raises = kind("client0: no")
-        refusal = ask(ServerApi(run), endpoint, TABLE[endpoint][1]).value()
+        refusal = ask(run.api(), endpoint, TABLE[endpoint][1]).value()
         assert refusal == Refusal(kind.__name__, "client0: no")
         with pytest.raises(kind, match="^client0: no$"):
             refusal.raise_it()
@@ -219,7 +234,7 @@ def test_an_error_that_a_person_can_meet_is_an_answer(endpoint, run):
 
 def test_what_the_graph_of_autograd_crosses_is_answered_in_the_same_way(run):
     """Oracle: in the caller's thread: what the run returned, or the refusal."""
-    api, done = ServerApi(run, MainThreadExecutor()), StepDone(1, 0, 0.5)
+    api, done = run.api(MainThreadExecutor()), StepDone(1, 0, 0.5)
     assert api.forward(UPLOAD) is None and api.step(done, {}) is None
     assert run.calls == [("forward", [UPLOAD]), ("stepped", [done, {}])]
     assert run.threads == {threading.current_thread().name}
@@ -236,7 +251,7 @@ def test_an_error_after_the_answer_does_not_answer_twice(run):
         raise WireError("too late")
 
     run.ready = answers_and_fails
-    assert ServerApi(run).next_turn().value() is TURN
+    assert run.api().next_turn().value() is TURN
 
 
 def served(executor: MainThreadExecutor, endpoint: str, api: ServerApi) -> Any:
@@ -261,7 +276,7 @@ def served(executor: MainThreadExecutor, endpoint: str, api: ServerApi) -> Any:
 def test_the_server_computes_in_the_thread_that_works(endpoint, run):
     """Oracle: the thread's name. Each of a carrier's threads would keep the memory of a checkpoint, once it had made one."""
     executor = MainThreadExecutor()
-    assert served(executor, endpoint, ServerApi(run, executor)) is TABLE[endpoint][2]
+    assert served(executor, endpoint, run.api(executor)) is TABLE[endpoint][2]
     assert run.threads == {threading.current_thread().name}
 
 
@@ -269,7 +284,7 @@ def test_the_server_computes_in_the_thread_that_works(endpoint, run):
 def test_a_call_is_refused_once_nobody_computes(endpoint, run):
     """Oracle: a refusal, where a call that waited for ever would keep its carrier from ending."""
     executor = MainThreadExecutor()
-    api = ServerApi(run, executor)
+    api = run.api(executor)
     early = ask(api, endpoint, TABLE[endpoint][1])
     executor.close()
     for answer in (early, ask(api, endpoint, TABLE[endpoint][1])):
@@ -282,7 +297,7 @@ def test_a_defect_is_answered_without_its_text_and_logged_with_it(endpoint, run,
     """Oracle: the class's name goes over the wire; the file's stays in the log, with the traceback."""
     executor = MainThreadExecutor()
     run.raises = PermissionError(13, "Permission denied", "/runs/1/checkpoints/secret")
-    refusal = served(executor, endpoint, ServerApi(run, executor))
+    refusal = served(executor, endpoint, run.api(executor))
     assert refusal.error == StoppedError.__name__
     assert refusal.message == f"{TABLE[endpoint][0]} failed with PermissionError; see the server's log"
     (record,) = caplog.records
@@ -295,7 +310,7 @@ def test_in_one_process_a_defect_is_raised_where_it_is(endpoint, run, caplog):
     """Oracle: the error itself, not an answer: there is no wire between, and the traceback is whole."""
     run.raises = ZeroDivisionError("a defect")
     with pytest.raises(ZeroDivisionError, match="a defect"):
-        ask(ServerApi(run), endpoint, TABLE[endpoint][1])
+        ask(run.api(), endpoint, TABLE[endpoint][1])
     assert not caplog.records
 
 
@@ -308,7 +323,7 @@ def test_a_defect_after_the_answer_is_logged(run, caplog):
         raise ZeroDivisionError("a defect")
 
     run.ready = answers_and_fails
-    assert served(executor, "next_turn", ServerApi(run, executor)) is TURN
+    assert served(executor, "next_turn", run.api(executor)) is TURN
     assert "a defect" in caplog.text
 
 
@@ -317,7 +332,7 @@ def test_a_defect_after_the_answer_is_logged(run, caplog):
 
 def test_what_a_peer_must_not_send_is_logged_once_an_endpoint(run, caplog):
     """Oracle: a hundred calls of each of two endpoints and of as many that are none: three lines, and a second client's."""
-    api, other = ServerApi(run), ServerApi(run)
+    api, other = run.api(), run.api()
     api.member.name = "client0"
     for number in range(100):
         for endpoint in ("train", "commit", f"nothing{number}"):
@@ -337,7 +352,7 @@ def test_what_a_peer_must_not_send_is_logged_once_an_endpoint(run, caplog):
 def test_a_long_text_of_a_peers_does_not_fill_the_log(run, caplog):
     """Oracle: a name of ten thousand letters and an error of as many leave short lines."""
     run.raises = WireError("x" * 10_000)
-    api = ServerApi(run)
+    api = run.api()
     ask(api, "leave", [])
     ask(api, "y" * 10_000, [])
     assert len(caplog.messages) == 2 and max(map(len, caplog.messages)) < 500
@@ -347,7 +362,7 @@ def test_what_is_no_fault_of_the_peers_is_answered_and_not_logged(run, caplog):
     """Oracle: every class of ours but a WireError: the run itself says more where it must."""
     for kind in {*ERRORS.values(), SutureError} - {WireError}:
         run.raises = kind("no")
-        ask(ServerApi(run), "next_turn", [])
+        ask(run.api(), "next_turn", [])
     assert not caplog.records
 
 
@@ -357,7 +372,7 @@ def test_what_is_no_fault_of_the_peers_is_answered_and_not_logged(run, caplog):
 def test_what_the_carrier_notices_is_told_in_the_thread_that_works(run):
     """Oracle: the calls, once this thread works; a carrier's thread never waits for it."""
     executor = MainThreadExecutor()
-    api = ServerApi(run, executor)
+    api = run.api(executor)
     with ThreadPoolExecutor(1) as carrier:
         carrier.submit(api.heard).result(LONG)
         carrier.submit(api.transfers, 8.0).result(LONG)
@@ -374,7 +389,7 @@ def test_what_the_carrier_notices_is_told_in_the_thread_that_works(run):
 
 def test_a_name_is_known_from_joining_on(run):
     """Oracle: the member's, which the run writes on it."""
-    api = ServerApi(run)
+    api = run.api()
     assert api.client == ""
     api.member.name = "client0"
     assert api.client == "client0"

@@ -25,6 +25,7 @@ from suture.runtime.randomness import Randomness
 from suture.runtime.scheduler import Together, Turn, TurnKind
 from suture.runtime.server.step_order import OrderedQueue, waves
 from suture.runtime.state.handoff import part_digest, weights_digest
+from suture.runtime.training.optim import step_with
 
 KEY = bytes(range(32))
 # Batches of 4 and 2 images at one client, of 4 and 4 at the other.
@@ -232,7 +233,7 @@ def test_a_client_undoes_a_turn_whose_share_it_has_sealed(tmp_path):
     turn = Turn(TurnKind.TRAIN, "client0", 1, 1, together=True)
     client.begin(turn)
     ones = {p: torch.ones_like(p) for p in client.model.parameters()}
-    client.model.step(ones)
+    step_with(client.model.optimizer, ones)
     client.committed(client.seal(turn), together=True)
     assert client.digests() != before[0] and client.knows(0) and not client.holds(0)
     client.undo()
@@ -273,7 +274,7 @@ def test_a_huge_number_of_batches_costs_nothing_before_they_come():
 def test_who_has_announced_more_batches_than_it_sends_keeps_nobody_waiting():
     """Oracle: the server looks for the next batch among those who send any; it looked through 10**15 waves."""
     ended: set[str] = set()
-    lane = OrderedQueue(None, waves(0, 1, {"a": 10**15, "b": 2, "c": 2}, ended), ended)
+    lane = OrderedQueue(waves(0, 1, {"a": 10**15, "b": 2, "c": 2}, ended), ended)
     for name in ("a", "b", "c"):
         lane.ended(name)
     assert ended == {"a", "b", "c"}

@@ -274,7 +274,7 @@ class AdraAttack(LiveAttack):
             newest, wanted = same[-1], same[-self.config.average :]
             mean = torch.stack([batch.smashed for batch in wanted]).mean(0)
             averaged.append(
-                SmashedBatch(mean, newest.labels, newest.client, newest.round, newest.batch, newest.phase)
+                SmashedBatch(mean, newest.labels, newest.clients, newest.round, newest.batch, newest.phase)
             )
         return averaged
 
