@@ -7,6 +7,7 @@ source, a client never builds a top's optimizer.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import secrets
 from dataclasses import dataclass, field, replace
@@ -17,17 +18,22 @@ import torch
 import suture.models.registry as nets
 from suture.launch.options.model import as_config_error, parse_cut
 from suture.launch.options.options import RunOptions
+from suture.models.freezing import freeze, frozen_names
+from suture.models.precision import has_bf16, to_bf16
+from suture.models.pretrained import IMAGENET, initial_state_dict
 from suture.models.split import SplitModel
+from suture.models.weights import final_layer
 from suture.runtime.client.client import Client
 from suture.runtime.client.model import ClientConfig, ClientModel
 from suture.runtime.consortium.board import ServerBoard
 from suture.runtime.consortium.site import SiteConsortium
 from suture.runtime.data.client_data import ClientData
 from suture.runtime.data.partition import Share, partition
-from suture.runtime.data.registry import open_source
 from suture.runtime.data.source import Source, Task
+from suture.runtime.data.whole import is_whole
 from suture.runtime.errors import ConfigError, DataError
 from suture.runtime.grpc.chunks import SMALL, Limits
+from suture.runtime.host.unpacking import zip_bomb
 from suture.runtime.randomness import PUBLIC, Randomness
 from suture.runtime.records.observers import Watcher
 from suture.runtime.scheduler import parse_schedule
@@ -42,6 +48,9 @@ from suture.runtime.wire.checks import TensorSpec
 from suture.threats.client_view import ClientView
 from suture.threats.registry import build_defence, build_detector
 
+log = logging.getLogger(__name__)
+_DRAWN = 20  # images a client that a drawn source, which has no end, makes where all are to be used
+
 
 def client_name(index: int) -> str:
     """The name of the client of rank ``index + 1`` under torchrun."""
@@ -52,8 +61,17 @@ def device_of(options: RunOptions, local_rank: int) -> torch.device:
     """The device of a rank: its own GPU where there are any and ``--device`` allows it.
 
     Raises:
-        ConfigError: cuda was asked for and there is none.
+        ConfigError: cuda was asked for and there is none, or bf16 and the device has none.
     """
+    device = _device_of(options, local_rank)
+    if options.precision == "bf16" and not has_bf16(device.type):
+        raise ConfigError(
+            f"precision is bf16, and this machine's {device.type} has none; use --precision fp32"
+        )
+    return device
+
+
+def _device_of(options: RunOptions, local_rank: int) -> torch.device:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch sees no GPU here; use --device cpu or auto")
     if options.device == "cpu" or not torch.cuda.is_available():
@@ -73,9 +91,10 @@ def build_images(options: RunOptions, num_clients: int) -> Images:
     """Opens the data source and shares it out; reads no picture."""
     config = options.partition_config()
     each = config.train_images + config.validation_images + config.test_images + config.held_out_images
-    need = num_clients * each + (options.auxiliary_images() if not options.unsplit else 0)
-    data = options.data_config()
-    source = open_source(data.spec, grades=data.classes, need=need, seed=options.seed)
+    need = num_clients * (_DRAWN if is_whole(config.scheme) else each) + (
+        options.auxiliary_images() if not options.unsplit else 0
+    )
+    source = options.open_own(need, options.seed)
     if len(source.classes) < 2:  # a site of several may have one: the others have the run's other classes
         raise DataError(
             f"{source.name} holds pictures of one class, {source.classes[0]!r}, and a run needs 2; sort them by class"
@@ -114,20 +133,25 @@ def build_split(options: RunOptions, num_classes: int, secret: bytes) -> SplitMo
             init=lambda part: (public if part == "top" else hidden).reseed("initial weights", part),
         )
         if options.weights is not None:
-            nets.load_weights(split, _state_dict(Path(options.weights)))
+            _start_from(split, options)
+        if options.freeze is not None:
+            freeze(split, frozen_names(split, options.freeze, options.model, options.width))
+    if options.precision == "bf16":
+        to_bf16(split)
     return split
 
 
-def _state_dict(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises what the file makes it raise: pickle, zip and OS errors
-        raise ConfigError(f"cannot read weights from {path}: {str(error).splitlines()[0]:.200}") from None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ConfigError(
-            f"weights in {path} must be a state dict: names and tensors; save model.state_dict()"
+def _start_from(split: SplitModel, options: RunOptions) -> None:
+    """Loads the weights that the options name."""
+    assert options.weights is not None
+    if options.weights != IMAGENET and (reason := zip_bomb(Path(options.weights))):
+        raise ConfigError(f"cannot read weights from {options.weights}: {reason}; give others")
+    if not nets.load_weights(split, initial_state_dict(options.model, options.weights)):
+        log.info(
+            "weights %s: the final layer %s is newly drawn, for it has none with as many outputs",
+            options.weights,
+            final_layer(split),
         )
-    return state
 
 
 def smashed_spec(options: RunOptions, split: SplitModel) -> TensorSpec:
@@ -170,15 +194,17 @@ def build_server(options: RunOptions, num_classes: int, device: torch.device) ->
     """The server's half, with nothing of a bottom or a head left in it."""
     split = build_split(options, num_classes, PUBLIC)
     shared = options.labels == "shared"
-    top = split.top.to(device)
+    top, config = split.top.to(device), options.optimizer_config()
     return ServerModel(
         top,
-        options.optimizer_config().build(top.parameters()),
+        config.build_by_part({"top": top}),
         smashed=smashed_spec(options, split),
         labels=TensorSpec((), torch.int64, options.batch_size, below=num_classes) if shared else None,
         seed=options.seed,
         device=device,
         wire=options.wire,
+        rates=config.rates,
+        label_smoothing=options.label_smoothing,
     )
 
 
@@ -200,7 +226,8 @@ def build_coordinator(
     turn_log = TurnLog(parse_schedule(options.schedule, options.seed), options.epochs)
     kept = NoCheckpoints if options.checkpoints == "off" else Checkpoints
     checkpoints = kept(run_dir / "checkpoints")
-    run_state = RunState(run, run_dir, server, turn_log, checkpoints, MAIN_METRICS[task], board)
+    best_by = MAIN_METRICS[task]
+    run_state = RunState(run, run_dir, server, turn_log, checkpoints, best_by, board, options.early_stop)
     if membership is None:
         membership = Membership(options.clients, options.agreement(num_classes))
     config = RunConfig(
@@ -301,6 +328,8 @@ def build_client(
         batch_size=options.batch_size,
         optimizer=options.optimizer_config(),
         class_weights=class_weights(options, data),
+        label_smoothing=options.label_smoothing,
+        prox=options.prox,
         accept_rollback=options.accept_rollback,
         memory=memory,
         on_alarm=options.on_alarm,

@@ -36,17 +36,24 @@ def final_layer(split: SplitModel) -> str:
     return list(whole_state_dict(split))[-1].rpartition(".")[0]
 
 
-def load_weights(split: SplitModel, state_dict: Mapping[str, Tensor]) -> None:
+def load_weights(split: SplitModel, state_dict: Mapping[str, Tensor]) -> bool:
     """Loads a whole net's state dict into the parts, all of it or nothing.
 
-    A file without the final layer (``fc.*``) keeps the initial one, for transfer to other classes. Batch
-    norm's counters may be absent too: torchvision's published files are older than they are.
+    A file without the final layer (``fc.*``), or with one for another number of classes, keeps the initial one. Batch
+    norm's counters may be absent too: torchvision's published files are older than they are. A first word that all
+    names of the file share and none of the net's has is left out, as ``module.`` of DataParallel.
+
+    Returns:
+        Whether the final layer is the file's, and not the initial one.
 
     Raises:
         ValueError: keys are missing, unexpected or mis-shaped; at most five of each are named.
     """
     whole = whole_state_dict(split)
+    state_dict = _without_prefix(state_dict, whole)
     final = final_layer(split) + "."
+    if _has_other_classes(state_dict, {key: whole[key] for key in whole if key.startswith(final)}):
+        state_dict = {key: value for key, value in state_dict.items() if not key.startswith(final)}
     absent = [key for key in whole if key not in state_dict]
     if all(key in absent for key in whole if key.startswith(final)):
         absent = [key for key in absent if not key.startswith(final)]
@@ -59,12 +66,34 @@ def load_weights(split: SplitModel, state_dict: Mapping[str, Tensor]) -> None:
     problems = [f"{kind} {_shown(keys)}" for kind, keys in kinds.items() if keys]
     if problems:
         remedy = "give the state dict of the same net, uncut"
-        if any(key.startswith(final) for key in misshaped):
-            remedy = f"drop {final}* from the file to keep this net's initial final layer"
         raise ValueError(f"weights do not fit the net: {'; '.join(problems)}; {remedy}")
     for part in split.parts().values():
         own = {key: state_dict[key] for key in part.state_dict() if key in state_dict}
         part.load_state_dict(own, strict=False)  # strictness is above, over the whole net
+    return any(key.startswith(final) for key in state_dict)
+
+
+def _has_other_classes(given: Mapping[str, Tensor], final: Mapping[str, Tensor]) -> bool:
+    """Whether a file's final layer is whole and differs from the net's in its number of outputs alone."""
+    if not all(
+        isinstance(given.get(key), Tensor) and given[key].ndim == own.ndim for key, own in final.items()
+    ):
+        return False
+    return any(given[key].shape != own.shape for key, own in final.items()) and all(
+        given[key].shape[1:] == own.shape[1:] for key, own in final.items()
+    )
+
+
+def _without_prefix(state_dict: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The state dict under the net's own names; wrappers may stand one in another."""
+    while True:
+        first = {key.partition(".")[0] for key in state_dict}
+        if len(first) != 1 or first <= {key.partition(".")[0] for key in whole}:
+            return state_dict
+        shorter = {key.partition(".")[2]: value for key, value in state_dict.items()}
+        if "" in shorter:
+            return state_dict
+        state_dict = shorter
 
 
 def _same_shape(value: object, wanted: Tensor) -> bool:

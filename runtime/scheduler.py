@@ -151,7 +151,7 @@ class Replay:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             self._turns: list[tuple[int, Group, list[str]]] = [
                 (line["round"], tuple(line["client"].split("+")), line.get("order", "").split())
                 for line in lines

@@ -30,7 +30,7 @@ def machine() -> dict[str, Any]:
 def processor() -> str:
     """The processor's name, or its architecture where the system does not say one."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -30,6 +30,8 @@ _MANY = 200
 @click.argument("data", metavar="DATA")
 @click.argument("kit", type=click.Path(path_type=Path), required=False)
 @click.option("--grades", type=click.Choice(["binary", "all"]), default="binary", help="as for join [binary]")
+@click.option("--columns", metavar="image=NAME,label=NAME,...", help="as for join")
+@click.option("--structure", metavar="N,N", help="as for join")
 @click.option(
     "--image-size", type=int, help="pixels a side in the run [classification: 64, segmentation: 128]"
 )
@@ -41,6 +43,8 @@ def check(
     data: str,
     kit: Path | None,
     grades: str,
+    columns: str | None,
+    structure: str | None,
     image_size: int | None,
     classes: str | None,
     class_map: str | None,
@@ -53,7 +57,9 @@ def check(
     division that join would make, the largest balanced sets, and memory. With KIT also what the kit's policy.toml makes
     of it. Ends with code 0 where a site could join, else with another and a last line that says what to mend.
     """
-    options = AskedOptions(data=data, grades=grades, image_size=image_size).resolved()
+    options = AskedOptions(
+        data=data, grades=grades, columns=columns, structure=structure, image_size=image_size
+    ).resolved()
     config = SiteDataConfig(
         class_map={} if class_map is None else parse_map(class_map), validation=validation, test=test
     )

@@ -14,6 +14,7 @@ import click
 from suture.bench import bench
 from suture.check import check
 from suture.cuts import cuts
+from suture.evaluate import evaluate
 from suture.experiment import experiment, report
 from suture.kits import provision, roster
 from suture.launch.click_options import EPILOG, run_options
@@ -36,6 +37,7 @@ suture.add_command(cuts)
 suture.add_command(bench)
 suture.add_command(experiment)
 suture.add_command(report)
+suture.add_command(evaluate)
 
 
 @suture.command(epilog=EPILOG)
@@ -67,7 +69,7 @@ def train(options: AskedOptions) -> None:
     "--which", default="best", type=click.Choice(["best", "last"]), help="round of the model [best]"
 )
 @click.option("--batch-size", type=int, default=16, help="images at a time [16]")
-@click.option("--overwrite", is_flag=True, help="replace DIR/predictions.csv and DIR/masks")
+@click.option("--overwrite", is_flag=True, help="replace DIR/predictions.csv, DIR/left_out.csv and DIR/masks")
 def predict(run_or_model: Path, folder: Path, out: Path, which: str, batch_size: int, overwrite: bool) -> int:
     """Classify or segment every image below FOLDER with the model of a run.
 
@@ -82,6 +84,8 @@ def predict(run_or_model: Path, folder: Path, out: Path, which: str, batch_size:
     outcome = predict_folder(model, folder, out, batch_size=batch_size, overwrite=overwrite)
     for problem in outcome.problems:
         click.echo(f"suture: left out: {problem}", err=True)
+    for note in outcome.notes:
+        click.echo(f"suture: {note}", err=True)
     counts = ", ".join(f"{count} {name}" for name, count in sorted(outcome.predicted.items()))
     click.echo(f"{counts}; {len(outcome.problems)} left out; see {out / 'predictions.csv'}")
     return SOME_UNREADABLE if outcome.problems else 0

@@ -45,7 +45,7 @@ def experiment(slots: int | None, **asked: Any) -> None:
     if slots is not None and slots < 1:
         raise ConfigError(f"jobs must be at least 1, got {slots}")
     for folder in run_experiments(Request(slots=slots or os.cpu_count() or 1, **asked)):
-        click.echo((folder / "table.md").read_text())
+        click.echo((folder / "table.md").read_text(encoding="utf-8"))
         click.echo(f"Everything is in {folder}")
 
 

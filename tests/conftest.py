@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import forked
 import psutil
 import pytest
 import torch
@@ -35,8 +36,9 @@ def real_images() -> Path:
 @pytest.fixture(autouse=True)
 def no_process_left():
     """Fails a test that leaves a child process running."""
-    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    before: set[int | None] = {child.pid for child in psutil.Process().children(recursive=True)}
     yield
+    before.add(forked.pid())
     left = [c for c in psutil.Process().children(recursive=True) if c.pid not in before and c.is_running()]
     left = [child for child in left if child.status() != psutil.STATUS_ZOMBIE]
     names = [" ".join(child.cmdline())[:120] for child in left]

@@ -96,7 +96,7 @@ def build_client(
         test=tuple(range(first + 8, first + 11)),
     )
     config = {"name": f"client{index}", "batch_size": BATCH, "optimizer": SGD} | config
-    data = ClientData(Drawn(), share, image_size=4, channels=1, normalisation="symmetric", augment=False)
+    data = ClientData(Drawn(), share, image_size=4, channels=1, normalisation="symmetric", augment="none")
     model = ClientModel(
         build_parts(home),
         data,
@@ -179,6 +179,6 @@ TINY = AskedOptions(
     batch_size=4,
     epochs=2,
     lr=1e-2,
-    augment=False,
+    augment="none",
     exchange="local",
 )

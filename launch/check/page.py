@@ -85,13 +85,14 @@ def _head(found: Findings) -> Iterator[str]:
         yield from _row("", f"{tested} of them are official test images, used for testing only")
     if seen.sizes:
         yield from _row("sizes", _sizes(seen.sizes))
-    for place, note in enumerate([*source.notes, *([seen.note] if seen.note else [])]):
+    for place, note in enumerate([*source.notes, *seen.notes]):
         yield from _row("" if place else "notes", note)
     if not seen.unreadable:
         yield from _row("unreadable", "none: every picture was decoded")
     else:
         yield from _row("unreadable", f"{len(seen.unreadable)} of {number}")
-        yield from _listed(message.removesuffix("; remove or replace it") for message in seen.unreadable)
+        for message in seen.unreadable:  # all of them: whoever mends one wants to mend the others at once
+            yield from _row("", f"- {message.removesuffix('; remove or replace it')}")
     yield from _copies(found)
 
 

@@ -8,9 +8,6 @@ Shape legend: N batch; C, H, W image.
 
 from __future__ import annotations
 
-import csv
-import importlib.util
-import io
 import shutil
 import tempfile
 from collections import Counter
@@ -25,12 +22,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from suture.launch.deploy.trained import TrainedModel
-from suture.runtime.data.dicom import read_dicom
-from suture.runtime.data.pictures import fit_square, is_picture, picture_size, read_picture
+from suture.runtime.data.folder import Found, walk
+from suture.runtime.data.library_warnings import counted_warnings
+from suture.runtime.data.pictures import picture_size, read_picture
 from suture.runtime.data.source import Task
+from suture.runtime.data.text import csv_text, plain_name
 from suture.runtime.errors import ConfigError, DataError
 
-TABLE, MASKS = "predictions.csv", "masks"
+TABLE, MASKS, LEFT_OUT = "predictions.csv", "masks", "left_out.csv"
 SOME_UNREADABLE = DataError.exit_code
 
 
@@ -41,17 +40,19 @@ class Outcome:
     Attributes:
         predicted: images by predicted class name (segmentation: all under "masks").
         problems: one line an image that was left out.
+        notes: what else lies in the folder and is not used, and what was found in the pictures; names no file.
     """
 
     predicted: Counter[str]
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 @torch.no_grad()
 def predict_folder(
     model: TrainedModel, folder: Path, out: Path, *, batch_size: int = 16, overwrite: bool = False
 ) -> Outcome:
-    """Writes OUT/predictions.csv and, for segmentation, OUT/masks.
+    """Writes OUT/predictions.csv and, for segmentation, OUT/masks; OUT/left_out.csv says what is in neither and why.
 
     An image that cannot be read is left out and named in the outcome; the others go on.
 
@@ -68,16 +69,17 @@ def predict_folder(
     """
     if batch_size < 1:
         raise ConfigError(f"batch size must be at least 1, got {batch_size}")
-    paths = find_images(folder, out)
+    found = find_images(folder, out)
+    paths = found.pictures
     names = _mask_names(folder, paths)
     problems: list[str] = []
     predicted: Counter[str] = Counter()
     rows: list[list[str]] = []
-    with _draft_of(out, overwrite) as draft:
+    with _draft_of(out, overwrite) as draft, counted_warnings() as said:
         for read in _batches(model, paths, batch_size, problems):
             probabilities = model.net(torch.stack([pixels for _, pixels, _ in read]).float().div_(255.0))
             for (path, _, size), p in zip(read, probabilities, strict=True):
-                image = path.relative_to(folder).as_posix()
+                image = plain_name(path.relative_to(folder).as_posix())
                 if model.task is Task.CLASSIFICATION:
                     name = model.classes[int(p.argmax())]
                     rows.append([image, name, *(f"{value:.8g}" for value in p.tolist())])
@@ -86,31 +88,34 @@ def predict_folder(
                     mask = original_mask(p[0], size)
                     _save_mask(mask, draft / MASKS / names[path])
                     share = float(mask.float().mean())
-                    rows.append([image, f"{MASKS}/{names[path].as_posix()}", f"{share:.6f}"])
+                    rows.append([image, plain_name(f"{MASKS}/{names[path].as_posix()}"), f"{share:.6f}"])
                     predicted[MASKS] += 1
         if not rows:
             raise DataError(
                 f"none of the {len(paths)} images in {folder} can be read; the first: {problems[0]}"
             )
-        (draft / TABLE).write_text(_table(model, rows))
-    return Outcome(predicted, tuple(problems))
+        (draft / TABLE).write_text(csv_text([_heading(model), *rows]), encoding="utf-8")
+        left_out = [["1", problem] for problem in problems] + _counted(found)
+        if left_out:
+            (draft / LEFT_OUT).write_text(csv_text([["files", "why"], *left_out]), encoding="utf-8")
+    return Outcome(predicted, tuple(problems), (*found.notes(), *said.notes()))
 
 
-def find_images(folder: Path, out: Path | None = None) -> list[Path]:
-    """Every picture and DICOM file below ``folder``, in order; what lies below ``out`` is our own.
+def find_images(folder: Path, out: Path | None = None) -> Found:
+    """Every picture and DICOM file below ``folder``, and what else there is; what lies below ``out`` is our own.
 
     Raises:
         DataError: no such folder, or nothing in it.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give a folder of images")
-    own = None if out is None else out.resolve()
-    found = [
-        path for path in sorted(folder.rglob("*")) if (is_picture(path) or _is_dicom(path)) and path.is_file()
-    ]
-    found = [path for path in found if own is None or own not in path.resolve().parents]
-    if not found:
-        raise DataError(f"{folder} holds no images (png, jpg, tif, bmp, webp, dcm); give a folder that does")
+    found = walk(folder, without=out)
+    if not found.pictures:
+        here = "".join(f" ({note})" for note in found.notes())
+        raise DataError(
+            f"{folder} holds no images (JPEG, PNG, TIFF, BMP, GIF, PPM, JPEG 2000, WebP, AVIF or DICOM){here}; give a "
+            "folder that does"
+        )
     return found
 
 
@@ -123,12 +128,7 @@ def read_image(path: Path, size: int, channels: int) -> tuple[Tensor, tuple[int,
     Raises:
         DataError: it cannot be read, or it is DICOM and pydicom is missing.
     """
-    if not _is_dicom(path):
-        return read_picture(path, size, channels), picture_size(path)
-    if importlib.util.find_spec("pydicom") is None:
-        raise DataError(f"cannot read image {path}: DICOM needs pydicom: pip install suture[dicom]")
-    image = Image.fromarray(read_dicom(path))
-    return fit_square(image, size, channels), image.size
+    return read_picture(path, size, channels), picture_size(path)
 
 
 def original_mask(p_HW: Tensor, size: tuple[int, int]) -> Tensor:
@@ -144,10 +144,6 @@ def original_mask(p_HW: Tensor, size: tuple[int, int]) -> Tensor:
         ]
     top, left = (edge - height) // 2, (edge - width) // 2
     return p_HW[top : top + height, left : left + width] > 0.5
-
-
-def _is_dicom(path: Path) -> bool:
-    return path.suffix.lower() == ".dcm" and not path.name.startswith(".")
 
 
 def _batches(
@@ -181,14 +177,14 @@ def _save_mask(mask_HW: Tensor, path: Path) -> None:
     Image.fromarray(mask_HW.to(torch.uint8).mul(255).numpy()).save(path)
 
 
-def _table(model: TrainedModel, rows: list[list[str]]) -> str:
+def _heading(model: TrainedModel) -> list[str]:
     if model.task is Task.CLASSIFICATION:
-        heading = ["image", "predicted", *(f"probability_{name}" for name in model.classes)]
-    else:
-        heading = ["image", "mask", "mask_fraction"]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([heading, *rows])
-    return text.getvalue()
+        return ["image", "predicted", *(f"probability_{name}" for name in model.classes)]
+    return ["image", "mask", "mask_fraction"]
+
+
+def _counted(found: Found) -> list[list[str]]:
+    return [[str(number), f"not used: {kind}"] for kind, number in sorted(found.unused.items())]
 
 
 @contextmanager
@@ -207,8 +203,9 @@ def _draft_of(out: Path, overwrite: bool) -> Iterator[Path]:
         yield draft
         # The masks first: a table that is there has its masks.
         (out / TABLE).unlink(missing_ok=True)
+        (out / LEFT_OUT).unlink(missing_ok=True)
         shutil.rmtree(out / MASKS, ignore_errors=True)
-        for name in (MASKS, TABLE):
+        for name in (MASKS, LEFT_OUT, TABLE):
             if (draft / name).exists():
                 (draft / name).replace(out / name)
     except OSError as error:

@@ -16,6 +16,7 @@ import suture.models.registry as nets
 from suture.launch.options.model import as_config_error, parse_cut
 from suture.launch.output.client_folder import MODEL_FORMAT
 from suture.models.split import SplitModel
+from suture.models.weights_file import why_unreadable
 from suture.runtime.data.normalise import Normalisation, normalise
 from suture.runtime.data.source import Task
 from suture.runtime.errors import ConfigError
@@ -112,7 +113,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises what the file makes it raise: pickle, zip and OS errors
-        raise _damaged(path, type(error).__name__) from None
+        raise _damaged(path, why_unreadable(path, error)) from None
     if not isinstance(content, dict) or "format" not in content:
         raise _damaged(path, "it is not a model that suture wrote")
     if content["format"] != MODEL_FORMAT:

@@ -76,7 +76,10 @@ def free_memory() -> int:
     free = int(psutil.virtual_memory().available)
     group = Path("/sys/fs/cgroup")
     try:
-        limit, used = (group / "memory.max").read_text().strip(), (group / "memory.current").read_text()
+        limit, used = (
+            (group / "memory.max").read_text(encoding="utf-8").strip(),
+            (group / "memory.current").read_text(encoding="utf-8"),
+        )
         return free if limit == "max" else min(free, max(0, int(limit) - int(used)))
     except (OSError, ValueError):
         return free  # no such limits here

@@ -36,7 +36,7 @@ def said(words: Sequence[str], option: str, otherwise: str) -> str:
         files.append(str(Path(_value(words, "--run-dir"), "config.toml")))
     for file in files:
         try:
-            values = tomllib.loads(Path(file).read_text())
+            values = tomllib.loads(Path(file).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue  # no such file: whoever reads the options says so
         if option in values:
@@ -106,9 +106,9 @@ def _enter() -> None:
         if user == 0:
             raise
         _unshare(_NEW_USER | _NEW_NETWORK)
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
-        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+        Path("/proc/self/setgroups").write_text("deny", encoding="utf-8")
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="utf-8")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="utf-8")
     _bring_up("lo")
 
 

@@ -108,7 +108,7 @@ class Kit:
         """
         path = folder / KIT
         try:
-            values = tomllib.loads(path.read_text())
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             what = f"it holds no {KIT}" if folder.is_dir() else "there is no such folder"
             raise ConfigError(

@@ -66,7 +66,7 @@ class Project:
             ConfigError: it cannot be read, has a key that is not known, lacks one, or a value cannot be.
         """
         try:
-            values = tomllib.loads(path.read_text())
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"cannot read the project {path}: {error}") from None
         for table, keys in values.items():

@@ -60,7 +60,7 @@ def read_run(run_dir: Path) -> tuple[RunOptions, str]:
     """
     if not (run_dir / IDENTITY).exists():
         raise ConfigError(f"{run_dir} holds no run; name the folder of a run")
-    identity = json.loads((run_dir / IDENTITY).read_text())
+    identity = json.loads((run_dir / IDENTITY).read_text(encoding="utf-8"))
     asked = AskedOptions(**check_names(read_toml(run_dir / CONFIG), str(run_dir / CONFIG)))
     clients = asked.clients or identity["clients"]
     return replace(asked, clients=clients, run_dir=str(run_dir)).resolved(), identity["run"]
@@ -102,7 +102,7 @@ def judge_run(
         raise ConfigError(
             f"{folder} holds no finished attack; run with --attack, or 'suture attack {run_dir}'"
         )
-    report = json.loads((folder / REPORT_FILE).read_text())
+    report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
     options = replace(options, attack=report["spec"])
     ready_torch(options)
     key = run_key(options, run_dir, handoff_key)
@@ -180,13 +180,13 @@ def _utility(run_dir: Path, witnesses: list[ReplayedClient]) -> dict[str, float]
 
 def _read_summary(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "summary.json"
-    read: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return read
 
 
 def _keep(run_dir: Path, folder: Path, found: Mapping[str, Any]) -> None:
     """Writes the verdict beside the attack and into RUN/summary.json."""
-    (folder / VERDICT).write_text(json.dumps(found, indent=2) + "\n")
+    (folder / VERDICT).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     summary = _read_summary(run_dir)
     if folder == run_dir / lab.ATTACK:
         summary["attack"] = dict(found)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from suture.launch.options.group import Group, option
+from suture.runtime.data.augmentation import AUGMENTATIONS
+from suture.runtime.data.partition import SCHEMES
 from suture.runtime.data.registry import split_spec
 
 
@@ -16,15 +18,25 @@ class DataOptions(Group):
     grades: str = option(
         "binary", "binary (grade above 0) or all grades", choices=("binary", "all"), agree=True
     )
+    columns: str | None = option(
+        None,
+        "what a table calls its columns: image=NAME,label=NAME,patient=NAME,site=NAME, or some of them",
+        agree=True,
+    )
+    structure: str | None = option(
+        None, "which values of a mask are the structure, such as 1,2 (default: all above 0)", agree=True
+    )
     image_size: int | None = option(None, "pixels a side", agree=True)
-    augment: bool = option(True, "rotate, scale and flip training images a little", agree=True)
+    augment: str = option(
+        "light", "how training images are varied (see below)", choices=(*AUGMENTATIONS,), agree=True
+    )
     train_images: int | None = option(None, "training images per client", agree=True)
     validation_images: int | None = option(
         None, "validation images per client, held out of the training patients", agree=True
     )
     test_images: int | None = option(None, "test images per client", agree=True)
     held_out_images: int = option(0, "images per client that only attacks are judged on", agree=True)
-    partition: str = option("iid", "iid, dirichlet:ALPHA, quantity:ALPHA or by-site", agree=True)
+    partition: str = option("iid", f"{', '.join(SCHEMES)} (the last two use every image)", agree=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import suture.models.registry as nets
 from suture.launch.options.group import Group, option
+from suture.models.freezing import FORMS
+from suture.models.pretrained import IMAGENET
 from suture.runtime.errors import ConfigError
 
 
@@ -26,13 +28,25 @@ class ModelOptions(Group):
         choices=("shared", "home"),
         agree=True,
     )
-    weights: str | None = option(None, "state dict of the whole net to start from")
+    weights: str | None = option(
+        None,
+        f"what the whole net starts from: FILE (state dict, torch or safetensors), or {IMAGENET} (torchvision's)",
+    )
+    freeze: str | None = option(
+        None,
+        f"weights that stay as they are: {', '.join(FORMS)} (all before cut N); needs --weights",
+        agree=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.model is not None:
             with as_config_error():
                 nets.model_entry(self.model)
+        if self.freeze is not None and self.weights is None:
+            raise ConfigError(
+                f"freeze {self.freeze} keeps weights as they are, and without --weights they are random; give --weights"
+            )
 
 
 class as_config_error:

@@ -25,11 +25,15 @@ from suture.launch.options.host import HostOptions
 from suture.launch.options.model import ModelOptions, as_config_error, parse_cut
 from suture.launch.options.threats import ThreatOptions
 from suture.launch.options.training import TrainingOptions
+from suture.models.freezing import frozen_names
+from suture.models.pretrained import weights_file
 from suture.runtime.data.partition import PartitionConfig
-from suture.runtime.data.registry import DataConfig, split_spec
-from suture.runtime.data.source import Task
+from suture.runtime.data.registry import DataConfig, open_source, split_spec
+from suture.runtime.data.source import Source, Task
+from suture.runtime.data.whole import is_whole
 from suture.runtime.errors import ConfigError
 from suture.runtime.scheduler import parse_schedule
+from suture.runtime.training.learning_rates import LearningRates
 from suture.runtime.training.optim import OptimizerConfig
 from suture.runtime.wire.messages import PROTOCOL
 from suture.threats.client_view import ClientView
@@ -42,6 +46,8 @@ DEFAULT_CLIENTS = 4
 SITES_OWN = (
     "data",
     "grades",
+    "columns",
+    "structure",
     "train_images",
     "validation_images",
     "test_images",
@@ -173,6 +179,8 @@ class AskedOptions(
     def with_defaults(self) -> RunOptions:
         """As `resolved`, without checking: costs nothing, for planning."""
         defaults = {"clients": DEFAULT_CLIENTS} | DEFAULTS[split_spec(self.data)[0].task]
+        if is_whole(self.partition):
+            defaults |= {"train_images": 0, "validation_images": 0, "test_images": 0}
         values = defaults | {name: value for name, value in vars(self).items() if value is not None}
         values.setdefault("labels", nets.model_entry(values["model"]).labels[0])
         return RunOptions(**values)
@@ -216,17 +224,40 @@ class RunOptions(AskedOptions):
             nets.validate_image_size(self.model, self.image_size, self.batch_size)
         self.data_config(), self.partition_config(), self.optimizer_config()
         parse_schedule(self.schedule, self.seed)
-        if self.weights is not None and not Path(self.weights).is_file():
-            raise ConfigError(f"weights {self.weights} is no file; name a state dict saved by torch.save")
+        self.weights_file()
+        self.check_smoothing()
+        if self.early_stop and not self.validation_images:
+            raise ConfigError(
+                f"early-stop {self.early_stop} looks at validation scores, and validation-images is 0; use more, or "
+                "leave early-stop out"
+            )
         self.check_detector()
         self.check_cut()
 
+    def weights_file(self) -> Path | None:
+        """The file that the net starts from; torchvision's are downloaded where they are not there.
+
+        Raises:
+            ConfigError: there is no such file, or none that fits.
+        """
+        with as_config_error():
+            return None if self.weights is None else weights_file(self.model, self.weights)
+
+    def check_smoothing(self) -> None:
+        """Refuses label smoothing where no label is a class."""
+        if self.label_smoothing and nets.model_entry(self.model).task == "segmentation":
+            raise ConfigError(
+                f"label-smoothing is for classification, and {self.model} is for segmentation; leave it out"
+            )
+
     def check_cut(self) -> None:
-        """Refuses a cut that the model does not have."""
+        """Refuses a cut that the model does not have, and freezing that does not fit it."""
         with as_config_error(), torch.device("meta"):
-            nets.build(
+            split = nets.build(
                 self.model, cut=parse_cut(self.cut), num_outputs=2, labels=self.labels, width=self.width
             )
+            if self.freeze is not None:
+                frozen_names(split, self.freeze, self.model, self.width)
 
     def check_detector(self) -> None:
         """Refuses a detector that cannot work with this task and these labels."""
@@ -254,12 +285,33 @@ class RunOptions(AskedOptions):
 
     def first_test_round(self) -> int:
         """The round from which test images are scored: the last one, but in a lab, where attackers see them pass."""
-        return 1 if self.test_every_round or self.is_lab() else self.epochs
+        # Where a run may stop early nobody knows beforehand which round is the last, or the best.
+        return 1 if self.test_every_round or self.early_stop or self.is_lab() else self.epochs
 
     def data_config(self) -> DataConfig:
         """The part that concerns images."""
         grades: Any = self.grades
-        return DataConfig(spec=self.data, classes=grades, image_size=self.image_size, augment=self.augment)
+        return DataConfig(
+            spec=self.data,
+            classes=grades,
+            image_size=self.image_size,
+            augment=self.augment,
+            columns=self.columns,
+            structure=self.structure,
+        )
+
+    def open_own(self, need: int, seed: int) -> Source:
+        """Opens the run's data source; see `open_source`."""
+        data = self.data_config()
+        return open_source(
+            data.spec,
+            grades=data.classes,
+            need=need,
+            seed=seed,
+            columns=data.columns,
+            structure=data.structure,
+            by_site=self.partition == "by-site",
+        )
 
     def partition_config(self) -> PartitionConfig:
         """The part that concerns sharing images out."""
@@ -273,15 +325,22 @@ class RunOptions(AskedOptions):
 
     def optimizer_config(self) -> OptimizerConfig:
         """The part that concerns optimisation."""
-        return OptimizerConfig(name=self.optimizer, lr=self.lr)
+        return OptimizerConfig(
+            name=self.optimizer,
+            lr=self.lr,
+            lr_bottom=self.lr_bottom,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            rates=LearningRates(schedule=self.lr_schedule, warm_up=self.warm_up, rounds=self.epochs),
+        )
 
     def agreement(self, num_classes: int) -> dict[str, str]:
         """The options that every rank must share, as strings, with the versions that must match."""
         shared = {o.name: str(getattr(self, o.name)) for o in fields(AskedOptions) if o.metadata.get("agree")}
         # A path differs from site to site; what is behind it must be of one kind.
         shared["data"] = split_spec(self.data)[0].name
-        if self.weights is not None:
-            shared["weights"] = hashlib.sha256(Path(self.weights).read_bytes()).hexdigest()
+        if (file := self.weights_file()) is not None:
+            shared["weights"] = hashlib.sha256(file.read_bytes()).hexdigest()
         versions = {"protocol": str(PROTOCOL), "torch": torch.__version__, "suture": __version__}
         return shared | {"classes": str(num_classes)} | versions
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
+from suture.runtime.data.text import plain_name
 from suture.runtime.errors import CheckpointError, SutureError
 from suture.runtime.host.disk import is_the_disk
 
@@ -28,12 +30,13 @@ def outcome(work: Callable[[], Any], may_say: Callable[[str], bool] = lambda mes
         may_say: asked before an error is shown; of several ranks one shows it.
     """
     os.umask(_OWN)
+    _print_any_name()
     try:
         result = work()
         return result if isinstance(result, int) else 0
     except SutureError as error:
         if may_say(str(error)):
-            click.echo(f"suture: {error}", err=True)
+            click.echo(f"suture: {plain_name(str(error))}", err=True)
         return error.exit_code
     except OSError as error:
         if not is_the_disk(error):
@@ -48,6 +51,13 @@ def outcome(work: Callable[[], Any], may_say: Callable[[str], bool] = lambda mes
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return STOPPED
+
+
+def _print_any_name() -> None:
+    """Has the terminal show what it cannot as an escape: a file's name may be in no encoding at all."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def exit_as_rank(code: int) -> NoReturn:

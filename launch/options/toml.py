@@ -22,7 +22,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not TOML, or sets an option that does not exist.
     """
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"cannot read options from {path}: {error}") from None
     return check_names(values, str(path))

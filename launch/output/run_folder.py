@@ -14,6 +14,7 @@ from suture.launch.options.options import SITES_OWN, AskedOptions, RunOptions
 from suture.launch.options.toml import check_names, flag, read_toml, to_toml
 from suture.launch.output.lock import LOCK_FILE, lock_folder
 from suture.models.plugins import split
+from suture.models.pretrained import IMAGENET
 from suture.runtime.errors import ConfigError
 from suture.runtime.state.checkpoint import cannot_write, write_atomically
 
@@ -135,7 +136,7 @@ def keep_num_classes(place: RunFolder, num_classes: int) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    identity = json.loads((place.path / IDENTITY).read_text()) | {"num_classes": num_classes}
+    identity = json.loads((place.path / IDENTITY).read_text(encoding="utf-8")) | {"num_classes": num_classes}
     _write(place.path / IDENTITY, json.dumps(identity))
 
 
@@ -169,7 +170,7 @@ def _identity(path: Path) -> dict[str, Any]:
     Raises:
         ValueError, OSError: it is no JSON, or cannot be read.
     """
-    said = json.loads((path / IDENTITY).read_text())
+    said = json.loads((path / IDENTITY).read_text(encoding="utf-8"))
     if not isinstance(said, dict):
         raise ValueError("it is no table")
     return said
@@ -199,7 +200,7 @@ def _refuse_missing(path: Path, saved: Mapping[str, Any], opens_data: bool) -> N
     schedule, _, replayed = str(saved.get("schedule", "")).partition(":")
     named = {
         "data": split(str(saved.get("data", "")))[1] or "" if opens_data else "",
-        "weights": saved.get("weights", ""),
+        "weights": "" if saved.get("weights") == IMAGENET else saved.get("weights", ""),
         "handoff_key": saved.get("handoff_key", ""),
         "schedule": replayed if schedule == "replay" else "",
     }

@@ -108,7 +108,7 @@ def _client_steps(folder: Path, server: list[Mapping[str, Any]]) -> list[dict[st
         by_turn.setdefault(event["turn"], []).append(event)
     steps = []
     path = folder / PROFILE_FILE
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         ours = json.loads(line)
         theirs, batch = by_turn.get(ours["turn"], []), ours["batch"]
         steps.append(split_up(ours, theirs[batch] if batch < len(theirs) else None))

@@ -50,7 +50,9 @@ def summarise(
         "turns": len(run_state.turn_log.entries),
         "rolled_back_turns": sum(event["event"] == "rolled_back" for event in events),
         "lost_clients": list(coordinator.membership.lost),
+        "rounds": run_state.turn_log.round,
         "best_round": run_state.best_round,
+        "best": run_state.best_scores,
         "attack": {},
         "weights_sha256": digest,
     } | ({} if disagreement is None else {"disagreement": disagreement})

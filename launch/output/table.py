@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from suture.launch.output.text import text
+from suture.runtime.data.text import csv_text
 
 _NUMERIC = tuple("0123456789+-–")
 _LOG_WIDTH = 130  # a log file has room
@@ -84,13 +83,9 @@ class Table:
 
     def to_csv(self) -> str:
         """Without title and notes; floats keep six digits."""
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(self.headings)
-        for row in self.rows:
-            values = [row.get(heading, "") for heading in self.headings]
-            writer.writerow([f"{value:.6f}" if isinstance(value, float) else value for value in values])
-        return file.getvalue()
+        values = ([row.get(heading, "") for heading in self.headings] for row in self.rows)
+        cells = ([f"{v:.6f}" if isinstance(v, float) else str(v) for v in row] for row in values)
+        return csv_text([self.headings, *cells])
 
     def print(self) -> None:
         """Shows it on the terminal, columns of numbers flush right."""

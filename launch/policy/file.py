@@ -25,7 +25,7 @@ def read_rules(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing or is not TOML, or a rule is unknown or of another kind; names file and rule.
     """
     try:
-        written = tomllib.loads(path.read_text())
+        written = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"cannot read the policy {path}: {error}") from None
     rules = {}

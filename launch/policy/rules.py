@@ -18,6 +18,15 @@ Rule = Callable[[Rules, RunOptions], str]
 
 HARMLESS: dict[str, str] = {
     "optimizer": "how weights move at each end; no more crosses for it",
+    "lr_schedule": "lowers the learning rate from round to round, never above what lr allows",
+    "warm_up": "raises the learning rate to what lr allows, never above it",
+    "weight_decay": "how weights move at each end; no more crosses for it",
+    "clip": "bounds how far a step moves weights; no more crosses for it",
+    "label_smoothing": "how the loss is computed at either end; no more crosses for it",
+    "prox": "keeps the parts near what they were; no more crosses for it",
+    "precision": "how a part computes; what crosses is float32 all the same, see wire",
+    "early_stop": "ends the run earlier than epochs allows, never later",
+    "freeze": "needs --weights, which pretrained_weights rules: the server knows them, frozen for good",
     "seed": "public by design: what the server must not know does not follow from it alone",
 }
 """Options that every rank shares and no rule bounds, with the reason."""
@@ -65,9 +74,9 @@ def _labels(policy: Rules, options: RunOptions) -> str:
 
 
 def _augment(policy: Rules, options: RunOptions) -> str:
-    if policy.augment == "any" or options.augment:
+    if policy.augment == "any" or options.augment != "none":
         return ""
-    return "augment: training images must be augmented, got --no-augment"
+    return "augment: training images must be augmented, got --augment none"
 
 
 def _within(name: str) -> Rule:
@@ -80,6 +89,10 @@ def _within(name: str) -> Rule:
         )  # a width that is not set is the net's own
 
     return rule
+
+
+def _lr_bottom(policy: Rules, options: RunOptions) -> str:
+    return "" if options.lr_bottom is None else outside(policy, "lr", options.lr_bottom)
 
 
 def outside(policy: Rules, name: str, value: float) -> str:
@@ -172,6 +185,7 @@ RULES: dict[str, Rule] = {
     "weights": _weights,
     "augment": _augment,
     **{name: _within(name) for name in RANGES},
+    "lr_bottom": _lr_bottom,
     "defence": _defences,
     "detector": _detectors,
     "overlap": _overlap,

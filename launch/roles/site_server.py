@@ -190,7 +190,7 @@ def serve_site(options: RunOptions, config: ServeConfig) -> None:
 
 def _enclose(options: RunOptions, config: ServeConfig, run_dir: Path, standing: ServerStanding) -> None:
     _, port = parse_address(config.listen)
-    weights = [] if options.weights is None else [Path(options.weights)]
+    weights = [] if (file := options.weights_file()) is None else [file]
     # The kit stays readable: what the authority withdraws counts while the run goes on.
     read = [*standing.folders, *weights]
     enclose(options, run_dir, read=read, links=[run_dir / "figures"], ports=Ports(listen=(port,)))

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils import clip_grad_norm_
 
+import suture.models.registry as nets
 from suture.launch import build, keys
 from suture.launch.host.cores import ready_torch
 from suture.launch.host.logs import set_up
@@ -27,6 +29,7 @@ from suture.launch.output.final_table import print_final_table
 from suture.launch.output.progress import Progress
 from suture.launch.output.report import ReportWriter
 from suture.launch.output.summary import final_metrics, header, write_summary
+from suture.models.freezing import train_mode
 from suture.models.split import JoinedModel
 from suture.runtime.data.client_data import Batch, ClientData
 from suture.runtime.data.partition import Share
@@ -34,7 +37,7 @@ from suture.runtime.randomness import PUBLIC, Randomness
 from suture.runtime.records.tracking import Tracker
 from suture.runtime.scheduler import Scheduler, parse_schedule
 from suture.runtime.state.handoff import model_digest, shared_key
-from suture.runtime.training.metrics import build_criterion, build_scores
+from suture.runtime.training.metrics import build_criterion, build_scores, main_score
 
 log = logging.getLogger(__name__)
 POOL = "pooled"
@@ -70,8 +73,10 @@ class Unsplit:
         self._parts = split.parts()
         self.device = build.device_of(options, 0)
         self.model = JoinedModel(split, self._reseed).to(self.device)
-        self.optimizer = options.optimizer_config().build(self.model.parameters())
+        self.config = options.optimizer_config()
+        self.optimizer = self.config.build_by_part(self._parts)
         self.losses: dict[str, float] = {}
+        self._begun: dict[torch.Tensor, torch.Tensor] = {}
 
     # Not `BatchAddress`, which the split run uses: the oracle spells out on its own where draws are, as a proof.
     def _reseed(self, part: str) -> None:
@@ -81,6 +86,8 @@ class Unsplit:
     def train_batches(self, round: int, client: str) -> Iterator[Batch]:
         """The batches of one client's turn, in the order that its split run would take."""
         generator = self._hidden.generator
+        own = [part for name, part in self._parts.items() if name != "top"]
+        self._begun = {p: p.detach().clone() for part in own for p in part.parameters()}
         return self.data[client].train_batches(
             self.options.batch_size,
             generator("order", round, client),
@@ -91,14 +98,21 @@ class Unsplit:
         """One ordinary step; returns the loss."""
         data = self.data[client]
         weights = build.class_weights(self.options, data)
-        criterion = build_criterion(data.task, None if weights is None else torch.tensor(weights)).to(
-            self.device
-        )
+        weights_K = None if weights is None else torch.tensor(weights)
+        criterion = build_criterion(data.task, weights_K, self.options.label_smoothing).to(self.device)
         self.place = Place(round, client, batch.number)
-        self.model.train()
+        train_mode(self.model)
+        self.config.rates.apply(self.optimizer, round)
         self.optimizer.zero_grad()
         loss = criterion(self.model(batch.inputs.to(self.device)), batch.targets.to(self.device))
         loss.backward()
+        if self.options.prox:
+            for parameter, begun in self._begun.items():
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad + self.options.prox * (parameter.detach() - begun)
+        if self.options.clip is not None:
+            for part in self._parts.values():
+                clip_grad_norm_(part.parameters(), self.options.clip)
         self.optimizer.step()
         return float(loss.detach())
 
@@ -166,6 +180,13 @@ def _pool(shares: tuple[Share, ...]) -> Share:
     return Share(tuple(index for share in shares for index in share.train), (), shares[0].test[:1])
 
 
+def _validated(scores: dict[str, dict[str, dict[str, float]]], task: str) -> float:
+    """The mean main validation score over the clients; nan where there is none."""
+    found = [main_score(task, own.get("validation", {})) for own in scores.values()]
+    known = [value for value in found if value is not None]
+    return sum(known) / len(known) if known else float("nan")
+
+
 def _train(trainer: Unsplit, options: RunOptions, progress: Progress, tracker: Tracker) -> dict[str, Any]:
     scheduler: Scheduler = parse_schedule(options.schedule, options.seed)
     clients = [name for name in trainer.data if name != POOL]
@@ -174,6 +195,7 @@ def _train(trainer: Unsplit, options: RunOptions, progress: Progress, tracker: T
     step, turn, num_images, begun = 0, 0, 0, time.monotonic()
     seconds = 0.0
     scores: dict[str, dict[str, dict[str, float]]] = {}
+    best_round, best_value = 0, float("-inf")
     for round in range(1, options.epochs + 1):
         for (client,) in scheduler.order(round, trained):
             turn, started, losses = turn + 1, time.monotonic(), []
@@ -194,6 +216,10 @@ def _train(trainer: Unsplit, options: RunOptions, progress: Progress, tracker: T
             for phase, values in scores[client].items():
                 tracker.scores(step, round, turn, client, phase, values)
                 progress.scores(client, phase, values)
+        if (value := _validated(scores, str(nets.model_entry(options.model).task))) > best_value:
+            best_round, best_value = round, value
+        if options.early_stop is not None and best_round and round - best_round >= options.early_stop:
+            break
     return {
         **header(options),
         "clients": {
@@ -208,6 +234,8 @@ def _train(trainer: Unsplit, options: RunOptions, progress: Progress, tracker: T
         "turns": turn,
         "rolled_back_turns": 0,
         "lost_clients": [],
+        "rounds": round,
+        "best_round": best_round,
         "attack": {},
         "weights_sha256": trainer.weights_sha256(),
     }

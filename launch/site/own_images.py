@@ -14,7 +14,7 @@ from suture.launch.options.model import as_config_error
 from suture.launch.options.options import AskedOptions, RunOptions
 from suture.runtime.data import class_names
 from suture.runtime.data.client_data import ClientData
-from suture.runtime.data.registry import SOURCES, open_source, split_spec
+from suture.runtime.data.registry import SOURCES, split_spec
 from suture.runtime.data.site_shares import SharesConfig, counted_share, evaluation_share, site_share
 from suture.runtime.data.source import Source, Task
 from suture.runtime.errors import ConfigError
@@ -117,12 +117,11 @@ def open_own(options: RunOptions, asked: Mapping[str, Any], name: str, config: S
     Raises:
         ConfigError, DataError: as `open_source` and `mapped`.
     """
-    data = options.data_config()
     wanted = options.partition_config()
     each = wanted.train_images + wanted.validation_images + wanted.test_images + wanted.held_out_images
     # Of a drawn source "all" is what it lists, twice what is needed.
     need = each if any(count in asked for count in COUNTS) else each // 2
-    source = open_source(data.spec, grades=data.classes, need=need, seed=build.site_seed(options, name))
+    source = options.open_own(need, build.site_seed(options, name))
     return class_names.mapped(source, config.class_map)
 
 

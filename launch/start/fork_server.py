@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 START_METHOD = "forkserver"
-_IMPORTED = (
+IMPORTED = (
     "suture.cli",
     "suture.launch.roles.server",
     "torch._dynamo",
@@ -36,7 +36,7 @@ def begin(*further: str) -> None:
         further: modules that it is to import as well.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun would; each rank sets its own threads
-    multiprocessing.get_context(START_METHOD).set_forkserver_preload([*_IMPORTED, *further])
+    multiprocessing.get_context(START_METHOD).set_forkserver_preload([*IMPORTED, *further])
     multiprocessing.forkserver.ensure_running()
 
 

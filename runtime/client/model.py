@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from suture.models.freezing import train_mode
 from suture.models.split import SplitModel
 from suture.runtime.data.client_data import Batch, ClientData
 from suture.runtime.hooks import Defence, Detector
@@ -21,7 +22,7 @@ from suture.runtime.randomness import BatchAddress, Randomness
 from suture.runtime.records.step_timer import NoStepTimer, StepTimer
 from suture.runtime.scheduler import Turn
 from suture.runtime.training.metrics import build_criterion
-from suture.runtime.training.optim import OptimizerConfig, step_with
+from suture.runtime.training.optim import OptimizerConfig, pulled, step_with
 from suture.runtime.wire.checks import TensorSpec
 from suture.runtime.wire.compression import Packer
 
@@ -36,6 +37,9 @@ class ClientConfig:
         batch_size: images a step.
         optimizer: for bottom and head.
         class_weights: weights_K of the loss, None for equal ones.
+        label_smoothing: of the loss where it is computed here.
+        prox: how strongly bottom and head are pulled to what they were when the turn began (mu of FedProx: Li et al.,
+            MLSys 2020, arXiv:1812.06127); 0 for not at all.
         accept_rollback: a turn number older than the newest this client knows that it may go back to.
         memory: this client's own folder, which no server names, where it remembers the newest hand-off it has seen
             of each run; None to remember it for the length of the process only.
@@ -54,6 +58,8 @@ class ClientConfig:
     batch_size: int
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     class_weights: tuple[float, ...] | None = None
+    label_smoothing: float = 0.0
+    prox: float = 0.0
     accept_rollback: int | None = None
     memory: Path | None = None
     on_alarm: str = "log"
@@ -111,9 +117,10 @@ class ClientModel:
         self.parts: dict[str, nn.Module] = {"bottom": self.bottom}
         if self.head is not None:
             self.parts["head"] = self.head
-        self.optimizer = config.optimizer.build(p for part in self.parts.values() for p in part.parameters())
+        self.optimizer = config.optimizer.build_by_part(self.parts)
+        self._start: dict[Tensor, Tensor] = {}
         weights = None if config.class_weights is None else torch.tensor(config.class_weights)
-        self.criterion = build_criterion(data.task, weights).to(self.device)
+        self.criterion = build_criterion(data.task, weights, config.label_smoothing).to(self.device)
 
     @property
     def name(self) -> str:
@@ -127,14 +134,19 @@ class ClientModel:
         return min(len(self.data.share.train), size * self.data.num_train_batches(size))
 
     def batches(self, turn: Turn) -> Iterator[Batch]:
-        """The turn's training batches: order and augmentation follow from the key, round and client alone."""
+        """The turn's training batches: order and augmentation follow from the key, round and client alone. From now on
+        the optimizer has the round's learning rates.
+        """
+        self.config.optimizer.rates.apply(self.optimizer, turn.round)
+        if self.config.prox:
+            self._start = {parameter: parameter.detach().clone() for parameter in self.parameters()}
         draws = self.randomness.turn_draws(turn.round, self.name)
         return self.step_timer.loading(self.data.train_batches(self.config.batch_size, *draws))
 
     def train_mode(self) -> None:
         """Bottom and head as they train."""
         for part in self.parts.values():
-            part.train()
+            train_mode(part)
 
     def eval_mode(self) -> None:
         """Bottom and head as they are used."""
@@ -166,6 +178,8 @@ class ClientModel:
     def step(self, gradients: Mapping[Tensor, Tensor]) -> None:
         """Steps the optimizer of bottom and head with the gradients of one backward, then the defence's own."""
         with self.step_timer.part("optimizer"):
+            if self.config.prox:
+                gradients = pulled(gradients, self._start, self.config.prox)
             step_with(self.optimizer, gradients)
             self.defence.step()
 

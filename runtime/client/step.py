@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from suture.models.freezing import trained
 from suture.runtime.client.model import ClientModel
 from suture.runtime.data.client_data import Batch
 from suture.runtime.errors import DivergedError
@@ -140,7 +141,7 @@ class ClientStep:
         loss = self._loss_at_home(leaf, skips)
         self.check_loss(loss)
         wanted = [(skip, at) for skip, at in zip(cut.skips, skips, strict=True) if at.requires_grad]
-        ours = list(client.head.parameters())
+        ours = trained(client.head)
         with client.step_timer.part("head"):
             at_output, *found = torch.autograd.grad(
                 loss, [leaf, *(at for _, at in wanted), *ours], allow_unused=True
@@ -164,6 +165,9 @@ class ClientStep:
         client, weights = self.client, dict(self.client.bottom.named_parameters())
         graph = [(root, grad) for root, grad in roots if grad is not None and root.requires_grad]
         taken = weights if self._stash is None else self._stash
+        taken = {name: weight for name, weight in taken.items() if weight.requires_grad}
+        if not taken:  # all of it is frozen
+            return
         # autograd.grad leaves the parameters of a defence's own nets alone, as a distributed context does.
         with client.step_timer.part("backward"):
             found = torch.autograd.grad(
@@ -207,6 +211,9 @@ class ClientStep:
                 smashed, skips = client.bottom(inputs)
             else:
                 smashed, skips = functional_call(client.bottom, self._stash, (inputs,))
+            # Of a bottom that is wholly frozen, too: every step asks for the gradient at the cut.
+            if not smashed.requires_grad:
+                smashed = smashed.detach().requires_grad_()
             return _Cut(inputs, smashed, tuple(skips), client.defence.transform(smashed))
 
     def _loss_at_home(self, output: Tensor, skips: tuple[Tensor, ...]) -> Tensor:

@@ -92,7 +92,7 @@ class Roster:
             read = self._read
             if read is None or read[0] != stamp:
                 self._check_owner(found)
-                read = (stamp, _parse(self._path.read_text(), str(self._path)))
+                read = (stamp, _parse(self._path.read_text(encoding="utf-8"), str(self._path)))
                 self._read = read
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no text"

@@ -16,7 +16,7 @@ MAX_CONTRAST_CHANGE = 0.10
 
 
 def augment(
-    x_NCHW: Tensor, mask_N1HW: Tensor | None, *, mirror: bool, generator: Generator
+    x_NCHW: Tensor, mask_N1HW: Tensor | None, mirror: bool, generator: Generator
 ) -> tuple[Tensor, Tensor | None]:
     """Rotate, scale, perhaps flip, and vary brightness and contrast of each image by its own draw.
 

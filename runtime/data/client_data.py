@@ -11,14 +11,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from suture.runtime.data.augment import augment
+from suture.runtime.data.augmentation import AUGMENTATIONS
 from suture.runtime.data.library_warnings import counted_warnings
 from suture.runtime.data.normalise import Normalisation, check_normalisation, normalise
 from suture.runtime.data.partition import Share
 from suture.runtime.data.source import Source, Task
-from suture.runtime.errors import ConfigError
+from suture.runtime.data.survey import survey
+from suture.runtime.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
+
+_SHOWN = 200
 
 Split = Literal["train", "validation", "test", "held_out", "offered"]
 
@@ -44,7 +47,8 @@ class ClientData:
     """The images of one share.
 
     Pictures stay uint8 in memory (12 KB each at 64 px) and become float only in a batch. No file is opened
-    after construction, so that the process may lose its right to read images.
+    after construction, so that the process may lose its right to read images. ``notes`` say what of the source is not
+    used and what was found in its pictures; they name no image and no patient.
 
     Args:
         source: Where to read.
@@ -52,11 +56,11 @@ class ClientData:
         image_size: Edge length in pixels.
         channels: 1 or 3.
         normalisation: "imagenet" (3 channels) or "symmetric" ([-1, 1]).
-        augment: Whether training batches are augmented; see ``augment``.
+        augment: How training batches are augmented, one of ``AUGMENTATIONS``.
 
     Raises:
         ConfigError: A normalisation that does not fit the channels.
-        DataError: A file cannot be read.
+        DataError: A file cannot be read; all of the source that cannot are named, so that one start tells them.
     """
 
     def __init__(
@@ -67,14 +71,14 @@ class ClientData:
         image_size: int,
         channels: int,
         normalisation: Normalisation,
-        augment: bool,
+        augment: str,
     ) -> None:
         check_normalisation(normalisation, channels)
         self.task = source.task
         self.classes = source.classes
         self.share = share
         self._normalisation = normalisation
-        self._augment = augment
+        self._augment = AUGMENTATIONS[augment]
         self._mirror = source.mirror
         parts: dict[str, tuple[int, ...]] = {
             "train": share.train,
@@ -83,12 +87,16 @@ class ClientData:
             "held_out": share.held_out,
             "offered": (),
         }
-        with counted_warnings() as said:
-            self._splits: dict[str, _Decoded] = {
-                name: _decode(source, part, image_size, channels) for name, part in parts.items()
-            }
-        if note := said.note():
+        try:
+            with counted_warnings() as said:
+                self._splits: dict[str, _Decoded] = {
+                    name: _decode(source, part, image_size, channels) for name, part in parts.items()
+                }
+        except DataError:
+            raise _all_unreadable(source, image_size, channels) from None
+        for note in said.notes():
             log.info("%s: %s", source.name, note)
+        self.notes = (*source.notes, *said.notes())
 
     def num_train_batches(self, batch_size: int) -> int:
         """Batches in a turn."""
@@ -116,8 +124,7 @@ class ClientData:
         for number, cut in enumerate(_cuts(len(permutation), batch_size, drop_single=True)):
             rows = permutation[cut]
             images, masks = decoded.floats(rows)
-            if self._augment:
-                images, masks = augment(images, masks, mirror=self._mirror, generator=augmentation(number))
+            images, masks = self._augment(images, masks, self._mirror, augmentation(number))
             yield self._batch(decoded, rows, images, masks, number)
 
     def test_batches(self, batch_size: int, split: Split = "test") -> Iterator[Batch]:
@@ -196,6 +203,16 @@ def _decode(source: Source, indices: Sequence[int], size: int, channels: int) ->
         images[row] = image
         targets[row] = target.to(targets.dtype)
     return _Decoded(tuple(indices), images, targets)
+
+
+def _all_unreadable(source: Source, size: int, channels: int) -> DataError:
+    """Names every picture of the source that cannot be used, those of others' shares, too."""
+    log.info("%s: a picture cannot be read; looking at all of them, so that all such are named", source.name)
+    found = survey(source, size, channels).unreadable
+    if len(found) == 1:
+        return DataError(found[0])
+    more = f"; and {len(found) - _SHOWN} more, see 'suture check'" if len(found) > _SHOWN else ""
+    return DataError(f"{len(found)} images cannot be used: {'; '.join(found[:_SHOWN])}{more}")
 
 
 def _cuts(count: int, batch_size: int, *, drop_single: bool) -> list[slice]:

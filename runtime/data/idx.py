@@ -1,7 +1,9 @@
-"""MNIST and Fashion-MNIST: four IDX files, raw or .gz, nested as torchvision lays them out or flat.
+"""MNIST and Fashion-MNIST: four IDX files, raw or compressed, nested as torchvision lays them out or flat.
 
     PATH/MNIST/raw/train-images-idx3-ubyte      PATH/FashionMNIST/raw/...      PATH/train-images-idx3-ubyte.gz
+    PATH/train-images.idx3-ubyte                PATH/train-images-idx3-ubyte/train-images-idx3-ubyte
 
+The last line is Kaggle's. Whether a file is compressed is told by its content: browsers unpack a .gz and keep its name.
 The second form is Debian's dataset-fashion-mnist (/usr/share/datasets/fashion-mnist). The t10k files are the
 official test set.
 """
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from suture.runtime.data.arrays import ArraySource
 from suture.runtime.data.source import Source
 from suture.runtime.errors import DataError
+from suture.runtime.host.unpacking import bomb, most_bytes
 
 _DIGITS = tuple(str(digit) for digit in range(10))
 _CLOTHES = (
@@ -32,6 +35,7 @@ _CLOTHES = (
     "ankle boot",
 )
 _UNSIGNED_BYTE = 8
+_GZIP = b"\x1f\x8b"
 
 
 def open_mnist(path: Path) -> Source:
@@ -71,18 +75,24 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """Read an IDX file of unsigned bytes.
 
     Args:
-        path: Raw, or compressed if it ends in .gz.
+        path: Raw or gzip, whatever it is called.
         dimensions: 3 for images, 1 for labels.
 
     Raises:
         DataError: Not such a file, or cut short.
     """
+    header = 4 + 4 * dimensions
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read()
+        most = most_bytes(path)
+        with path.open("rb") as raw:
+            start = raw.read(2)
+        zipped = start == _GZIP or (path.suffix == ".gz" and start != b"\0\0")
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            content = file.read(most + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}; fetch it again") from error
-    header = 4 + 4 * dimensions
+    if len(content) > most:
+        raise DataError(f"cannot read {path}: {bomb(path, len(content))}; fetch it again")
     if len(content) < header or content[:4] != bytes((0, 0, _UNSIGNED_BYTE, dimensions)):
         raise DataError(f"{path} is not an IDX file of bytes with {dimensions} dimensions; fetch it again")
     shape = struct.unpack(f">{dimensions}I", content[4:header])
@@ -96,10 +106,12 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
 def _find(path: Path, folder: str, file: str, name: str) -> Path:
     for parent in (path, path / folder / "raw", path / "raw", path / folder):
-        for candidate in (parent / file, parent / f"{file}.gz"):
-            if candidate.is_file():
-                return candidate
+        spelt = (file, file.replace("-idx", ".idx"))
+        for inner in (parent, *(parent / f"{name}{end}" for name in spelt for end in ("", ".gz"))):
+            for candidate in (inner / f"{name}{end}" for name in spelt for end in ("", ".gz")):
+                if candidate.is_file():
+                    return candidate
     raise DataError(
-        f"{name}: neither {file} nor {file}.gz lies in {path} or {path / folder / 'raw'}; give the folder of "
-        "the four IDX files"
+        f"{name}: neither {file} nor {file}.gz lies in {path} or {path / folder / 'raw'}, with a dot before idx "
+        "neither; give the folder of the four IDX files"
     )

@@ -1,71 +1,105 @@
-"""Pictures sorted into folders: PATH/CLASS/IMAGE, or PATH/SITE/CLASS/IMAGE for several hospitals.
+"""Pictures sorted into folders: PATH/CLASS/IMAGE, or PATH/SITE/CLASS/IMAGE for several hospitals; see `trees`.
 
-Sites are recognised by folders, not pictures, on the second level. The patient is the file's stem without a
-final _left or _right, and the same name at two sites means two people. An index.csv in PATH with the columns
-image and patient says better. Stems that end in _test are official test images.
+The patient is a DICOM file's PatientID, else the file's stem without a final _left or _right, and the same name at two
+sites means two people. An index.csv in PATH with the columns image and patient says better. Stems that end in _test are
+official test images.
 """
 
+from collections.abc import Sequence, Set
 from pathlib import Path
 
+from suture.runtime.data.dicom_headers import patient_ids
+from suture.runtime.data.folder import walk
+from suture.runtime.data.formats import plain_stem
 from suture.runtime.data.kaggle_dr import PictureFiles
+from suture.runtime.data.names import FilesByName
 from suture.runtime.data.patients import copies_joined, patient_of
-from suture.runtime.data.pictures import is_picture
 from suture.runtime.data.source import Example, Source
-from suture.runtime.data.tables import read_columns
+from suture.runtime.data.tables import INDEX, Columns, read_columns
+from suture.runtime.data.text import plain_name
+from suture.runtime.data.trees import read_tree
 from suture.runtime.errors import DataError
 
 
-def open_image_folder(path: Path) -> Source:
+def open_image_folder(
+    path: Path, *, columns: Columns | None = None, by_site: bool = False, name: str = "image-folder"
+) -> Source:
     """Index the folder; classes are numbered in alphabetical order.
+
+    Args:
+        path: the folder.
+        columns: what index.csv calls its columns, where somebody said.
+        by_site: whether the topmost folders are hospitals.
+        name: of the source.
 
     Raises:
         DataError: No folders, or no pictures.
     """
-    sites = _sites(path)
-    found = [
-        (site, folder.name, file)
-        for site, parent in sites
-        for folder in _folders(parent)
-        for file in sorted(folder.rglob("*"))
-        if is_picture(file)
-    ]
-    classes = tuple(sorted({name for _, name, _ in found}))
-    if not classes:
+    index = path / INDEX
+    here = walk(path, known=[index] if index.is_file() else [])
+    if not here.pictures and any(below.is_dir() for below in path.iterdir()):
         raise DataError(f"{path} holds no pictures; sort them into PATH/CLASS/ or PATH/SITE/CLASS/")
-    index = path / "index.csv"
-    rows = read_columns(index, ("image", "patient")) if index.is_file() else []
-    patients = {Path(row["image"]).stem: row["patient"] for row in rows if row["patient"]}
+    tree = read_tree(path, here.pictures, by_site=by_site)
+    by_path = {folder.path: folder for folder in tree.folders}
+    within = [(file.parent, file) for file in here.pictures if file not in tree.copies]
+    folder_of = {
+        parent: next((by_path[p] for p in (parent, *parent.parents) if p in by_path), None)
+        for parent in {parent for parent, _ in within}
+    }
+    found = [(folder, file) for parent, file in within if (folder := folder_of[parent]) is not None]
+    if outside := len(within) - len(found) - tree.left_out:
+        tree.notes.append(f"not used: {outside} pictures outside the folders of classes")
+    classes = tuple(sorted({plain_name(folder.path.name) for folder, _ in found}))
+    if not classes:
+        raise DataError(f"{path} holds pictures in no folder of a class; sort them into PATH/CLASS/")
+    files = [file for _, file in found]
+    patients, unknown = _patients(path, index, files, columns)
+    ids, shared = _ids(files, here.dicom)
     examples = [
         Example(
-            key=file.relative_to(path).as_posix(),
-            patient=patients.get(file.stem) or "/".join(filter(None, (site, patient_of(file.stem)))),
-            label=classes.index(name),
-            site=site,
-            official_test=file.stem.endswith("_test"),
+            key=plain_name(file.relative_to(path).as_posix()),
+            patient=patients.get(file) or ids.get(file) or _by_name(folder.site, file),
+            label=classes.index(plain_name(folder.path.name)),
+            site=plain_name(folder.site),
+            official_test=folder.official_test or plain_stem(file.name).endswith("_test"),
         )
-        for site, name, file in found
+        for folder, file in found
     ]
-    files = [file for _, _, file in found]
-    examples, notes = copies_joined(examples, files)
-    return PictureFiles("image-folder", classes, examples, files, mirror=False, notes=notes)
+    examples, copies = copies_joined(examples, files, refuse_two_classes=True)
+    notes = [*tree.notes, *unknown, *shared, *copies, *_tested(examples), *here.notes()]
+    return PictureFiles(name, classes, examples, files, mirror=False, notes=notes)
 
 
-def _sites(path: Path) -> list[tuple[str, Path]]:
-    """(site, folder of its classes); one nameless site where PATH holds the classes themselves."""
-    tops = _folders(path)
-    if not tops:
-        raise DataError(f"{path} has no folders; sort the pictures into PATH/CLASS/ or PATH/SITE/CLASS/")
-    deep = [top for top in tops if _folders(top) and not any(is_picture(f) for f in top.iterdir())]
-    if len(deep) == len(tops):
-        return [(top.name, top) for top in tops]
-    if deep:
-        shallow = next(top.name for top in tops if top not in deep)
-        raise DataError(
-            f"{path}: {deep[0].name!r} holds folders but {shallow!r} does not; use PATH/CLASS/ throughout or "
-            "PATH/SITE/CLASS/ throughout"
-        )
-    return [("", path)]
+def _by_name(site: str, file: Path) -> str:
+    return plain_name("/".join(filter(None, (site, patient_of(plain_stem(file.name))))))
 
 
-def _folders(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+def _ids(files: Sequence[Path], dicom: Set[Path]) -> tuple[dict[Path, str], list[str]]:
+    """The PatientIDs of the DICOM files."""
+    headed = [file for file in files if file in dicom]
+    ids, notes = patient_ids(headed)
+    return dict(zip(headed, ids, strict=True)), notes
+
+
+def _tested(examples: list[Example]) -> list[str]:
+    """How many pictures are not trained on since their patients are in the test set, too."""
+    tested = {one.patient for one in examples if one.official_test}
+    number = sum(one.patient in tested and not one.official_test for one in examples)
+    said = f"{number} pictures of patients who are in the test set, too, are not trained on (index.csv may name others)"
+    return [said] if number else []
+
+
+def _patients(
+    path: Path, index: Path, files: list[Path], columns: Columns | None
+) -> tuple[dict[Path, str], list[str]]:
+    """Whose each file is, where an index.csv says so, and how many of its rows name no file."""
+    if not index.is_file():
+        return {}, []
+    by_name = FilesByName(path, files)
+    rows = [
+        (by_name.find(row["image"]), row["patient"])
+        for row in read_columns(index, ("image", "patient"), columns=columns)
+    ]
+    lost = sum(file is None for file, _ in rows)
+    notes = [f"{lost} of {len(rows)} rows of index.csv name no image that is used"] if lost else []
+    return {file: patient for file, patient in rows if file is not None and patient}, notes

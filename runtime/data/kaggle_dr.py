@@ -4,23 +4,41 @@
     PATH/resized_train_cropped/resized_train_cropped/10_left.jpeg
 
 Images are found at any depth; PATH may also be the inner folder's parent. Grades: 0 no retinopathy, 1 mild,
-2 moderate, 3 severe, 4 proliferative. An index.csv beside the data may add the columns patient and site.
+2 moderate, 3 severe, 4 proliferative. An index.csv beside the data may add the columns patient and site. The headings
+of APTOS, IDRiD and Messidor are known, and any CSV that is the only one with the two columns is taken.
 """
 
-from collections import Counter
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from suture.runtime.data.folder import walk
+from suture.runtime.data.formats import plain_stem
+from suture.runtime.data.listed import Listed, listed_files
+from suture.runtime.data.names import FilesByName
 from suture.runtime.data.patients import copies_joined, patient_of
-from suture.runtime.data.pictures import file_digest, files_by_stem, is_picture, picture_size, read_picture
+from suture.runtime.data.pictures import file_digest, picture_size, read_picture
 from suture.runtime.data.source import Example, Source, Task
-from suture.runtime.data.tables import grade_classes, parse_grade, read_columns
+from suture.runtime.data.tables import (
+    IMAGE,
+    INDEX,
+    LEVEL,
+    LINE,
+    PATIENT,
+    SITE,
+    Columns,
+    Row,
+    find_table,
+    grade_classes,
+    parse_grade,
+    read_columns,
+)
 from suture.runtime.errors import DataError
 
 _GRADES = ("no retinopathy", "mild", "moderate", "severe", "proliferative")
-_TABLES = ("trainLabels_cropped.csv", "trainLabels.csv", "index.csv")
+_TABLES = ("trainLabels_cropped.csv", "trainLabels.csv", "train.csv")
+_GRADABLE = "adjudicated_gradable"
 
 
 class PictureFiles(Source):
@@ -54,70 +72,56 @@ class PictureFiles(Source):
         return file_digest(self.files[index])
 
 
-def open_kaggle_dr(path: Path, *, grades: str) -> Source:
+def open_kaggle_dr(path: Path, *, grades: str, columns: Columns | None = None) -> Source:
     """Index the folder.
 
     Args:
         path: The folder of the download.
         grades: "binary" (level > 0) or "all" five.
+        columns: What the table calls its columns, where somebody said.
 
     Raises:
         DataError: No table, a column missing, a level that is no grade, or no image for any row.
     """
-    table = _find_table(path)
-    rows = read_columns(table, ("image", "level"), ("patient", "site"))
-    index = path / "index.csv"
-    if index.is_file() and index != table:
-        extra = {r["image"]: r for r in read_columns(index, ("image",), ("patient", "site"))}
-        rows = [row | {k: v for k, v in extra.get(row["image"], {}).items() if v} for row in rows]
-    files = _find_pictures(path)
-    stems = [_stem(row["image"]) for row in rows]
-    twice = [stem for stem, count in Counter(stems).items() if count > 1]
-    if twice:
-        raise DataError(f"{table} lists {twice[0]!r} more than once; keep one row an image")
-    found = [(stem, row) for stem, row in zip(stems, rows, strict=True) if stem in files]
-    if not found:
-        raise DataError(
-            f"{path}: none of the {len(rows)} images of {table.name} is there; unpack the images below {path}"
-        )
-    levels = [parse_grade(row["level"], table) for _, row in found]
+    table, index = find_table(path, _TABLES, (IMAGE, LEVEL), columns), path / INDEX
+    rows, notes = _gradable(read_columns(table, (IMAGE, LEVEL), (PATIENT, SITE, _GRADABLE), columns))
+    known = [table, index] if index.is_file() else [table]
+    cropped = path / "resized_train_cropped"  # the download has every image cropped and uncropped
+    found = walk(cropped if cropped.is_dir() else path, known=known)
+    listed = listed_files(path, table, rows, found.pictures)
+    levels = [parse_grade(row[LEVEL], table, row[LINE]) for row in listed.rows]
     if max(levels) >= len(_GRADES):
         raise DataError(f"{table}: level must lie in 0..4, got {max(levels)}; correct the row")
     classes, labels = grade_classes(levels, grades, _GRADES)
     if grades == "binary":
         classes = ("no retinopathy", "retinopathy")
-    examples = [
-        Example(
-            key=stem,
-            patient=row["patient"] or patient_of(stem),
-            label=label,
-            site=row["site"],
-            official_test=stem.endswith("_test"),
-        )
-        for (stem, row), label in zip(found, labels, strict=True)
-    ]
-    missing = len(rows) - len(found)
-    notes = [f"skipped {missing} of {len(rows)} rows without an image file"] if missing else []
-    pictures = [files[stem] for stem, _ in found]
-    examples, copies = copies_joined(examples, pictures)
-    return PictureFiles("kaggle-dr", classes, examples, pictures, mirror=True, notes=notes + copies)
-
-
-def _find_table(path: Path) -> Path:
-    for name in _TABLES:
-        if (path / name).is_file():
-            return path / name
-    raise DataError(
-        f"{path} has no labels ({' or '.join(_TABLES[:2])}); give the folder that holds the downloaded CSV"
+    extra, unknown = (
+        _rows_of_index(path, index, listed) if index in known[1:] and index != table else ({}, [])
     )
+    examples = []
+    for row, file, key, label in zip(listed.rows, listed.files, listed.keys, labels, strict=True):
+        more = row | {name: said for name, said in extra.get(file, {}).items() if said}
+        official_test = plain_stem(file.name).endswith("_test")
+        patient = more[PATIENT] or patient_of(key)
+        examples.append(
+            Example(key=key, patient=patient, label=label, site=more[SITE], official_test=official_test)
+        )
+    examples, copies = copies_joined(examples, listed.files)
+    notes = [*notes, *listed.notes, *unknown, *copies, *found.notes()]
+    return PictureFiles("kaggle-dr", classes, examples, listed.files, mirror=True, notes=notes)
 
 
-def _find_pictures(path: Path) -> dict[str, Path]:
-    """Stem to file. The download has every image cropped and uncropped: the cropped ones are taken."""
-    cropped = path / "resized_train_cropped"
-    return files_by_stem(cropped if cropped.is_dir() else path, is_picture, path)
+def _gradable(rows: list[Row]) -> tuple[list[Row], list[str]]:
+    """The rows without those of Messidor-2 that its graders could not judge, which have no level."""
+    kept = [row for row in rows if row[LEVEL] or row[_GRADABLE] not in ("0", "0.0")]
+    left = len(rows) - len(kept)
+    return kept, [f"skipped {left} of {len(rows)} rows that the table calls not gradable"] if left else []
 
 
-def _stem(image: str) -> str:
-    """A row's image name with or without the ending."""
-    return Path(image).stem if is_picture(Path(image)) else image
+def _rows_of_index(path: Path, index: Path, listed: Listed) -> tuple[dict[Path, Row], list[str]]:
+    """What index.csv says of patients and sites, by file."""
+    by_name = FilesByName(path, listed.files)
+    rows = [(by_name.find(row[IMAGE]), row) for row in read_columns(index, (IMAGE,), (PATIENT, SITE))]
+    lost = sum(file is None for file, _ in rows)
+    said = {file: {name: row[name] for name in (PATIENT, SITE)} for file, row in rows if file is not None}
+    return said, [f"{lost} of {len(rows)} rows of index.csv name no image that is used"] if lost else []

@@ -14,19 +14,29 @@ from pathlib import PurePath
 _LIBRARIES = ("pydicom", "PIL", "numpy")
 
 
+class PictureWarning(UserWarning):
+    """What our own reader found in a picture; the text names no file and goes on after "3 pictures: "."""
+
+
 class LibraryWarnings(logging.Handler):
     """Counts warnings by the library that gave them."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.counts: Counter[str] = Counter()
+        self.found: Counter[str] = Counter()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Counts one that came through ``logging``; its text goes nowhere."""
         self.counts[record.name.partition(".")[0]] += 1
 
+    def notes(self) -> list[str]:
+        """Sentences for a person: what our own reader found, by number of pictures, then `note`."""
+        own = [f"{number} pictures: {text}" for text, number in sorted(self.found.items())]
+        return own + list(filter(None, [self.note()]))
+
     def note(self) -> str:
-        """A sentence for a person, empty where there was nothing."""
+        """What the libraries said, in a sentence; empty where there was nothing."""
         if not self.counts:
             return ""
         total, kinds = (
@@ -55,5 +65,8 @@ def counted_warnings() -> Iterator[LibraryWarnings]:
         for logger, (propagates, handlers) in zip(loggers, before, strict=True):
             logger.propagate, logger.handlers = propagates, handlers
         for warning in caught:
+            if issubclass(warning.category, PictureWarning):
+                counter.found[str(warning.message)] += 1
+                continue
             parts = PurePath(warning.filename).parts
             counter.counts[next((name for name in _LIBRARIES if name in parts), "Python")] += 1

@@ -15,9 +15,11 @@ import numpy as np
 from suture.runtime.data.deal import Deal, Pool, Shortage, deal
 from suture.runtime.data.quotas import even_quota, train_quotas
 from suture.runtime.data.source import Source, Task
+from suture.runtime.data.whole import FORMS as WHOLE
+from suture.runtime.data.whole import is_whole, parse_fold, whole_shares
 from suture.runtime.errors import ConfigError, DataError
 
-SCHEMES = ("iid", "dirichlet:ALPHA", "by-site", "quantity:ALPHA")
+SCHEMES = ("iid", "dirichlet:ALPHA", "by-site", "quantity:ALPHA", *WHOLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,8 @@ class PartitionConfig:
     Attributes:
         scheme: "iid" and "by-site" give every client ``train_images`` with balanced classes (by-site from
             one hospital each); "dirichlet:ALPHA" the same number with class proportions drawn from a
-            Dirichlet distribution; "quantity:ALPHA" shares ``train_images`` times clients unevenly.
+            Dirichlet distribution; "quantity:ALPHA" shares ``train_images`` times clients unevenly. "all" and
+            "fold:K/N" use every image and take no counts, which are 0; see `whole`.
         train_images: Training images of a client, at least 2.
         validation_images: Images held out of the training patients, balanced; 0 for none.
         test_images: Test images, balanced, at least 1.
@@ -58,6 +61,9 @@ class PartitionConfig:
             ConfigError: Unknown scheme, an alpha that is not a positive number, a count out of range.
         """
         self.kind_and_alpha()
+        if is_whole(self.scheme):
+            self._check_no_counts()
+            return
         for name, bound in (
             ("train_images", 2),
             ("validation_images", 0),
@@ -68,10 +74,19 @@ class PartitionConfig:
                 option = "--" + name.replace("_", "-")
                 raise ConfigError(f"{option} must be at least {bound}, got {getattr(self, name)}")
 
+    def _check_no_counts(self) -> None:
+        parse_fold(self.scheme)
+        for name in ("train_images", "validation_images", "test_images", "held_out_images"):
+            if getattr(self, name):
+                option = "--" + name.replace("_", "-")
+                raise ConfigError(
+                    f"partition {self.scheme} uses every image, got {option} {getattr(self, name)}; leave {option} out"
+                )
+
     def kind_and_alpha(self) -> tuple[str, float]:
         """Split the scheme into its name and its ALPHA (nan where it has none)."""
         kind, colon, text = self.scheme.partition(":")
-        if kind in ("iid", "by-site") and not colon:
+        if (kind in ("iid", "by-site") and not colon) or is_whole(kind):
             return kind, math.nan
         if kind not in ("dirichlet", "quantity"):
             raise ConfigError(f"unknown partition {self.scheme!r}; known: {', '.join(SCHEMES)}")
@@ -169,6 +184,9 @@ def _divide(
 ) -> tuple[Share, ...]:
     """Compute the shares or raise Shortage."""
     rng = np.random.default_rng(seed)
+    if is_whole(kind):
+        whole = whole_shares(*pools(source, None), config.scheme, num_clients, rng)
+        return tuple(Share(train, (), test) for train, test in whole)
     dealt: Deal = {}
     for where, clients in _groups(num_clients, sites):
         training, testing = pools(source, where)
@@ -231,6 +249,8 @@ def _remedy(
     shortage: Shortage,
 ) -> str:
     """The largest --train-images (or --test-images, if those are short) that works, found by bisection."""
+    if is_whole(config.scheme):
+        return "use fewer clients or folds, or more data"
     of_test = shortage.pool.startswith("to test on")
     field, option = ("test_images", "--test-images") if of_test else ("train_images", "--train-images")
     kind, alpha = config.kind_and_alpha()

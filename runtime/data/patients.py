@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from suture.runtime.data.pictures import picture_size
 from suture.runtime.data.source import Example
+from suture.runtime.errors import DataError
+
+_SHOWN = 20
 
 
 def patient_of(stem: str) -> str:
@@ -17,14 +21,52 @@ def patient_of(stem: str) -> str:
     return stem
 
 
-def copies_joined(examples: Sequence[Example], files: Sequence[Path]) -> tuple[list[Example], list[str]]:
-    """`join_copies`, with the number as a note for a person, none where there are no copies."""
-    joined, num_copies = join_copies(examples, files)
+def copies_joined(
+    examples: Sequence[Example], files: Sequence[Path], *, refuse_two_classes: bool = False
+) -> tuple[list[Example], list[str]]:
+    """`join_copies`, with the number as a note for a person, none where there are no copies.
+
+    Args:
+        examples: the index.
+        files: one each, in the same order.
+        refuse_two_classes: whether one picture may not be of two classes; else it is noted how often it is.
+
+    Raises:
+        DataError: one is; names the files.
+    """
+    joined, groups = join_copies(examples, files)
+    num_copies = sum(len(group) - 1 for group in groups)
     said = [f"{num_copies} images are copies of others; copies count as one patient's"]
+    torn = [
+        group
+        for group in groups
+        if len({examples[row].label for row in group}) > 1 and _is_readable(files[group[0]])
+    ]
+    if torn and refuse_two_classes:
+        raise DataError(_in_two_classes(torn, files))
+    if torn:
+        said.append(
+            f"{len(torn)} of the pictures with copies are of two classes, so that one of the labels is wrong"
+        )
     return joined, said if num_copies else []
 
 
-def join_copies(examples: Sequence[Example], files: Sequence[Path]) -> tuple[list[Example], int]:
+def _is_readable(file: Path) -> bool:
+    """Whether a file begins as a picture: equal files that are empty or broken are no picture of two classes."""
+    try:
+        picture_size(file)
+    except DataError:
+        return False
+    return True
+
+
+def _in_two_classes(groups: list[list[int]], files: Sequence[Path]) -> str:
+    shown = "; ".join(" = ".join(str(files[row]) for row in group) for group in groups[:_SHOWN])
+    more = f" and {len(groups) - _SHOWN} more" if len(groups) > _SHOWN else ""
+    return f"the same picture is in two classes: {shown}{more}; remove the wrong ones"
+
+
+def join_copies(examples: Sequence[Example], files: Sequence[Path]) -> tuple[list[Example], list[list[int]]]:
     """Gives files of equal content one patient, so that no copy is trained on here and tested on there.
 
     IDRiD holds six photographs twice, one of them in both its training and its test part. Only files of equal size
@@ -35,7 +77,7 @@ def join_copies(examples: Sequence[Example], files: Sequence[Path]) -> tuple[lis
         files: one each, in the same order.
 
     Returns:
-        The examples with the patients joined, and the number of files that are copies of another.
+        The examples with the patients joined, and the rows of equal files, two or more each.
     """
     by_size: dict[int, list[int]] = defaultdict(list)
     for row, file in enumerate(files):
@@ -52,11 +94,10 @@ def join_copies(examples: Sequence[Example], files: Sequence[Path]) -> tuple[lis
             patient = first[patient]
         return patient
 
-    num_copies = 0
-    for rows in by_content.values():
-        num_copies += len(rows) - 1
+    groups = [rows for rows in by_content.values() if len(rows) > 1]
+    for rows in groups:
         roots = [root(examples[row].patient) for row in rows]
         for other in roots[1:]:
             if other != roots[0]:
                 first[other] = roots[0]
-    return [replace(example, patient=root(example.patient)) for example in examples], num_copies
+    return [replace(example, patient=root(example.patient)) for example in examples], groups

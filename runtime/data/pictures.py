@@ -1,101 +1,137 @@
 """Picture files to square uint8 tensors."""
 
 import hashlib
-import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
+from suture.runtime.data.deep_colour import deep_colour
+from suture.runtime.data.dicom_pixels import dicom_size, read_dicom
+from suture.runtime.data.formats import HEAD, PILLOW_FORMATS, reads_as_dicom
+from suture.runtime.data.library_warnings import PictureWarning
+from suture.runtime.data.masks import is_lossy, mask_values, structure_of
+from suture.runtime.data.scaling import scale_to_bytes, unreadable
 from suture.runtime.errors import DataError
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
-
-
-def is_picture(path: Path) -> bool:
-    """Whether the name is that of a picture; macOS's "._" companions are none."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
-def files_by_stem(folder: Path, wanted: Callable[[Path], bool], source: Path) -> dict[str, Path]:
-    """The files at and below ``folder`` that a table may name.
-
-    Args:
-        folder: where to look.
-        wanted: whether a path is one of them.
-        source: what a person has named, for the message.
-
-    Raises:
-        DataError: two have one stem: a table's row could mean either.
-    """
-    files: dict[str, Path] = {}
-    for file in sorted(folder.rglob("*")):
-        if not wanted(file):
-            continue
-        if file.stem in files:
-            raise DataError(
-                f"{source} holds {file.name!r} twice, in different folders; remove one of the copies"
-            )
-        files[file.stem] = file
-    return files
+ONE_FRAME = "hold several pages or frames; the first one is used"
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by EXIF's orientation."""
+_ON_ITS_SIDE = 5
+_WHITE_IS_ZERO, _PHOTOMETRIC = 0, 262
+_MAY_BE_SEVERAL = frozenset({"TIFF", "GIF", "WEBP", "AVIF", "PNG"})
+"""Formats of pages or of frames; further pictures in a JPEG are previews of the first."""
 
 
 def read_picture(path: Path, size: int, channels: int) -> Tensor:
-    """Read a file as uint8 (channels, size, size); see ``fit_square``.
+    """Read a picture or DICOM file as uint8 (channels, size, size); see ``upright`` and ``fit_square``.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    with opened(path) as image:
+        if isinstance(image, np.ndarray):
+            return fit_square(Image.fromarray(image), size, channels)
+        # JPEGs decode several times faster at an eighth to a half of their size.
+        image.draft(None, (2 * size, 2 * size))
+        return fit_square(upright(image, path), size, channels)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image | NDArray[np.uint8]]:
+    """A file as Pillow opens it, or the pixels of a DICOM file; what goes wrong inside is told with the file's name.
 
     Raises:
         DataError: The file cannot be read.
     """
     try:
-        with Image.open(path) as image:
-            # JPEGs decode several times faster at an eighth to a half of their size.
-            image.draft(None, (2 * size, 2 * size))
-            return fit_square(eight_bit(image), size, channels)
+        with path.open("rb") as file:
+            if reads_as_dicom(path, file.read(HEAD)):
+                yield read_dicom(path)
+                return
+            file.seek(0)
+            with Image.open(file, formats=_formats()) as image:
+                yield image
+    except DataError:
+        raise
     except (
         Exception
     ) as error:  # Pillow's many plug-ins raise many kinds, and a damaged file may meet any of them
         raise unreadable(path, error) from error
 
 
-def read_mask(path: Path, size: int) -> Tensor:
-    """Read a mask as float32 (1, size, size) of zeros and ones, resized by the nearest pixel.
+def upright(image: Image.Image, path: Path) -> Image.Image:
+    """The picture as a viewer shows it: 8 bits, turned as EXIF says, black where it is transparent.
 
-    Masks come as 0/1 or 0/255, grey, RGB or 16-bit: what is above half of the file's maximum is 1.
+    Args:
+        image: as Pillow opened it.
+        path: its file.
+    """
+    if image.format in _MAY_BE_SEVERAL and getattr(image, "n_frames", 1) > 1:
+        warnings.warn(ONE_FRAME, PictureWarning, stacklevel=2)
+    deep = deep_colour(image, path)
+    if deep is not None:
+        made, turn = _of_deep_colour(deep), _orientation(image)
+    else:
+        image.load()
+        made, turn = eight_bit(image), _orientation(image)  # TIFFs have been turned by now
+    made = on_black(made)
+    return made.transpose(_TURNS[turn]) if turn in _TURNS else made
+
+
+def on_black(image: Image.Image) -> Image.Image:
+    """What shows through is black, as the padding is."""
+    if not image.has_transparency_data:
+        return image
+    seen = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, (0, 0, 0, 255)), seen).convert("RGB")
+
+
+def read_mask(path: Path, structure: tuple[int, ...] = ()) -> NDArray[np.bool_]:
+    """Where a mask has the structure, (H, W); see ``structure_of`` for what it may hold.
 
     Raises:
         DataError: The file cannot be read.
     """
-    try:
-        with Image.open(path) as image:
-            plain = image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16")
-            grey = np.asarray(image if plain else image.convert("RGB"))
-    except (
-        Exception
-    ) as error:  # Pillow's many plug-ins raise many kinds, and a damaged file may meet any of them
-        raise unreadable(path, error) from error
-    if grey.ndim == 3:
-        grey = grey.max(axis=2)
-    binary = grey > grey.max() / 2.0
-    return fit_mask(binary, size)
+    with opened(path) as image:
+        if isinstance(image, np.ndarray):
+            return structure_of(image.astype(np.float64), lossy=False, structure=structure)
+        found = structure_of(mask_values(image), lossy=is_lossy(image), structure=structure)
+        turn = _orientation(image)  # a TIFF has been turned by now
+        return np.asarray(Image.fromarray(found).transpose(_TURNS[turn])) if turn in _TURNS else found
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height, from the file's header.
+    """Width and height as it is shown, from the file's header.
 
     Raises:
         DataError: The file cannot be read.
     """
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (
-        Exception
-    ) as error:  # Pillow's many plug-ins raise many kinds, and a damaged file may meet any of them
-        raise unreadable(path, error) from error
+    with path.open("rb") as file:
+        if reads_as_dicom(path, file.read(HEAD)):
+            return dicom_size(path)
+    with opened(path) as image:
+        assert isinstance(image, Image.Image), "DICOM has been told above"
+        width, height = image.size
+        # Pillow knows a TIFF's size as it is shown.
+        on_its_side = image.format != "TIFF" and _orientation_of_header(image, path) >= _ON_ITS_SIDE
+        return (height, width) if on_its_side else (width, height)
 
 
 def file_digest(path: Path) -> bytes:
@@ -110,39 +146,53 @@ def file_digest(path: Path) -> bytes:
         raise unreadable(path, error) from error
 
 
-def unreadable(path: Path, error: Exception) -> DataError:
-    """The error of a file that cannot be decoded; the one place where a file is named."""
-    # Pillow's messages repeat the path; the class says enough.
-    said = "".join(str(error).splitlines()[:1])
-    reason = (
-        type(error).__name__
-        if not said or str(path) in str(error)
-        else f"{type(error).__name__}: {said:.200}"
-    )
-    return DataError(f"cannot read image {path}: {reason}; remove or replace it")
-
-
 def eight_bit(image: Image.Image) -> Image.Image:
     """Reduce to 8 bits: deeper greys by their own range, from the darkest to the brightest pixel.
 
     X-rays of 10 or 12 bits are often stored in 16, so the type's range would leave them black.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(scale_to_bytes(np.asarray(image, dtype=np.float32)))
+        grey = scale_to_bytes(np.asarray(image, dtype=np.float32))
+        # Pillow turns the polarity of a TIFF of up to 8 bits, and of no deeper one.
+        return Image.fromarray(255 - grey if _white_is_zero(image) else grey)
     return image
 
 
-def scale_to_bytes(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Stretch from the smallest value to the largest over 0..255; a flat picture becomes black.
+def _white_is_zero(image: Image.Image) -> bool:
+    tags = getattr(image, "tag_v2", {})
+    return image.format == "TIFF" and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
 
-    Raises:
-        ValueError: Some values are not finite.
-    """
-    low, high = float(values.min()), float(values.max())
-    if not math.isfinite(low) or not math.isfinite(high):
-        raise ValueError("some of its pixels are not finite numbers")
-    scaled: NDArray[np.uint8] = ((values - low) * (255.0 / max(high - low, 1e-12))).round().astype(np.uint8)
-    return scaled
+
+def _of_deep_colour(values: NDArray[Any]) -> Image.Image:
+    """By one range for all colours, as a deep grey is; the last of two or four channels is the opacity."""
+    if values.shape[2] in (1, 3):
+        return Image.fromarray(scale_to_bytes(values.astype(np.float32)).squeeze())
+    colours, opacity = values[..., :-1].astype(np.float32), values[..., -1:]
+    seen = np.broadcast_to(opacity > 0, colours.shape)
+    share = (opacity / np.iinfo(values.dtype).max * 255).round().astype(np.uint8)
+    made = np.concatenate([scale_to_bytes(colours, seen), share], axis=2)
+    return Image.fromarray(made, "LA" if made.shape[2] == 2 else "RGBA")
+
+
+def _orientation(image: Image.Image) -> int:
+    value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return value if isinstance(value, int) else 1
+
+
+def _orientation_of_header(image: Image.Image, path: Path) -> int:
+    """The orientation; a PNG is decoded for it only where its EXIF stands behind its pixels."""
+    if image.format == "PNG" and "exif" not in image.info:
+        content = path.read_bytes()
+        if b"eXIf" not in content and b"Orientation" not in content and b"Raw profile" not in content:
+            return 1
+    return _orientation(image)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in PILLOW_FORMATS if name in Image.OPEN)
 
 
 def fit_square(image: Image.Image, size: int, channels: int) -> Tensor:

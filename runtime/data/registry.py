@@ -6,7 +6,7 @@ One of one's own is a `SourceEntry`, named ``module:FILE_OR_PACKAGE:NAME[:PATH]`
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,7 @@ from suture.runtime.data.kaggle_dr import open_kaggle_dr
 from suture.runtime.data.library_warnings import counted_warnings
 from suture.runtime.data.medmnist import open_medmnist
 from suture.runtime.data.source import Source, Task
+from suture.runtime.data.tables import Columns, parse_columns
 from suture.runtime.errors import ConfigError, DataError
 from suture.runtime.plugins import load
 
@@ -37,12 +38,18 @@ class OpenRequest:
         grades: Whether disease grades become healthy and diseased, or stay apart.
         need: How many examples the run wants; phantoms list twice as many.
         seed: The run's public seed.
+        columns: What the source's table calls its columns, as ``--columns`` says it; see `parse_columns`.
+        structure: Which values of a mask are the structure; empty where nobody said.
+        by_site: Whether the run divides by sites, which the source is to tell apart.
     """
 
     path: Path
     grades: Grades
     need: int
     seed: int
+    columns: Columns = field(default_factory=dict)
+    structure: tuple[int, ...] = ()
+    by_site: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,7 @@ class SourceEntry:
         argument: What follows the colon, such as "PATH"; empty where nothing does.
         open: Opens the source.
         task: What is learnt from it, known before it is opened.
+        takes: Which of ``columns`` and ``structure`` it looks at; the others are refused.
     """
 
     name: str
@@ -62,6 +70,7 @@ class SourceEntry:
     argument: str
     open: Callable[[OpenRequest], Source]
     task: Task = Task.CLASSIFICATION
+    takes: tuple[str, ...] = ()
 
 
 # A phantom's list costs nothing until a picture is drawn. Twice what is wanted leaves room for patients who
@@ -86,14 +95,16 @@ _ENTRIES = (
         "kaggle-dr",
         "Kaggle 'Diabetic Retinopathy Resized', or IDRiD in its layout",
         "PATH",
-        lambda request: open_kaggle_dr(request.path, grades=request.grades),
+        lambda request: open_kaggle_dr(request.path, grades=request.grades, columns=request.columns),
+        takes=("columns",),
     ),
     SourceEntry(
         "kaggle-cxr",
         "Kaggle 'Chest Xray Masks and Labels': lung segmentation",
         "PATH",
-        lambda request: open_kaggle_cxr(request.path),
+        lambda request: open_kaggle_cxr(request.path, columns=request.columns, structure=request.structure),
         Task.SEGMENTATION,
+        ("columns", "structure"),
     ),
     SourceEntry(
         "medmnist",
@@ -114,13 +125,15 @@ _ENTRIES = (
         "image-folder",
         "PATH/CLASS/IMAGE, or PATH/SITE/CLASS/IMAGE",
         "PATH",
-        lambda request: open_image_folder(request.path),
+        lambda request: open_image_folder(request.path, columns=request.columns, by_site=request.by_site),
+        takes=("columns",),
     ),
     SourceEntry(
         "dicom",
         "CR/DX DICOM files and a CSV with the columns image and level",
         "PATH",
-        lambda request: open_dicom(request.path, grades=request.grades),
+        lambda request: open_dicom(request.path, grades=request.grades, columns=request.columns),
+        takes=("columns",),
     ),
 )
 
@@ -135,13 +148,17 @@ class DataConfig:
         spec: NAME or NAME:PATH; see ``SOURCES``.
         classes: "binary" (grade above 0 is diseased) or "all" grades; only graded sources look at it.
         image_size: Edge length in pixels, 8 to 4096.
-        augment: Whether training images are rotated, scaled, flipped and varied in brightness.
+        augment: How training images are varied, one of ``AUGMENTATIONS``.
+        columns: What the source's table calls its columns; see ``parse_columns``.
+        structure: Which values of a mask are the structure; see ``parse_structure``.
     """
 
     spec: str = "fundus-phantom"
     classes: Grades = "binary"
     image_size: int = 64
-    augment: bool = True
+    augment: str = "light"
+    columns: str | None = None
+    structure: str | None = None
 
     def __post_init__(self) -> None:
         """Check every field; paths are looked at only when the source is opened.
@@ -149,7 +166,14 @@ class DataConfig:
         Raises:
             ConfigError: Unknown source, path missing or superfluous, unknown classes, size out of range.
         """
-        split_spec(self.spec)
+        entry = split_spec(self.spec)[0]
+        parse_columns(self.columns), parse_structure(self.structure)
+        for option in ("columns", "structure"):
+            if getattr(self, option) is not None and option not in entry.takes:
+                others = ", ".join(name for name, other in SOURCES.items() if option in other.takes)
+                raise ConfigError(
+                    f"--{option} is for data that have any to name: {others}; {entry.name} has none, leave it out"
+                )
         if self.classes not in ("binary", "all"):
             raise ConfigError(f"classes must be binary or all, got {self.classes!r}")
         if not 8 <= self.image_size <= 4096:
@@ -181,12 +205,38 @@ def _outside(name: str) -> SourceEntry:
     return replace(entry, name=name)
 
 
-def open_source(spec: str, *, grades: Grades, need: int, seed: int) -> Source:
+def parse_structure(text: str | None) -> tuple[int, ...]:
+    """``--structure``: values of a mask that are the structure, with commas between them.
+
+    Raises:
+        ConfigError: they are no whole numbers from 1.
+    """
+    if text is None:
+        return ()
+    values = tuple(int(part) for part in text.split(",") if part.strip().isdecimal())
+    if not values or len(values) < len(text.split(",")) or min(values) < 1:
+        raise ConfigError(f"--structure must be whole numbers from 1, such as 1,2, got {text!r:.100}")
+    return values
+
+
+def open_source(
+    spec: str,
+    *,
+    grades: Grades,
+    need: int,
+    seed: int,
+    columns: str | None = None,
+    structure: str | None = None,
+    by_site: bool = False,
+) -> Source:
     """Open a data source; reads its index, no picture.
 
     Args:
         spec: NAME or NAME:PATH.
         grades: "binary" or "all", see ``DataConfig.classes``.
+        columns: ``--columns``, see ``DataConfig.columns``.
+        structure: ``--structure``, likewise.
+        by_site: see ``OpenRequest.by_site``.
         need: How many examples the run wants in all: phantoms list twice as many.
         seed: The run's public seed; phantoms are drawn from it.
 
@@ -199,7 +249,15 @@ def open_source(spec: str, *, grades: Grades, need: int, seed: int) -> Source:
     if not path.exists():
         raise DataError(f"{entry.name}: {path} does not exist; give the path of the downloaded data")
     with counted_warnings() as said:
-        source = entry.open(OpenRequest(path=path, grades=grades, need=need, seed=seed))
-    if note := said.note():
-        source.notes.append(note)
+        request = OpenRequest(
+            path=path,
+            grades=grades,
+            need=need,
+            seed=seed,
+            columns=parse_columns(columns),
+            structure=parse_structure(structure),
+            by_site=by_site,
+        )
+        source = entry.open(request)
+    source.notes.extend(said.notes())
     return source

@@ -17,13 +17,13 @@ class Survey:
         sizes: (width, height) of each picture whose header could be read, as it is kept.
         unreadable: what is wrong with each picture that cannot be used; each names its file.
         copies: indices of pictures with the same content, two or more each.
-        note: how many warnings the libraries gave, empty for none.
+        notes: what was found in the pictures, and how many warnings the libraries gave.
     """
 
     sizes: tuple[tuple[int, int], ...]
     unreadable: tuple[str, ...]
     copies: tuple[tuple[int, ...], ...]
-    note: str
+    notes: tuple[str, ...]
 
     def in_two_classes(self, source: Source) -> tuple[tuple[int, ...], ...]:
         """Those of `copies` whose pictures are said to be of different classes."""
@@ -54,4 +54,4 @@ def survey(source: Source, size: int, channels: int, looked: Callable[[], object
                 unreadable.append(str(error))
             looked()
     copies = tuple(tuple(indices) for indices in by_content.values() if len(indices) > 1)
-    return Survey(tuple(sizes), tuple(unreadable), copies, said.note())
+    return Survey(tuple(sizes), tuple(unreadable), copies, tuple(said.notes()))

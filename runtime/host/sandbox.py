@@ -221,7 +221,7 @@ def other_threads() -> list[str]:
     """Names of this process's threads but for the calling one: those that closing would leave outside."""
     own = str(threading.get_native_id())
     tasks = [task for task in Path("/proc/self/task").iterdir() if task.name != own]
-    return sorted((task / "comm").read_text().strip() for task in tasks)
+    return sorted((task / "comm").read_text(encoding="utf-8").strip() for task in tasks)
 
 
 def still_reaches(path: Path) -> str | None:
@@ -243,7 +243,7 @@ def still_reaches(path: Path) -> str | None:
             continue  # the listing's own
         if held.is_relative_to(place):
             return "one of its files is open"
-    if any(f" {place}" in line for line in Path("/proc/self/maps").read_text().splitlines()):
+    if any(f" {place}" in line for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()):
         return "one of its files is mapped"
     return None
 

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from suture.models.freezing import train_mode, trained
 from suture.runtime.hooks import Attack, SmashedBatch
 from suture.runtime.randomness import PUBLIC, BatchAddress, Randomness
 from suture.runtime.records.step_timer import SERVER, NoStepTimer, StepTimer
 from suture.runtime.state.averaging import Mean
 from suture.runtime.state.handoff import part_digest
+from suture.runtime.training.learning_rates import LearningRates
 from suture.runtime.training.optim import step_with
 from suture.runtime.wire.checks import TensorSpec
 from suture.runtime.wire.compression import Packer
@@ -49,6 +51,8 @@ class ServerModel:
         seed: the run's public seed.
         device: where the top computes; tensors cross the wire on the CPU.
         wire: the format in which they cross, see ``compression``.
+        rates: how the optimizer's learning rate changes from round to round.
+        label_smoothing: of the loss where it is computed here.
     """
 
     def __init__(
@@ -62,6 +66,8 @@ class ServerModel:
         seed: int = 0,
         device: torch.device | str = "cpu",
         wire: str = "fp32",
+        rates: LearningRates | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
         self.top = top
         self.optimizer = optimizer
@@ -71,6 +77,8 @@ class ServerModel:
         self._randomness = Randomness(PUBLIC, seed)
         self.packer = Packer(wire, self._randomness)
         self.step_timer: StepTimer = NoStepTimer()
+        self._rates = LearningRates() if rates is None else rates
+        self._label_smoothing = label_smoothing
         self._device = torch.device(device)
         self._copies: dict[str, tuple[nn.Module, torch.optim.Optimizer]] = {}
 
@@ -124,13 +132,14 @@ class ServerModel:
         if batch.labels is None:
             self._attack_gradient(smashed, batch)
             return output.cpu()
-        task_loss = _task_loss(output, batch.labels, class_weights)
+        task_loss = self._task_loss(output, batch.labels, class_weights)
         loss = self.attack.loss(seen, task_loss)
         return LossReply(loss.cpu(), float(task_loss.detach()))
 
     def _through_top(self, seen: SmashedBatch) -> Tensor:
-        top, _ = self._half(seen.client)
-        top.train()
+        top, optimizer = self._half(seen.client)
+        self._rates.apply(optimizer, seen.round)
+        train_mode(top)
         self._randomness.reseed("top", *BatchAddress(seen.round, seen.client, seen.batch))
         output: Tensor = top(seen.smashed)
         return output
@@ -162,7 +171,7 @@ class ServerModel:
         Returns:
             The gradient at the cut (h_ND, on the CPU) and the gradients of the top's parameters.
         """
-        ours: list[Tensor] = list(self._half(client)[0].parameters())
+        ours: list[Tensor] = [*trained(self._half(client)[0])]
         # autograd.grad leaves the parameters of an attack's own nets alone, as a distributed context does.
         leaves = [forward_pass.smashed, *ours]
         with self.step_timer.part(SERVER):
@@ -197,7 +206,7 @@ class ServerModel:
         if not labels:
             self._attack_gradient(alias, joint)
             return [part.detach().cpu() for part in rows], ForwardPass(smashed, output.cpu())
-        losses = [_task_loss(*each) for each in zip(rows, labels, class_weights, strict=True)]
+        losses = [self._task_loss(*each) for each in zip(rows, labels, class_weights, strict=True)]
         whole = torch.stack(
             [loss * (size / sum(sizes)) for loss, size in zip(losses, sizes, strict=True)]
         ).sum()
@@ -232,6 +241,11 @@ class ServerModel:
 
     def _seen(self, batch: SmashedBatch, smashed: Tensor) -> SmashedBatch:
         return replace(batch, smashed=smashed.to(self._device))
+
+    def _task_loss(self, logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
+        weights = None if class_weights is None else class_weights.to(logits)
+        labels, smoothing = labels.to(logits.device), self._label_smoothing
+        return cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
 
     def _attack_gradient(self, smashed: Tensor, batch: SmashedBatch) -> None:
         """Opens the attack's door in the backward through ``smashed``, an alias of the batch's."""
@@ -281,11 +295,6 @@ class ServerModel:
     def digest(self) -> str:
         """SHA-256 (hex) of the top's state."""
         return part_digest(self.top.state_dict())
-
-
-def _task_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
-    weights = None if class_weights is None else class_weights.to(logits)
-    return cross_entropy(logits, labels.to(logits.device), weight=weights)
 
 
 def _to_cpu(value: Any) -> Any:

@@ -49,6 +49,7 @@ class RunState:
         checkpoints: where the state goes.
         best_by: names of the metrics that select the best round, in order of preference.
         board: what sites that sign have stated to each other; None where nobody signs.
+        early_stop: after so many rounds without a better one the run ends; None for never.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class RunState:
         checkpoints: Checkpoints,
         best_by: tuple[str, ...],
         board: ServerBoard | None = None,
+        early_stop: int | None = None,
     ) -> None:
         self.server = server
         self.turn_log = turn_log
@@ -72,7 +74,9 @@ class RunState:
         self.scores: dict[str, dict[str, dict[str, float]]] = {}
         self.farewells: dict[str, Farewell] = {}
         self.best_round = 0
+        self.best_scores: dict[str, dict[str, dict[str, float]]] = {}
         self._best_value = float("-inf")
+        self._early_stop, self._rounds = early_stop, turn_log.rounds
         self._closed_round = 0
         self._run = run
         self._run_dir = run_dir
@@ -191,7 +195,21 @@ class RunState:
             return False
         self._closed_round = self.turn_log.round
         self._keep_best()
+        if self._stop_early():
+            log.info(
+                "ends after round %d: no round was better than %d (early-stop)",
+                self.turn_log.round,
+                self.best_round,
+            )
         return True
+
+    def _stop_early(self) -> bool:
+        """Makes this round the last one where too many have passed since the best one, and says whether it did."""
+        waited = self._closed_round - self.best_round
+        ends = self._early_stop is not None and self.best_round > 0 and waited >= self._early_stop
+        ends = ends and self._closed_round < self._rounds
+        self.turn_log.rounds = self._closed_round if ends else self._rounds
+        return ends
 
     def _keep_best(self) -> None:
         """Keeps this round if the mean validation metric over the clients is the highest so far.
@@ -210,6 +228,7 @@ class RunState:
         if not values or sum(values) / len(values) <= self._best_value:
             return
         self.best_round, self._best_value = self.turn_log.round, sum(values) / len(values)
+        self.best_scores = {client: dict(self.scores[client]) for client in sorted(evaluated)}
         top = self.server.state_dict()["top"]
         kept = {"round": self.best_round, "top": top, "handoff": _plain(self.handoff)}
         self._checkpoints.save_best(kept)
@@ -244,6 +263,7 @@ class RunState:
             "scores": dict(self.scores),
             "train_loss": dict(self.train_loss),
             "best": [self.best_round, self._best_value],
+            "best_scores": dict(self.best_scores),
             "closed_round": self._closed_round,
             "board": None if self.board is None else self.board.state_dict(),
             "totals": asdict(self.totals),
@@ -258,7 +278,9 @@ class RunState:
         self.shares = {client: _sealed(share) for client, share in state["shares"].items()}
         self.scores, self.train_loss = dict(state["scores"]), dict(state["train_loss"])
         self.best_round, self._best_value = state["best"]
+        self.best_scores = dict(state.get("best_scores", {}))
         self._closed_round = state["closed_round"]
+        self._stop_early()
         if self.board is not None and state["board"] is not None:
             self.board.load_state_dict(state["board"])
         self.totals = Totals(**state["totals"])

@@ -134,7 +134,7 @@ class Checkpoints:
     def load_farewells(self) -> dict[str, Any]:
         """What `save_farewells` wrote, empty where there is nothing that can be read."""
         try:
-            return dict(json.loads(self._farewells.read_text()))
+            return dict(json.loads(self._farewells.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return {}
 

@@ -78,7 +78,7 @@ def read_key(path: Path) -> bytes:
         ConfigError: the file is missing, others may read it, it is another user's, or it is not 64 hex digits.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         check_private(path, "hand-off key file")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(

@@ -61,7 +61,7 @@ class RollbackGuard:
         if self._path is None or not self._path.exists():
             return {}
         try:
-            kept = dict(json.loads(self._path.read_text()))
+            kept = dict(json.loads(self._path.read_text(encoding="utf-8")))
             int(kept.get("turn", 0)), bytes.fromhex(kept.get("digest", ""))
             return kept
         except (ValueError, KeyError, TypeError, AttributeError):

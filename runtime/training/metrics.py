@@ -229,23 +229,28 @@ class DiceLoss(nn.Module):
         return 1 - (2 * overlap + self.smooth) / (probability.sum() + mask.sum() + self.smooth)
 
 
-def build_criterion(task: str, class_weights: Tensor | None = None) -> nn.Module:
+def build_criterion(
+    task: str, class_weights: Tensor | None = None, label_smoothing: float = 0.0
+) -> nn.Module:
     """The loss of ``task``: ``criterion(logits, targets) -> scalar``.
 
     Args:
         task: "classification" (cross-entropy of logits_NK and labels_N) or "segmentation" (DiceLoss).
         class_weights: (K,) weight of each class, classification only.
+        label_smoothing: share of each label that is spread over all classes, classification only.
 
     Note:
         The published study put a softmax before its cross-entropy, which applies softmax itself and so
         flattens the gradient; here the criterion gets logits.
 
     Raises:
-        ConfigError: unknown task, or class weights for segmentation.
+        ConfigError: unknown task, or class weights or label smoothing for segmentation.
     """
     main_metric(task)
     if task == "classification":
-        return nn.CrossEntropyLoss(weight=class_weights)
+        return nn.CrossEntropyLoss(weight=class_weights, label_smoothing=label_smoothing)
+    if label_smoothing:
+        raise ConfigError("label-smoothing is for classification; leave it out for segmentation")
     if class_weights is not None:
         raise ConfigError("class weights are for classification; use --class-weights none for segmentation")
     return DiceLoss()

@@ -43,7 +43,7 @@ def check_with_processes(
     if ended.returncode != 0:
         said = ended.stderr.decode(errors="replace").strip().splitlines()
         raise SutureError(f"the check with real processes failed: {said[-1] if said else ended.returncode}")
-    found = json.loads((run_dir / "summary.json").read_text())["weights_sha256"]
+    found = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["weights_sha256"]
     if found != result["weights_sha256"]:
         raise SutureError(
             f"the check with real processes came to weights {found}, the audit's {point.name} to "

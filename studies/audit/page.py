@@ -31,7 +31,7 @@ def to_markdown(
     scores = results[0]["attackers"]["static"]["scores"]["held_out"]["attack"]
     return (
         (files(__package__) / "page.md")
-        .read_text()
+        .read_text(encoding="utf-8")
         .format(
             **about,
             ended=f"; {about['note']}" if about.get("note") else "",

@@ -166,9 +166,9 @@ def audit_options(given: AskedOptions) -> AskedOptions:
 
 def _scaled(config: AuditConfig, seeds: Sequence[int], folder: Path, first: Path) -> list[Point]:
     """The plan that fits the budget by the time of the first run; decided once and kept for going on."""
-    about = json.loads((folder / AUDIT).read_text())
+    about = json.loads((folder / AUDIT).read_text(encoding="utf-8"))
     if about.get("strengths") is None:
-        seconds = float(json.loads(first.read_text())["seconds"])
+        seconds = float(json.loads(first.read_text(encoding="utf-8"))["seconds"])
         assert config.budget is not None
         about["strengths"] = fitting_strengths(
             config.cuts, config.families, seeds, seconds, 60 * config.budget
@@ -188,7 +188,7 @@ def _open(folder: Path, config: AuditConfig, base: AskedOptions) -> str:
     about |= {"attackers": means.parameters()}
     path, key = folder / AUDIT, folder / "handoff.key"
     if path.exists():
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         same = {name: found.get(name) for name in about}
         # The order of the options is not part of an audit: it is that of `AskedOptions`.
         same["options"], about["options"] = sorted(found.get("options", [])), sorted(about["options"])
@@ -221,7 +221,7 @@ def _report(
 ) -> list[dict[str, Any]]:
     """Writes table and picture of what is done so far."""
     paths = [folder / "points" / f"{point.name}.json" for point in plan]
-    results = [json.loads(path.read_text()) for path in paths if path.exists()]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
     if not results:
         return results
     resolved = options_of(plan[0], base, config.means, "static")

@@ -60,7 +60,7 @@ class ClientsPlan:
             schedule=schedule,
             optimizer="sgd",
             epochs=self.blocks * (1 + self.rounds) + 1,
-            augment=False,
+            augment="none",
             lease=LEASE,
         ).resolved()
 

@@ -104,7 +104,7 @@ class LinePlan:
             batch_size=self.batch_size,
             clients=1,
             epochs=1,
-            augment=False,
+            augment="none",
             checkpoints="off",  # all ways are alive at once, and none is timed while it writes
             lease=LEASE,
         )
@@ -124,7 +124,7 @@ class LinePlan:
             validation_images=0,
             test_images=32,
             epochs=self.epochs,
-            augment=True,
+            augment="light",
         )
 
 

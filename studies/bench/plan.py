@@ -52,7 +52,7 @@ class Row:
             clients=clients,
             exchange=exchange,
             epochs=1,
-            augment=False,
+            augment="none",
             lease=LEASE,
         ).resolved()
 
@@ -83,7 +83,7 @@ class Plan:
 
 def read_plan(size: str) -> Plan:
     """What train.toml says of a size: ``standard``, ``full`` or ``quick``."""
-    told = tomllib.loads((files(__package__) / "train.toml").read_text())[size]
+    told = tomllib.loads((files(__package__) / "train.toml").read_text(encoding="utf-8"))[size]
     if "idle" in told:
         told["idle"] = Row(**told["idle"])
     rows = tuple(Row(cut=cut, **row) for row in told.pop("rows") for cut in row.pop("cuts"))

@@ -60,7 +60,7 @@ def _options(**chosen: Any) -> RunOptions:
     return AskedOptions(
         data="fundus-phantom",  # names the task; no image is drawn
         optimizer="sgd",
-        augment=False,
+        augment="none",
         checkpoints="off",  # a server's disk is no part of the line
         lease=LEASE,
         **chosen,

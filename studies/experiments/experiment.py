@@ -102,7 +102,9 @@ class Experiment(ABC):
     @cached_property
     def file(self) -> Mapping[str, Any]:
         """NAME.toml beside this experiment's module."""
-        return tomllib.loads(Path(inspect.getfile(type(self))).with_name(f"{self.name}.toml").read_text())
+        return tomllib.loads(
+            Path(inspect.getfile(type(self))).with_name(f"{self.name}.toml").read_text(encoding="utf-8")
+        )
 
     def sizes(self, scale: Scale, effort: int) -> dict[str, Sizes]:
         """Sizes by role; ``effort`` counts from 1 and matters at scale laptop."""

@@ -11,6 +11,8 @@ from suture.studies.experiments.questions.clients import Clients
 from suture.studies.experiments.questions.cut_layer import CutLayer
 from suture.studies.experiments.questions.exchanges import Exchanges
 from suture.studies.experiments.questions.fsha import Fsha
+from suture.studies.experiments.questions.pretrained import Pretrained
+from suture.studies.experiments.questions.pretrained_settings import PretrainedSettings
 from suture.studies.experiments.questions.schedules import Schedules
 from suture.studies.experiments.questions.split_vs_central import SplitVsCentral
 from suture.studies.experiments.questions.unet_cut import UnetCut
@@ -39,7 +41,10 @@ class _ByName(dict[str, Experiment]):
 
 
 EXPERIMENTS: dict[str, Experiment] = _ByName(
-    {experiment.name: experiment for experiment in (*STUDY, Schedules(), Exchanges())}
+    {
+        experiment.name: experiment
+        for experiment in (*STUDY, Schedules(), Exchanges(), PretrainedSettings(), Pretrained())
+    }
 )
 
 

@@ -48,7 +48,7 @@ def write_report(folder: Path, out: Path, foreword: Path | None = None) -> list[
     if not chapters:
         raise ConfigError(f"{folder} holds no experiment with a result; run 'suture experiment all' first")
     try:
-        said = foreword.read_text() if foreword else ""
+        said = foreword.read_text(encoding="utf-8") if foreword else ""
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the foreword {foreword}: {error}") from None
     out.mkdir(parents=True, exist_ok=True)
@@ -61,8 +61,8 @@ def write_report(folder: Path, out: Path, foreword: Path | None = None) -> list[
 
 def _chapter(place: Path) -> tuple[Chapter, dict[str, Any]]:
     experiment, setting, results = load(place)
-    told = json.loads((place / PICTURES).read_text()) if (place / PICTURES).exists() else []
-    machine = json.loads((place / MACHINE).read_text()) if (place / MACHINE).exists() else {}
+    told = json.loads((place / PICTURES).read_text(encoding="utf-8")) if (place / PICTURES).exists() else []
+    machine = json.loads((place / MACHINE).read_text(encoding="utf-8")) if (place / MACHINE).exists() else {}
     runs = []
     for job in results.jobs:
         result = results.result(job)

@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
     "--model resnet18 --image-size 32 --train-images 8 --validation-images 4 --test-images 4 "
@@ -25,7 +27,7 @@ class Ended:
 
 def suture(*arguments: str, timeout: float = 120, **environment: str) -> Ended:
     """Runs the command line as a person would."""
-    process = subprocess.run(
+    process = forked.run(
         [sys.executable, "-m", "suture", *arguments],
         cwd=ROOT,
         env=os.environ | {"CI": "true"} | environment,
@@ -57,7 +59,7 @@ class Ranks:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": self._port,
         }
-        self.processes[rank] = subprocess.Popen(
+        self.processes[rank] = forked.Popen(
             [sys.executable, str(ROOT / "launch" / "run.py"), *arguments],
             env=os.environ | {"CI": "true"} | {k: str(v) for k, v in place.items()} | environment,
             stdout=subprocess.PIPE,

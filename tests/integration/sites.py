@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import forked
 import psutil
 import torch
 from site_own import ANY_SIZE, FINAL, initial_secret, own_of
@@ -72,7 +73,7 @@ class Sites:
     def ask(self, command: str, name: str, *more: str) -> tuple[int, str]:
         """`suture leave` or `suture pause` at a site: its code, and all that it said."""
         typed = [sys.executable, "-m", "suture", command, str(self.kits[name].folder), *more]
-        done = subprocess.run(
+        done = forked.run(
             typed, cwd=ROOT, env=os.environ | {"CI": "true"}, capture_output=True, text=True, timeout=60
         )
         return done.returncode, done.stdout + done.stderr
@@ -91,7 +92,7 @@ class Sites:
 
     def _run(self, name: str) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
+            self.processes[name] = forked.Popen(
                 self._commands[name],
                 cwd=ROOT,
                 env=os.environ | {"CI": "true", "XDG_STATE_HOME": str(self.folder / "state" / name)},

@@ -79,7 +79,7 @@ def test_a_mask_of_another_size(run, tmp_path):
         (tmp_path / "Lung Segmentation" / kind).mkdir(parents=True)
     for number in range(12):
         name = f"MCUCXR_{number:04d}_0.png"
-        Image.new("L", (32, 32)).save(tmp_path / "Lung Segmentation" / "CXR_png" / name)
+        Image.new("L", (32, 32), number).save(tmp_path / "Lung Segmentation" / "CXR_png" / name)
         Image.fromarray(np.full((32, 20), 255, np.uint8)).save(
             tmp_path / "Lung Segmentation" / "masks" / name
         )

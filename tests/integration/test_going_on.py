@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 from commands import ROOT, TINY, suture
 from sites import Sites
@@ -28,7 +29,7 @@ def environment() -> dict[str, str]:
 def stopped(command: list[str], folder: Path, run: Path, number: int, group: bool) -> tuple[int, str]:
     """Starts a command in a folder and stops it after its second turn; its exit code and all that it said."""
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
+        process = forked.Popen(
             command, cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True
         )
     turns, deadline = run / "turns.jsonl", time.monotonic() + 90

@@ -15,6 +15,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from hosts import Hosts, why_not
@@ -94,7 +95,7 @@ def _address(hosts: Hosts, name: str) -> str:
 def _started(namespace: str, command: list[str], log: Path, **environment: str):
     """A process in a namespace; it is gone afterwards."""
     with log.open("wb") as out:
-        process = subprocess.Popen(
+        process = forked.Popen(
             ["ip", "netns", "exec", namespace, *command],
             cwd=ROOT,
             env=os.environ | {"CI": "true"} | environment,

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
 import psutil
 import pytest
 from commands import ROOT, TINY, refused, suture
@@ -44,9 +45,9 @@ class Running:
 
 
 @contextmanager
-def running(run: Path, *options: str, code: int = 0, **environment: str):
+def running(run: Path, *options: str, code: int = 0, popen: type = forked.Popen, **environment: str):
     """Starts a run, stops its ranks when the first turn has counted, lets them go on to the end; yields it."""
-    process = subprocess.Popen(
+    process = popen(
         [sys.executable, "-m", "suture", "train", *OPTIONS, *options, "--run-dir", str(run)],
         cwd=ROOT,
         env=os.environ | {"CI": "true"} | environment,
@@ -101,7 +102,9 @@ def expected(tmp_path_factory):
 
 def test_the_key_has_left_the_environment_of_every_rank(tmp_path, expected):
     """Oracle: /proc/PID/environ, with another variable as control; the weights that the key leads to."""
-    with running(tmp_path / "run", SUTURE_HANDOFF_KEY=KEY, CONTROL="is here") as here:
+    # A fork's /proc entry shows the environment of the process that was forked.
+    cold = subprocess.Popen
+    with running(tmp_path / "run", popen=cold, SUTURE_HANDOFF_KEY=KEY, CONTROL="is here") as here:
         assert len(here.ranks) == 3
         for process in (here.process.pid, *(rank.pid for rank in here.ranks)):
             shown = Path(f"/proc/{process}/environ").read_bytes()

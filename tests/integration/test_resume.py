@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 
+import forked
 import pytest
 import torch
 from commands import ROOT, TINY, suture
@@ -99,7 +100,7 @@ def test_processes_killed_and_resumed(tmp_path):
     key, run = tmp_path / "key", tmp_path / "run"
     options = [*TINY, "--epochs", "3", "--clients", "2", "--handoff-key", str(key)]
     assert suture("keygen", str(key)).code == 0
-    process = subprocess.Popen(
+    process = forked.Popen(
         [sys.executable, "-m", "suture", "train", *options, "--run-dir", str(run)],
         cwd=ROOT,
         env=os.environ | {"CI": "true"},

@@ -65,16 +65,26 @@ def test_a_file_without_the_final_layer_keeps_the_initial_one(name: str, labels:
         assert torch.equal(value, before[key] if key.startswith(final) else body[key]), key
 
 
-def test_another_class_count_is_refused_with_the_remedy_and_nothing_is_loaded() -> None:
+def test_another_class_count_keeps_the_initial_final_layer() -> None:
+    """Oracle: the final layer from before, the rest from the file, and what is returned."""
+    split = small("resnet18")
+    before, theirs = cloned(split), resnet18(weights=None, num_classes=1000).state_dict()
+    assert not load_weights(split, theirs)
+    for key, value in whole_state_dict(split).items():
+        assert torch.equal(value, before[key] if key.startswith("fc.") else theirs[key]), key
+    assert load_weights(split, before)
+
+
+def test_a_final_layer_of_another_width_is_refused_and_nothing_is_loaded() -> None:
     """Oracle: the message, written out, and the weights from before."""
     split = small("resnet18")
     before = cloned(split)
     message = (
-        "weights do not fit the net: mis-shaped fc.weight (needs (2, 512), got (1000, 512)), "
-        "fc.bias (needs (2,), got (1000,)); drop fc.* from the file to keep this net's initial final layer"
+        "weights do not fit the net: mis-shaped fc.weight (needs (2, 512), got (2, 99)); "
+        "give the state dict of the same net, uncut"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        load_weights(split, resnet18(weights=None, num_classes=1000).state_dict())
+        load_weights(split, before | {"fc.weight": torch.zeros(2, 99)})
     assert all(torch.equal(value, before[key]) for key, value in whole_state_dict(split).items())
 
 
@@ -90,12 +100,12 @@ def test_half_a_final_layer_is_missing_keys() -> None:
 def test_at_most_five_keys_of_each_kind_are_named() -> None:
     """Oracle: the message, written out."""
     split = small("resnet18")
-    state: dict[str, Tensor] = {f"module.{key}": value for key, value in cloned(split).items()}
+    state: dict[str, Tensor] = {f"other_{key}": value for key, value in cloned(split).items()}
     with pytest.raises(
-        ValueError, match=r"missing conv1\.weight, (\S+, ){3}\S+ and 95 more; unexpected module\.conv1"
+        ValueError, match=r"missing conv1\.weight, (\S+, ){3}\S+ and 95 more; unexpected other_conv1"
     ) as raised:
         load_weights(split, state)
-    assert str(raised.value).count("module.") == 5
+    assert str(raised.value).count("other_") == 5
 
 
 def test_a_checkpoint_around_the_state_dict_is_refused() -> None:

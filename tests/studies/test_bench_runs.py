@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import forked
 import pytest
 
 from suture.studies.bench import clients, line
@@ -14,7 +15,7 @@ from suture.studies.bench.rigs import shaped
 def section(name, out):
     # In a process of its own: the helpers that multiprocessing starts live as long as their parent.
     command = [sys.executable, "-m", "suture", "bench", name, "--quick", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = forked.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert (out / f"benchmarks-{name}.png").stat().st_size > 1000
     return json.loads((out / "benchmarks.json").read_text())[name]

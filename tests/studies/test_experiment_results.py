@@ -124,7 +124,8 @@ def made_up(request, tmp_path):
         path = result_path(tmp_path, job.name)
         path.parent.mkdir(parents=True)
         (path.parent / "metrics.jsonl").write_text("")
-        path.write_text(json.dumps({"summary": _summary(job, "d" * 64), "net_sha256": "e" * 64}))
+        made = {"summary": _summary(job, "d" * 64), "net_sha256": "e" * 64, "cpu_seconds": 60.0}
+        path.write_text(json.dumps(made))
     return tmp_path
 
 

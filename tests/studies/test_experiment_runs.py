@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import psutil
 import pytest
 import torch
@@ -151,7 +152,7 @@ def test_a_stop_ends_every_run_and_the_same_command_goes_on(number, code, tmp_pa
     """Oracle: no process is left, however the command ended; then what was done is kept and the rest is run."""
     out = tmp_path / "e"
     command = [sys.executable, "-m", "suture", "experiment", "unet-cut", "--scale", "smoke", "--jobs", "2"]
-    started = subprocess.Popen(
+    started = forked.Popen(
         [*command, "--out", str(out)], cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
     try:
@@ -164,7 +165,7 @@ def test_a_stop_ends_every_run_and_the_same_command_goes_on(number, code, tmp_pa
     _wait(lambda: not any(one.is_running() and one.status() != "zombie" for one in family))
     done = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/result.json")}
     assert done
-    ran = subprocess.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=False)
+    ran = forked.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0 and (out / "table.csv").exists(), ran.stderr[-500:]
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in done.items()), (
         "what was done is not run again"

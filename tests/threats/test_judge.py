@@ -39,7 +39,7 @@ def lab(num_aux: int = 24) -> tuple[ReplayedClient, Auxiliary]:
     source = FundusPhantom(80, 0)
     config = PartitionConfig(train_images=12, validation_images=0, test_images=6, held_out_images=6)
     (share,) = partition(source, config, 1, 0)
-    data = ClientData(source, share, image_size=SIZE, channels=3, normalisation="imagenet", augment=True)
+    data = ClientData(source, share, image_size=SIZE, channels=3, normalisation="imagenet", augment="light")
     taken = [*share.train, *share.test, *share.held_out]
     auxiliary = read_auxiliary(source, num_aux, image_size=SIZE, channels=3, seed=0, taken=taken)
     return ReplayedClient("client0", data, Randomness(b"k" * 32, 0), 4), auxiliary

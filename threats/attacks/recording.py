@@ -58,7 +58,7 @@ class Recording:
             DataError: there is none, or it was recorded in another run or at another cut; both are named.
         """
         try:
-            found = json.loads((folder / "origin.json").read_text())
+            found = json.loads((folder / "origin.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(
                 f"no wire recording in {folder} ({error.__class__.__name__}); record one with --recording last-round"

@@ -23,7 +23,7 @@ _MAX_IMAGES = 8
 def read_losses(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Curves by net from an attack's losses.jsonl; of a step that was repeated, the last line."""
     curves: dict[str, dict[int, float]] = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:

@@ -34,7 +34,7 @@ def to_html(numbers: RunNumbers, versions: Mapping[str, str]) -> str:
     """The whole page, self-contained; without its few lines of script it only does not reload itself."""
     runs = numbers.state.phase == "running"
     looks = {site.name: index for index, site in enumerate(numbers.sites)}
-    style = (files(__package__) / "page.css").read_text()
+    style = (files(__package__) / "page.css").read_text(encoding="utf-8")
     title = f"{heading(numbers)}: {state_words(numbers)}"
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     # Names come from other sites: were one not escaped, no script of theirs would run all the same.

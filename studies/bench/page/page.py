@@ -63,7 +63,7 @@ def section(name: str, found: Mapping[str, Any]) -> str:
 
 
 def _text(name: str) -> str:
-    return (files(__package__) / f"{name}.md").read_text()
+    return (files(__package__) / f"{name}.md").read_text(encoding="utf-8")
 
 
 def _title(name: str) -> str:
@@ -113,7 +113,7 @@ def finish(out: Path | None, name: str, found: Mapping[str, Any]) -> None:
 
 def _kept(path: Path) -> dict[str, Any]:
     try:
-        kept = json.loads(path.read_text())
+        kept = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError:

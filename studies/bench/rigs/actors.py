@@ -134,7 +134,7 @@ class PacedData(ClientData):
             image_size=options.image_size,
             channels=entry.in_channels,
             normalisation=entry.normalisation,
-            augment=False,
+            augment="none",
         )
 
     def train_batches(
@@ -260,7 +260,7 @@ class NoiseSource(Source):
 def peak_memory(process: int | str = "self") -> int:
     """Peak resident memory of a process in bytes."""
     # Not getrusage: a new process starts with its parent's peak there.
-    for entry in Path(f"/proc/{process}/status").read_text().splitlines():
+    for entry in Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines():
         if entry.startswith("VmHWM:"):
             return int(entry.split()[1]) * 1024
     return 0
@@ -269,7 +269,7 @@ def peak_memory(process: int | str = "self") -> int:
 def own_memory(process: int | str = "self") -> int:
     """Resident memory of a process in bytes that it shares with no other."""
     # A forked process shares what was imported before; one that torchrun starts shares next to nothing.
-    entries = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    entries = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     return sum(int(entry.split()[1]) * 1024 for entry in entries if entry.startswith("Private_"))
 
 

@@ -79,7 +79,7 @@ class _Started:
         self.address = f"127.0.0.1:{free_port()}"
         self._kits = provision(Project(address=self.address, sites=self.sites), self.folder / "kits")
         for name in self.sites:
-            self._kits[name].policy.write_text(_POLICY)
+            self._kits[name].policy.write_text(_POLICY, encoding="utf-8")
         return self
 
     def __exit__(
@@ -127,7 +127,9 @@ class _Started:
             failed = [name for name, process in self.processes.items() if process.poll() not in (None, 0)]
             if failed or time.perf_counter() - begun > _PATIENCE:
                 who = failed[0] if failed else "server"
-                said = " / ".join((self.folder / f"{who}.log").read_text().strip().splitlines()[-3:])
+                said = " / ".join(
+                    (self.folder / f"{who}.log").read_text(encoding="utf-8").strip().splitlines()[-3:]
+                )
                 raise SutureError(f"benchmark of sites: {what}: {who} said: {said}")
             time.sleep(0.01)
         return time.perf_counter() - begun

@@ -62,7 +62,7 @@ def enter(namespace: str) -> None:
         OSError: there is none of that name, or this process may not.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    with Path(f"/run/netns/{namespace}").open() as handle:
+    with Path(f"/run/netns/{namespace}").open(encoding="utf-8") as handle:
         if libc.setns(handle.fileno(), _CLONE_NEWNET) != 0:
             raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {namespace}")
 

@@ -141,5 +141,5 @@ def check_images(jobs: Sequence[Job]) -> None:
         if told in seen:
             continue
         seen.add(told)
-        opened = replace(job.options, data=expanded(job.options.data)).resolved()
+        opened = replace(job.options, data=expanded(job.options.data), weights=None, freeze=None).resolved()
         build.build_images(opened, opened.clients)

@@ -156,7 +156,7 @@ def _end(one: _Running) -> str:
     """What went wrong, empty where nothing did."""
     if one.process.exitcode == 0 and one.task.is_done:
         return ""
-    lines = one.task.log.read_text(errors="replace").strip().splitlines()
+    lines = one.task.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     told = next((line for line in reversed(lines) if line.startswith("suture: ")), (lines or ["nothing"])[-1])
     return f"{_named(one.task)} failed: {told.removeprefix('suture: ')} (all of it in {one.task.log})"
 

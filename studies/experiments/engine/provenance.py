@@ -23,7 +23,7 @@ def write_provenance(request: Request, folder: Path) -> None:
     """Writes where an experiment is run; a later command on the same folder is added to those before."""
     path, told = folder / MACHINE, machine(request)
     if path.exists():
-        before = json.loads(path.read_text())
+        before = json.loads(path.read_text(encoding="utf-8"))
         commands = before["command"].split("; ")
         if told["command"] in commands:
             return

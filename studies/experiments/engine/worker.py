@@ -77,7 +77,7 @@ def work(folder: Path, name: str) -> None:
         "facts": dict(job.facts),
         "skips": job.skips,
         "command": command(job, options, folder),
-        "summary": json.loads((run_dir / "summary.json").read_text()),
+        "summary": json.loads((run_dir / "summary.json").read_text(encoding="utf-8")),
         "net_sha256": _net_sha256(run_dir),
         "seconds": time.monotonic() - begun,
         "cpu_seconds": sum(one.ru_utime + one.ru_stime for one in used),
@@ -93,19 +93,22 @@ def prepared(job: Job, setting: Setting, folder: Path) -> AskedOptions:
     key = inputs / f"handoff-{job.seed}.key"
     if not key.exists():
         draft = inputs / f".{job.name}.key"
-        draft.write_text(setting.keys[job.seed] + "\n")
+        draft.write_text(setting.keys[job.seed] + "\n", encoding="utf-8")
         draft.chmod(0o600)
         draft.replace(key)
     options = replace(
         job.options,
         data=expanded(job.options.data),
+        weights=expanded(job.options.weights or "") or None,
         handoff_key=str(key),
         run_dir=str(runs_folder(folder) / job.name),
     )
     if job.only_client:
         options = replace(options, schedule=f"replay:{_turns_of(job, inputs)}")
     if job.same_start:
-        options = replace(options, weights=str(_start_of(options, inputs)))
+        options = replace(
+            options, weights=str(_start_of(replace(options, weights=None, freeze=None), inputs))
+        )
     return options
 
 
@@ -137,7 +140,8 @@ def _start_of(options: AskedOptions, inputs: Path) -> Path:
 def command(job: Job, options: AskedOptions, folder: Path) -> list[str]:
     """The commands that repeat the run, without the place of anybody's data or folder."""
     run_dir = f"{runs_folder(Path())}/{job.name}"
-    shown = replace(options, data=job.options.data, run_dir=run_dir, resume=False)
+    weights = options.weights if job.same_start else job.options.weights
+    shown = replace(options, data=job.options.data, weights=weights, run_dir=run_dir, resume=False)
     # As text: what the options name must exist when they are made.
     arguments = [text.replace(f"{inputs_folder(folder)}/", "inputs/") for text in to_arguments(shown)]
     commands = [" ".join(["suture train", *arguments])]
@@ -153,7 +157,7 @@ def _keep_samples(job: Job, options: AskedOptions, run_dir: Path, key: bytes) ->
     """Writes a few held-out images of client0 and what each attack made of them, for the pictures."""
     for name, spec in {"live": str(options.attack), **job.afterwards}.items():
         place = run_dir / lab.ATTACK if name == "live" else run_dir / "attacks" / name
-        verdict = json.loads((place / VERDICT).read_text())
+        verdict = json.loads((place / VERDICT).read_text(encoding="utf-8"))
         own = replace(options, attack=spec).resolved()
         auxiliary = lab.build_auxiliary(own)
         assert auxiliary is not None

@@ -78,7 +78,7 @@ def to_html(chapters: Sequence[Chapter], foreword: str = "") -> str:
         chapters: in the order in which they stand.
         foreword: Markdown, stands first.
     """
-    style = (files(__package__) / "page.css").read_text()
+    style = (files(__package__) / "page.css").read_text(encoding="utf-8")
     links = "\n".join(f"1. [{chapter.question}](#{chapter.name})" for chapter in chapters)
     body = [_rendered(f"# {_TITLE}\n\n{_ABOUT}\n\n{foreword}\n\n## Questions\n\n{links}")]
     body += map(_section, chapters)

@@ -71,7 +71,7 @@ class Adra(Experiment):
                 clients=1,
                 seed=seed,
                 cut=str(cut),
-                augment=role == "photographs",
+                augment="light" if role == "photographs" else "none",
                 defence=None if defence == "none" else DEFENCES[defence],
                 attack=f"{own},epochs={sizes.decoder_epochs}",
                 recording="last-round",

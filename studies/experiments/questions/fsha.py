@@ -66,7 +66,7 @@ class Fsha(Experiment):
                 clients=2,
                 seed=seed,
                 cut="4",
-                augment=False,
+                augment="none",
                 lr=5e-4,
                 defence=None if defence == "none" else defence,
                 attack=spec if attacked else None,

@@ -72,4 +72,4 @@ def result_path(experiment: Path, job: str) -> Path:
 def read_result(experiment: Path, job: str) -> dict[str, Any] | None:
     """A job's result, None while it is not done."""
     path = result_path(experiment, job)
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

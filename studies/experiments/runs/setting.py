@@ -81,7 +81,7 @@ class Setting:
 @cache
 def roles() -> dict[str, dict[str, str]]:
     """Data sets by their role, see roles.toml."""
-    return tomllib.loads((files(__package__) / "roles.toml").read_text())
+    return tomllib.loads((files(__package__) / "roles.toml").read_text(encoding="utf-8"))
 
 
 def attribution(role: str, spec: str) -> str:
@@ -142,7 +142,7 @@ def fresh_keys(seeds: range) -> dict[int, str]:
         paths = {seed: Path(folder) / str(seed) for seed in seeds}
         for path in paths.values():
             write_key(path)
-        return {seed: path.read_text().strip() for seed, path in paths.items()}
+        return {seed: path.read_text(encoding="utf-8").strip() for seed, path in paths.items()}
 
 
 def to_toml(setting: Setting) -> str:
@@ -159,7 +159,7 @@ def read_setting(path: Path) -> Setting:
         ConfigError: it is missing, damaged, or sets what no setting has.
     """
     try:
-        values: dict[str, Any] = tomllib.loads(path.read_text())
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         sizes = {role: Sizes(**own) for role, own in values.pop("sizes").items()}
         keys = {int(seed): str(key) for seed, key in values.pop("keys").items()}
         return Setting(**values, sizes=sizes, keys=keys)

@@ -19,7 +19,7 @@ from suture.launch.deploy.trained import load_trained
 from suture.launch.options.options import AskedOptions
 from suture.launch.roles.one_process import run_in_one_process
 from suture.runtime.data.normalise import normalise
-from suture.runtime.data.pictures import read_mask, read_picture
+from suture.runtime.data.pictures import fit_mask, read_mask, read_picture
 from suture.runtime.errors import ConfigError, DataError
 
 
@@ -130,7 +130,7 @@ def test_undoing_the_padding_gives_a_mask_back(tmp_path, shape):
     y, x = np.mgrid[:height, :width]
     disc = ((y - height * 0.4) / (height * 0.3)) ** 2 + ((x - width * 0.6) / (width * 0.3)) ** 2 < 1
     Image.fromarray(disc.astype(np.uint8) * 255).save(tmp_path / "mask.png")
-    back = original_mask(read_mask(tmp_path / "mask.png", 64)[0], (width, height)).numpy()
+    back = original_mask(fit_mask(read_mask(tmp_path / "mask.png"), 64)[0], (width, height)).numpy()
     assert back.shape == shape
     assert (back & disc).sum() / (back | disc).sum() > 0.95
 
@@ -162,6 +162,12 @@ def test_an_unreadable_image_is_named_and_left_out(classifier, folder, tmp_path)
     assert result.return_value == 3
     assert "left out: cannot read image" in result.output and "broken.png" in result.output
     assert "1 left out" in result.output
+    (folder / "notes.txt").write_text("no picture")
+    predict(classifier, folder, "--out", tmp_path / "again")
+    with (tmp_path / "again" / "left_out.csv").open(encoding="utf-8") as file:
+        broken, other = csv.DictReader(file)
+    assert broken["files"] == "1" and "cannot read image" in broken["why"] and "broken.png" in broken["why"]
+    assert other == {"files": "1", "why": "not used: .txt"}
     assert len(table(tmp_path / "out")) == 3
 
 
@@ -172,7 +178,7 @@ def test_dicom_without_pydicom_is_left_out(classifier, folder, tmp_path, monkeyp
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *more: None if name == "pydicom" else found(name, *more)
     )
-    (folder / "x.dcm").write_bytes(b"")
+    (folder / "x.dcm").write_bytes(bytes(128) + b"DICM" + bytes(200))
     outcome = predict_folder(load_trained(classifier, "last"), folder, tmp_path / "out")
     assert [p for p in outcome.problems if "x.dcm: DICOM needs pydicom: pip install suture[dicom]" in p]
 

@@ -167,7 +167,7 @@ def test_resuming_where_no_run_is_is_refused_and_makes_nothing(made, options, tm
     ("name", "value"),
     [
         ("lr", 0.5), ("seed", 1), ("cut", "4"), ("model", "resnet18"), ("batch_size", 3), ("train_images", 5),
-        ("partition", "dirichlet:1"), ("augment", False), ("clients", 3), ("labels", "home"), ("optimizer", "sgd"),
+        ("partition", "dirichlet:1"), ("augment", "none"), ("clients", 3), ("labels", "home"), ("optimizer", "sgd"),
         ("schedule", "shuffled"), ("class_weights", "balanced"), ("exchange", "local"), ("image_size", 32),
     ],
 )  # fmt: skip
@@ -211,7 +211,7 @@ def test_a_config_file_that_was_spoilt_is_named(options):
 
 def test_a_run_that_is_resumed_says_its_own_options(options):
     """Oracle: the options that it was begun with."""
-    begun = dataclasses.replace(options, lr=0.25, epochs=7, threads=3, lease=5.0, augment=False)
+    begun = dataclasses.replace(options, lr=0.25, epochs=7, threads=3, lease=5.0, augment="none")
     folder = open_folder(begun, "abc")
     folder.lock.close()
     asked = {"resume": True, "run_dir": str(folder.path)}

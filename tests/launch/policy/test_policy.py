@@ -131,7 +131,7 @@ CASES = {
     "nets": ('nets = ["unet"]', {"model": "resnet18"}, LUNGS, "'resnet18' is not among unet"),
     "earliest_cut": ("", {"model": "resnet18", "cut": "2"}, {"model": "resnet18", "cut": "3"}, "resnet18 may be cut at 3 or later, got 2"),
     "labels": ('labels = "home"', {}, {"labels": "home"}, "labels must stay at home, got shared"),
-    "augment": ('augment = "on"', {"augment": False}, {}, "images must be augmented, got --no-augment"),
+    "augment": ('augment = "on"', {"augment": "none"}, {}, "images must be augmented, got --augment none"),
     "image_size": ("image_size = [32, 64]", {"image_size": 65}, {"image_size": 64}, "must lie in 32..64, got 65"),
     "width": ("width = [4, 8]", LUNGS | {"width": 9}, LUNGS | {"width": 8}, "must lie in 4..8, got 9"),
     "epochs": ("epochs = [1, 20]", {"epochs": 21}, {"epochs": 20}, "must lie in 1..20, got 21"),

@@ -154,7 +154,7 @@ def begun(monkeypatch) -> list:
 def test_a_site_is_begun_with_what_was_typed(given, kits, begun):
     """Oracle: the same server, options and folder; the name in the folder is the kit's."""
     typed = line(
-        "join --server relay:1 --patience 7 --line-timeout 3 --lr 0.5 --no-augment --tls proxy --proxy-ca p.pem",
+        "join --server relay:1 --patience 7 --line-timeout 3 --lr 0.5 --augment none --tls proxy --proxy-ca p.pem",
         kits,
     )
     suture.main([*typed, *given], standalone_mode=False)
@@ -168,7 +168,7 @@ def test_a_site_is_begun_with_what_was_typed(given, kits, begun):
         proxy_ca=Path("p.pem"),
     )
     folder = "mine" if given else asked["run_dir"]
-    assert asked == {"lr": 0.5, "augment": False, "run_dir": folder}
+    assert asked == {"lr": 0.5, "augment": "none", "run_dir": folder}
     assert given or (folder.startswith("runs/") and folder.endswith("_ward_a"))
 
 

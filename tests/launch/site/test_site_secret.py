@@ -19,7 +19,7 @@ from suture.runtime.state.handoff import part_digest
 KEY = bytes(range(32))
 OPTIONS = AskedOptions(
     model="resnet18", image_size=32, train_images=8, validation_images=0, test_images=2, batch_size=4, clients=1,
-    augment=False, defence="noise:scale=0.5", seed=7, threads=1,
+    augment="none", defence="noise:scale=0.5", seed=7, threads=1,
 ).resolved()  # fmt: skip
 TURN = Turn(TurnKind.TRAIN, "ward_a", 1, 1)
 

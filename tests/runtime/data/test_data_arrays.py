@@ -1,6 +1,7 @@
 """MedMNIST's npz and MNIST's IDX files."""
 
 import gzip
+import pickle
 import struct
 
 import numpy as np
@@ -47,9 +48,9 @@ def test_labels_without_a_second_axis_and_a_missing_val_are_taken(tmp_path):
         ({"train_images": np.zeros((6, 28, 28))}, "must be uint8 .*got float64"),
         ({"train_labels": np.zeros((6, 14), np.uint8)}, "several labels an image are not supported"),
         ({"train_labels": np.zeros((5, 1), np.uint8)}, "6 train images but 5 labels"),
-        ({"train_labels": np.zeros((6, 1))}, "must be one whole number an image, got float64"),
+        ({"train_labels": np.full((6, 1), 0.5)}, "must be one whole number an image, got float64"),
         ({"train_labels": np.array([{}] * 6)}, "cannot read .*: it is no npz of plain arrays"),
-        ({"train_labels": np.full((6, 1), -1)}, r"has label -1; labels must lie in 0\.\.2"),
+        ({"train_labels": np.full((6, 1), -1)}, "has label -1; labels must be whole numbers from 0"),
     ],
 )
 def test_an_npz_of_another_kind_is_refused(tmp_path, changes, message):
@@ -146,3 +147,99 @@ def test_ten_thousand_digits_are_read(real_data):
     source = open_medmnist(real_data / "mnist10k" / "mnist10k.npz")
     assert len(source.examples) == 10_000 and len(source.classes) == 10
     assert sum(e.official_test for e in source.examples) == 4_000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a | {f"{s}_images": a[f"{s}_images"][..., None] for s in ("train", "val", "test")},
+        lambda a: a | {f"{s}_labels": a[f"{s}_labels"].astype(np.float32) for s in ("train", "val", "test")},
+        lambda a: a | {"train_labels": a["train_labels"][:, 0], "test_labels": a["test_labels"].reshape(-1)},
+        lambda a: a | {f"{s}_labels": a[f"{s}_labels"].astype(np.int16) for s in ("train", "val", "test")},
+    ],
+    ids=["one colour", "float labels", "flat labels", "signed labels"],
+)
+def test_other_shapes_of_the_same_arrays_say_the_same(tmp_path, change):
+    """Oracle: the plain file."""
+    plain = open_medmnist(npz(tmp_path / "a.npz"))
+    np.savez(tmp_path / "b.npz", **change(dict(np.load(tmp_path / "a.npz"))))
+    other = open_medmnist(tmp_path / "b.npz")
+    assert (other.classes, other.examples) == (plain.classes, plain.examples)
+    assert all(np.array_equal(other.read(i, 28, 1)[0], plain.read(i, 28, 1)[0]) for i in range(12))
+
+
+@pytest.mark.parametrize(("shift", "classes"), [(1, ("1", "2", "3")), (7, ("7", "8", "9"))])
+def test_labels_that_do_not_begin_at_zero_keep_their_names(tmp_path, shift, classes):
+    """Oracle: no class without images, of which no division could take any."""
+    arrays = dict(np.load(npz(tmp_path / "a.npz")))
+    source = open_medmnist(
+        npz(tmp_path / "b.npz", **{k: v + shift for k, v in arrays.items() if "labels" in k})
+    )
+    assert source.classes == classes
+    assert [one.label for one in source.examples[:6]] == [0, 1, 2, 0, 1, 2]
+
+
+def test_colours_first_are_refused_with_the_remedy(tmp_path):
+    with pytest.raises(
+        DataError, match=r"got uint8 \(6, 3, 28, 28\); .*save 0 to 255 as uint8, colours last"
+    ):
+        open_medmnist(npz(tmp_path / "a.npz", train_images=np.zeros((6, 3, 28, 28), np.uint8)))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda p: p.write_bytes(pickle.dumps([1])), lambda p: np.save(p.open("wb"), [{}])]
+)
+def test_pickled_arrays_are_refused_without_advice(tmp_path, make):
+    """Oracle: numpy's own message, which advises allow_pickle, is not passed on."""
+    make(tmp_path / "a.npz")
+    with pytest.raises(DataError, match="it holds Python objects, which are never unpickled") as refused:
+        open_medmnist(tmp_path / "a.npz")
+    assert "allow_pickle" not in str(refused.value)
+
+
+LAYOUTS = {
+    "dots": lambda name: name.replace("-idx", ".idx"),
+    "Kaggle's folders": lambda name: f"{name}/{name}",
+    "Kaggle's folders of dots": lambda name: f"{name}/{name.replace('-idx', '.idx')}",
+    "dots below raw": lambda name: f"raw/{name.replace('-idx', '.idx')}",
+}
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_idx_files_are_found_under_their_other_names(tmp_path, layout, zipped):
+    """Oracle: the usual layout."""
+    plain, other = write_idx(tmp_path / "plain"), tmp_path / "other"
+    for file in list(plain.iterdir()):
+        there = other / (LAYOUTS[layout](file.name) + ".gz" * zipped)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_bytes(gzip.compress(file.read_bytes()) if zipped else file.read_bytes())
+    assert open_mnist(other).examples == open_mnist(plain).examples
+
+
+def test_whether_an_idx_file_is_compressed_is_told_by_its_content(tmp_path):
+    """Oracle: the usual files; a browser has unpacked two and kept their names, and two have lost their ending."""
+    expected = open_mnist(write_idx(tmp_path / "plain")).examples
+    folder = write_idx(tmp_path / "other")
+    for file in list(folder.iterdir()):
+        if file.name.startswith("train"):
+            file.rename(f"{file}.gz")
+        else:
+            file.write_bytes(gzip.compress(file.read_bytes()))
+    assert open_mnist(folder).examples == expected
+
+
+def test_what_would_fill_the_memory_is_not_unpacked(tmp_path, monkeypatch):
+    """Oracle: zeros, of which deflate makes a thousandth."""
+    monkeypatch.setattr("suture.runtime.host.unpacking.ALWAYS_ALLOWED", 2**20)
+    zeros = np.zeros((1000, 100, 100), np.uint8)
+    np.savez_compressed(tmp_path / "a.npz", train_images=zeros, train_labels=zeros[:, 0, 0])
+    with pytest.raises(
+        DataError, match=r"cannot read .*a\.npz: its \d+ bytes would become 0\.0 GB, over 200 times"
+    ):
+        open_medmnist(tmp_path / "a.npz")
+    write_idx(tmp_path)
+    bomb = struct.pack(">IIII", 0x803, 10**4, 100, 100) + bytes(10**8)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(gzip.compress(bomb))
+    with pytest.raises(DataError, match="cannot read .*train-images-idx3-ubyte: its .* over 200 times"):
+        open_mnist(tmp_path)

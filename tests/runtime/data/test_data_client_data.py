@@ -14,7 +14,7 @@ from suture.runtime.data.partition import Share
 from suture.runtime.errors import ConfigError
 
 
-def fundus(num_train=10, augment=True, channels=3, normalisation="imagenet"):
+def fundus(num_train=10, augment="light", channels=3, normalisation="imagenet"):
     share = Share(tuple(range(num_train)), (12, 13), (14, 15, 16))
     return ClientData(
         FundusPhantom(20, 0),
@@ -78,7 +78,7 @@ def test_a_short_last_batch_is_kept_unless_it_is_a_single_image(num_train, batch
 def test_targets_belong_to_their_images():
     """Oracle: the source itself."""
     source = FundusPhantom(20, 0)
-    for batch in turn(fundus(augment=False)):
+    for batch in turn(fundus(augment="none")):
         pictures = denormalise(batch.inputs, "imagenet")
         for row, key in enumerate(batch.keys):
             image, label = source.read(key, 32, 3)
@@ -103,7 +103,7 @@ def test_counts_and_majority_share():
     assert data.majority_share("test") >= 0.5
     empty = ClientData(
         FundusPhantom(4, 0), Share((0, 1), (), (2,)), image_size=16, channels=1, normalisation="symmetric",
-        augment=False,
+        augment="none",
     )  # fmt: skip
     assert list(empty.test_batches(4, "validation")) == []
     assert empty.majority_share("validation") != empty.majority_share("validation"), "nan"
@@ -112,7 +112,7 @@ def test_counts_and_majority_share():
 def test_masks_are_float_zeros_and_ones_and_counted_by_pixel():
     data = ClientData(
         ChestPhantom(6, 0), Share((0, 1, 2, 3), (4,), (5,)), image_size=32, channels=1,
-        normalisation="symmetric", augment=True,
+        normalisation="symmetric", augment="light",
     )  # fmt: skip
     batch = turn(data)[0]
     assert batch.targets.shape == (4, 1, 32, 32) and batch.targets.dtype == torch.float32

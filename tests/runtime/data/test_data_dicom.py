@@ -1,12 +1,15 @@
 """DICOM: rescale, window, MONOCHROME1, patients, and what is refused."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from small_files import write_dicom
 
-from suture.runtime.data.dicom import open_dicom, read_dicom
+from suture.runtime.data.dicom import open_dicom
+from suture.runtime.data.dicom_pixels import read_dicom
+from suture.runtime.data.image_folder import open_image_folder
 from suture.runtime.errors import ConfigError, DataError
 
 pydicom = pytest.importorskip("pydicom")
@@ -161,3 +164,184 @@ def test_what_pydicom_warns_of_is_counted_and_not_shown(tmp_path, capfd, caplog)
         and "anna" not in note
     )
     assert len({one.patient for one in source.examples}) == 4
+
+
+# How the values are shown ------------------------------------------------------------------------------
+
+
+FULL = {"WindowCenter": "2048", "WindowWidth": "4096"}
+
+
+def test_after_a_window_nothing_is_stretched(tmp_path):
+    """Oracle: 8 bits under a window of 0..255 are shown as they are."""
+    dim = (RAMP // 64 + 40).astype(np.uint16)
+    path = write_dicom(
+        tmp_path / "a.dcm", dim, BitsStored=8, HighBit=7, WindowCenter="128", WindowWidth="256"
+    )
+    assert np.abs(read_dicom(path).astype(int) - dim).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("photometric", "elements"),
+    [
+        ("MONOCHROME1", {}),
+        ("MONOCHROME1", {"PresentationLUTShape": "INVERSE"}),
+        ("MONOCHROME2", {"PresentationLUTShape": "INVERSE"}),
+        ("MONOCHROME2", {"RescaleSlope": "-1", "RescaleIntercept": "4080"}),
+        ("MONOCHROME1", FULL),
+        ("MONOCHROME2", {"RescaleSlope": "-1", "RescaleIntercept": "4095"} | FULL),
+    ],
+)
+def test_polarity_is_turned_once_however_it_is_written(tmp_path, photometric, elements):
+    """Oracle: the ramp, of which the negative is stored; a window that is a little wider moves it by one step."""
+    path = write_dicom(
+        tmp_path / "a.dcm", 4080 - RAMP, photometric=photometric, BitsStored=12, HighBit=11, **elements
+    )
+    assert np.abs(read_dicom(path).ravel().astype(int) - np.arange(256)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [{"PixelPaddingValue": 65535}, {"PixelPaddingValue": 60000, "PixelPaddingRangeLimit": 65535}],
+)
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_is_black_and_sets_no_range(tmp_path, elements, photometric):
+    pixels = RAMP.copy()
+    pixels[0] = 65535
+    grey = read_dicom(write_dicom(tmp_path / "a.dcm", pixels, photometric=photometric, **elements))
+    assert not grey[0].any() and set(grey[1:].ravel()) >= {0, 255}
+
+
+def test_bits_that_are_not_stored_are_no_picture(tmp_path):
+    """Oracle: an old overlay in the upper bits, which must not show."""
+    path = write_dicom(tmp_path / "a.dcm", RAMP | 0x4000, BitsStored=12, HighBit=11)
+    assert np.array_equal(read_dicom(path).ravel(), np.arange(256))
+
+
+def test_jpeg_2000_keeps_its_stored_bits(tmp_path):
+    """Oracle: pydicom's own pair of one picture, native and compressed."""
+    pytest.importorskip("openjpeg")
+    from pydicom.data import get_testdata_file
+
+    native, squeezed = (
+        str(get_testdata_file(name)) for name in ("MR_small.dcm", "MR_small_jp2klossless.dcm")
+    )
+    assert np.array_equal(read_dicom(Path(native)), read_dicom(Path(squeezed)))
+
+
+@pytest.mark.parametrize(("depth", "entries"), [(8, 4096), (12, 4096), (16, 4096)])
+def test_a_voi_lut_is_applied_at_its_own_depth(tmp_path, depth, entries):
+    """Oracle: the table by hand, here the square root."""
+    from pydicom.dataset import Dataset
+
+    lut, top = Dataset(), 2**depth - 1
+    table = np.round(np.sqrt(np.arange(entries) / (entries - 1)) * top).astype(int)
+    lut.LUTDescriptor, lut.LUTData = [entries, 0, depth], table.tolist()
+    lut["LUTDescriptor"].VR, lut["LUTData"].VR = "US", "US"
+    grey = read_dicom(write_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=[lut]))
+    assert np.abs(grey.ravel() - table[RAMP.ravel()] * 255.0 / top).max() <= 1
+
+
+@pytest.mark.parametrize("depth", [8, 12, 16])
+@pytest.mark.parametrize("narrow", [False, True], ids=["all greys", "some greys"])
+def test_a_presentation_lut_is_applied_to_what_the_window_gives(tmp_path, depth, narrow):
+    """Oracle: the table by hand, a falling square; also where the picture holds neither black nor white."""
+    from pydicom.dataset import Dataset
+
+    lut, top = Dataset(), 2**depth - 1
+    table = np.round((1 - np.arange(256) / 255) ** 2 * top).astype(int)
+    lut.LUTDescriptor, lut.LUTData = [256, 0, depth], table.tolist()
+    lut["LUTDescriptor"].VR, lut["LUTData"].VR = "US", "US"
+    greys = RAMP // 16 if not narrow else RAMP // 64 + 40
+    window = {"WindowCenter": "128", "WindowWidth": "256", "BitsStored": 8, "HighBit": 7}
+    path = write_dicom(tmp_path / "a.dcm", greys.astype(np.uint16), PresentationLUTSequence=[lut], **window)
+    assert np.abs(read_dicom(path).ravel() - table[greys.ravel()] * 255.0 / top).max() <= 3
+
+
+def test_of_several_frames_the_representative_one_is_read_and_said(tmp_path):
+    from suture.runtime.data.library_warnings import counted_warnings
+
+    frames = np.stack([RAMP, 4080 - RAMP])
+    for number, expected in ((1, np.arange(256)), (2, 255 - np.arange(256))):
+        path = write_dicom(tmp_path / "a.dcm", RAMP, NumberOfFrames="2", RepresentativeFrameNumber=number,
+                           PixelData=frames.astype("<u2").tobytes())  # fmt: skip
+        with counted_warnings() as said:
+            assert np.array_equal(read_dicom(path).ravel(), expected)
+        assert said.notes() == ["1 pictures: hold several frames; the representative or first one is used"]
+
+
+def test_burned_in_text_is_warned_of(tmp_path):
+    from suture.runtime.data.library_warnings import counted_warnings
+
+    path = write_dicom(tmp_path / "a.dcm", RAMP, BurnedInAnnotation="YES")
+    with counted_warnings() as said:
+        read_dicom(path)
+    assert said.notes() == [
+        "1 pictures: say that text is burned into them; a name in the pixels is in the smashed data"
+    ]
+
+
+# Which file a row means --------------------------------------------------------------------------------
+
+
+def series(path, num=6):
+    """Folders of series that hold equal file names, without ending; the SOPInstanceUIDs by folder."""
+    uids = {}
+    for number in range(num):
+        file = write_dicom(path / f"P{number}" / "IM1", RAMP + number, StudyInstanceUID=f"1.2.3.4.{number}")
+        uids[f"P{number}"] = str(pydicom.dcmread(file).SOPInstanceUID)
+    return uids
+
+
+def table(path, heading, rows):
+    (path / "labels.csv").write_text("\n".join([heading, *rows]) + "\n")
+    return open_dicom(path, grades="binary")
+
+
+@pytest.mark.parametrize(
+    "how", ["path", "SOPInstanceUID", "StudyInstanceUID", "a UID for a name", "name and study"]
+)
+def test_files_of_one_name_are_told_apart(tmp_path, how):
+    """Oracle: the folder in which each was written."""
+    uids = series(tmp_path)
+    heading, row = {
+        "path": ("image,level", "P{0}/IM1,{1}"),
+        "SOPInstanceUID": ("SOPInstanceUID,level", "{2},{1}"),
+        "StudyInstanceUID": ("StudyInstanceUID,level", "1.2.3.4.{0},{1}"),
+        "a UID for a name": ("image,level", "{2},{1}"),
+        "name and study": ("image,StudyInstanceUID,level", "IM1,1.2.3.4.{0},{1}"),
+    }[how]
+    source = table(tmp_path, heading, [row.format(n, n % 2, uids[f"P{n}"]) for n in reversed(range(6))])
+    assert [file.parent.name for file in source.files] == [f"P{n}" for n in reversed(range(6))]
+    assert [one.label for one in source.examples] == [n % 2 for n in reversed(range(6))]
+    assert len({one.patient for one in source.examples}) == 6
+
+
+def test_one_name_in_several_series_is_ambiguous(tmp_path):
+    series(tmp_path)
+    with pytest.raises(DataError, match="holds 'IM1' twice, in different folders"):
+        table(tmp_path, "image,level", ["IM1,1"])
+
+
+def test_patients_of_the_table_win(tmp_path):
+    for number in range(4):
+        write_dicom(tmp_path / f"x{number}.DCM", RAMP + number, PatientID="header")
+    source = table(tmp_path, "image,level,PatientID", [f"x{n}.dcm,{n % 2},p{n // 2}" for n in range(4)])
+    assert [one.patient for one in source.examples] == ["p0", "p0", "p1", "p1"]
+
+
+def test_folders_of_classes_of_dicom_files_need_no_table(tmp_path):
+    """Oracle: folders and headers; the report among them is no picture."""
+    for number in range(4):
+        write_dicom(
+            tmp_path / ("ill", "well")[number % 2] / f"IM{number}", RAMP + number, PatientID=f"p{number // 2}"
+        )
+    for opened in (open_dicom(tmp_path, grades="binary"), open_image_folder(tmp_path)):
+        assert opened.classes == ("ill", "well")
+        assert sorted((one.patient, one.label) for one in opened.examples) == [
+            ("p0", 0),
+            ("p0", 1),
+            ("p1", 0),
+            ("p1", 1),
+        ]
+    assert open_dicom(tmp_path, grades="binary").name == "dicom"

@@ -17,7 +17,7 @@ def folder(request, tmp_path, png):
     base = tmp_path / request.param
     png(base / "CXR_png" / "MCUCXR_0001_0.png", XRAY)
     png(base / "masks" / "MCUCXR_0001_0.png", MASK * 255)
-    png(base / "CXR_png" / "CHNCXR_0002_1.png", XRAY)
+    png(base / "CXR_png" / "CHNCXR_0002_1.png", XRAY + 1)  # equal files would be one patient's
     png(base / "masks" / "CHNCXR_0002_1_mask.png", MASK)
     png(base / "CXR_png" / "CHNCXR_0003_1.png", XRAY)
     png(base / "masks" / "CHNCXR_0099_1_mask.png", MASK)
@@ -33,7 +33,11 @@ def test_pairs_are_made_from_the_masks_side(folder):
     source = open_kaggle_cxr(folder)
     assert {e.key: e.site for e in source.examples} == {"CHNCXR_0002_1": "CHNCXR", "MCUCXR_0001_0": "MCUCXR"}
     assert all(e.patient == e.key and e.label is None for e in source.examples)
-    assert source.notes == ["skipped 1 masks without an image", "left out 1 images without a mask"]
+    assert source.notes == [
+        "skipped 1 masks without an image",
+        "left out 1 images without a mask",
+        "not used: 1 in this folder: picture outside CXR_png and masks (1)",
+    ]
     assert not source.mirror, "the heart lies on the left"
 
 

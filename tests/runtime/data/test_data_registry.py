@@ -66,9 +66,10 @@ def idx(root, png):
 
 def image_folder(root, png):
     for i in range(12):
-        for site in ("north", "south"):
-            for name in ("ill", "well"):
-                png(root / site / name / f"{name}{i}.png", grey(i, 20, 14))
+        for place, site in enumerate(("north", "south")):
+            for label, name in enumerate(("ill", "well")):
+                # Never the same picture: of two classes it is refused.
+                png(root / site / name / f"{name}{i}.png", grey(4 * i + 2 * place + label, 20, 14))
     return root
 
 
@@ -128,7 +129,7 @@ def test_a_source_can_be_divided_and_batched(source):
     many = 2 if per_class == 2 else 10
     config = PartitionConfig(train_images=many, validation_images=0, test_images=2)
     shares = partition(source, config, 2, 0)
-    data = ClientData(source, shares[0], image_size=16, channels=3, normalisation="imagenet", augment=True)
+    data = ClientData(source, shares[0], image_size=16, channels=3, normalisation="imagenet", augment="light")
     (batch,) = data.train_batches(
         many, torch.Generator().manual_seed(1), lambda number: torch.Generator().manual_seed(number)
     )

@@ -71,7 +71,7 @@ TINY = AskedOptions(
     batch_size=4,
     epochs=2,
     lr=1e-2,
-    augment=False,
+    augment="none",
     exchange="local",
 )
 PLAIN = dataclasses.replace(

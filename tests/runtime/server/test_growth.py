@@ -50,7 +50,7 @@ def test_a_long_run_takes_no_more_memory_than_a_short_one(schedule, tmp_path, mo
     """A step's smashed data is 16 KB, of which malloc's growth a turn must be a small part."""
     torch.set_num_threads(1)
     options = AskedOptions(
-        data="chest-phantom", model="unet", width=8, cut="1", image_size=32, augment=False, train_images=2,
+        data="chest-phantom", model="unet", width=8, cut="1", image_size=32, augment="none", train_images=2,
         validation_images=1, test_images=1, batch_size=2, clients=2, epochs=LATE, schedule=schedule,
     ).resolved()  # fmt: skip
     seen, start = {}, TurnLog.start_round

@@ -178,7 +178,7 @@ def test_a_replayed_run_equals_the_run_it_came_from(tmp_path, monkeypatch):
         folder.mkdir()
         options = AskedOptions(
             data="chest-phantom", width=1, image_size=32, train_images=2, validation_images=0, test_images=1,
-            batch_size=2, epochs=2, clients=3, lr=0.01, schedule=schedule, augment=False,
+            batch_size=2, epochs=2, clients=3, lr=0.01, schedule=schedule, augment="none",
         ).resolved()  # fmt: skip
         coordinator = play_locally(options, bytes(32), folder)
         return coordinator.weights_sha256(), (folder / "turns.jsonl").read_bytes()

@@ -1,0 +1,158 @@
+"""``suture evaluate``: runs a model over images and writes what came of it.
+
+OUT/evaluation.html   one page with all tables and pictures
+OUT/evaluation.json   all numbers
+OUT/predictions.csv   a line an image
+OUT/figures/*.png
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from suture.launch.deploy.trained import TrainedModel, load_trained
+from suture.launch.evaluate import classification, pictures, segmentation
+from suture.launch.evaluate.classification import Arrays
+from suture.launch.evaluate.grad_cam import heat_maps
+from suture.launch.evaluate.images import Chosen, Predictions, choose, predict, read_batches
+from suture.launch.evaluate.page import classification_tables, segmentation_tables, shown, to_html
+from suture.runtime.data.source import Task
+from suture.runtime.data.text import csv_text
+from suture.runtime.errors import ConfigError
+from suture.runtime.host.disk import writing
+from suture.runtime.state.checkpoint import write_atomically
+
+PAGE, NUMBERS, TABLE = "evaluation.html", "evaluation.json", "predictions.csv"
+_MOST_SHOWN = 4  # of the right cases, and of the wrong ones; of the worst masks twice as many
+Figures = list[tuple[Path, str]]
+
+
+def evaluate(run_or_model: Path, data: str, out: Path, *, which: str, sensitivity: float | None) -> Path:
+    """Writes OUT and returns its page.
+
+    Raises:
+        ConfigError, DataError: the model or the data cannot be used, or OUT is not empty.
+    """
+    if sensitivity is not None and not 0 < sensitivity <= 1:
+        raise ConfigError(f"sensitivity must lie above 0 and at most at 1, got {sensitivity:g}; use 0.9, say")
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty; give another --out")
+    model = load_trained(run_or_model, which)
+    if sensitivity is not None and len(model.classes) != 2:
+        raise ConfigError("sensitivity chooses the threshold of one of two classes; leave it out")
+    chosen = choose(run_or_model, data, model)
+    test = predict(chosen.source, chosen.test, model)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        found, rows, figures = (
+            _classified(model, chosen, test, out, sensitivity)
+            if model.task is Task.CLASSIFICATION
+            else _segmented(model, chosen, test, out)
+        )
+        found = {
+            "model": model.model,
+            "weights_sha256": model.weights_sha256,
+            "data": chosen.source.name,
+        } | found
+        write_atomically(out / NUMBERS, (json.dumps(found, indent=1) + "\n").encode())
+        write_atomically(out / TABLE, csv_text(rows).encode())
+        write_atomically(out / PAGE, _page(model, chosen, found, figures).encode())
+    return out / PAGE
+
+
+def _classified(
+    model: TrainedModel, chosen: Chosen, test: Predictions, out: Path, sensitivity: float | None
+) -> tuple[dict[str, Any], list[list[str]], Figures]:
+    names, arrays = model.classes, Arrays.of(test)
+    validation = Arrays.of(predict(chosen.source, chosen.validation, model))
+    found = classification.scores(arrays, validation, chosen, test.indices, sensitivity)
+    guess = classification.predicted(arrays.p, found["threshold"])
+    rows = [["image", "site", "true", "predicted", *(f"probability_{name}" for name in names)]]
+    for row, index in enumerate(test.indices):
+        example, p = chosen.source.examples[index], arrays.p[row]
+        rows.append(
+            [example.key, example.site, names[int(arrays.y[row])], names[int(guess[row])]]
+            + [f"{value:.8g}" for value in p]
+        )
+    figures = out / "figures"
+    pictures.curves(arrays, names, figures / "curves.png")
+    pictures.calibration(arrays, names, figures / "calibration.png")
+    pictures.confusion(found["confusion"], names, figures / "confusion.png")
+    made = [
+        (figures / "curves.png", "ROC and precision-recall curves; dotted: chance."),
+        (figures / "calibration.png", "Calibration in tenths; on the dotted line probabilities are right."),
+        (figures / "confusion.png", "Images by true and predicted class, at the threshold above."),
+    ]
+    return found, rows, made + _looks(model, chosen, test, guess, figures)
+
+
+def _looks(model: TrainedModel, chosen: Chosen, test: Predictions, guess: Any, figures: Path) -> Figures:
+    """Grad-CAM of the surest right and wrong cases."""
+    predicted, made = torch.as_tensor(guess), list[tuple[Path, str]]()
+    for kind, among in (("right", predicted == test.targets), ("wrong", predicted != test.targets)):
+        sure = test.probabilities.gather(1, predicted[:, None])[:, 0]
+        rows = (
+            torch.where(among, sure, -1.0)
+            .argsort(descending=True)[: min(_MOST_SHOWN, int(among.sum()))]
+            .tolist()
+        )
+        if not rows:
+            continue
+        indices = [test.indices[row] for row in rows]
+        (images, targets), *_ = read_batches(chosen.source, indices, model)
+        heat = heat_maps(model.net, images, predicted[rows])
+        if heat is None:
+            return []
+        titles = [
+            f"{model.classes[int(target)]}\npredicted {model.classes[int(predicted[row])]} ({sure[row]:.2f})"
+            for row, target in zip(rows, targets, strict=True)
+        ]
+        path = figures / f"grad_cam_{kind}.png"
+        pictures.heat_grid(list(zip(titles, images, heat, strict=True)), path)
+        made.append((path, f"Grad-CAM of the surest {kind} cases: what speaks for the predicted class."))
+    return made
+
+
+def _segmented(
+    model: TrainedModel, chosen: Chosen, test: Predictions, out: Path
+) -> tuple[dict[str, Any], list[list[str]], Figures]:
+    dice = segmentation.dice_by_image(test)
+    keys = [chosen.source.examples[index] for index in test.indices]
+    rows = [["image", "site", "dice"]]
+    rows += [[one.key, one.site, f"{value:.6f}"] for one, value in zip(keys, dice, strict=True)]
+    worst = sorted(range(len(dice)), key=dice.__getitem__)[: 2 * _MOST_SHOWN]
+    (images, _), *_ = read_batches(chosen.source, [test.indices[row] for row in worst], model)
+    grid = [
+        (f"Dice {dice[row]:.3f}", image, test.targets[row][0], test.probabilities[row][0])
+        for row, image in zip(worst, images, strict=True)
+    ]
+    pictures.dice_histogram(dice, out / "figures" / "dice.png")
+    pictures.outline_grid(grid, out / "figures" / "worst.png")
+    made = [
+        (out / "figures" / "dice.png", "Images by Dice."),
+        (
+            out / "figures" / "worst.png",
+            "The worst images: green the true outline, orange the predicted one.",
+        ),
+    ]
+    return segmentation.scores(dice, chosen, test.indices), rows, made
+
+
+def _page(model: TrainedModel, chosen: Chosen, found: dict[str, Any], figures: Figures) -> str:
+    title = f"{model.model} on {chosen.source.name}: {found['num_images']} test images"
+    facts = [chosen.said, f"Model of the {model.which} round, weights {model.weights_sha256[:16]}."]
+    if model.task is Task.CLASSIFICATION:
+        cut = "" if found["threshold"] is None else f" {found['threshold']:.3f}"
+        facts.append(f"Accuracy {shown(found['accuracy'])}. Threshold{cut}: {found['threshold_chosen']}.")
+        tables = classification_tables(found)
+    else:
+        facts.append(f"Dice {shown(found['dice'])}, mean over images.")
+        tables = segmentation_tables(found)
+    facts.append(
+        "In brackets 95 % intervals over images; several images of one patient make them wider in truth."
+    )
+    return to_html(title, facts, tables, figures)
