@@ -44,7 +44,7 @@ format: $(INSTALLED)          ## let ruff format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)           ## the six sections of docs/benchmarks.md; about an hour (line and sites as root)
+bench: $(INSTALLED)           ## the four sections of docs/benchmarks.md; about an hour (line and sites as root)
 	$(BIN)/suture bench all
 
 bench-full: $(INSTALLED)      ## step times in every size, cut and width: 20 minutes, into docs/benchmarks-full

@@ -74,20 +74,6 @@ def bench_sites(**asked: Any) -> None:
     _run("sites", asked)
 
 
-@bench.command("startup")
-@_sizes
-def bench_startup(**asked: Any) -> None:
-    """Seconds from the command to the first step of five ranks, started in two ways, and where they go."""
-    _run("startup", asked)
-
-
-@bench.command("profile")
-@_sizes
-def bench_profile(**asked: Any) -> None:
-    """Where the time of a step goes: the stacked bars of a run with --profile."""
-    _run("profile", asked)
-
-
 def _run(name: str, asked: Mapping[str, Any]) -> None:
     from suture.studies.bench.run import run_section
 
@@ -97,7 +83,7 @@ def _run(name: str, asked: Mapping[str, Any]) -> None:
 @bench.command("all")
 @_sizes
 def bench_all(quick: bool, out: Path | None) -> None:
-    """All six of train, clients, line, sites, startup and profile; an estimate is printed first."""
+    """All four of train, clients, line and sites; an estimate is printed first."""
     from suture.studies.bench.run import run_all
 
     run_all(quick=quick, out=out)

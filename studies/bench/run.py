@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from suture.studies.bench import clients, line, sites, startup, step_profile, train
+from suture.studies.bench import clients, line, sites, train
 from suture.studies.bench.page import page
 from suture.studies.bench.plan import say
 from suture.studies.bench.rigs import shaped
@@ -18,10 +18,8 @@ _MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "clients": clients.measure,
     "line": line.measure,
     "sites": sites.measure,
-    "startup": startup.measure,
-    "profile": step_profile.measure,
 }
-_MINUTES = {"train": 6, "clients": 11, "line": 21, "sites": 18, "startup": 2, "profile": 1}
+_MINUTES = {"train": 6, "clients": 11, "line": 21, "sites": 18}
 """Of each section, on two quiet cores of the machine that docs/benchmarks.md names."""
 _OVER_A_LINE = ("line", "sites")
 

@@ -1,7 +1,7 @@
 """``suture bench sites``: what runs between sites, gRPC over mutual TLS, beside torch RPC on the same lines.
 
-Steps, hand-offs, handshakes and joining over `shaped.ShapedLine`; steps of a net of next to nothing on loopback; and
-real processes of ``suture serve`` and ``suture join`` on this machine (``suture.studies.bench.rigs.consortium``).
+Steps, hand-offs, handshakes and joining over `shaped.ShapedLine`; and real processes of ``suture serve`` and
+``suture join`` on this machine (``suture.studies.bench.rigs.consortium``).
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from suture.runtime.rpc.transport import SERVER
 from suture.studies.bench.plan import LEASE, say
 from suture.studies.bench.rigs import consortium
 from suture.studies.bench.rigs.consortium import ConsortiumPlan
-from suture.studies.bench.rigs.floors import floors
 from suture.studies.bench.rigs.shaped import ShapedLine
-from suture.studies.bench.rigs.stage import UNSPLIT, Stage, seconds_by_line
+from suture.studies.bench.rigs.stage import Stage, seconds_by_line
 
 CARRIERS = ("rpc", "grpc")
 
@@ -34,7 +33,6 @@ class SitesPlan:
         handoff_rounds: timed, after one that is not; of two clients, so that all but the first turn begin with a
             hand-off.
         visits: joins of one site at each line.
-        loopback: steps a block, and blocks.
         consortium: real processes.
     """
 
@@ -44,7 +42,6 @@ class SitesPlan:
     handoff_cut: str = "6"
     handoff_rounds: int = 3
     visits: int = 10
-    loopback: tuple[int, int] = (20, 5)
     consortium: ConsortiumPlan = field(default_factory=ConsortiumPlan)
 
     def steps(self) -> RunOptions:
@@ -57,11 +54,6 @@ class SitesPlan:
         rounds = 1 + self.handoff_rounds
         cut = self.handoff_cut
         return _options(model="resnet18", cut=cut, image_size=32, batch_size=2, clients=2, epochs=rounds)
-
-    def nothing(self) -> RunOptions:
-        """A run whose steps compute next to nothing and carry 2.1 MB each way."""
-        net = "module:suture.studies.bench.rigs.featherweight:make"
-        return _options(model=net, cut="bottom", image_size=32, batch_size=32, clients=1, epochs=1)
 
 
 def _options(**chosen: Any) -> RunOptions:
@@ -83,7 +75,6 @@ QUICK = SitesPlan(
     handoff_cut="4",
     handoff_rounds=1,
     visits=2,
-    loopback=(2, 1),
     consortium=ConsortiumPlan(sites=2, cuts=1),
 )
 
@@ -112,7 +103,6 @@ def measure(*, quick: bool) -> dict[str, Any]:
         "handed": handed,
         "handshakes": [visit["handshakes"] for visit in visits],
         "joins": [visit["joins"] for visit in visits],
-        "loopback": _on_loopback(plan),
         "consortium": consortium.measure(plan.consortium),
     }
 
@@ -152,26 +142,3 @@ def _handed(plan: SitesPlan, line: ShapedLine, carrier: str) -> list[tuple[str, 
         for direction in ("up", "down")
         for entry in [entry for entry in reports[client]["handed"] if entry[0] == direction][1:]
     ]
-
-
-def _on_loopback(plan: SitesPlan) -> dict[str, Any]:
-    """Seconds of steps that carry 2.1 MB each way, over each carrier and in one process, in turn."""
-    num_steps, num_blocks = plan.loopback
-    times: dict[str, list[float]] = {name: [] for name in (*CARRIERS, UNSPLIT)}
-    with ExitStack() as stack:
-        stages = {
-            carrier: stack.enter_context(Stage(plan.nothing(), unsplit=carrier == "rpc", carrier=carrier))
-            for carrier in CARRIERS
-        }
-        timed = [(carrier, stages[carrier], "client0") for carrier in CARRIERS]
-        timed.append((UNSPLIT, stages["rpc"], UNSPLIT))
-        for _, stage, role in timed:
-            stage.block(role, num_steps)
-        for _ in range(num_blocks):
-            for name, stage, role in timed:
-                times[name] += stage.block(role, num_steps)
-            timed.reverse()
-        reports = [stage.finish() for stage in stages.values()]
-    up, down = reports[0][SERVER]["bytes_up"], reports[0][SERVER]["bytes_down"]
-    say(f"loopback: {len(times['grpc'])} steps of {up} bytes up and {down} down over each carrier")
-    return {"seconds": times, "bytes_up": up, "bytes_down": down, "floors": floors(up, down)}

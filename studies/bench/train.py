@@ -16,7 +16,6 @@ from suture.runtime.errors import ConfigError
 from suture.runtime.exchange import OVER_RPC
 from suture.runtime.rpc.transport import SERVER
 from suture.studies.bench.plan import Plan, Row, read_plan, say
-from suture.studies.bench.rigs.floors import floors
 from suture.studies.bench.rigs.stage import UNSPLIT, Stage
 from suture.studies.statistics import ratio_interval
 
@@ -87,7 +86,6 @@ def measure_row(row: Row, plan: Plan) -> dict[str, Any]:
         **asdict(row),
         "bytes_up": fused[SERVER]["bytes_up"],
         "bytes_down": fused[SERVER]["bytes_down"],
-        "floors": floors(fused[SERVER]["bytes_up"], fused[SERVER]["bytes_down"]),
         "peak_memory_bytes": peaks | {UNSPLIT: beside["peak_memory_bytes"]},
     }
     for name, seconds in times.items():

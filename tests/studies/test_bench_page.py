@@ -10,65 +10,78 @@ from suture.studies.bench.page.line import kind, verdicts
 from suture.studies.bench.rigs.stage import seconds_by_line
 from suture.studies.machine import machine
 
-STARTS = {
-    "torchrun launch/run.py": [{"images read": 3.0, "all joined": 4.0, "first step": 8.0, "processor": 9.0}]
-    * 3,
-    "suture train": [{"images read": 1.0, "all joined": 2.0, "first step": 4.0, "processor": 5.0}] * 3,
-}
-STARTUP = {"ranks": 5, "starts": STARTS, "imports": {"torch": 1.5}}
-PROFILE = {
-    "options": "--clients 1",
-    "parts": ["bottom", "server"],
-    "steps": 3,
-    "medians": {"client0": {"bottom": 0.25, "server": 0.5}},
-    "stopwatch_seconds": 5e-6,
-}
+
+def clients_found(rate):
+    row = {
+        "clients": 1,
+        "turn_steps": 2,
+        "schedule": "parallel",
+        "images_per_second": rate,
+        "over_unsplit": 0.5,
+    }
+    row |= {"server_cpu_seconds_a_step": 0.1, "server_memory_bytes": 1e8, "client_memory_bytes": 2e8}
+    row["client_own_memory_bytes"] = 5e7
+    return {
+        "plan": {"blocks": 1, "rounds": 1, "model": "m", "image_size": 32, "cut": "1", "batch_size": 2}
+    } | {
+        "rows": [row],
+        "left_out": [],
+    }
+
+
+def sites_found():
+    handed = [("up", 1_000_000, 0.1), ("down", 1_000_000, 0.2)]
+    memory = {"peak": 400_000_000, "own": 300_000_000}
+    run = {"sites": 2, "joined": 9.0, "done": 12.0, "memory": [memory], "server": memory}
+    return {
+        "plan": {"lines": [[1000, 0.0], [100, 5.0]]},
+        "steps": [{"rpc": [0.1] * 10, "grpc": [0.2] * 10}, {"rpc": [1.0] * 10, "grpc": [1.04] * 10}],
+        "handed": [{"grpc": handed, "rpc": handed}] * 2,
+        "handshakes": [[0.01], [0.01]],
+        "joins": [[0.02], [0.02]],
+        "consortium": {"crowd": run, "alone": run, "reconnects": {"seated": [0.5], "stepped": [0.75]}},
+    }
 
 
 def test_a_section_is_replaced_and_the_others_stay(tmp_path):
     """Oracle: the files; the numbers, by hand."""
     where = machine()
-    page.write(tmp_path, "profile", page.content("suture bench profile", where, PROFILE))
-    page.write(tmp_path, "startup", page.content("suture bench startup", where, STARTUP))
+    page.write(tmp_path, "sites", page.content("suture bench sites", where, sites_found()))
+    page.write(tmp_path, "clients", page.content("suture bench clients", where, clients_found(7.0)))
     page.write(tmp_path, "line", page.content("suture bench line", where, {"skipped": "needs root"}))
-    faster = PROFILE | {"medians": {"client0": {"bottom": 0.125, "server": 0.5}}}
-    page.write(tmp_path, "profile", page.content("suture bench profile", where, faster))
+    page.write(tmp_path, "clients", page.content("suture bench clients", where, clients_found(9.0)))
     text = (tmp_path / page.PAGE).read_text()
-    assert "| client0 | 125.0 | 500.0 | 625.0 |" in text and "| client0 | 250.0" not in text
-    assert (
-        "| `suture train` | 1.0 (1.0 to 1.0) | 2.0 (2.0 to 2.0) | 4.0 (4.0 to 4.0) | 5.0 (5.0 to 5.0) |"
-        in text
-    )
-    assert "forking takes 0.50 times as long" in text
+    assert "| 1 | 2 | parallel | 9.0 | 0.500 |" in text and "| 7.0 |" not in text
+    assert "| joining, ms | 20.0 | 20.0 |" in text
     assert "Not measured: needs root." in text and "benchmarks-line.png" not in text
     # In the page's order, whatever the order of writing.
-    places = [text.index(title) for title in ("## Over a line", "## Starting a run", "## Where the time")]
+    places = [text.index(title) for title in ("## Many clients", "## Over a line", "## Between sites")]
     assert places == sorted(places)
-    assert list(json.loads((tmp_path / page.DATA).read_text())) == ["line", "startup", "profile"]
+    assert list(json.loads((tmp_path / page.DATA).read_text())) == ["clients", "line", "sites"]
     assert {path.name for path in tmp_path.glob("*.png")} == {
-        "benchmarks-profile.png",
-        "benchmarks-startup.png",
+        "benchmarks-clients.png",
+        "benchmarks-sites.png",
     }
 
 
 def test_what_an_earlier_version_wrote_is_left_out(tmp_path):
     """Oracle: the page holds the new section alone; what is no JSON is refused in words."""
     (tmp_path / page.DATA).write_text('{"command": "suture bench train", "rows": []}')
-    page.write(tmp_path, "startup", page.content("suture bench startup", machine(), STARTUP))
-    assert list(json.loads((tmp_path / page.DATA).read_text())) == ["startup"]
+    page.write(tmp_path, "sites", page.content("suture bench sites", machine(), sites_found()))
+    assert list(json.loads((tmp_path / page.DATA).read_text())) == ["sites"]
     # A section whose numbers this version does not know keeps its place and its numbers, and stops no other.
-    old = page.content("suture bench profile", machine(), {"rows": []})
-    (tmp_path / page.DATA).write_text(json.dumps({"profile": old}))
-    page.write(tmp_path, "startup", page.content("suture bench startup", machine(), STARTUP))
+    old = page.content("suture bench clients", machine(), {})
+    (tmp_path / page.DATA).write_text(json.dumps({"clients": old}))
+    page.write(tmp_path, "sites", page.content("suture bench sites", machine(), sites_found()))
     assert (
-        "by another version of Suture: run `suture bench profile` again" in (tmp_path / page.PAGE).read_text()
+        "by another version of Suture: run `suture bench clients` again" in (tmp_path / page.PAGE).read_text()
     )
-    assert json.loads((tmp_path / page.DATA).read_text())["profile"] == old
+    assert json.loads((tmp_path / page.DATA).read_text())["clients"] == old
     with pytest.raises(KeyError):
-        page.write(tmp_path, "profile", page.content("suture bench profile", machine(), {"rows": []}))
+        page.write(tmp_path, "clients", page.content("suture bench clients", machine(), {}))
     (tmp_path / page.DATA).write_text("{")
     with pytest.raises(ConfigError, match=r"benchmarks\.json is no JSON; move it away"):
-        page.write(tmp_path, "startup", page.content("suture bench startup", machine(), STARTUP))
+        page.write(tmp_path, "sites", page.content("suture bench sites", machine(), sites_found()))
 
 
 def line_found(seconds, values):
@@ -100,26 +113,11 @@ def test_ways_that_end_with_the_same_weights_share_their_metric():
 
 def test_the_aims_between_sites_are_compared_with_what_was_measured():
     """Oracle: by hand: a hand-off of 1 MB in 100 ms is 80 Mbit/s; an aim is for 100 Mbit/s and below only."""
-    handed = [("up", 1_000_000, 0.1), ("down", 1_000_000, 0.2)]
-    memory = {"peak": 400_000_000, "own": 300_000_000}
-    run = {"sites": 2, "joined": 9.0, "done": 12.0, "memory": [memory], "server": memory}
-    found = {
-        "plan": {"lines": [[1000, 0.0], [100, 5.0]]},
-        "steps": [{"rpc": [0.1] * 10, "grpc": [0.2] * 10}, {"rpc": [1.0] * 10, "grpc": [1.04] * 10}],
-        "handed": [{"grpc": handed, "rpc": handed}] * 2,
-        "handshakes": [[0.01], [0.01]],
-        "joins": [[0.02], [0.02]],
-        "loopback": {
-            "seconds": {"grpc": [0.012] * 10, "rpc": [0.008] * 10, "unsplit": [0.003] * 10},
-            "bytes_up": 2_097_408,
-            "floors": {"socket": 0.001},
-        },
-        "consortium": {"crowd": run, "alone": run, "reconnects": {"seated": [0.5], "stepped": [0.75]}},
-    }
-    step, handoff, loopback, site = sites.verdicts(found)
+    found = sites_found()
+    step, handoff, site = sites.verdicts(found)
     assert ": met; the largest is 1.040, at 100 Mbit/s. Means instead of medians: 1.040 at 100." in step
     assert "**not met**; the least is 40%, down at 100 Mbit/s" in handoff
-    assert "in 8 ms: **not met**; 9.0 ms more" in loopback and ": met; 300.00 MB" in site
+    assert ": met; 300.00 MB" in site
     text = page.section("sites", page.content("suture bench sites", machine(), found))
     assert "| over the same by torch RPC | 2.000 (2.00 to 2.00) | 1.040 (1.04 to 1.04) |" in text
     assert "| hand-off up, gRPC, of the line | 8% | 80% |" in text and "| joining, ms | 20.0 | 20.0 |" in text

@@ -10,7 +10,6 @@ import pytest
 from suture.studies.bench import clients, line
 from suture.studies.bench.page import clients as clients_section
 from suture.studies.bench.rigs import shaped
-from suture.studies.bench.startup import MILESTONES
 
 
 def section(name, out):
@@ -86,7 +85,6 @@ def test_both_carriers_real_sites_and_a_broken_line_are_measured(tmp_path):
         assert all(size * 8 / seconds < 100e6 for _, size, seconds in handed[carrier])
     (joins,), (handshakes,) = found["joins"], found["handshakes"]
     assert len(joins) == 2 and min(joins) > min(handshakes) > 2 * 0.010  # two round trips
-    assert found["loopback"]["bytes_up"] == 4 * 32 * 16 * 32 * 32 + 8 * 32
     real = found["consortium"]
     assert len(real["crowd"]["memory"]) == real["crowd"]["sites"] == 2 and len(real["alone"]["memory"]) == 1
     assert all(0 < seen["own"] <= seen["peak"] for seen in real["crowd"]["memory"])
@@ -116,22 +114,3 @@ def test_a_line_has_its_rate_at_both_ends_and_its_relay_passes_frames_on():
         got = subprocess.run(command, capture_output=True, text=True, timeout=60)
         sender.communicate(timeout=30)
         assert got.stdout.strip() == "500000", got.stderr
-        assert shaped_line.relay_seconds() >= 0
-
-
-def test_a_start_is_followed_to_its_first_step(tmp_path):
-    """Oracle: the milestones' order; both ways of starting come to the first step."""
-    found = section("startup", tmp_path)
-    assert len(found["starts"]) == 2 and found["imports"]["torch"] > 0
-    for (start,) in found["starts"].values():
-        seconds = [start[what] for what in MILESTONES]
-        assert seconds == sorted(seconds) and seconds[0] > 0
-
-
-def test_the_parts_of_a_profiled_step_are_measured(tmp_path):
-    """Oracle: the parts that a step with shared labels has."""
-    found = section("profile", tmp_path)
-    for times in found["medians"].values():
-        spent = {part for part, seconds in times.items() if seconds > 0}
-        assert {"bottom", "wire up", "server", "wire down", "backward", "optimizer"} <= spent
-    assert found["stopwatch_seconds"] > 0

@@ -30,7 +30,6 @@ def test_the_quick_benchmark_times_both_sides_and_writes_the_page(tmp_path):
         assert row[f"{exchange}_ratio"] == pytest.approx(row[f"{exchange}_median"] / row["unsplit_median"])
     # By hand: float32, batch 2; the bottom gives 4 x 16 x 16, the top 8 x 16 x 16; each crosses both ways.
     assert row["bytes_up"] == row["bytes_down"] == 4 * 2 * (4 + 8) * 16 * 16
-    assert row["floors"].keys() == {"copy", "socket"} and min(row["floors"].values()) > 0
     assert row["peak_memory_bytes"].keys() == {"server", "client0", "unsplit"}
     assert all(100e6 < count < 10e9 for count in row["peak_memory_bytes"].values())
     assert len(content["idle"]) == 3 and all(0 <= share < 2 for share in content["idle"].values())

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md: one page of six sections, written from the JSON beside it, in which each command keeps its own.
+"""docs/benchmarks.md: one page of four sections, written from the JSON beside it, in which each command keeps its own.
 
 A command replaces its section in benchmarks.json and its picture, and the page is made anew from all that is there.
 NAME.md here is a section's text, whose open places ``fill`` of the module NAME fills.
@@ -15,7 +15,7 @@ from typing import Any
 from suture.launch.output.table import Table
 from suture.runtime.errors import ConfigError
 from suture.runtime.state.checkpoint import write_atomically
-from suture.studies.bench.page import clients, line, profile, sites, startup, train
+from suture.studies.bench.page import clients, line, sites, train
 
 DOCS, FULL = Path("docs"), Path("docs/benchmarks-full")
 DATA, PAGE = "benchmarks.json", "benchmarks.md"
@@ -25,8 +25,6 @@ _SECTIONS = {
     "clients": (clients.fill, clients.draw),
     "line": (line.fill, line.draw),
     "sites": (sites.fill, sites.draw),
-    "startup": (startup.fill, startup.draw),
-    "profile": (profile.fill, profile.draw),
 }
 SECTIONS = tuple(_SECTIONS)
 """In the page's order."""

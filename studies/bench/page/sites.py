@@ -12,14 +12,14 @@ from suture.studies.bench.page.bars import bars, spread, told, verdict
 from suture.studies.bench.page.line import shape_names
 from suture.studies.statistics import ratio_interval
 
-STEP_AIM, HANDOFF_AIM, LOOPBACK_AIM, MEMORY_AIM = 1.05, 0.9, 8e-3, 350_000_000
+STEP_AIM, HANDOFF_AIM, MEMORY_AIM = 1.05, 0.9, 350_000_000
 SLOW = 100.0
 """Mbit/s up to which the first two aims hold."""
 
 
 def fill(found: Mapping[str, Any]) -> dict[str, object]:
     """What the section's text leaves open."""
-    loopback, real = found["loopback"], found["consortium"]
+    real = found["consortium"]
     crowd, alone, reconnects = real["crowd"], real["alone"], real["reconnects"]
     memory = {
         f"one of {crowd['sites']} sites, median": crowd["memory"],
@@ -31,10 +31,6 @@ def fill(found: Mapping[str, Any]) -> dict[str, object]:
         "handoff": megabytes(found["handed"][0]["grpc"][0][1]),
         "num_joins": len(found["joins"][0]),
         "lines": Table(_by_line(found)),
-        "bytes_up": megabytes(loopback["bytes_up"]),
-        "num_loopback": len(loopback["seconds"]["grpc"]),
-        **{carrier: _ms(seconds) for carrier, seconds in loopback["seconds"].items()},
-        "socket": _ms([loopback["floors"]["socket"]]),
         "crowd": crowd,
         "alone": alone,
         "seated": told(reconnects["seated"], 2),
@@ -89,8 +85,6 @@ def verdicts(found: Mapping[str, Any]) -> list[str]:
     low, _ = ratio_interval(slow[worst][0]["grpc"], slow[worst][0]["rpc"])
     means = ", ".join(f"{_mean_over(steps):.3f} at {rate:g}" for rate, (steps, _) in slow.items())
     noise = "" if ratios[worst] <= STEP_AIM or low > STEP_AIM else "; its interval holds the aim"
-    times = found["loopback"]["seconds"]
-    added = statistics.median(times["grpc"]) - statistics.median(times["unsplit"])
     alone = found["consortium"]["alone"]["memory"][0]["own"]
     return [
         verdict(
@@ -102,11 +96,6 @@ def verdicts(found: Mapping[str, Any]) -> list[str]:
             f"hand-offs at {HANDOFF_AIM:.0%} of the line",
             shares[least] >= HANDOFF_AIM,
             f"the least is {shares[least]:.0%}, {least}.",
-        ),
-        verdict(
-            f"2.1 MB each way on loopback in {LOOPBACK_AIM * 1e3:g} ms",
-            added <= LOOPBACK_AIM,
-            f"{added * 1e3:.1f} ms more than the step in one process.",
         ),
         verdict(f"a site in {megabytes(MEMORY_AIM)}", alone <= MEMORY_AIM, f"{megabytes(alone)}."),
     ]

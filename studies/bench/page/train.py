@@ -42,9 +42,6 @@ def _cells(row: Mapping[str, Any]) -> dict[str, object]:
         "autograd": _ratio(row, "autograd"),
         "CPU seconds: unsplit, fused, autograd": ", ".join(cpu),
         "up, down a step": f"{megabytes(row['bytes_up'])}, {megabytes(row['bytes_down'])}",
-        "floors, ms: copy, socket": ", ".join(
-            f"{1e3 * row['floors'][name]:.1f}" for name in ("copy", "socket")
-        ),
         "peak memory: server, client, unsplit": ", ".join(
             megabytes(memory[role]) for role in ("server", "client0", "unsplit")
         ),

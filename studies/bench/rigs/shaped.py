@@ -143,12 +143,6 @@ class ShapedLine:
         """A port at the server's end that no other part of this line uses."""
         return next(self._ports)
 
-    def relay_seconds(self) -> float:
-        """Processor time of the relay so far: what the line itself takes from the cores."""
-        assert self._relay is not None
-        fields = Path(f"/proc/{self._relay.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
 
 def _run(command: str) -> None:
     done = subprocess.run(command.split(), capture_output=True, text=True)
