@@ -1,6 +1,6 @@
 """The ``suture`` command: begins what takes long, then reads the command line.
 
-Kept free of imports: `suture.cli` takes a second or two, during which the fork server of a run can import as well.
+Kept free of imports: a command takes seconds to import, during which the fork server of a run can import as well.
 """
 
 import sys

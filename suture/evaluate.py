@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from suture.launch.evaluate.evaluate import evaluate as write
+
 
 @click.command()
 @click.argument("run_or_model", type=click.Path(path_type=Path))
@@ -26,6 +28,4 @@ def evaluate(run_or_model: Path, data: str, out: Path, which: str, sensitivity: 
     RUN_OR_MODEL is a run folder or a client's model.pt, DATA a SPEC as for train. Of a run's own data the images are
     those that it did not train on. Writes DIR/evaluation.html, evaluation.json, predictions.csv and figures/.
     """
-    from suture.launch.evaluate.evaluate import evaluate as write
-
     click.echo(f"open {write(run_or_model, data, out, which=which, sensitivity=sensitivity)}")

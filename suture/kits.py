@@ -14,6 +14,7 @@ from suture.runtime.consortium.credentials import Role, common_name
 from suture.runtime.consortium.roster import FINGERPRINT, Roster
 from suture.runtime.consortium.roster import fingerprint as fingerprint_of
 from suture.runtime.errors import ConfigError
+from suture.runtime.state.handoff import write_key
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -102,3 +103,11 @@ def _fingerprint(text: str, name: str) -> str:
             f"the certificate {path} is for {common_name(certificate)!r:.60}, not for {name}; give {name}'s own"
         )
     return fingerprint_of(certificate)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def keygen(file: Path) -> None:
+    """Make a hand-off key for the clients; give FILE to every client and not to the server."""
+    write_key(file)
+    click.echo(f"wrote {file}; copy it to every client over a channel you trust, and not to the server")

@@ -228,10 +228,12 @@ def _spawn_warm(path, args, passed, _spawn=util.spawnv_passfds) -> int:
 def _import_all() -> None:
     """What a command and its ranks import, sooner or later."""
     sys.path[0] = str(ROOT)
+    from suture.cli import COMMANDS
     from suture.launch.host.sandbox_setup import load_the_lazy
     from suture.launch.start.fork_server import IMPORTED
 
-    for module in (*IMPORTED, "suture.__main__", "suture.launch.rank"):
+    commands = {f"suture.{module}" for module, _ in COMMANDS.values()}
+    for module in (*IMPORTED, *sorted(commands), "suture.__main__", "suture.launch.rank"):
         importlib.import_module(module)
     load_the_lazy()
     assert _has_one_thread(), "a process with threads cannot be forked"

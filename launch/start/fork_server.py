@@ -19,7 +19,7 @@ from typing import TextIO
 
 START_METHOD = "forkserver"
 IMPORTED = (
-    "suture.cli",
+    "suture.train",
     "suture.launch.roles.server",
     "torch._dynamo",
     "torch.utils.tensorboard",

@@ -4,6 +4,7 @@ A warm process has imported torch and gRPC and used neither, and has one thread:
 JSON object a line, and answers each with the process id of the fork that follows it.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -42,8 +43,11 @@ def ask(process: "subprocess.Popen[str]", order: dict[str, Any]) -> int:
 
 def obey(play: Callable[[dict[str, Any]], int]) -> None:
     """In a warm process: follows orders, each in a fork of its own, until there are no more."""
+    from suture.cli import COMMANDS
     from suture.launch.host.sandbox_setup import load_the_lazy
 
+    for module, _ in COMMANDS.values():
+        importlib.import_module(f"suture.{module}")
     load_the_lazy()
     threads = list(Path("/proc/self/task").iterdir())
     assert len(threads) == 1, f"{len(threads)} threads before the first fork"

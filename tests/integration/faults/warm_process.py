@@ -25,8 +25,6 @@ import replayed
 from forks import DEFECT, begin_session, command_line, ended, fork, leave_code, obey
 from site_own import FINAL
 
-import suture.cli  # noqa: F401  (before the first fork)
-
 _CLONE_NEWNET = 0x40000000
 _PAUSE = 0.25
 """Seconds until a member is started again, unless it has ended with a code in `FINAL` (docs/deploy)."""

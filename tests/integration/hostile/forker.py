@@ -82,6 +82,4 @@ def _be_member(order: Order) -> int:
 
 
 if __name__ == "__main__":
-    import suture.cli  # noqa: F401  (before the first fork)
-
     obey(lambda order: _be(Order(**order)))
