@@ -12,7 +12,6 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suture.cli import suture
 from suture.launch.click_options import run_options
 from suture.launch.options.options import DEFAULTS, AskedOptions
 from suture.launch.options.toml import check_names, flag, read_toml, to_arguments, to_toml
@@ -22,6 +21,7 @@ from suture.runtime.data.source import Task
 from suture.runtime.errors import ConfigError
 from suture.runtime.scheduler import SCHEDULES
 from suture.threats.registry import ATTACKS, DEFENCES, DETECTORS
+from suture.train import train
 
 # A value for every option that is not its default, and what must be set beside it.
 VALUES = {
@@ -302,7 +302,7 @@ def test_the_path_of_the_data_may_differ_from_site_to_site(tmp_path):
     assert one == two and one["data"] == "kaggle-dr"
 
 
-@pytest.mark.parametrize("command", [rank, suture.commands["train"]])
+@pytest.mark.parametrize("command", [rank, train])
 def test_help_lists_every_option_and_every_data_source(command):
     """Oracle: the fields, the registries of sources and schedules, and the defaults of both tasks."""
     shown = CliRunner().invoke(command, ["--help"])
