@@ -13,6 +13,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import TextIO
@@ -61,6 +62,15 @@ def play(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    threading.Thread(target=_end_with_the_command, daemon=True).start()
+
+
+def _end_with_the_command() -> None:
+    """The agent releases its ranks together; one that was killed never will."""
+    command = multiprocessing.parent_process()
+    assert command is not None
+    command.join()
+    os._exit(0)
 
 
 def _show_each_line(stream: TextIO) -> None:

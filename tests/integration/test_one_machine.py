@@ -171,3 +171,13 @@ def test_what_shows_patients_is_the_users_own(tmp_path):
     modes = {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in written}
     expected = {str(path.relative_to(tmp_path)): 0o700 if path.is_dir() else 0o600 for path in written}
     assert modes == expected
+
+
+def test_ranks_whose_command_was_killed_end_with_their_run(tmp_path, expected):
+    """Oracle: the run's summary, and that none of its processes is left; torchrun's agent cannot release them any more."""
+    with running(tmp_path / "run", "--handoff-key", str(expected.key), code=-signal.SIGKILL) as here:
+        here.process.kill()
+    _, alive = psutil.wait_procs(here.ranks, timeout=90)
+    assert not alive, [rank.status() for rank in alive]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["weights_sha256"] == expected.digest
