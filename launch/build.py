@@ -49,6 +49,8 @@ from suture.threats.client_view import ClientView
 from suture.threats.registry import build_defence, build_detector
 
 log = logging.getLogger(__name__)
+NORMS_FOLDER = "norms"
+"""Below RUN/clients/NAME, with ``--norms local``: what the client keeps to itself, file by file."""
 _DRAWN = 20  # images a client that a drawn source, which has no end, makes where all are to be used
 
 
@@ -306,6 +308,7 @@ def build_client(
     device: torch.device,
     memory: Path | None,
     own: SiteOwn | None = None,
+    folder: Path | None = None,
 ) -> Client:
     """One client, in its own process.
 
@@ -317,6 +320,7 @@ def build_client(
         device: where it computes.
         memory: where it remembers what it has seen; see `ClientConfig`.
         own: what a site has of its own.
+        folder: RUN/clients/NAME, for what it keeps of a run to go on with; None to keep nothing.
     """
     split = build_split(options, len(data.classes), key)
     view = client_view(options, split, data)
@@ -337,6 +341,8 @@ def build_client(
         overlap=options.overlap,
         offered_from=options.first_query_round(),
         tested_from=options.first_test_round(),
+        norms=options.norms,
+        norms_folder=None if folder is None else folder / NORMS_FOLDER,
         rounds=None if own is None else options.epochs,
         repeats=None if own is None else own.repeats,
     )

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 import suture.models.registry as nets
 from suture.launch.options.model import as_config_error, parse_cut
-from suture.launch.output.client_folder import MODEL_FORMAT
+from suture.launch.output.client_folder import MODEL_FORMAT, digests
 from suture.models.split import SplitModel
 from suture.models.weights_file import why_unreadable
 from suture.runtime.data.normalise import Normalisation, normalise
 from suture.runtime.data.source import Task
 from suture.runtime.errors import ConfigError
-from suture.runtime.state.handoff import model_digest
 
 
 class Deployed(nn.Module):
@@ -68,7 +67,7 @@ class TrainedModel:
 
 
 def load_trained(run_or_model: Path, which: str) -> TrainedModel:
-    """Loads a run's trained model; all clients of a run hold the same one.
+    """Loads a run's trained model; all clients of a run hold the same one, but for batch norms that are their own.
 
     Args:
         run_or_model: a run folder, or a model.pt.
@@ -79,6 +78,8 @@ def load_trained(run_or_model: Path, which: str) -> TrainedModel:
     """
     path = find_model(run_or_model)
     content = _read(path)
+    if any(content.get("own_norms", {}).values()):
+        _check_named(run_or_model, path)
     try:
         return _build(path, content, which)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -137,7 +138,8 @@ def _build(path: Path, content: dict[str, Any], which: str) -> TrainedModel:
             width=content["width"],
         )
     states, digest = content[which]["parts"], content[which]["weights_sha256"]
-    if model_digest(states) != digest:
+    found = digests(states, content.get("own_norms", {}))
+    if found != {name: content[which][name] for name in found}:
         raise _damaged(path, "its weights are not those of its digest")
     for name, part in split.parts().items():
         part.load_state_dict(states[name], assign=True)
@@ -153,6 +155,19 @@ def _build(path: Path, content: dict[str, Any], which: str) -> TrainedModel:
         weights_sha256=digest,
         which=which,
     )
+
+
+def _check_named(run_or_model: Path, path: Path) -> None:
+    """
+    Raises:
+        ConfigError: a run is named whose clients have different models.
+    """
+    models = sorted(path.parent.parent.glob("*/model.pt"))
+    if run_or_model.is_dir() and path.parent != run_or_model and len(models) > 1:
+        raise ConfigError(
+            f"the clients of {run_or_model} have batch norms of their own (norms local), so each has another model; "
+            f"name one: {', '.join(map(str, models))}"
+        )
 
 
 def _damaged(path: Path, reason: str) -> ConfigError:

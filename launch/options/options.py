@@ -25,7 +25,8 @@ from suture.launch.options.host import HostOptions
 from suture.launch.options.model import ModelOptions, as_config_error, parse_cut
 from suture.launch.options.threats import ThreatOptions
 from suture.launch.options.training import TrainingOptions
-from suture.models.freezing import frozen_names
+from suture.models.freezing import freeze, frozen_names
+from suture.models.norms import LOCAL, check_local
 from suture.models.pretrained import weights_file
 from suture.runtime.data.partition import PartitionConfig
 from suture.runtime.data.registry import DataConfig, open_source, split_spec
@@ -251,13 +252,15 @@ class RunOptions(AskedOptions):
             )
 
     def check_cut(self) -> None:
-        """Refuses a cut that the model does not have, and freezing that does not fit it."""
+        """Refuses a cut that the model does not have, and freezing or local norms that do not fit it."""
         with as_config_error(), torch.device("meta"):
             split = nets.build(
                 self.model, cut=parse_cut(self.cut), num_outputs=2, labels=self.labels, width=self.width
             )
             if self.freeze is not None:
-                frozen_names(split, self.freeze, self.model, self.width)
+                freeze(split, frozen_names(split, self.freeze, self.model, self.width))
+            if self.norms == LOCAL:
+                check_local(split, self.model, self.cut)
 
     def check_detector(self) -> None:
         """Refuses a detector that cannot work with this task and these labels."""

@@ -29,7 +29,6 @@ from suture.runtime.participant.participant import NoClientObserver
 from suture.runtime.records.tracking import METRICS_FILE, Tracker, read_events, read_metrics
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.state.checkpoint import write_atomically
-from suture.runtime.state.handoff import model_digest
 from suture.runtime.training.metrics import main_score
 from suture.runtime.wire.messages import Release, Welcome
 
@@ -287,7 +286,9 @@ class ClientRecord(NoClientObserver):
     def _summarise(self, release: Release) -> None:
         assert self._folder is not None
         # Without a top there is no whole model: the server keeps it to itself.
-        weights = model_digest(self._client.whole_model(release, best=False)) if release.top else None
+        weights = (
+            self._client.model_digest(self._client.whole_model(release, best=False)) if release.top else None
+        )
         text = json.dumps(self.summary(weights), indent=2) + "\n"
         write_atomically(self._folder / "summary.json", text.encode())
 

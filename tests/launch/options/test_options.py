@@ -53,6 +53,7 @@ VALUES = {
     "clip": 1.5,
     "label_smoothing": 0.1,
     "prox": 0.5,
+    "norms": "local",
     "precision": "bf16",
     "early_stop": 4,
     "class_weights": "balanced",
