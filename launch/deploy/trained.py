@@ -20,24 +20,25 @@ from suture.models.weights_file import why_unreadable
 from suture.runtime.data.normalise import Normalisation, normalise
 from suture.runtime.data.source import Task
 from suture.runtime.errors import ConfigError
+from suture.runtime.training.objectives import objective
 
 
 class Deployed(nn.Module):
     """The joined net between its normalisation and its probabilities, in evaluation mode.
 
-    x_NCHW in [0, 1] to p_NK that sum to 1 (classification), or p_N1HW, the probability of the mask.
+    x_NCHW in [0, 1] to p_NK, of classes and grades with sum 1, or p_N1HW, the probability of the mask.
     """
 
     def __init__(self, split: SplitModel, task: Task, normalisation: Normalisation) -> None:
         super().__init__()
         self.joined = split.joined()
-        self._task = task
+        self.objective = objective(task)
         self._normalisation = normalisation
         self.requires_grad_(False).eval()
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         logits: Tensor = self.joined(normalise(x_NCHW, self._normalisation))
-        return logits.softmax(dim=1) if self._task is Task.CLASSIFICATION else logits.sigmoid()
+        return self.objective.probabilities(logits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class TrainedModel:
     model: str
     """Name in the registry."""
     task: Task
-    """Classification or segmentation."""
+    """What was learnt."""
     classes: tuple[str, ...]
     """Names by class number; for segmentation of mask values 0 and 1."""
     channels: int
@@ -133,7 +134,7 @@ def _build(path: Path, content: dict[str, Any], which: str) -> TrainedModel:
         split = nets.build(
             entry.name,
             cut=parse_cut(content["cut"]),
-            num_outputs=len(classes) if task is Task.CLASSIFICATION else 1,
+            num_outputs=objective(task).num_outputs(len(classes)),
             labels=content["labels"],
             width=content["width"],
         )

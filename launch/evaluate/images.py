@@ -42,7 +42,7 @@ class Predictions:
     Attributes:
         indices: into ``source.examples``.
         probabilities: p_NK, or the probability of the mask p_N1HW.
-        targets: y_N, or mask_N1HW.
+        targets: y_N, findings y_NK, or mask_N1HW.
     """
 
     indices: tuple[int, ...]
@@ -58,14 +58,14 @@ def choose(run_or_model: Path, data: str, model: TrainedModel) -> Chosen:
         DataError: they cannot be read.
     """
     entry, _ = split_spec(data)
-    if entry.task is not model.task:
+    if entry.task.of_net != model.task.of_net:
         raise ConfigError(f"{model.path} is for {model.task}, data {entry.name} is for {entry.task}")
     run, client = _run_of(run_or_model)
     config = run / "config.toml"
     if config.is_file() and _is_of_run(asked := AskedOptions(**read_toml(config)), data):
         return _checked(_of_run(asked.with_defaults(), client), model)
     grades = "binary" if len(model.classes) == 2 else "all"
-    source = open_source(data, grades=grades, need=_NEED, seed=0)  # type: ignore[arg-type]
+    source = open_source(data, grades=grades, need=_NEED, seed=0, task=model.task)  # type: ignore[arg-type]
     official = tuple(i for i, example in enumerate(source.examples) if example.official_test)
     said = (
         "The official test images."
@@ -132,10 +132,12 @@ def read_batches(
 def predict(source: Source, indices: Sequence[int], model: TrainedModel) -> Predictions:
     """What the model makes of images; masks take as much memory as images do."""
     pairs = [(model.net(images), targets) for images, targets in read_batches(source, indices, model)]
-    size = model.image_size
+    of_classes, of_mask = (0, len(model.classes)), (0, 1, model.image_size, model.image_size)
     shapes = {
-        Task.CLASSIFICATION: ((0, len(model.classes)), (0,)),
-        Task.SEGMENTATION: ((0, 1, size, size),) * 2,
+        Task.CLASSIFICATION: (of_classes, (0,)),
+        Task.ORDINAL: (of_classes, (0,)),
+        Task.MULTI_LABEL: (of_classes, of_classes),
+        Task.SEGMENTATION: (of_mask, of_mask),
     }
     empty = [torch.zeros(shape) for shape in shapes[model.task]]
     probabilities, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True)) if pairs else empty

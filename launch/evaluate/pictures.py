@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from suture.launch.evaluate import measures
-from suture.launch.evaluate.classification import Arrays, classes_shown
+from suture.launch.evaluate.classification import Arrays
 from suture.launch.output.figures.canvas import COLOURS, GREY, drawn
 
 Shown = tuple[str, Tensor, Tensor]  # a heading, an image (C, H, W), and what lies over it (H, W)
@@ -20,8 +20,8 @@ def curves(test: Arrays, names: Sequence[str], path: Path) -> None:
     """ROC and precision-recall curves side by side."""
     with drawn(path, 8, 3.8) as figure:
         left, right = figure.subplots(1, 2)
-        for k in classes_shown(len(names)):
-            y, p, colour = test.y == k, test.p[:, k], COLOURS[k % len(COLOURS)]
+        for k in test.shown():
+            y, p, colour = test.of_class(k), test.p[:, k], COLOURS[k % len(COLOURS)]
             if not y.any() or y.all():
                 continue
             left.plot(*measures.roc(y, p), color=colour, label=f"{names[k]}: {measures.auroc(y, p):.3f}")
@@ -42,8 +42,8 @@ def calibration(test: Arrays, names: Sequence[str], path: Path) -> None:
     with drawn(path, 4.6, 4.2) as figure:
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
-        for k in classes_shown(len(names)):
-            bins = measures.calibration(test.y == k, test.p[:, k])
+        for k in test.shown():
+            bins = measures.calibration(test.of_class(k), test.p[:, k])
             x, y = [one.probability for one in bins], [one.share for one in bins]
             label = f"{names[k]}: error {measures.calibration_error(bins):.3f}"
             axes.plot(x, y, marker="o", color=COLOURS[k % len(COLOURS)], label=label)

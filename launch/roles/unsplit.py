@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-import suture.models.registry as nets
 from suture.launch import build, keys
 from suture.launch.host.cores import ready_torch
 from suture.launch.host.logs import set_up
@@ -39,7 +38,7 @@ from suture.runtime.randomness import PUBLIC, Randomness
 from suture.runtime.records.tracking import Tracker
 from suture.runtime.scheduler import Scheduler, parse_schedule
 from suture.runtime.state.handoff import model_digest, shared_key
-from suture.runtime.training.metrics import build_criterion, build_scores, main_score
+from suture.runtime.training.objectives import build_criterion, build_scores, main_score
 
 log = logging.getLogger(__name__)
 POOL = "pooled"
@@ -131,7 +130,7 @@ class Unsplit:
         for phase in ("validation", "test"):
             if phase == "test" and round < self.options.first_test_round():
                 continue
-            collected, losses, num_images = build_scores(data.task, len(data.classes)), 0.0, 0
+            collected, losses, num_images = build_scores(data.task, data.classes), 0.0, 0
             criterion = build_criterion(data.task, None)
             for batch in data.test_batches(self.options.batch_size, phase):
                 logits = self.model(batch.inputs.to(self.device)).cpu()
@@ -263,7 +262,7 @@ def _train(trainer: Unsplit, options: RunOptions, progress: Progress, tracker: T
             for phase, values in scores[client].items():
                 tracker.scores(step, round, turn, client, phase, values)
                 progress.scores(client, phase, values)
-        if (value := _validated(scores, str(nets.model_entry(options.model).task))) > best_value:
+        if (value := _validated(scores, options.task)) > best_value:
             best_round, best_value = round, value
         if options.early_stop is not None and best_round and round - best_round >= options.early_stop:
             break

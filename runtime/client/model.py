@@ -23,7 +23,7 @@ from suture.runtime.hooks import Defence, Detector
 from suture.runtime.randomness import BatchAddress, Randomness
 from suture.runtime.records.step_timer import NoStepTimer, StepTimer
 from suture.runtime.scheduler import Turn
-from suture.runtime.training.metrics import build_criterion
+from suture.runtime.training.objectives import build_criterion
 from suture.runtime.training.optim import OptimizerConfig, pulled, step_with
 from suture.runtime.wire.checks import TensorSpec
 from suture.runtime.wire.compression import Packer

@@ -45,6 +45,11 @@ class TensorSpec:
     max_batch: int
     below: int | None = None
 
+    @property
+    def num_classes(self) -> int | None:
+        """Of labels: classes, or findings; None where there is no bound."""
+        return self.shape[0] if self.shape else self.below
+
     @classmethod
     def like(cls, tensor: Tensor) -> TensorSpec:
         """What ``tensor`` looks like, and its gradient."""

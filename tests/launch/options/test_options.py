@@ -27,6 +27,7 @@ from suture.threats.registry import ATTACKS, DEFENCES, DETECTORS
 VALUES = {
     "data": "chest-phantom",
     "grades": "all",
+    "task": "ordinal",
     "columns": "image=file,label=DR grade",
     "structure": "1,2",
     "image_size": 48,

@@ -12,11 +12,8 @@ from suture.runtime.training.metrics import (
     ClassificationScores,
     DiceLoss,
     SegmentationScores,
-    build_criterion,
-    build_scores,
-    main_metric,
-    main_score,
 )
+from suture.runtime.training.objectives import build_criterion, build_scores, main_metric, main_score
 
 
 def _binary_logits(margins: list[float]) -> torch.Tensor:
