@@ -43,12 +43,12 @@ def open_findings(path: Path, *, columns: Columns | None = None) -> Source:
     """
     columns = columns or {}
     asked = tuple(name for name in columns if name.startswith(FINDING))
+    required = (IMAGE, *asked)
+    table = find_table(path, (), required, columns)
     if not asked:
         raise ConfigError(
             "data source findings must be told which columns are findings: --columns finding=edema,finding=effusion"
         )
-    required = (IMAGE, *asked)
-    table = find_table(path, (), required, columns)
     found = walk(path, known=[table])
     listed = listed_files(
         path, table, read_columns(table, required, (PATIENT, SITE), columns), found.pictures

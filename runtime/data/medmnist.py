@@ -98,7 +98,7 @@ def _read_part(
         return split, images, labels.astype(np.int64)
     if labels.size != len(images) or labels.dtype.kind not in "iub":
         raise DataError(
-            f"{path}: {split}_labels must be one whole number an image, or a 0 or 1 a finding, got {labels.dtype} "
-            f"{labels.shape}"
+            f"{path}: {split}_labels must be one whole number an image, got {labels.dtype} {labels.shape}; where an "
+            "image may have several findings, a 0 or a 1 for each"
         )
     return split, images, labels.reshape(-1).astype(np.int64)
