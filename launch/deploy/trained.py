@@ -163,7 +163,7 @@ def _check_named(run_or_model: Path, path: Path) -> None:
     Raises:
         ConfigError: a run is named whose clients have different models.
     """
-    models = sorted(path.parent.parent.glob("*/model.pt"))
+    models = [one.parent for one in sorted(path.parent.parent.glob("*/model.pt"))]
     if run_or_model.is_dir() and path.parent != run_or_model and len(models) > 1:
         raise ConfigError(
             f"the clients of {run_or_model} have batch norms of their own (norms local), so each has another model; "

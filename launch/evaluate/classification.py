@@ -84,7 +84,7 @@ def scores(
         "threshold": cut,
         "threshold_chosen": how,
         "accuracy": share(int(right.sum()), len(right)),
-        **(_kappa(test.y, guess, num_classes) if task is Task.ORDINAL else {}),
+        **(kappa(test.y, guess, num_classes) if task is Task.ORDINAL else {}),
         "confusion": confusion.tolist(),
         "classes": {
             names[k]: of_class(test.y == k, test.p[:, k]) | {"recall": share(*_hits(test.y == k, right))}
@@ -97,20 +97,20 @@ def scores(
     }
 
 
-def _kappa(y_N: NDArray[np.int64], guess_N: NDArray[np.int64], num_grades: int) -> dict[str, Any]:
+def kappa(y_N: NDArray[np.int64], guess_N: NDArray[np.int64], num_grades: int) -> dict[str, Any]:
     """Quadratic weighted kappa and its interval; empty where it is not defined."""
-    true, predicted = torch.from_numpy(y_N), torch.from_numpy(guess_N)
-    kappa = quadratic_kappa(true, predicted, num_grades)
-    if kappa is None:
+    true, guess = torch.from_numpy(y_N), torch.from_numpy(guess_N)
+    found = quadratic_kappa(true, guess, num_grades)
+    if found is None:
         return {}
 
     def again(rows: NDArray[np.int64]) -> float:
         drawn = torch.from_numpy(rows)
-        value = quadratic_kappa(true[drawn], predicted[drawn], num_grades)
-        return kappa if value is None else value
+        value = quadratic_kappa(true[drawn], guess[drawn], num_grades)
+        return found if value is None else value
 
     whole = np.ones(len(y_N), dtype=np.bool_)
-    return {"quadratic_kappa": {"value": kappa, "interval": list(measures.interval(again, whole))}}
+    return {"quadratic_kappa": {"value": found, "interval": list(measures.interval(again, whole))}}
 
 
 def of_class(y_N: measures.Bools, p_N: measures.Floats) -> dict[str, Any]:

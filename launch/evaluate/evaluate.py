@@ -83,8 +83,11 @@ def _classified(
     pictures.confusion(found["confusion"], names, figures / "confusion.png")
     made = [
         (figures / "curves.png", "ROC and precision-recall curves; dotted: chance."),
-        (figures / "calibration.png", "Calibration in tenths; on the dotted line probabilities are right."),
-        (figures / "confusion.png", "Images by true and predicted class, at the threshold above."),
+        (
+            figures / "calibration.png",
+            "Calibration in tenths, with the number of images in each; on the dotted line probabilities are right.",
+        ),
+        (figures / "confusion.png", "Images by true and predicted class, decided as said above."),
     ]
     predicted = torch.as_tensor(guess)
     return found, rows, made + _looks(model, chosen, test, predicted, predicted == test.targets, figures)
@@ -107,7 +110,10 @@ def _found(
     pictures.calibration(arrays, names, figures / "calibration.png")
     made = [
         (figures / "curves.png", "ROC and precision-recall curves of each finding; dotted: chance."),
-        (figures / "calibration.png", "Calibration in tenths; on the dotted line probabilities are right."),
+        (
+            figures / "calibration.png",
+            "Calibration in tenths, with the number of images in each; on the dotted line probabilities are right.",
+        ),
     ]
     likeliest = test.probabilities.argmax(dim=1)
     right = test.targets.gather(1, likeliest[:, None])[:, 0] == 1

@@ -50,8 +50,9 @@ def shown(score: Mapping[str, Any], name: str = "value", interval: str = "interv
 
 
 def _of_classes(found: Mapping[str, Any]) -> SummedUp:
-    cut = "" if found["threshold"] is None else f" {found['threshold']:.3f}"
-    facts = [f"Accuracy {shown(found['accuracy'])}. Threshold{cut}: {found['threshold_chosen']}."]
+    cut, how = found["threshold"], found["threshold_chosen"]
+    decided = f"Decided on {how}." if cut is None else f"Threshold {cut:.3f}: {how}."
+    facts = [f"Accuracy {shown(found['accuracy'])}. {decided}"]
     if "quadratic_kappa" in found:
         facts.append(
             f"Quadratic weighted kappa {shown(found['quadratic_kappa'])}: agreement beyond chance, 1 is the best."
@@ -89,7 +90,6 @@ def _of_findings(found: Mapping[str, Any]) -> SummedUp:
             "threshold": f"{own['threshold']:.3f}",
             "sensitivity": shown(own["sensitivity"]),
             "specificity": shown(own["specificity"]),
-            "calibration error": shown(own, "calibration_error"),
         }
         for name, own in found["findings"].items()
     ]
