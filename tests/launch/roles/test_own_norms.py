@@ -18,7 +18,7 @@ from suture.launch.options.options import AskedOptions, RunOptions
 from suture.launch.roles.one_process import play_locally, run_in_one_process
 from suture.launch.roles.unsplit import Unsplit
 from suture.runtime.errors import ConfigError, HandoffError
-from suture.runtime.scheduler import parse_schedule
+from suture.runtime.scheduler import Turn, TurnKind, parse_schedule
 from suture.runtime.server.run_state import RunState
 
 KEY = bytes(range(32))
@@ -148,7 +148,7 @@ def test_the_file_names_whose_norms_it_has_and_which_they_are(run):
 def test_a_run_whose_clients_have_different_models_must_be_told_which(run):
     """Oracle: the message; each client's folder and file load, with its own norms."""
     with pytest.raises(
-        ConfigError, match=r"norms of their own .* name one: .*client0/model.pt, .*client1/model.pt"
+        ConfigError, match=r"norms of their own .* name one: .*clients/client0, .*clients/client1$"
     ):
         load_trained(run, "best")
     loaded = [load_trained(run / "clients" / name, "last") for name in ("client0", "client1")]
@@ -178,6 +178,77 @@ def test_a_client_whose_norms_are_gone_does_not_go_on(tmp_path, monkeypatch):
         path.write_bytes(b"other")
     with pytest.raises(HandoffError, match=r"batch norms .* are not in .*norms/.*\.pt, or damaged"):
         play_locally(replace(options, epochs=3), KEY, tmp_path, resume=True)
+
+
+def test_a_damaged_checkpoint_costs_a_turn_and_no_norms(tmp_path, monkeypatch):
+    """Oracle: the run that was not disturbed; the turn is trained again from the norms that belong to the one before."""
+    monkeypatch.setattr(build, "new_run_id", lambda: "run")
+    options = replace(NORM, clients=2).resolved()
+    whole = play_locally(options, KEY, tmp_path)
+    newest = max((tmp_path / "checkpoints").glob("turn_*.pt"))
+    newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    resumed = play_locally(options, KEY, tmp_path, resume=True)
+    assert resumed.weights_sha256() == whole.weights_sha256()
+    assert resumed.run_state.scores == whole.run_state.scores
+
+
+def test_an_undone_turn_leaves_the_norms_of_the_hand_off():
+    """Oracle: norms and moments when the last hand-off was sealed."""
+    options = replace(NORM, clients=1).resolved()
+    images = build.build_images(options, 1)
+    client = build.build_client(
+        options, build.build_data(options, images, 0), "client0", KEY, torch.device("cpu"), None
+    )
+    client.join("run")
+
+    def trained(number: int, amount: float) -> Turn:
+        turn = Turn(TurnKind.TRAIN, "client0", round=1, number=number)
+        client.begin(turn)
+        step = {p: torch.full_like(p, amount) for p in client.model.parameters()}
+        client.model.optimizer.zero_grad()
+        client.model.step(step)
+        client.model.bottom.get_submodule("norm").running_mean.add_(amount)
+        return turn
+
+    def held() -> list:
+        norm = client.model.bottom.get_submodule("norm")
+        moments = [client.model.optimizer.state[p]["exp_avg"].clone() for p in norm.parameters()]
+        return [t.clone() for t in norm.state_dict().values()] + moments
+
+    first = client.seal(trained(1, 1.0))
+    client.committed(first)
+    expected = held()
+    client.seal(trained(2, 5.0))
+    assert not all(map(torch.equal, held(), expected))
+    client.undo()
+    client.open(first)
+    assert all(map(torch.equal, held(), expected)) and client.holds(1)
+
+
+def test_the_best_rounds_model_has_the_norms_of_that_round(tmp_path, monkeypatch):
+    """Oracle: the last round of a run that ends there."""
+    key = tmp_path / "key"
+    key.write_text(KEY.hex() + "\n")
+    key.chmod(0o600)
+    keep = RunState._keep_best
+
+    def rigged(run_state):
+        for scores in run_state.scores.values():
+            scores["validation"]["auroc"] = 1 / run_state.turn_log.round
+        keep(run_state)
+
+    monkeypatch.setattr(RunState, "_keep_best", rigged)
+    kept = {}
+    for epochs in (1, 3):
+        folder = tmp_path / str(epochs)
+        given = {"epochs": epochs, "run_dir": str(folder), "handoff_key": str(key), "sandbox": "off"}
+        run_in_one_process(replace(NORM, clients=2, test_images=4, **given))
+        kept[epochs] = models(folder)
+    for short, long in zip(kept[1], kept[3], strict=True):
+        assert long["best_round"] == 1
+        assert long["best"]["own_norms_sha256"] == short["last"]["own_norms_sha256"]
+        assert long["best"]["weights_sha256"] == short["last"]["weights_sha256"]
+        assert long["last"]["own_norms_sha256"] != short["last"]["own_norms_sha256"]
 
 
 @pytest.mark.parametrize(
