@@ -275,7 +275,8 @@ def open_source(
         source.task = wanted  # its classes are grades, in their order
     if source.task is not wanted:
         raise DataError(
-            f"{spec}: these labels are for {source.task}, and the run is for {wanted}; use --task {source.task}"
+            f"{spec}: these labels are for {source.task}, and the run is for {wanted}; use --task {source.task}, or "
+            "other data"
         )
     source.notes.extend(said.notes())
     return source

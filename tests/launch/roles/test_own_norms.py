@@ -5,8 +5,9 @@ killed. Clients that train at once: tests/runtime/server/test_step_order.py.
 """
 
 import json
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,11 +16,15 @@ from tiny import TINY
 from suture.launch import build
 from suture.launch.deploy.trained import load_trained
 from suture.launch.options.options import AskedOptions, RunOptions
+from suture.launch.policy.policy import Policy
 from suture.launch.roles.one_process import play_locally, run_in_one_process
 from suture.launch.roles.unsplit import Unsplit
+from suture.launch.site.join import _options as site_options
+from suture.launch.site.own_images import SiteDataConfig
 from suture.runtime.errors import ConfigError, HandoffError
 from suture.runtime.scheduler import Turn, TurnKind, parse_schedule
 from suture.runtime.server.run_state import RunState
+from suture.runtime.wire.messages import Terms
 
 KEY = bytes(range(32))
 NORM = replace(TINY, cut="norm", clients=3, norms="local", validation_images=2)
@@ -263,6 +268,21 @@ def test_what_makes_no_sense_is_refused(given, words):
     """Oracle: the message."""
     with pytest.raises(ConfigError, match=words):
         replace(NORM, **given).resolved()
+
+
+@pytest.mark.parametrize("norms", ["local", "shared"])
+def test_a_site_that_only_evaluates_has_no_norms_of_its_own(norms):
+    """Oracle: the message; where norms are shared it may join."""
+    run = AskedOptions(model="resnet18", cut="3", norms=norms, clients=2).resolved()
+    terms = Terms("run", run.terms())
+    config = SimpleNamespace(data=SiteDataConfig(evaluate_only=True))
+    asked = {"run_dir": "site", "data": "fundus-phantom"}
+    with (
+        nullcontext()
+        if norms == "shared"
+        else pytest.raises(ConfigError, match="gets its batch norms by training")
+    ):
+        assert site_options(asked, config, Policy(), terms).norms == "shared"
 
 
 def test_frozen_norms_are_none_of_a_clients_own(tmp_path):
