@@ -43,12 +43,14 @@ from suture.runtime.server.model import ServerModel
 from suture.runtime.server.run_state import RunState
 from suture.runtime.server.turn_log import TurnLog
 from suture.runtime.state.checkpoint import Checkpoints, NoCheckpoints
-from suture.runtime.training.metrics import MAIN_METRICS
+from suture.runtime.training.objectives import objective
 from suture.runtime.wire.checks import TensorSpec
 from suture.threats.client_view import ClientView
 from suture.threats.registry import build_defence, build_detector
 
 log = logging.getLogger(__name__)
+NORMS_FOLDER = "norms"
+"""Below RUN/clients/NAME, with ``--norms local``: what the client keeps to itself, file by file."""
 _DRAWN = 20  # images a client that a drawn source, which has no end, makes where all are to be used
 
 
@@ -127,7 +129,7 @@ def build_split(options: RunOptions, num_classes: int, secret: bytes) -> SplitMo
         split = nets.build(
             entry.name,
             cut=parse_cut(options.cut),
-            num_outputs=num_classes if Task(entry.task) is Task.CLASSIFICATION else 1,
+            num_outputs=objective(options.task).num_outputs(num_classes),
             labels=options.labels,
             width=options.width,
             init=lambda part: (public if part == "top" else hidden).reseed("initial weights", part),
@@ -199,7 +201,8 @@ def build_server(options: RunOptions, num_classes: int, device: torch.device) ->
         top,
         config.build_by_part({"top": top}),
         smashed=smashed_spec(options, split),
-        labels=TensorSpec((), torch.int64, options.batch_size, below=num_classes) if shared else None,
+        labels=objective(options.task).labels(num_classes, options.batch_size) if shared else None,
+        task=options.task,
         seed=options.seed,
         device=device,
         wire=options.wire,
@@ -222,11 +225,10 @@ def build_coordinator(
     """The run at the server, not yet begun; ``membership`` where they are others than the ranks of one start, ``board``
     where they sign.
     """
-    task = nets.model_entry(options.model).task
     turn_log = TurnLog(parse_schedule(options.schedule, options.seed), options.epochs)
     kept = NoCheckpoints if options.checkpoints == "off" else Checkpoints
     checkpoints = kept(run_dir / "checkpoints")
-    best_by = MAIN_METRICS[task]
+    best_by = objective(options.task).metrics
     run_state = RunState(run, run_dir, server, turn_log, checkpoints, best_by, board, options.early_stop)
     if membership is None:
         membership = Membership(options.clients, options.agreement(num_classes))
@@ -256,17 +258,14 @@ def build_data(options: RunOptions, images: Images, index: int) -> ClientData:
 
 
 def class_weights(options: RunOptions, data: ClientData) -> tuple[float, ...] | None:
-    """weights_K by which the rarer classes count for more, mean 1 over the images; None for equal ones."""
+    """weights_K by which the rarer classes count for more, see `Objective.balanced`; None for equal ones."""
     if options.class_weights == "none":
         return None
     if data.task is Task.SEGMENTATION:
         raise ConfigError("class_weights is for classification; Dice already balances lung and background")
-    counts = data.class_counts("train")
-    if not sum(counts):
+    if not data.share.train:
         return None  # it only evaluates, and scores weigh no class
-    # A class that a site has no images of is never looked up, and must not count among those that share the weight.
-    num_present = sum(count > 0 for count in counts)
-    return tuple(sum(counts) / (num_present * count) if count else 1.0 for count in counts)
+    return objective(data.task).balanced(data.class_counts("train"), len(data.share.train))
 
 
 def client_view(options: RunOptions, split: SplitModel, data: ClientData) -> ClientView:
@@ -277,7 +276,7 @@ def client_view(options: RunOptions, split: SplitModel, data: ClientData) -> Cli
         images=(entry.in_channels, size, size),
         smashed=smashed_spec(options, split).shape,
         normalisation=entry.normalisation,
-        task=entry.task,
+        task=options.task,
         num_classes=len(data.classes),
         labels_shared=options.labels == "shared",
     )
@@ -306,6 +305,7 @@ def build_client(
     device: torch.device,
     memory: Path | None,
     own: SiteOwn | None = None,
+    folder: Path | None = None,
 ) -> Client:
     """One client, in its own process.
 
@@ -317,6 +317,7 @@ def build_client(
         device: where it computes.
         memory: where it remembers what it has seen; see `ClientConfig`.
         own: what a site has of its own.
+        folder: RUN/clients/NAME, for what it keeps of a run to go on with; None to keep nothing.
     """
     split = build_split(options, len(data.classes), key)
     view = client_view(options, split, data)
@@ -337,6 +338,8 @@ def build_client(
         overlap=options.overlap,
         offered_from=options.first_query_round(),
         tested_from=options.first_test_round(),
+        norms=options.norms,
+        norms_folder=None if folder is None else folder / NORMS_FOLDER,
         rounds=None if own is None else options.epochs,
         repeats=None if own is None else own.repeats,
     )

@@ -64,8 +64,13 @@ def train_mode(part: nn.Module) -> None:
     """Puts a part in training mode, but its frozen batch norms in evaluation mode."""
     part.train()
     for module in part.modules():
-        if getattr(module, _FROZEN, False):
+        if is_frozen(module):
             module.eval()
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Whether a module is a batch norm that stays in evaluation mode."""
+    return bool(getattr(module, _FROZEN, False))
 
 
 def trained(part: nn.Module) -> list[nn.Parameter]:

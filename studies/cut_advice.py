@@ -20,7 +20,7 @@ from suture.models.cuts import CutRow
 from suture.models.split import SplitModel, resolve_cut
 from suture.runtime.data.source import Task
 from suture.runtime.errors import ConfigError
-from suture.runtime.training.metrics import build_criterion
+from suture.runtime.training.objectives import build_criterion
 from suture.runtime.training.optim import OptimizerConfig
 
 ROUND_TRIPS = {"autograd": {"shared": 4, "home": 4}, "fused": {"shared": 1, "home": 2}}

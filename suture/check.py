@@ -18,7 +18,7 @@ from suture.launch.site.own_images import SiteDataConfig
 from suture.runtime.consortium.credentials import Role
 from suture.runtime.data.class_names import matched, parse_map, parse_names, with_images
 from suture.runtime.data.site_shares import largest_balanced
-from suture.runtime.data.source import Source
+from suture.runtime.data.source import Source, Task
 from suture.runtime.data.survey import Survey, survey
 from suture.runtime.errors import ConfigError, DataError
 
@@ -30,6 +30,7 @@ _MANY = 200
 @click.argument("data", metavar="DATA")
 @click.argument("kit", type=click.Path(path_type=Path), required=False)
 @click.option("--grades", type=click.Choice(["binary", "all"]), default="binary", help="as for join [binary]")
+@click.option("--task", type=click.Choice([*map(str, Task)]), help="as for join [what DATA is for]")
 @click.option("--columns", metavar="image=NAME,label=NAME,...", help="as for join")
 @click.option("--structure", metavar="N,N", help="as for join")
 @click.option(
@@ -43,6 +44,7 @@ def check(
     data: str,
     kit: Path | None,
     grades: str,
+    task: str | None,
     columns: str | None,
     structure: str | None,
     image_size: int | None,
@@ -58,7 +60,7 @@ def check(
     of it. Ends with code 0 where a site could join, else with another and a last line that says what to mend.
     """
     options = AskedOptions(
-        data=data, grades=grades, columns=columns, structure=structure, image_size=image_size
+        data=data, grades=grades, task=task, columns=columns, structure=structure, image_size=image_size
     ).resolved()
     config = SiteDataConfig(
         class_map={} if class_map is None else parse_map(class_map), validation=validation, test=test

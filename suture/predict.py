@@ -33,7 +33,7 @@ def predict(run_or_model: Path, folder: Path, out: Path, which: str, batch_size:
         click.echo(f"suture: left out: {problem}", err=True)
     for note in outcome.notes:
         click.echo(f"suture: {note}", err=True)
-    counts = ", ".join(f"{count} {name}" for name, count in sorted(outcome.predicted.items()))
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(outcome.predicted.items())) or "no finding"
     click.echo(f"{counts}; {len(outcome.problems)} left out; see {out / 'predictions.csv'}")
     return SOME_UNREADABLE if outcome.problems else 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median_low
@@ -13,7 +12,7 @@ from suture.launch.host.memory_check import free_memory
 from suture.launch.options.options import RunOptions
 from suture.launch.site.own_images import num_bytes, shown_bytes, too_large
 from suture.runtime.data.partition import PartitionConfig
-from suture.runtime.data.source import Source, Task
+from suture.runtime.data.source import Example, Source, Task
 from suture.runtime.data.survey import Survey
 
 _WIDTH, _LABEL, _NAME = 80, 12, 30
@@ -116,7 +115,7 @@ def _copies(found: Findings) -> Iterator[str]:
         yield from _row("", "the same picture in two classes, so that one of the labels is wrong:")
         yield from _listed(
             " = ".join(
-                f"{one.key} ({source.classes[one.label or 0]})"
+                f"{one.key} ({_classes_of(one, source.classes)})"
                 for one in map(source.examples.__getitem__, group)
             )
             for group in torn
@@ -129,13 +128,23 @@ def _table(found: Findings) -> Iterator[str]:
     yield _cells("class", "images", "patients", "train", "validation", "test")
     everything: Sequence[int] = range(len(source.examples))
     sets = (everything, *((share.train, share.validation, share.test) if share is not None else ((), (), ())))
-    for label, name in enumerate(source.classes if source.task is Task.CLASSIFICATION else ()):
-        counts = [Counter(source.examples[index].label for index in part)[label] for part in sets]
-        owners = len({one.patient for one in source.examples if one.label == label})
+    for label, name in enumerate(source.classes if source.task is not Task.SEGMENTATION else ()):
+        counts = [sum(_has(source.examples[index], label) for index in part) for part in sets]
+        owners = len({one.patient for one in source.examples if _has(one, label)})
         yield _cells(name, counts[0], owners, *_of(share, counts[1:]))
     owners_of = [len({source.examples[index].patient for index in part}) for part in sets]
     yield _cells("all images", len(everything), owners_of[0], *_of(share, list(map(len, sets[1:]))))
     yield _cells("patients", "", "", *_of(share, owners_of[1:]))
+
+
+def _classes_of(example: Example, classes: Sequence[str]) -> str:
+    if example.label is not None:
+        return classes[example.label]
+    return ", ".join(classes[number] for number in example.findings) or "no finding"
+
+
+def _has(example: Example, label: int) -> bool:
+    return example.label == label or label in example.findings
 
 
 def _of(share: object, counts: Sequence[int]) -> list[object]:

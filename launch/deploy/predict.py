@@ -38,7 +38,7 @@ class Outcome:
     """What came of a folder.
 
     Attributes:
-        predicted: images by predicted class name (segmentation: all under "masks").
+        predicted: images by predicted class name or finding (segmentation: all under "masks").
         problems: one line an image that was left out.
         notes: what else lies in the folder and is not used, and what was found in the pictures; names no file.
     """
@@ -78,12 +78,13 @@ def predict_folder(
     with _draft_of(out, overwrite) as draft, counted_warnings() as said:
         for read in _batches(model, paths, batch_size, problems):
             probabilities = model.net(torch.stack([pixels for _, pixels, _ in read]).float().div_(255.0))
-            for (path, _, size), p in zip(read, probabilities, strict=True):
+            decided = model.net.objective.decided(probabilities)
+            for (path, _, size), p, found_here in zip(read, probabilities, decided, strict=True):
                 image = plain_name(path.relative_to(folder).as_posix())
-                if model.task is Task.CLASSIFICATION:
-                    name = model.classes[int(p.argmax())]
-                    rows.append([image, name, *(f"{value:.8g}" for value in p.tolist())])
-                    predicted[name] += 1
+                if model.task is not Task.SEGMENTATION:
+                    named = _named(model, found_here)
+                    rows.append([image, "; ".join(named), *(f"{value:.8g}" for value in p.tolist())])
+                    predicted.update(named)
                 else:
                     mask = original_mask(p[0], size)
                     _save_mask(mask, draft / MASKS / names[path])
@@ -99,6 +100,12 @@ def predict_folder(
         if left_out:
             (draft / LEFT_OUT).write_text(csv_text([["files", "why"], *left_out]), encoding="utf-8")
     return Outcome(predicted, tuple(problems), (*found.notes(), *said.notes()))
+
+
+def _named(model: TrainedModel, decided: torch.Tensor) -> list[str]:
+    """The class that was decided on, or the findings."""
+    numbers = decided.nonzero().flatten() if decided.dim() else decided[None]
+    return [model.classes[number] for number in numbers.tolist()]
 
 
 def find_images(folder: Path, out: Path | None = None) -> Found:
@@ -178,7 +185,7 @@ def _save_mask(mask_HW: Tensor, path: Path) -> None:
 
 
 def _heading(model: TrainedModel) -> list[str]:
-    if model.task is Task.CLASSIFICATION:
+    if model.task is not Task.SEGMENTATION:
         return ["image", "predicted", *(f"probability_{name}" for name in model.classes)]
     return ["image", "mask", "mask_fraction"]
 

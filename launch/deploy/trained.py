@@ -14,31 +14,31 @@ from torch import Tensor, nn
 
 import suture.models.registry as nets
 from suture.launch.options.model import as_config_error, parse_cut
-from suture.launch.output.client_folder import MODEL_FORMAT
+from suture.launch.output.client_folder import MODEL_FORMAT, digests
 from suture.models.split import SplitModel
 from suture.models.weights_file import why_unreadable
 from suture.runtime.data.normalise import Normalisation, normalise
 from suture.runtime.data.source import Task
 from suture.runtime.errors import ConfigError
-from suture.runtime.state.handoff import model_digest
+from suture.runtime.training.objectives import objective
 
 
 class Deployed(nn.Module):
     """The joined net between its normalisation and its probabilities, in evaluation mode.
 
-    x_NCHW in [0, 1] to p_NK that sum to 1 (classification), or p_N1HW, the probability of the mask.
+    x_NCHW in [0, 1] to p_NK, of classes and grades with sum 1, or p_N1HW, the probability of the mask.
     """
 
     def __init__(self, split: SplitModel, task: Task, normalisation: Normalisation) -> None:
         super().__init__()
         self.joined = split.joined()
-        self._task = task
+        self.objective = objective(task)
         self._normalisation = normalisation
         self.requires_grad_(False).eval()
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         logits: Tensor = self.joined(normalise(x_NCHW, self._normalisation))
-        return logits.softmax(dim=1) if self._task is Task.CLASSIFICATION else logits.sigmoid()
+        return self.objective.probabilities(logits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class TrainedModel:
     model: str
     """Name in the registry."""
     task: Task
-    """Classification or segmentation."""
+    """What was learnt."""
     classes: tuple[str, ...]
     """Names by class number; for segmentation of mask values 0 and 1."""
     channels: int
@@ -68,7 +68,7 @@ class TrainedModel:
 
 
 def load_trained(run_or_model: Path, which: str) -> TrainedModel:
-    """Loads a run's trained model; all clients of a run hold the same one.
+    """Loads a run's trained model; all clients of a run hold the same one, but for batch norms that are their own.
 
     Args:
         run_or_model: a run folder, or a model.pt.
@@ -79,6 +79,8 @@ def load_trained(run_or_model: Path, which: str) -> TrainedModel:
     """
     path = find_model(run_or_model)
     content = _read(path)
+    if any(content.get("own_norms", {}).values()):
+        _check_named(run_or_model, path)
     try:
         return _build(path, content, which)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -132,12 +134,13 @@ def _build(path: Path, content: dict[str, Any], which: str) -> TrainedModel:
         split = nets.build(
             entry.name,
             cut=parse_cut(content["cut"]),
-            num_outputs=len(classes) if task is Task.CLASSIFICATION else 1,
+            num_outputs=objective(task).num_outputs(len(classes)),
             labels=content["labels"],
             width=content["width"],
         )
     states, digest = content[which]["parts"], content[which]["weights_sha256"]
-    if model_digest(states) != digest:
+    found = digests(states, content.get("own_norms", {}))
+    if found != {name: content[which][name] for name in found}:
         raise _damaged(path, "its weights are not those of its digest")
     for name, part in split.parts().items():
         part.load_state_dict(states[name], assign=True)
@@ -153,6 +156,19 @@ def _build(path: Path, content: dict[str, Any], which: str) -> TrainedModel:
         weights_sha256=digest,
         which=which,
     )
+
+
+def _check_named(run_or_model: Path, path: Path) -> None:
+    """
+    Raises:
+        ConfigError: a run is named whose clients have different models.
+    """
+    models = [one.parent for one in sorted(path.parent.parent.glob("*/model.pt"))]
+    if run_or_model.is_dir() and path.parent != run_or_model and len(models) > 1:
+        raise ConfigError(
+            f"the clients of {run_or_model} have batch norms of their own (norms local), so each has another model; "
+            f"name one: {', '.join(map(str, models))}"
+        )
 
 
 def _damaged(path: Path, reason: str) -> ConfigError:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from suture.launch.deploy.trained import TrainedModel, load_trained
-from suture.launch.evaluate import classification, pictures, segmentation
+from suture.launch.evaluate import classification, findings, pictures, segmentation
 from suture.launch.evaluate.classification import Arrays
 from suture.launch.evaluate.grad_cam import heat_maps
 from suture.launch.evaluate.images import Chosen, Predictions, choose, predict, read_batches
-from suture.launch.evaluate.page import classification_tables, segmentation_tables, shown, to_html
+from suture.launch.evaluate.page import SUMMED_UP, to_html
 from suture.runtime.data.source import Task
 from suture.runtime.data.text import csv_text
 from suture.runtime.errors import ConfigError
@@ -42,17 +43,15 @@ def evaluate(run_or_model: Path, data: str, out: Path, *, which: str, sensitivit
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; give another --out")
     model = load_trained(run_or_model, which)
-    if sensitivity is not None and len(model.classes) != 2:
-        raise ConfigError("sensitivity chooses the threshold of one of two classes; leave it out")
+    if sensitivity is not None and model.task is not Task.MULTI_LABEL and len(model.classes) != 2:
+        raise ConfigError(
+            "sensitivity chooses the threshold of one of two classes, or of findings; leave it out"
+        )
     chosen = choose(run_or_model, data, model)
     test = predict(chosen.source, chosen.test, model)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        found, rows, figures = (
-            _classified(model, chosen, test, out, sensitivity)
-            if model.task is Task.CLASSIFICATION
-            else _segmented(model, chosen, test, out)
-        )
+        found, rows, figures = _EVALUATED[model.task](model, chosen, test, out, sensitivity)
         found = {
             "model": model.model,
             "weights_sha256": model.weights_sha256,
@@ -70,7 +69,7 @@ def _classified(
     names, arrays = model.classes, Arrays.of(test)
     validation = Arrays.of(predict(chosen.source, chosen.validation, model))
     found = classification.scores(arrays, validation, chosen, test.indices, sensitivity)
-    guess = classification.predicted(arrays.p, found["threshold"])
+    guess = classification.predicted(arrays.p, found["threshold"], model.task)
     rows = [["image", "site", "true", "predicted", *(f"probability_{name}" for name in names)]]
     for row, index in enumerate(test.indices):
         example, p = chosen.source.examples[index], arrays.p[row]
@@ -84,16 +83,49 @@ def _classified(
     pictures.confusion(found["confusion"], names, figures / "confusion.png")
     made = [
         (figures / "curves.png", "ROC and precision-recall curves; dotted: chance."),
-        (figures / "calibration.png", "Calibration in tenths; on the dotted line probabilities are right."),
-        (figures / "confusion.png", "Images by true and predicted class, at the threshold above."),
+        (
+            figures / "calibration.png",
+            "Calibration in tenths, with the number of images in each; on the dotted line probabilities are right.",
+        ),
+        (figures / "confusion.png", "Images by true and predicted class, decided as said above."),
     ]
-    return found, rows, made + _looks(model, chosen, test, guess, figures)
+    predicted = torch.as_tensor(guess)
+    return found, rows, made + _looks(model, chosen, test, predicted, predicted == test.targets, figures)
 
 
-def _looks(model: TrainedModel, chosen: Chosen, test: Predictions, guess: Any, figures: Path) -> Figures:
-    """Grad-CAM of the surest right and wrong cases."""
-    predicted, made = torch.as_tensor(guess), list[tuple[Path, str]]()
-    for kind, among in (("right", predicted == test.targets), ("wrong", predicted != test.targets)):
+def _found(
+    model: TrainedModel, chosen: Chosen, test: Predictions, out: Path, sensitivity: float | None
+) -> tuple[dict[str, Any], list[list[str]], Figures]:
+    names, arrays = model.classes, Arrays.of(test)
+    validation = Arrays.of(predict(chosen.source, chosen.validation, model))
+    found = findings.scores(arrays, validation, chosen, test.indices, sensitivity)
+    rows = [
+        ["image", "site", *(f"true_{name}" for name in names), *(f"probability_{name}" for name in names)]
+    ]
+    for index, y, p in zip(test.indices, arrays.y, arrays.p, strict=True):
+        example = chosen.source.examples[index]
+        rows.append([example.key, example.site, *map(str, y), *(f"{value:.8g}" for value in p)])
+    figures = out / "figures"
+    pictures.curves(arrays, names, figures / "curves.png")
+    pictures.calibration(arrays, names, figures / "calibration.png")
+    made = [
+        (figures / "curves.png", "ROC and precision-recall curves of each finding; dotted: chance."),
+        (
+            figures / "calibration.png",
+            "Calibration in tenths, with the number of images in each; on the dotted line probabilities are right.",
+        ),
+    ]
+    likeliest = test.probabilities.argmax(dim=1)
+    right = test.targets.gather(1, likeliest[:, None])[:, 0] == 1
+    return found, rows, made + _looks(model, chosen, test, likeliest, right, figures)
+
+
+def _looks(
+    model: TrainedModel, chosen: Chosen, test: Predictions, predicted: Tensor, right: Tensor, figures: Path
+) -> Figures:
+    """Grad-CAM of the surest right and wrong cases; of findings, of each image's likeliest one."""
+    made = list[tuple[Path, str]]()
+    for kind, among in (("right", right), ("wrong", ~right)):
         sure = test.probabilities.gather(1, predicted[:, None])[:, 0]
         rows = (
             torch.where(among, sure, -1.0)
@@ -108,7 +140,7 @@ def _looks(model: TrainedModel, chosen: Chosen, test: Predictions, guess: Any, f
         if heat is None:
             return []
         titles = [
-            f"{model.classes[int(target)]}\npredicted {model.classes[int(predicted[row])]} ({sure[row]:.2f})"
+            f"{_true(model, target)}\npredicted {model.classes[int(predicted[row])]} ({sure[row]:.2f})"
             for row, target in zip(rows, targets, strict=True)
         ]
         path = figures / f"grad_cam_{kind}.png"
@@ -117,8 +149,15 @@ def _looks(model: TrainedModel, chosen: Chosen, test: Predictions, guess: Any, f
     return made
 
 
+def _true(model: TrainedModel, target: Tensor) -> str:
+    """The class that an image is of, or its findings."""
+    numbers = target.nonzero().flatten().tolist() if target.dim() else [int(target)]
+    names = [model.classes[number] for number in numbers]
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "") or "no finding"
+
+
 def _segmented(
-    model: TrainedModel, chosen: Chosen, test: Predictions, out: Path
+    model: TrainedModel, chosen: Chosen, test: Predictions, out: Path, sensitivity: float | None
 ) -> tuple[dict[str, Any], list[list[str]], Figures]:
     dice = segmentation.dice_by_image(test)
     keys = [chosen.source.examples[index] for index in test.indices]
@@ -142,16 +181,20 @@ def _segmented(
     return segmentation.scores(dice, chosen, test.indices), rows, made
 
 
+_EVALUATED = {
+    Task.CLASSIFICATION: _classified,
+    Task.ORDINAL: _classified,
+    Task.MULTI_LABEL: _found,
+    Task.SEGMENTATION: _segmented,
+}
+"""By task: numbers, a table of images, and pictures."""
+
+
 def _page(model: TrainedModel, chosen: Chosen, found: dict[str, Any], figures: Figures) -> str:
     title = f"{model.model} on {chosen.source.name}: {found['num_images']} test images"
     facts = [chosen.said, f"Model of the {model.which} round, weights {model.weights_sha256[:16]}."]
-    if model.task is Task.CLASSIFICATION:
-        cut = "" if found["threshold"] is None else f" {found['threshold']:.3f}"
-        facts.append(f"Accuracy {shown(found['accuracy'])}. Threshold{cut}: {found['threshold_chosen']}.")
-        tables = classification_tables(found)
-    else:
-        facts.append(f"Dice {shown(found['dice'])}, mean over images.")
-        tables = segmentation_tables(found)
+    said, tables = SUMMED_UP[model.task](found)
+    facts += said
     facts.append(
         "In brackets 95 % intervals over images; several images of one patient make them wider in truth."
     )

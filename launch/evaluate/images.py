@@ -1,7 +1,8 @@
 """Which images a model is evaluated on, and what it makes of each.
 
-Of a run's own data those that the run did not train on: its clients' test images, and their validation images for the
-threshold. Of other data the official test images, or all of them where there is no official test set.
+Of a run's own data those that the run did not train on: its clients' test images, or those of the client that is named,
+and their validation images for the threshold. Of other data the official test images, or all of them where there is no
+official test set.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from suture.launch import build
 from suture.launch.deploy.trained import TrainedModel
-from suture.launch.options.options import AskedOptions
+from suture.launch.options.options import AskedOptions, RunOptions
 from suture.launch.options.toml import read_toml
 from suture.runtime.data.registry import open_source, split_spec
 from suture.runtime.data.source import Source, Task
@@ -41,7 +42,7 @@ class Predictions:
     Attributes:
         indices: into ``source.examples``.
         probabilities: p_NK, or the probability of the mask p_N1HW.
-        targets: y_N, or mask_N1HW.
+        targets: y_N, findings y_NK, or mask_N1HW.
     """
 
     indices: tuple[int, ...]
@@ -57,20 +58,14 @@ def choose(run_or_model: Path, data: str, model: TrainedModel) -> Chosen:
         DataError: they cannot be read.
     """
     entry, _ = split_spec(data)
-    if entry.task is not model.task:
+    if entry.task.of_net != model.task.of_net:
         raise ConfigError(f"{model.path} is for {model.task}, data {entry.name} is for {entry.task}")
-    config = run_or_model / "config.toml"
+    run, client = _run_of(run_or_model)
+    config = run / "config.toml"
     if config.is_file() and _is_of_run(asked := AskedOptions(**read_toml(config)), data):
-        options = asked.with_defaults()
-        images = build.build_images(options, options.clients)
-        test, validation = (
-            tuple(sorted({index for share in images.shares for index in getattr(share, part)}))
-            for part in ("test", "validation")
-        )
-        said = "The run's own test images: it trained on none of them."
-        return _checked(Chosen(images.source, test, validation, said), model)
+        return _checked(_of_run(asked.with_defaults(), client), model)
     grades = "binary" if len(model.classes) == 2 else "all"
-    source = open_source(data, grades=grades, need=_NEED, seed=0)  # type: ignore[arg-type]
+    source = open_source(data, grades=grades, need=_NEED, seed=0, task=model.task)  # type: ignore[arg-type]
     official = tuple(i for i, example in enumerate(source.examples) if example.official_test)
     said = (
         "The official test images."
@@ -78,6 +73,28 @@ def choose(run_or_model: Path, data: str, model: TrainedModel) -> Chosen:
         else "All images: none of them may have been trained on, which nobody checks here."
     )
     return _checked(Chosen(source, official or tuple(range(len(source.examples))), (), said), model)
+
+
+def _run_of(run_or_model: Path) -> tuple[Path, str]:
+    """The folder of a run and "", or that folder and a client where the client's folder in it is named."""
+    if run_or_model.is_dir() and run_or_model.parent.name == "clients":
+        return run_or_model.parent.parent, run_or_model.name
+    return run_or_model, ""
+
+
+def _of_run(options: RunOptions, client: str) -> Chosen:
+    """The images that a run, or one client of it, has kept for testing."""
+    images = build.build_images(options, options.clients)
+    shares = {build.client_name(index): share for index, share in enumerate(images.shares)}
+    among = [shares[client]] if client in shares else [*shares.values()]
+    test, validation = (
+        tuple(sorted({index for share in among for index in getattr(share, part)}))
+        for part in ("test", "validation")
+    )
+    whose = f"{client}'s" if client in shares else "The run's"
+    return Chosen(
+        images.source, test, validation, f"{whose} own test images: the run trained on none of them."
+    )
 
 
 def _is_of_run(asked: AskedOptions, data: str) -> bool:
@@ -115,10 +132,12 @@ def read_batches(
 def predict(source: Source, indices: Sequence[int], model: TrainedModel) -> Predictions:
     """What the model makes of images; masks take as much memory as images do."""
     pairs = [(model.net(images), targets) for images, targets in read_batches(source, indices, model)]
-    size = model.image_size
+    of_classes, of_mask = (0, len(model.classes)), (0, 1, model.image_size, model.image_size)
     shapes = {
-        Task.CLASSIFICATION: ((0, len(model.classes)), (0,)),
-        Task.SEGMENTATION: ((0, 1, size, size),) * 2,
+        Task.CLASSIFICATION: (of_classes, (0,)),
+        Task.ORDINAL: (of_classes, (0,)),
+        Task.MULTI_LABEL: (of_classes, of_classes),
+        Task.SEGMENTATION: (of_mask, of_mask),
     }
     empty = [torch.zeros(shape) for shape in shapes[model.task]]
     probabilities, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True)) if pairs else empty

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,9 @@ from typing import Any
 from suture.launch.output.report import __name__ as report_package
 from suture.launch.output.table import Table
 from suture.launch.output.text import text
+from suture.runtime.data.source import Task
+
+SummedUp = tuple[list[str], list[Table]]
 
 
 def to_html(
@@ -46,8 +49,14 @@ def shown(score: Mapping[str, Any], name: str = "value", interval: str = "interv
     return f"{score[name]:.3f} ({low:.3f} to {high:.3f})"
 
 
-def classification_tables(found: Mapping[str, Any]) -> list[Table]:
-    """By class and by site."""
+def _of_classes(found: Mapping[str, Any]) -> SummedUp:
+    cut, how = found["threshold"], found["threshold_chosen"]
+    decided = f"Decided on {how}." if cut is None else f"Threshold {cut:.3f}: {how}."
+    facts = [f"Accuracy {shown(found['accuracy'])}. {decided}"]
+    if "quadratic_kappa" in found:
+        facts.append(
+            f"Quadratic weighted kappa {shown(found['quadratic_kappa'])}: agreement beyond chance, 1 is the best."
+        )
     by_class = [
         {
             "class": name,
@@ -68,16 +77,49 @@ def classification_tables(found: Mapping[str, Any]) -> list[Table]:
         }
         for name, own in found["sites"].items()
     ]
-    return [Table(by_class, "By class"), Table(by_site, "By site")]
+    return facts, [Table(by_class, "By class"), Table(by_site, "By site")]
 
 
-def segmentation_tables(found: Mapping[str, Any]) -> list[Table]:
-    """By site."""
+def _of_findings(found: Mapping[str, Any]) -> SummedUp:
+    by_finding = [
+        {
+            "finding": name,
+            "images with it": own["num_images"],
+            "AUROC": shown(own, "auroc", "auroc_interval"),
+            "average precision": shown(own, "average_precision", "average_precision_interval"),
+            "threshold": f"{own['threshold']:.3f}",
+            "sensitivity": shown(own["sensitivity"]),
+            "specificity": shown(own["specificity"]),
+        }
+        for name, own in found["findings"].items()
+    ]
+    by_site = [
+        {"site": name or "not said", "images": own["num_images"], "AUROC": shown(own, "auroc")}
+        for name, own in found["sites"].items()
+    ]
+    how = sorted({own["threshold_chosen"] for own in found["findings"].values()})
+    facts = [
+        f"Mean AUROC {shown(found, 'auroc')}, over the findings that some images have and some not. "
+        f"Thresholds, a finding each: {'; or '.join(how)}."
+    ]
+    return facts, [Table(by_finding, "By finding"), Table(by_site, "By site")]
+
+
+def _of_masks(found: Mapping[str, Any]) -> SummedUp:
     rows = [
         {"site": name or "not said", "images": own["num_images"], "Dice": shown(own)}
         for name, own in found["sites"].items()
     ]
-    return [Table(rows, "By site")]
+    return [f"Dice {shown(found['dice'])}, mean over images."], [Table(rows, "By site")]
+
+
+SUMMED_UP: dict[Task, Callable[[Mapping[str, Any]], SummedUp]] = {
+    Task.CLASSIFICATION: _of_classes,
+    Task.ORDINAL: _of_classes,
+    Task.MULTI_LABEL: _of_findings,
+    Task.SEGMENTATION: _of_masks,
+}
+"""By task: sentences and tables from the numbers."""
 
 
 def _inlined(path: Path) -> str:

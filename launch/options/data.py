@@ -8,6 +8,7 @@ from suture.launch.options.group import Group, option
 from suture.runtime.data.augmentation import AUGMENTATIONS
 from suture.runtime.data.partition import SCHEMES
 from suture.runtime.data.registry import split_spec
+from suture.runtime.data.source import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +19,17 @@ class DataOptions(Group):
     grades: str = option(
         "binary", "binary (grade above 0) or all grades", choices=("binary", "all"), agree=True
     )
+    task: str | None = option(
+        None,
+        "what labels are: one class an image (classification), grades in their order (ordinal), several findings an "
+        "image (multi-label), masks (segmentation) [what the data is for]",
+        choices=tuple(map(str, Task)),
+        agree=True,
+    )
     columns: str | None = option(
         None,
-        "what a table calls its columns: image=NAME,label=NAME,patient=NAME,site=NAME, or some of them",
+        "what a table calls its columns: image=NAME,label=NAME,patient=NAME,site=NAME, or some of them; finding=NAME "
+        "for each finding",
         agree=True,
     )
     structure: str | None = option(

@@ -25,7 +25,8 @@ from suture.launch.options.host import HostOptions
 from suture.launch.options.model import ModelOptions, as_config_error, parse_cut
 from suture.launch.options.threats import ThreatOptions
 from suture.launch.options.training import TrainingOptions
-from suture.models.freezing import frozen_names
+from suture.models.freezing import freeze, frozen_names
+from suture.models.norms import LOCAL, check_local
 from suture.models.pretrained import weights_file
 from suture.runtime.data.partition import PartitionConfig
 from suture.runtime.data.registry import DataConfig, open_source, split_spec
@@ -34,6 +35,7 @@ from suture.runtime.data.whole import is_whole
 from suture.runtime.errors import ConfigError
 from suture.runtime.scheduler import parse_schedule
 from suture.runtime.training.learning_rates import LearningRates
+from suture.runtime.training.objectives import objective
 from suture.runtime.training.optim import OptimizerConfig
 from suture.runtime.wire.messages import PROTOCOL
 from suture.threats.client_view import ClientView
@@ -178,10 +180,11 @@ class AskedOptions(
 
     def with_defaults(self) -> RunOptions:
         """As `resolved`, without checking: costs nothing, for planning."""
-        defaults = {"clients": DEFAULT_CLIENTS} | DEFAULTS[split_spec(self.data)[0].task]
+        defaults = {"clients": DEFAULT_CLIENTS} | DEFAULTS[Task(split_spec(self.data)[0].task.of_net)]
         if is_whole(self.partition):
             defaults |= {"train_images": 0, "validation_images": 0, "test_images": 0}
         values = defaults | {name: value for name, value in vars(self).items() if value is not None}
+        values.setdefault("task", str(split_spec(self.data)[0].task))
         values.setdefault("labels", nets.model_entry(values["model"]).labels[0])
         return RunOptions(**values)
 
@@ -195,6 +198,7 @@ def _filled(name: str) -> Any:
 class RunOptions(AskedOptions):
     """The options of one run, made by `AskedOptions.resolved`: nothing is left open that resolving fills."""
 
+    task: str = _filled("task")
     model: str = _filled("model")
     cut: str = _filled("cut")
     labels: str = _filled("labels")
@@ -215,11 +219,14 @@ class RunOptions(AskedOptions):
             ConfigError: names values and remedy.
         """
         entry, net = split_spec(self.data)[0], nets.model_entry(self.model)
-        if net.task != entry.task:
-            fitting = ", ".join(name for name, other in nets.MODELS.items() if other.task == entry.task)
+        if net.task != entry.task.of_net:
+            fitting = ", ".join(
+                name for name, other in nets.MODELS.items() if other.task == entry.task.of_net
+            )
             raise ConfigError(
                 f"model {self.model} is for {net.task}, data {entry.name} is for {entry.task}; use --model {fitting}"
             )
+        self._check_task()
         with as_config_error():
             nets.validate_image_size(self.model, self.image_size, self.batch_size)
         self.data_config(), self.partition_config(), self.optimizer_config()
@@ -234,6 +241,16 @@ class RunOptions(AskedOptions):
         self.check_detector()
         self.check_cut()
 
+    def _check_task(self) -> None:
+        """Refuses a task that neither data nor net are for, and an attack on one that no attack knows."""
+        entry = split_spec(self.data)[0]
+        if Task(self.task).of_net != entry.task.of_net:
+            raise ConfigError(f"task {self.task} does not fit data {entry.name}, which is for {entry.task}")
+        if self.is_lab() and self.task not in (Task.CLASSIFICATION, Task.SEGMENTATION):
+            raise ConfigError(
+                f"attack and recording know classes and masks, and the task is {self.task}; leave them out"
+            )
+
     def weights_file(self) -> Path | None:
         """The file that the net starts from; torchvision's are downloaded where they are not there.
 
@@ -245,19 +262,21 @@ class RunOptions(AskedOptions):
 
     def check_smoothing(self) -> None:
         """Refuses label smoothing where no label is a class."""
-        if self.label_smoothing and nets.model_entry(self.model).task == "segmentation":
+        if self.label_smoothing and not objective(self.task).smooths:
             raise ConfigError(
-                f"label-smoothing is for classification, and {self.model} is for segmentation; leave it out"
+                f"label-smoothing is for classification, and {self.model} is for {self.task}; leave it out"
             )
 
     def check_cut(self) -> None:
-        """Refuses a cut that the model does not have, and freezing that does not fit it."""
+        """Refuses a cut that the model does not have, and freezing or local norms that do not fit it."""
         with as_config_error(), torch.device("meta"):
             split = nets.build(
                 self.model, cut=parse_cut(self.cut), num_outputs=2, labels=self.labels, width=self.width
             )
             if self.freeze is not None:
-                frozen_names(split, self.freeze, self.model, self.width)
+                freeze(split, frozen_names(split, self.freeze, self.model, self.width))
+            if self.norms == LOCAL:
+                check_local(split, self.model, self.cut)
 
     def check_detector(self) -> None:
         """Refuses a detector that cannot work with this task and these labels."""
@@ -266,7 +285,7 @@ class RunOptions(AskedOptions):
             images=(entry.in_channels, self.image_size, self.image_size),
             smashed=(1, 1, 1),
             normalisation=entry.normalisation,
-            task=entry.task,
+            task=self.task,
             num_classes=2,
             labels_shared=self.labels == "shared",
         )
@@ -311,6 +330,7 @@ class RunOptions(AskedOptions):
             columns=data.columns,
             structure=data.structure,
             by_site=self.partition == "by-site",
+            task=self.task,
         )
 
     def partition_config(self) -> PartitionConfig:

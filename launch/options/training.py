@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from suture.launch.options.group import Group, option
+from suture.models.norms import LOCAL, NORMS, SHARED
 from suture.models.precision import PRECISIONS
 from suture.runtime.errors import ConfigError
 from suture.runtime.scheduler import Together, parse_schedule
@@ -40,6 +41,12 @@ class TrainingOptions(Group):
     prox: float = option(
         0.0,
         "FedProx: pull a client's bottom and head to what they were when its turn began, so strongly",
+        agree=True,
+    )
+    norms: str = option(
+        SHARED,
+        "batch norms of bottom and head: shared by all clients, or local: each client keeps its own (FedBN)",
+        choices=NORMS,
         agree=True,
     )
     precision: str = option(
@@ -90,6 +97,10 @@ class TrainingOptions(Group):
             raise ConfigError(f"prox must be at least 0 and finite, got {self.prox}; use 0.01, say")
         if self.pooled and not self.unsplit:
             raise ConfigError("pooled goes with --unsplit: split training never mixes the clients' images")
+        if self.pooled and self.norms == LOCAL:
+            raise ConfigError(
+                "norms local does not go with pooled: there all clients' images train as one; use --norms shared"
+            )
         together = parse_schedule(self.schedule, self.seed).together
         if together is not None and self.unsplit:
             raise ConfigError(

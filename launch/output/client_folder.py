@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -190,7 +190,7 @@ class ClientFolder(NoClientObserver):
         models = {}
         for which in ("last", "best"):
             parts = client.whole_model(release, best=which == "best")
-            models[which] = {"parts": parts, "weights_sha256": model_digest(parts)}
+            models[which] = {"parts": parts} | digests(parts, client.model.own_norms.names)
         content = {
             "format": MODEL_FORMAT,
             "model": self._options.model,
@@ -201,6 +201,8 @@ class ClientFolder(NoClientObserver):
             "task": str(self._task),
             "classes": list(client.model.data.classes),
             "normalisation": self._normalisation,
+            "client": client.name,
+            "own_norms": {name: sorted(keys) for name, keys in client.model.own_norms.names.items()},
             "best_round": release.best_round,
             "epochs": self._options.epochs,
             **models,
@@ -215,6 +217,23 @@ class ClientFolder(NoClientObserver):
                 "start again with --resume: the trained parts are in the newest checkpoint"
             ) from None
         log.info("%s: wrote %s", client.name, self.folder / "model.pt")
+
+
+def digests(
+    parts: Mapping[str, Mapping[str, Tensor]], own_norms: Mapping[str, Collection[str]]
+) -> dict[str, str]:
+    """``weights_sha256`` of what clients share of a whole model, ``own_norms_sha256`` of a client's norms where they
+    are its own.
+    """
+    shared, own = (
+        {
+            name: {key: t for key, t in state.items() if (key in own_norms.get(name, ())) is is_own}
+            for name, state in parts.items()
+        }
+        for is_own in (False, True)
+    )
+    found = {"weights_sha256": model_digest(shared)}
+    return found | ({"own_norms_sha256": model_digest(own)} if any(own.values()) else {})
 
 
 class AllOf:

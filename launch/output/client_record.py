@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import suture.models.registry as nets
 from suture.launch.options.options import RunOptions
 from suture.launch.output import figures
 from suture.launch.output.round_warnings import ROUND_DONE, RoundWarnings, Warned, WarningRecorder
@@ -29,8 +28,7 @@ from suture.runtime.participant.participant import NoClientObserver
 from suture.runtime.records.tracking import METRICS_FILE, Tracker, read_events, read_metrics
 from suture.runtime.scheduler import Turn, TurnKind
 from suture.runtime.state.checkpoint import write_atomically
-from suture.runtime.state.handoff import model_digest
-from suture.runtime.training.metrics import main_score
+from suture.runtime.training.objectives import main_score
 from suture.runtime.wire.messages import Release, Welcome
 
 log = logging.getLogger(__name__)
@@ -201,7 +199,7 @@ class ClientRecord(NoClientObserver):
 
     @property
     def _task(self) -> str:
-        return str(nets.model_entry(self._options.model).task)
+        return self._options.task
 
     def counted(self, turn: Turn) -> None:
         """The turn counts: what it took."""
@@ -287,7 +285,9 @@ class ClientRecord(NoClientObserver):
     def _summarise(self, release: Release) -> None:
         assert self._folder is not None
         # Without a top there is no whole model: the server keeps it to itself.
-        weights = model_digest(self._client.whole_model(release, best=False)) if release.top else None
+        weights = (
+            self._client.model_digest(self._client.whole_model(release, best=False)) if release.top else None
+        )
         text = json.dumps(self.summary(weights), indent=2) + "\n"
         write_atomically(self._folder / "summary.json", text.encode())
 

@@ -9,16 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from suture.launch.output.scores import SHOWN
+
 NOTHING = "-"
-COLUMNS = {
-    "classification": {
-        "accuracy": "accuracy",
-        "balanced_accuracy": "balanced accuracy",
-        "auroc": "AUROC",
-        "majority_accuracy": "majority class",
-    },
-    "segmentation": {"dice": "Dice", "jaccard": "Jaccard", "pixel_accuracy": "pixel accuracy"},
-}
+COLUMNS = {str(task): shown.in_table() for task, shown in SHOWN.items()}
 
 
 def final_table(summary: Mapping[str, Any]) -> Table:

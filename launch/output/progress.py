@@ -17,12 +17,12 @@ from suture.launch.output.final_table import NOTHING, shown
 from suture.launch.output.live import LivePicture
 from suture.launch.output.pace import Pace, duration
 from suture.launch.output.round_warnings import Warned
+from suture.launch.output.scores import HEADLINES, NAMES
 from suture.runtime.scheduler import Group as Clients
 
 log = logging.getLogger(__name__)
 
 _WARNINGS_SHOWN = 5
-_HEADLINES = {"accuracy": "accuracy", "auroc": "AUROC", "dice": "Dice", "jaccard": "Jaccard"}
 _DOES = {"train": "trains", "average": "averages", "evaluate": "evaluates"}
 _STYLES = {
     "trains": "bold cyan",
@@ -156,7 +156,7 @@ class Progress(LivePicture):
 
     def scores(self, client: str, phase: str, scores: Mapping[str, float]) -> None:
         """What an evaluation gave; once there are test scores the table no longer shows validation scores."""
-        headline = ", ".join(f"{name} {scores[key]:.3f}" for key, name in _HEADLINES.items() if key in scores)
+        headline = ", ".join(f"{NAMES[key]} {scores[key]:.3f}" for key in HEADLINES if key in scores)
         row = self._row(client)
         if phase == "test" or not row.has_test_scores:
             row.scores = f"{phase}: {headline or NOTHING}"

@@ -22,7 +22,7 @@ from suture.runtime.client.client import Client
 from suture.runtime.data.client_data import Batch
 from suture.runtime.participant.participant import NoClientObserver
 from suture.runtime.scheduler import Turn, TurnKind
-from suture.runtime.training.metrics import MAIN_METRICS
+from suture.runtime.training.objectives import main_metric
 from suture.runtime.wire.messages import Release, Welcome, printable
 
 log = logging.getLogger(__name__)
@@ -229,7 +229,7 @@ class SiteProgress(LivePicture, NoClientObserver):
             # Each word on a line of its own: the table fits into eighty columns.
             table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True, vertical="bottom")
         before = None
-        main = MAIN_METRICS[self._task][0]
+        main = main_metric(self._task)
         for number in sorted(self._rounds)[-_ROUNDS_SHOWN:]:
             one = self._rounds[number]
             now = one.validation.get(main)

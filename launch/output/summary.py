@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import suture.models.registry as nets
 from suture.launch.options.options import RunOptions
 from suture.models.plugins import split
 from suture.runtime.errors import WireError
@@ -73,7 +72,7 @@ def _seconds(coordinator: Coordinator) -> dict[str, float]:
 def header(options: RunOptions) -> dict[str, Any]:
     """What was trained on what."""
     return {
-        "task": nets.model_entry(options.model).task,
+        "task": options.task,
         "model": options.model,
         "cut": options.cut,
         "data": split(options.data)[0],

@@ -24,6 +24,8 @@ HARMLESS: dict[str, str] = {
     "clip": "bounds how far a step moves weights; no more crosses for it",
     "label_smoothing": "how the loss is computed at either end; no more crosses for it",
     "prox": "keeps the parts near what they were; no more crosses for it",
+    "task": "which loss is computed and what is scored; which labels cross is for labels to say",
+    "norms": "what a client keeps of its parts; less is handed on, and no more crosses",
     "precision": "how a part computes; what crosses is float32 all the same, see wire",
     "early_stop": "ends the run earlier than epochs allows, never later",
     "freeze": "needs --weights, which pretrained_weights rules: the server knows them, frozen for good",

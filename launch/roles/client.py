@@ -45,11 +45,11 @@ def join(options: RunOptions, line: Transport, sharing: int) -> None:
     # Where one person's machine made the key for all clients there is no one to be protected from.
     memory = keys.memory_folder() if given is not None else None
     device = build.device_of(options, int(os.environ.get("LOCAL_RANK", "0")))
-    client = build.build_client(options, data, name, key, device, memory)
-    agreement = options.agreement(len(data.classes)) | {"run": line.hear("run")}
     # On another machine the server's path need not exist: what this client was told wins.
     elsewhere = options.run_dir is not None and not line.config.one_host
     own = client_folder(Path(options.run_dir or "") if elsewhere else run_dir, name)
+    client = build.build_client(options, data, name, key, device, memory, folder=own)
+    agreement = options.agreement(len(data.classes)) | {"run": line.hear("run")}
     kept = enter_folder(options, data, own, write=[memory] if memory is not None else [])
     ready_torch(options, sharing)
     line.join(name)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-import suture.models.registry as nets
 from suture.launch import build
 from suture.launch.lab import lab
 from suture.launch.options.options import RunOptions
@@ -116,8 +115,7 @@ def draw_figures(options: RunOptions, run_dir: Path) -> None:
     charts = run_dir / "figures"
     charts.mkdir(exist_ok=True)
     figures.training_loss(records, charts / "training_loss.png")
-    task = str(nets.model_entry(options.model).task)
-    figures.metrics_by_round(records, task, charts / "metrics_by_round.png")
+    figures.metrics_by_round(records, options.task, charts / "metrics_by_round.png")
     if options.profile:
         draw_profile(run_dir)
     link_figures(run_dir)

@@ -15,7 +15,7 @@ from suture.launch.host.logs import set_up
 from suture.launch.lab import lab
 from suture.launch.options.options import AskedOptions, RunOptions
 from suture.launch.output import run_folder
-from suture.launch.output.client_folder import AllOf, ClientFolder
+from suture.launch.output.client_folder import AllOf, ClientFolder, client_folder
 from suture.launch.output.client_record import ClientRecord
 from suture.launch.output.progress import Progress
 from suture.launch.roles.conduct import conduct
@@ -53,7 +53,7 @@ def run_in_one_process(asked: AskedOptions) -> None:
         normalisation = nets.model_entry(options.model).normalisation
         task = images.source.task
         observer = [AllOf(ClientRecord(options), ClientFolder(options, normalisation, task)) for _ in data]
-        _play(options, coordinator, data, key, device, observer)
+        _play(options, coordinator, data, key, device, observer, place.path)
 
     conduct(options, place, num_classes, progress, play)
 
@@ -68,7 +68,7 @@ def play_locally(
     images: build.Images | None = None,
     recorder: Recorder | None = None,
 ) -> Coordinator:
-    """A whole run in this process that shows nothing and keeps nothing but its checkpoints.
+    """A whole run in this process that shows nothing and keeps nothing but what it can be resumed from.
 
     Args:
         options: resolved, with ``clients`` set.
@@ -95,7 +95,7 @@ def play_locally(
         options, server, run=build.new_run_id(), run_dir=run_dir, num_classes=num_classes
     )
     coordinator.begin(resume, lambda step: recorder or NoRecorder())
-    _play(options, coordinator, data, key, device, [NoClientObserver() for _ in data])
+    _play(options, coordinator, data, key, device, [NoClientObserver() for _ in data], run_dir)
     server.attack.finish()
     return coordinator
 
@@ -107,9 +107,12 @@ def _play(
     key: bytes,
     device: torch.device,
     observer: Sequence[ClientObserver],
+    run_dir: Path,
 ) -> None:
     members = []
     for index, (images, keeps) in enumerate(zip(data, observer, strict=True)):
-        client = build.build_client(options, images, build.client_name(index), key, device, None)
+        name = build.client_name(index)
+        own = client_folder(run_dir, name)
+        client = build.build_client(options, images, name, key, device, None, folder=own)
         members.append(Participant(client, LocalExchange(coordinator), keeps))
     run_local(members, options.agreement(len(data[0].classes)))

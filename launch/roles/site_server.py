@@ -136,7 +136,7 @@ def with_task(asked: Mapping[str, Any]) -> dict[str, Any]:
         return dict(asked)
     with as_config_error():
         task = nets.model_entry(asked["model"]).task
-    return {"data": next(entry.name for entry in SOURCES.values() if entry.task == task)} | dict(asked)
+    return {"data": next(entry.name for entry in SOURCES.values() if entry.task.of_net == task)} | dict(asked)
 
 
 def check_classes(options: RunOptions, classes: tuple[str, ...]) -> None:

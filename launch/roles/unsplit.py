@@ -9,6 +9,7 @@ With ``--pooled`` all clients' images are shuffled together: the central trainin
 
 from __future__ import annotations
 
+import copy
 import logging
 import resource
 import time
@@ -19,7 +20,6 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-import suture.models.registry as nets
 from suture.launch import build, keys
 from suture.launch.host.cores import ready_torch
 from suture.launch.host.logs import set_up
@@ -30,6 +30,7 @@ from suture.launch.output.progress import Progress
 from suture.launch.output.report import ReportWriter
 from suture.launch.output.summary import final_metrics, header, write_summary
 from suture.models.freezing import train_mode
+from suture.models.norms import LOCAL, norm_names
 from suture.models.split import JoinedModel
 from suture.runtime.data.client_data import Batch, ClientData
 from suture.runtime.data.partition import Share
@@ -37,7 +38,7 @@ from suture.runtime.randomness import PUBLIC, Randomness
 from suture.runtime.records.tracking import Tracker
 from suture.runtime.scheduler import Scheduler, parse_schedule
 from suture.runtime.state.handoff import model_digest, shared_key
-from suture.runtime.training.metrics import build_criterion, build_scores, main_score
+from suture.runtime.training.objectives import build_criterion, build_scores, main_score
 
 log = logging.getLogger(__name__)
 POOL = "pooled"
@@ -77,6 +78,7 @@ class Unsplit:
         self.optimizer = self.config.build_by_part(self._parts)
         self.losses: dict[str, float] = {}
         self._begun: dict[torch.Tensor, torch.Tensor] = {}
+        self._own = _OwnNorms(self.model, self.optimizer, self._parts) if options.norms == LOCAL else None
 
     # Not `BatchAddress`, which the split run uses: the oracle spells out on its own where draws are, as a proof.
     def _reseed(self, part: str) -> None:
@@ -85,6 +87,8 @@ class Unsplit:
 
     def train_batches(self, round: int, client: str) -> Iterator[Batch]:
         """The batches of one client's turn, in the order that its split run would take."""
+        if self._own is not None:
+            self._own.change_to(client)
         generator = self._hidden.generator
         own = [part for name, part in self._parts.items() if name != "top"]
         self._begun = {p: p.detach().clone() for part in own for p in part.parameters()}
@@ -120,11 +124,13 @@ class Unsplit:
     def evaluate(self, client: str, round: int) -> dict[str, dict[str, float]]:
         """Scores on one client's validation images, and on its test images where ``round`` is the last one."""
         data, scores = self.data[client], {}
+        if self._own is not None:
+            self._own.change_to(client)
         self.model.eval()
         for phase in ("validation", "test"):
             if phase == "test" and round < self.options.first_test_round():
                 continue
-            collected, losses, num_images = build_scores(data.task, len(data.classes)), 0.0, 0
+            collected, losses, num_images = build_scores(data.task, data.classes), 0.0, 0
             criterion = build_criterion(data.task, None)
             for batch in data.test_batches(self.options.batch_size, phase):
                 logits = self.model(batch.inputs.to(self.device)).cpu()
@@ -137,7 +143,47 @@ class Unsplit:
 
     def weights_sha256(self) -> str:
         """The digest that the split run of the same options ends with."""
-        return model_digest({name: part.state_dict() for name, part in self._parts.items()})
+        states = {name: part.state_dict() for name, part in self._parts.items()}
+        return model_digest(states if self._own is None else self._own.without(states))
+
+
+class _OwnNorms:
+    """Each client's batch norms of bottom and head, with their moments, which change places as the clients do."""
+
+    def __init__(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, parts: dict[str, torch.nn.Module]
+    ) -> None:
+        self._optimizer = optimizer
+        self._names = {name: norm_names(part) for name, part in parts.items() if name != "top"}
+        self._tensors = [
+            tensor
+            for name, names in self._names.items()
+            for key, tensor in parts[name].state_dict(keep_vars=True).items()
+            if key in names
+        ]
+        self._initial = self._taken()
+        self._client, self._of = "", dict[str, Any]()
+
+    def change_to(self, client: str) -> None:
+        """Puts ``client``'s norms in the place of those that are there."""
+        self._of[self._client] = self._taken()
+        self._client = client
+        values, moments = self._of.get(client, self._initial)
+        for tensor, value in zip(self._tensors, values, strict=True):
+            tensor.data.copy_(value)
+            self._optimizer.state.pop(tensor, None)
+        self._optimizer.state.update({t: copy.deepcopy(own) for t, own in moments.items()})
+
+    def without(self, states: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """State dicts without these norms."""
+        return {
+            name: {key: t for key, t in state.items() if key not in self._names.get(name, ())}
+            for name, state in states.items()
+        }
+
+    def _taken(self) -> tuple[list[torch.Tensor], dict[torch.Tensor, Any]]:
+        moments = {t: self._optimizer.state[t] for t in self._tensors if t in self._optimizer.state}
+        return [t.detach().clone() for t in self._tensors], moments
 
 
 def run_unsplit(asked: AskedOptions) -> None:
@@ -216,7 +262,7 @@ def _train(trainer: Unsplit, options: RunOptions, progress: Progress, tracker: T
             for phase, values in scores[client].items():
                 tracker.scores(step, round, turn, client, phase, values)
                 progress.scores(client, phase, values)
-        if (value := _validated(scores, str(nets.model_entry(options.model).task))) > best_value:
+        if (value := _validated(scores, options.task)) > best_value:
             best_round, best_value = round, value
         if options.early_stop is not None and best_round and round - best_round >= options.early_stop:
             break

@@ -36,6 +36,7 @@ from suture.launch.site.search import Search
 from suture.launch.site.secret import run_secret
 from suture.launch.site.terms import agreed_classes, ask_terms, merged
 from suture.launch.site.wishes import SiteWishes, Unasked
+from suture.models.norms import LOCAL
 from suture.runtime.client.client import Client
 from suture.runtime.client.wishes import Parting, Wish
 from suture.runtime.consortium.credentials import Credentials, read_authorities
@@ -132,7 +133,7 @@ def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
     own_images.log_classes(images.source)
     data = build.build_data(options, images, 0)
     own_images.offer_weights(options, data)
-    secret = run_secret(state, name, terms.run)
+    secret, own = run_secret(state, name, terms.run), client_folder(Path(asked["run_dir"]), name)
     trust = Trust(credentials.authority, Roster(config.kit.roster), standing.revocations)
     consortium = SiteConsortium(Identity.of(credentials), trust, key)
     client = build.build_client(
@@ -143,12 +144,12 @@ def join_site(asked: Mapping[str, Any], config: JoinConfig) -> None:
         build.device_of(options, 0),
         state,
         own=build.SiteOwn(secret, consortium, policy.repeats),
+        folder=own,
     )
     # The secret is for this run: a server that says another id when the site joins is refused.
     client.join(terms.run)
     agreement = options.site_agreement(data.classes)  # reads --weights, which the sandbox will not let us do
     limits = build.wire_limits(options, len(data.classes))
-    own = client_folder(Path(asked["run_dir"]), name)
     # The kit stays readable, since the roster may change while the run goes on, and its state writable.
     ports = Ports(connect=(line.port, *proxy_ports()))
     kept = enter_folder(options, data, own, read=standing.folders, write=[state], ports=ports)
@@ -195,6 +196,11 @@ def _options(asked: Mapping[str, Any], config: JoinConfig, policy: Policy, terms
     values = merged(asked, terms)
     own_images.check_task(values)
     options = policy.filled(AskedOptions(**values | {"clients": 1}).resolved())
+    if config.data.evaluate_only and options.norms == LOCAL:
+        raise ConfigError(
+            "evaluate-only does not go with the run's norms local: a site gets its batch norms by training, and this "
+            "one trains nothing; let it train, or start the run with --norms shared"
+        )
     # A site that only evaluates asks for scores, and nothing is chosen by them.
     return replace(options, test_every_round=True) if config.data.evaluate_only else options
 

@@ -89,8 +89,8 @@ def check_task(values: Mapping[str, Any]) -> None:
         return  # the task's default, then
     with as_config_error():
         task = nets.model_entry(values["model"]).task
-    if task != entry.task:
-        fitting = ", ".join(name for name, other in SOURCES.items() if other.task == task)
+    if task != entry.task.of_net:
+        fitting = ", ".join(name for name, other in SOURCES.items() if other.task.of_net == task)
         raise ConfigError(
             f"the run trains {values['model']} for {task}, and this site's data {entry.name} is for {entry.task}; give "
             f"--data one of {fitting}, or join another run"

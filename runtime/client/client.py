@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from suture.runtime.client.model import ClientModel
+from suture.runtime.client.own_norms import NORMS
 from suture.runtime.client.pass_count import count_pass
 from suture.runtime.consortium.site import SiteConsortium
 from suture.runtime.errors import ConfigError, HandoffError, WireError
 from suture.runtime.scheduler import Turn
 from suture.runtime.state.averaging import Mean
-from suture.runtime.state.handoff import SHARE, HandoffSeal, part_digest
+from suture.runtime.state.handoff import SHARE, HandoffSeal, model_digest, part_digest
 from suture.runtime.state.rollback_guard import RollbackGuard
-from suture.runtime.training.optim import moments, moments_like, take_moments
+from suture.runtime.training.optim import moments, moments_like
 from suture.runtime.wire.checks import check_release, check_weights, tensors_of
 from suture.runtime.wire.messages import Hello, Release, SealedHandoff, Share
 
@@ -39,6 +40,7 @@ class Client:
         self._newest: SealedHandoff | None = None
         self._before: dict[str, Any] | None = None
         self._changed = False
+        self._norms: dict[str, str] = {}
         self._run = ""
 
     @property
@@ -145,7 +147,11 @@ class Client:
         Raises:
             DivergedError: a weight is not finite; names client and round.
         """
-        check_weights(tensors_of(self.state()), self.name, f"round {turn.round}")
+        parts = [part.state_dict() for part in self.model.parts.values()]
+        check_weights(tensors_of([parts, self.state()]), self.name, f"round {turn.round}")
+        own = self.model.own_norms
+        if own.is_local:
+            self._norms = self._norms | {self.name: own.keep()}
         if not turn.together:
             return self._seal.seal(self.state(), turn.number, self._newest)
         share = {"state": self.state(), "num_images": self.model.num_trained}
@@ -158,19 +164,20 @@ class Client:
             HandoffError: a share does not open, comes twice, or there is none.
         """
         self._check_trains("average what others trained")
-        mean, sharers, sealed = Mean(), set[str](), list[SealedHandoff]()
+        mean, sharers, sealed, norms = Mean(), set[str](), list[SealedHandoff](), dict(self._norms)
         for share in shares:
             if share.client in sharers:
                 raise HandoffError(f"the server offered the share of {share.client} twice")
             sharers.add(share.client)
             expected = {"state": self.state_like(), "num_images": 1}
             opened = self._seal.open_share(share, turn.number - 1, self._newest, expected)
+            norms |= _named(opened["state"].pop(NORMS, {}), share.client)
             mean.add(opened["state"], opened["num_images"])
             sealed.append(share.sealed)
         if not sharers:
             raise HandoffError(f"{self.name}: the server promised clients' shares and sent none")
         self._changed = True
-        self._take_up(mean.value())
+        self._take_up(mean.value() | {NORMS: norms})
         return self._seal.seal(self.state(), turn.number, self._newest, shares=sealed)
 
     def committed(self, handoff: SealedHandoff, together: bool = False) -> None:
@@ -226,42 +233,55 @@ class Client:
         self._memory.keep(self._seal.newest, self._seal.digest)
 
     def _take_up(self, state: Mapping[str, Any]) -> None:
-        for name, part in self.model.parts.items():
-            part.load_state_dict(state["parts"][name])
-        take_moments(self.model.optimizer, state["optimizer"])
+        norms = dict(state.get(NORMS, {}))
+        self.model.own_norms.take_up(state["parts"], state["optimizer"], norms.get(self.name))
+        self._norms = norms
         self.model.defence.load_state_dict(state["defence"])
 
     def peek(self, handoff: SealedHandoff) -> dict[str, dict[str, Tensor]]:
         """The parts' state dicts in ``handoff``, without taking them up (the best round's, at the end)."""
         seal = HandoffSeal(self._key, self._run, signer=self.consortium)
-        parts: dict[str, dict[str, Tensor]] = seal.open(handoff, self.state_like())["parts"]
-        return parts
+        state = seal.open(handoff, self.state_like())
+        return self.model.own_norms.whole(state["parts"], state.get(NORMS, {}).get(self.name))
 
     def state(self) -> dict[str, Any]:
-        """What a hand-off holds: the parts, their optimizer's moments, the defence."""
+        """What a hand-off holds: the parts, their optimizer's moments, the defence; of norms that are each client's own
+        only their names.
+        """
+        own = self.model.own_norms
         return {
-            "parts": {name: part.state_dict() for name, part in self.model.parts.items()},
-            "optimizer": moments(self.model.optimizer),
+            "parts": self._shared_parts(),
+            "optimizer": own.shared_moments(moments(self.model.optimizer)),
             "defence": self.model.defence.state_dict(),
-        }
+        } | ({NORMS: self._norms} if own.is_local else {})
 
     def state_like(self) -> dict[str, Any]:
         """What another client's `state` looks like."""
+        own = self.model.own_norms
         return {
-            "parts": {name: part.state_dict() for name, part in self.model.parts.items()},
-            "optimizer": moments_like(self.model.optimizer),
+            "parts": self._shared_parts(),
+            "optimizer": own.shared_moments(moments_like(self.model.optimizer)),
             "defence": self.model.defence.state_like(),
-        }
+        } | own.like()
+
+    def _shared_parts(self) -> dict[str, dict[str, Tensor]]:
+        return self.model.own_norms.shared(
+            {name: part.state_dict() for name, part in self.model.parts.items()}
+        )
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 (hex) of each part's state."""
-        return {name: part_digest(part.state_dict()) for name, part in self.model.parts.items()}
+        """SHA-256 (hex) of what clients share of each part."""
+        return {name: part_digest(state) for name, state in self._shared_parts().items()}
 
     # The end -------------------------------------------------------------------------------------
 
     def check_release(self, release: Release) -> Release:
         """Returns what the server hands out at the end, if it is a top of this run's; see `checks.check_release`."""
         return check_release(release, self.model.top_like, "server")
+
+    def model_digest(self, parts: Mapping[str, Mapping[str, Tensor]]) -> str:
+        """``weights_sha256`` of a whole model: of what clients share of it."""
+        return model_digest(self.model.own_norms.shared(parts))
 
     def whole_model(self, release: Release, best: bool) -> dict[str, dict[str, Tensor]]:
         """State dicts by part of the released model, of the last round or of the best one."""
@@ -272,3 +292,8 @@ class Client:
 
     def __reduce__(self) -> str:
         raise TypeError("a Client holds images and refuses to be pickled")
+
+
+def _named(norms: Mapping[str, str], client: str) -> dict[str, str]:
+    """What a client says of its own norms; of others' it says nothing that counts."""
+    return {client: norms[client]} if client in norms else {}

@@ -14,7 +14,7 @@ from torch import Tensor
 from suture.runtime.client.model import ClientModel
 from suture.runtime.data.client_data import Batch, Split
 from suture.runtime.randomness import BatchAddress
-from suture.runtime.training.metrics import build_criterion, build_scores
+from suture.runtime.training.objectives import build_criterion, build_scores
 from suture.runtime.wire.messages import QUERY
 
 # Splits that are passed through the whole net after a round, and the phase that the server is told. Held-out images
@@ -54,7 +54,7 @@ def evaluate(
     data, criterion = client.data, build_criterion(client.data.task, None)
     scores, numbers = {}, {"validation": 0, "test": 0, QUERY: 0}
     for split, phase in _EVALUATED:
-        collected, losses, num_images = build_scores(data.task, len(data.classes)), 0.0, 0
+        collected, losses, num_images = build_scores(data.task, data.classes), 0.0, 0
         if split == "offered" and round < client.config.offered_from:
             continue
         if split == "test" and round < client.config.tested_from:

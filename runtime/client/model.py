@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from suture.models.freezing import train_mode
+from suture.models.norms import LOCAL, SHARED
 from suture.models.split import SplitModel
+from suture.runtime.client.own_norms import OwnNorms
 from suture.runtime.data.client_data import Batch, ClientData
 from suture.runtime.hooks import Defence, Detector
 from suture.runtime.randomness import Randomness
 from suture.runtime.records.step_timer import NoStepTimer, StepTimer
 from suture.runtime.scheduler import Turn
-from suture.runtime.training.metrics import build_criterion
+from suture.runtime.training.objectives import build_criterion
 from suture.runtime.training.optim import OptimizerConfig
 from suture.runtime.wire.checks import TensorSpec
 from suture.runtime.wire.compression import Packer
@@ -49,6 +51,8 @@ class ClientConfig:
         offered_from: lab mode: the round from which an attacker's own images are passed through the bottom.
         tested_from: the round from which test images are scored; the last one, where only the end's scores are wanted.
         rounds: between hospitals, how many there are: a site trains in no later one; None where nobody counts.
+        norms: "shared", or "local": each client keeps the batch norms of its parts to itself, see ``own_norms``.
+        norms_folder: this client's own, where it keeps them; None to keep them for the length of the process only.
         repeats: between hospitals, how often one round's pass may be asked for again, after a rollback or a crash;
             None where nobody counts.
     """
@@ -67,6 +71,8 @@ class ClientConfig:
     overlap: bool = False
     offered_from: int = 1
     tested_from: int = 1
+    norms: str = SHARED
+    norms_folder: Path | None = None
     rounds: int | None = None
     repeats: int | None = None
 
@@ -88,6 +94,7 @@ class ClientModel:
         name: the member's.
         is_watching: whether this client has a detector.
         parts: bottom and head by name.
+        own_norms: what of them is handed to nobody.
         top_like: what the top that the server hands out at the end must look like.
     """
 
@@ -123,6 +130,9 @@ class ClientModel:
             self.parts["head"] = self.head
         self.optimizer = config.optimizer.build_by_part(self.parts)
         self.turn_start: dict[Tensor, Tensor] = {}  # for `--prox`
+        self.own_norms = OwnNorms(
+            self.parts, self.optimizer, local=config.norms == LOCAL, folder=config.norms_folder
+        )
         weights = None if config.class_weights is None else torch.tensor(config.class_weights)
         self.criterion = build_criterion(data.task, weights, config.label_smoothing).to(self.device)
 

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -14,7 +13,7 @@ from suture.runtime.data.source import Example, Source, Task
 
 
 class ArraySource(Source):
-    """A classification source of uint8 images, (n, H, W) or (n, H, W, 3)."""
+    """A source of uint8 images, (n, H, W) or (n, H, W, 3), with labels (n), or (n, findings) of 0 and 1."""
 
     def __init__(
         self,
@@ -30,17 +29,25 @@ class ArraySource(Source):
         Nothing tells which images belong to one person, so each is its own patient.
         """
         self._images = [image for _, images, _ in parts for image in images]
+        several = any(labels.ndim == 2 for _, _, labels in parts)
         examples = [
-            Example(key=key, patient=key, label=int(label), official_test=split == "test")
+            Example(
+                key=key,
+                patient=key,
+                label=None if several else int(label),
+                official_test=split == "test",
+                findings=tuple(np.flatnonzero(label).tolist()) if several else (),
+            )
             for split, _, labels in parts
             for key, label in ((f"{split}{number:06d}", label) for number, label in enumerate(labels))
         ]
-        super().__init__(name, Task.CLASSIFICATION, classes, examples, mirror=mirror, notes=notes)
+        task = Task.MULTI_LABEL if several else Task.CLASSIFICATION
+        super().__init__(name, task, classes, examples, mirror=mirror, notes=notes)
 
     def read(self, index: int, size: int, channels: int) -> tuple[Tensor, Tensor]:
         """Resize one image; see ``Source.read``."""
         image = fit_square(Image.fromarray(self._images[index]), size, channels)
-        return image, torch.tensor(self.examples[index].label, dtype=torch.int64)
+        return image, self.target(index)
 
     def dimensions(self, index: int) -> tuple[int, int]:
         """See ``Source.dimensions``."""

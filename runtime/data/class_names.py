@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 
-import torch
 from torch import Tensor
 
-from suture.runtime.data.source import Source, Task
+from suture.runtime.data.source import Example, Source, Task
 from suture.runtime.errors import ConfigError, DataError
 
 MOST_CLASSES, LONGEST_NAME = 1000, 200
@@ -28,9 +27,7 @@ class RenamedClasses(Source):
 
     def __init__(self, source: Source, classes: Sequence[str], numbers: Sequence[int]) -> None:
         self.source = source
-        examples = [
-            one if one.label is None else replace(one, label=numbers[one.label]) for one in source.examples
-        ]
+        examples = [_renumbered(one, numbers) for one in source.examples]
         super().__init__(
             source.name, source.task, classes, examples, mirror=source.mirror, notes=source.notes
         )
@@ -40,7 +37,7 @@ class RenamedClasses(Source):
         image, target = self.source.read(index, size, channels)
         if self.task is Task.SEGMENTATION:
             return image, target
-        return image, torch.tensor(self.examples[index].label, dtype=torch.int64)
+        return image, self.target(index)
 
     def dimensions(self, index: int) -> tuple[int, int] | None:
         """The other source's; see ``Source.dimensions``."""
@@ -49,6 +46,12 @@ class RenamedClasses(Source):
     def content_digest(self, index: int) -> bytes:
         """The other source's; see ``Source.content_digest``."""
         return self.source.content_digest(index)
+
+
+def _renumbered(example: Example, numbers: Sequence[int]) -> Example:
+    if example.label is not None:
+        return replace(example, label=numbers[example.label])
+    return replace(example, findings=tuple(sorted({numbers[number] for number in example.findings})))
 
 
 def parse_names(text: str) -> tuple[str, ...]:
@@ -122,7 +125,7 @@ def mapped(source: Source, class_map: Mapping[str, str]) -> Source:
 def with_images(source: Source) -> Source:
     """The source without the classes that no image of it has: what a division is balanced over."""
     present = {one.label for one in source.examples}
-    if source.task is Task.SEGMENTATION or len(present) == len(source.classes):
+    if not source.task.has_one_class or len(present) == len(source.classes):
         return source
     classes = tuple(name for label, name in enumerate(source.classes) if label in present)
     numbers = [classes.index(name) if name in classes else -1 for name in source.classes]
@@ -143,6 +146,9 @@ def matched(source: Source, classes: Sequence[str]) -> Source:
         return source
     if source.task is Task.SEGMENTATION:  # the background's name says nothing
         foreign = [] if tuple(classes[1:]) == source.classes[1:] else [*source.classes[1:]]
+    elif source.task is Task.MULTI_LABEL:
+        foreign = [name for name in source.classes if name not in classes]
+        _check_all_are_labelled(source, classes)
     else:
         held = {one.label for one in source.examples}
         foreign = [name for label, name in enumerate(source.classes) if label in held and name not in classes]
@@ -157,11 +163,24 @@ def matched(source: Source, classes: Sequence[str]) -> Source:
     return RenamedClasses(source, classes, numbers)
 
 
+def _check_all_are_labelled(source: Source, classes: Sequence[str]) -> None:
+    """
+    Raises:
+        DataError: the run looks for a finding that this site's labels say nothing of: it would be learnt as absent.
+    """
+    if lacking := [name for name in classes if name not in source.classes]:
+        raise DataError(
+            f"{source.name} says nothing of {_list(lacking)}, which the run looks for, and what is not said is not "
+            f"absent; this site has: {_list(source.classes)}; add the columns, or say which of these they are: "
+            '--class-map "theirs=ours"'
+        )
+
+
 def without_images(source: Source) -> tuple[str, ...]:
     """The classes that no image of the source has."""
     if source.task is Task.SEGMENTATION:
         return ()
-    present = {one.label for one in source.examples}
+    present = {number for one in source.examples for number in (one.label, *one.findings)}
     return tuple(name for label, name in enumerate(source.classes) if label not in present)
 
 

@@ -32,7 +32,7 @@ class Batch:
 
     Attributes:
         inputs: x_NCHW float32, normalised.
-        targets: y_N int64, or mask_N1HW float32 of zeros and ones.
+        targets: y_N int64, findings_NK int64, or mask_N1HW float32 of zeros and ones.
         number: 0-based within the turn.
         keys: Indices of the examples in ``source.examples``; they stay with the client.
     """
@@ -148,8 +148,11 @@ class ClientData:
         return sum(d.images.nbytes + d.targets.nbytes for d in self._splits.values())
 
     def class_counts(self, split: Split = "train") -> tuple[int, ...]:
-        """Images by class; for segmentation, pixels outside and inside the masks."""
-        targets = self._splits[split].targets.flatten().long()
+        """Images by class, or by finding; for segmentation, pixels outside and inside the masks."""
+        targets = self._splits[split].targets
+        if self.task is Task.MULTI_LABEL:
+            return tuple(targets.sum(0).tolist())
+        targets = targets.flatten().long()
         return tuple(int(n) for n in torch.bincount(targets, minlength=len(self.classes)))
 
     def offer(self, images: Tensor) -> None:
@@ -163,6 +166,9 @@ class ClientData:
 
     def majority_share(self, split: Split = "test") -> float:
         """The accuracy of always naming the commonest class (segmentation: pixel accuracy); nan if empty."""
+        if self.task is Task.MULTI_LABEL and self._splits[split].keys:
+            share = self._splits[split].targets.double().mean(0)
+            return float(torch.maximum(share, 1 - share).mean())
         counts = self.class_counts(split)
         return max(counts) / sum(counts) if sum(counts) else float("nan")
 
@@ -180,7 +186,7 @@ class ClientData:
 
 @dataclass(frozen=True, slots=True)
 class _Decoded:
-    """A split in memory: images uint8 NCHW; targets int64 N, or uint8 N1HW masks."""
+    """A split in memory: images uint8 NCHW; targets int64 N or NK, or uint8 N1HW masks."""
 
     keys: tuple[int, ...]
     images: Tensor
@@ -196,6 +202,8 @@ def _decode(source: Source, indices: Sequence[int], size: int, channels: int) ->
     images = torch.empty((len(indices), channels, size, size), dtype=torch.uint8)
     if source.task is Task.SEGMENTATION:
         targets = torch.empty((len(indices), 1, size, size), dtype=torch.uint8)
+    elif source.task is Task.MULTI_LABEL:
+        targets = torch.empty((len(indices), len(source.classes)), dtype=torch.int64)
     else:
         targets = torch.empty(len(indices), dtype=torch.int64)
     for row, index in enumerate(indices):

@@ -10,7 +10,6 @@ of APTOS, IDRiD and Messidor are known, and any CSV that is the only one with th
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from suture.runtime.data.folder import walk
@@ -42,7 +41,7 @@ _GRADABLE = "adjudicated_gradable"
 
 
 class PictureFiles(Source):
-    """A classification source whose examples are one picture file each."""
+    """A source of classes, or of findings, whose examples are one picture file each."""
 
     def __init__(
         self,
@@ -53,15 +52,16 @@ class PictureFiles(Source):
         *,
         mirror: bool,
         notes: list[str],
+        task: Task = Task.CLASSIFICATION,
     ) -> None:
         """Take the examples and, in the same order, their files."""
         self.files = files
-        super().__init__(name, Task.CLASSIFICATION, classes, examples, mirror=mirror, notes=notes)
+        super().__init__(name, task, classes, examples, mirror=mirror, notes=notes)
 
     def read(self, index: int, size: int, channels: int) -> tuple[Tensor, Tensor]:
         """Decode one file; see ``Source.read``."""
         image = read_picture(self.files[index], size, channels)
-        return image, torch.tensor(self.examples[index].label, dtype=torch.int64)
+        return image, self.target(index)
 
     def dimensions(self, index: int) -> tuple[int, int]:
         """See ``Source.dimensions``."""

@@ -1,8 +1,8 @@
 """A MedMNIST-style npz file: {train,val,test}_{images,labels}, grey or RGB, 28 to 224 pixels.
 
 A label is a whole number, written as one or as a float; those that occur are the classes, whatever the first of them
-is. The test part is used for testing only; val goes with train, for the partition holds
-out validation images itself.
+is. Labels (n, K) of 0 and 1 are findings, of which an image may have several. The test part is used for testing only;
+val goes with train, for the partition holds out validation images itself.
 """
 
 from pathlib import Path
@@ -16,13 +16,18 @@ from suture.runtime.errors import DataError
 from suture.runtime.host.unpacking import zip_bomb
 
 _SPLITS = ("train", "val", "test")
+_CHEST = (
+    "atelectasis cardiomegaly effusion infiltration mass nodule pneumonia pneumothorax consolidation edema emphysema "
+    "fibrosis pleural hernia"
+).split()
+"""The findings of ChestMNIST in their order (Yang et al., Scientific Data 2023), which no npz names."""
 
 
 def open_medmnist(path: Path) -> Source:
     """Read the file.
 
     Raises:
-        DataError: Not an npz, an array missing or of the wrong shape, or several labels an image.
+        DataError: Not an npz, or an array missing or of the wrong shape.
     """
     try:
         if reason := zip_bomb(path):
@@ -43,6 +48,14 @@ def open_medmnist(path: Path) -> Source:
         raise DataError(
             f"{path} has no arrays train_images and train_labels; it holds: {', '.join(names) or 'nothing'}"
         )
+    widths = {labels.shape[1:] for _, _, labels in parts}
+    if len(widths) > 1:
+        raise DataError(f"{path}: its parts have labels of different widths; fetch the file again")
+    if widths != {()}:
+        number = parts[0][2].shape[1]
+        is_known = path.name.startswith("chestmnist") and number == len(_CHEST)
+        findings = _CHEST if is_known else [f"finding {k}" for k in range(number)]
+        return ArraySource("medmnist", findings, parts, mirror=False)
     classes = np.unique(np.concatenate([labels for _, _, labels in parts]))
     if classes.size and classes[0] < 0:
         raise DataError(f"{path}: an image has label {classes[0]}; labels must be whole numbers from 0")
@@ -78,11 +91,14 @@ def _read_part(
         raise DataError(
             f"{path}: {len(images)} {split} images but {len(labels)} labels; fetch the file again"
         )
-    if labels.size == len(images) and labels.dtype.kind == "f" and np.array_equal(labels, np.floor(labels)):
+    if labels.dtype.kind == "f" and np.array_equal(labels, np.floor(labels)):
         labels = labels.astype(np.int64)
+    several = labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "iub"
+    if several and np.isin(labels, (0, 1)).all():
+        return split, images, labels.astype(np.int64)
     if labels.size != len(images) or labels.dtype.kind not in "iub":
         raise DataError(
-            f"{path}: {split}_labels must be one whole number an image, got {labels.dtype} {labels.shape}; "
-            "sets with several labels an image are not supported"
+            f"{path}: {split}_labels must be one whole number an image, got {labels.dtype} {labels.shape}; where an "
+            "image may have several findings, a 0 or a 1 for each"
         )
     return split, images, labels.reshape(-1).astype(np.int64)

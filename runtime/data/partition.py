@@ -129,9 +129,10 @@ def partition(source: Source, config: PartitionConfig, num_clients: int, seed: i
             "one client, so use fewer clients or more data"
         )
     kind, alpha = config.kind_and_alpha()
-    if kind == "dirichlet" and source.task is Task.SEGMENTATION:
+    if kind == "dirichlet" and not source.task.has_one_class:
+        what = "masks have none" if source.task is Task.SEGMENTATION else "an image may have several findings"
         raise ConfigError(
-            "partition dirichlet divides by class, and masks have none; use quantity:ALPHA, iid or by-site"
+            f"partition dirichlet divides by class, and {what}; use quantity:ALPHA, iid or by-site"
         )
     sites: tuple[str, ...] = ()
     if kind == "by-site":
@@ -150,8 +151,8 @@ def pools(source: Source, site: str | None) -> tuple[Pool, Pool | None]:
         source: whose.
         site: only that one's images; None for all.
     """
-    num_classes = len(source.classes) if source.task is Task.CLASSIFICATION else 1
-    names = source.classes if source.task is Task.CLASSIFICATION else ("images",)
+    num_classes = len(source.classes) if source.task.has_one_class else 1
+    names = source.classes if source.task.has_one_class else ("images",)
     # A patient with images at two sites, or on both sides of an official split, is used on one side only.
     home: dict[str, str] = {}
     for example in source.examples:

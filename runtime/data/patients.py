@@ -40,7 +40,8 @@ def copies_joined(
     torn = [
         group
         for group in groups
-        if len({examples[row].label for row in group}) > 1 and _is_readable(files[group[0]])
+        if len({(examples[row].label, examples[row].findings) for row in group}) > 1
+        and _is_readable(files[group[0]])
     ]
     if torn and refuse_two_classes:
         raise DataError(_in_two_classes(torn, files))

@@ -13,6 +13,7 @@ from typing import Literal
 from suture.models.plugins import FORM, is_outside, nearest, split
 from suture.runtime.data.chest_phantom import ChestPhantom
 from suture.runtime.data.dicom import open_dicom
+from suture.runtime.data.findings import open_findings
 from suture.runtime.data.fundus_phantom import FundusPhantom
 from suture.runtime.data.idx import open_fashion_mnist, open_mnist
 from suture.runtime.data.image_folder import open_image_folder
@@ -122,6 +123,14 @@ _ENTRIES = (
         lambda request: open_fashion_mnist(request.path),
     ),
     SourceEntry(
+        "findings",
+        "pictures and a CSV with a column of 0 and 1 a finding: several an image",
+        "PATH",
+        lambda request: open_findings(request.path, columns=request.columns),
+        Task.MULTI_LABEL,
+        ("columns",),
+    ),
+    SourceEntry(
         "image-folder",
         "PATH/CLASS/IMAGE, or PATH/SITE/CLASS/IMAGE",
         "PATH",
@@ -228,6 +237,7 @@ def open_source(
     columns: str | None = None,
     structure: str | None = None,
     by_site: bool = False,
+    task: str | None = None,
 ) -> Source:
     """Open a data source; reads its index, no picture.
 
@@ -237,21 +247,23 @@ def open_source(
         columns: ``--columns``, see ``DataConfig.columns``.
         structure: ``--structure``, likewise.
         by_site: see ``OpenRequest.by_site``.
+        task: what is to be learnt; None for what the source is for.
         need: How many examples the run wants in all: phantoms list twice as many.
         seed: The run's public seed; phantoms are drawn from it.
 
     Raises:
         ConfigError: See ``split_spec``; or a package that the source needs is not installed.
-        DataError: The path does not exist or does not hold what it should.
+        DataError: The path does not exist or does not hold what it should, or the task cannot be learnt from it.
     """
     entry, argument = split_spec(spec)
+    wanted = entry.task if task is None else Task(task)
     path = Path(argument or ".").expanduser()
     if not path.exists():
         raise DataError(f"{entry.name}: {path} does not exist; give the path of the downloaded data")
     with counted_warnings() as said:
         request = OpenRequest(
             path=path,
-            grades=grades,
+            grades="all" if wanted is Task.ORDINAL else grades,
             need=need,
             seed=seed,
             columns=parse_columns(columns),
@@ -259,5 +271,12 @@ def open_source(
             by_site=by_site,
         )
         source = entry.open(request)
+    if wanted is Task.ORDINAL and source.task is Task.CLASSIFICATION:
+        source.task = wanted  # its classes are grades, in their order
+    if source.task is not wanted:
+        raise DataError(
+            f"{spec}: these labels are for {source.task}, and the run is for {wanted}; use --task {source.task}, or "
+            "other data"
+        )
     source.notes.extend(said.notes())
     return source

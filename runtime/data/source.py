@@ -6,16 +6,31 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+import torch
 from torch import Tensor
 
 from suture.runtime.errors import DataError
 
 
 class Task(StrEnum):
-    """What is learnt from a source."""
+    """What is learnt from a source: one of several classes an image, one of several grades in their order, any of
+    several findings, or a mask.
+    """
 
     CLASSIFICATION = "classification"
+    ORDINAL = "ordinal"
+    MULTI_LABEL = "multi-label"
     SEGMENTATION = "segmentation"
+
+    @property
+    def of_net(self) -> str:
+        """The task of the nets that can do it: a net gives a number of outputs an image, or a map of them."""
+        return str(Task.SEGMENTATION if self is Task.SEGMENTATION else Task.CLASSIFICATION)
+
+    @property
+    def has_one_class(self) -> bool:
+        """Whether each image is of one class, so that images can be counted and shared out by class."""
+        return self in (Task.CLASSIFICATION, Task.ORDINAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +40,10 @@ class Example:
     Attributes:
         key: Unique name within the source, usually the file's stem.
         patient: Whose image it is; a patient is never in two sets, whatever the number of images.
-        label: Class number, or None where the target is a mask.
+        label: Class number, or None where the target is a mask or findings.
         site: Hospital, or "" where the source does not say.
         official_test: The source's authors keep this image for testing.
+        findings: Numbers of the findings that the image has, where there may be several.
     """
 
     key: str
@@ -35,6 +51,7 @@ class Example:
     label: int | None
     site: str = ""
     official_test: bool = False
+    findings: tuple[int, ...] = ()
 
 
 class Source(ABC):
@@ -42,8 +59,8 @@ class Source(ABC):
 
     Attributes:
         name: As on the command line, without the path.
-        task: Classification or segmentation.
-        classes: Class names by label; for segmentation the names of mask values 0 and 1.
+        task: What is learnt.
+        classes: Class names by label, or names of findings; for segmentation the names of mask values 0 and 1.
         examples: The index.
         mirror: Whether augmentation may flip images left to right. Not for digits (a mirrored digit is
             none) nor for chests (the heart lies on the left).
@@ -74,6 +91,15 @@ class Source(ABC):
         self.notes = list(notes)
         self._check()
 
+    def target(self, index: int) -> Tensor:
+        """An example's label, or its findings, as `read` returns it; not for masks."""
+        example = self.examples[index]
+        if self.task is not Task.MULTI_LABEL:
+            return torch.tensor(example.label, dtype=torch.int64)
+        found = torch.zeros(len(self.classes), dtype=torch.int64)
+        found[list(example.findings)] = 1
+        return found
+
     @abstractmethod
     def read(self, index: int, size: int, channels: int) -> tuple[Tensor, Tensor]:
         """Read or draw one example.
@@ -84,8 +110,8 @@ class Source(ABC):
             channels: 1 (grey) or 3 (RGB).
 
         Returns:
-            The image, uint8 (channels, size, size), and its target: an int64 scalar, or for segmentation
-            a float32 mask (1, size, size) of zeros and ones.
+            The image, uint8 (channels, size, size), and its target: an int64 scalar, int64 (classes) of zeros and
+            ones where an image may have several findings, or for segmentation a float32 mask (1, size, size).
 
         Raises:
             DataError: The file cannot be read; the message names it.
@@ -113,7 +139,7 @@ class Source(ABC):
                 "remove the copies or point at the folder of one copy"
             )
         for example in self.examples:
-            if self.task is Task.CLASSIFICATION and not (
+            if self.task.has_one_class and not (
                 example.label is not None and 0 <= example.label < len(self.classes)
             ):
                 raise DataError(

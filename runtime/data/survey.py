@@ -28,7 +28,9 @@ class Survey:
     def in_two_classes(self, source: Source) -> tuple[tuple[int, ...], ...]:
         """Those of `copies` whose pictures are said to be of different classes."""
         return tuple(
-            group for group in self.copies if len({source.examples[index].label for index in group}) > 1
+            group
+            for group in self.copies
+            if len({(source.examples[index].label, source.examples[index].findings) for index in group}) > 1
         )
 
 

@@ -43,6 +43,8 @@ _OTHER_NAMES: dict[str, tuple[str, ...]] = {
     SITE: ("hospital", "ophthalmologicdepartment"),
 }
 """What else a column is called, without blanks, signs and capitals: APTOS, IDRiD, Messidor and its second edition."""
+FINDING = "finding:"
+"""Before the file's own name of a column that says whether an image has a finding; there may be many."""
 _ROLES = {"image": IMAGE, "label": LEVEL, "patient": PATIENT, "site": SITE}
 
 Columns = Mapping[str, str]
@@ -61,12 +63,12 @@ def parse_columns(text: str | None) -> Columns:
     fields = next(csv.reader([text], skipinitialspace=True), []) or [""]
     pairs = [field.partition("=") for field in fields]
     for role, equals, name in pairs:
-        if role.strip() not in _ROLES or not equals or not name.strip():
+        if role.strip() not in (*_ROLES, FINDING[:-1]) or not equals or not name.strip():
             raise ConfigError(
-                f"--columns {text!r:.200}: expected {', '.join(f'{role}=NAME' for role in _ROLES)}, or some of them; "
-                "write it as --columns image=file,label=grade"
+                f"--columns {text!r:.200}: expected {', '.join(f'{role}=NAME' for role in _ROLES)}, or some of them, "
+                "and finding=NAME for each finding; write it as --columns image=file,label=grade"
             )
-    said = {_ROLES[role.strip()]: name.strip() for role, _, name in pairs}
+    said = {_ROLES.get(role.strip(), FINDING + name.strip()): name.strip() for role, _, name in pairs}
     if len(said) < len(pairs):
         raise ConfigError(f"--columns {text!r:.200} names a column twice; name each once")
     return said

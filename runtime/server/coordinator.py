@@ -185,7 +185,7 @@ class Coordinator:
         with self.lock:
             labels = self.run_state.server.labels
             try:
-                check_hello(hello, None if labels is None else labels.below)
+                check_hello(hello, None if labels is None else labels.num_classes)
                 self.membership.admit(member, hello)
             except SutureError as error:
                 # The ranks of a run that was started as a whole are not replaced: it cannot begin any more.

@@ -13,15 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from suture.models.freezing import train_mode, trained
+from suture.runtime.data.source import Task
 from suture.runtime.hooks import Attack, SmashedBatch
 from suture.runtime.randomness import PUBLIC, BatchAddress, Randomness
 from suture.runtime.records.step_timer import SERVER, NoStepTimer, StepTimer
 from suture.runtime.state.averaging import Mean
 from suture.runtime.state.handoff import part_digest
 from suture.runtime.training.learning_rates import LearningRates
+from suture.runtime.training.objectives import build_criterion
 from suture.runtime.training.optim import step_with
 from suture.runtime.wire.checks import TensorSpec
 from suture.runtime.wire.compression import Packer
@@ -52,7 +53,8 @@ class ServerModel:
         device: where the top computes; tensors cross the wire on the CPU.
         wire: the format in which they cross, see ``compression``.
         rates: how the optimizer's learning rate changes from round to round.
-        label_smoothing: of the loss where it is computed here.
+        task: whose loss is computed, where it is computed here.
+        label_smoothing: of that loss.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class ServerModel:
         device: torch.device | str = "cpu",
         wire: str = "fp32",
         rates: LearningRates | None = None,
+        task: str = Task.CLASSIFICATION,
         label_smoothing: float = 0.0,
     ) -> None:
         self.top = top
@@ -78,7 +81,7 @@ class ServerModel:
         self.packer = Packer(wire, self._randomness)
         self.step_timer: StepTimer = NoStepTimer()
         self._rates = LearningRates() if rates is None else rates
-        self._label_smoothing = label_smoothing
+        self._task, self._label_smoothing = task, label_smoothing
         self._device = torch.device(device)
         self._copies: dict[str, tuple[nn.Module, torch.optim.Optimizer]] = {}
 
@@ -247,8 +250,10 @@ class ServerModel:
 
     def _task_loss(self, logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
         weights = None if class_weights is None else class_weights.to(logits)
-        labels, smoothing = labels.to(logits.device), self._label_smoothing
-        return cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
+        loss: Tensor = build_criterion(self._task, weights, self._label_smoothing)(
+            logits, labels.to(logits.device)
+        )
+        return loss
 
     def _attack_gradient(self, smashed: Tensor, batch: SmashedBatch) -> None:
         """Opens the attack's door in the backward through ``smashed``, an alias of the batch's."""

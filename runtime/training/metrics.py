@@ -1,19 +1,16 @@
-"""What a task is trained with (losses) and scored by (torchmetrics), one accumulator a client and phase.
+"""Scores by torchmetrics, one accumulator a client and phase, and the loss of masks; `objectives` says whose they are.
 
 Shape legend: N batch; H, W image; K classes (logits_NK). Segmentation has one foreground class: logits_N1HW.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from suture.runtime.errors import ConfigError, DivergedError
-
-MAIN_METRICS = {"classification": ("auroc", "balanced_accuracy"), "segmentation": ("jaccard",)}
 
 
 class Scores(Protocol):
@@ -63,7 +60,7 @@ class ClassificationScores:
                 f"expected logits (N, {self.num_classes}) and labels (N,), "
                 f"got {tuple(logits_NK.shape)} and {tuple(labels_N.shape)}"
             )
-        _require_finite(logits_NK)
+        require_finite(logits_NK)
         low, high = (int(labels_N.min()), int(labels_N.max())) if len(labels_N) else (0, 0)
         if not 0 <= low <= high < self.num_classes:
             raise ValueError(f"labels must lie in 0..{self.num_classes - 1}, got {low}..{high}")
@@ -73,29 +70,14 @@ class ClassificationScores:
     def compute(self) -> dict[str, float]:
         """Scores over all batches so far; only ``num_images`` where there were none."""
         # torchmetrics takes most of a second to import: not before something is scored.
-        from torchmetrics.functional.classification import (
-            binary_auroc,
-            multiclass_accuracy,
-            multiclass_recall,
-        )
+        from torchmetrics.functional.classification import binary_auroc
 
         num_images = sum(len(labels) for labels in self._labels_N)
         if num_images == 0:
             return {"num_images": 0}
         logits_NK, labels_N = torch.cat(self._logits_NK), torch.cat(self._labels_N)
-        predicted_N = logits_NK.argmax(dim=1)
-        counts_K = labels_N.bincount(minlength=self.num_classes)
-        present = counts_K.nonzero().flatten()
-        recall_K = multiclass_recall(predicted_N, labels_N, num_classes=self.num_classes, average="none")
-        scores: dict[str, float] = {
-            "accuracy": float(
-                multiclass_accuracy(predicted_N, labels_N, num_classes=self.num_classes, average="micro")
-            ),
-            # Over the classes present: torchmetrics' macro counts an absent class as 0 once it is guessed.
-            "balanced_accuracy": float(recall_K[present].mean()),
-            "majority_accuracy": int(counts_K.max()) / num_images,
-            "num_images": num_images,
-        }
+        scores = class_scores(logits_NK.argmax(dim=1), labels_N, self.num_classes)
+        present = labels_N.unique()
         if len(present) > 1:
             margins_NK = _one_against_rest(logits_NK)
             areas = [
@@ -104,6 +86,25 @@ class ClassificationScores:
             ]
             scores["auroc"] = float(torch.stack(areas).mean())
         return scores
+
+
+def class_scores(predicted_N: Tensor, labels_N: Tensor, num_classes: int) -> dict[str, float]:
+    """What `ClassificationScores` says of predicted classes; there is at least one image."""
+    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_recall
+
+    num_images = len(labels_N)
+    counts_K = labels_N.bincount(minlength=num_classes)
+    present = counts_K.nonzero().flatten()
+    recall_K = multiclass_recall(predicted_N, labels_N, num_classes=num_classes, average="none")
+    return {
+        "accuracy": float(
+            multiclass_accuracy(predicted_N, labels_N, num_classes=num_classes, average="micro")
+        ),
+        # Over the classes present: torchmetrics' macro counts an absent class as 0 once it is guessed.
+        "balanced_accuracy": float(recall_K[present].mean()),
+        "majority_accuracy": int(counts_K.max()) / num_images,
+        "num_images": num_images,
+    }
 
 
 class SegmentationScores:
@@ -138,7 +139,7 @@ class SegmentationScores:
             )
         if not len(logits_N1HW):
             return
-        _require_finite(logits_N1HW)
+        require_finite(logits_N1HW)
         predicted_NP = (logits_N1HW.detach() > 0).flatten(1).long().cpu()
         true_NP = (mask_N1HW.detach() > 0.5).flatten(1).long().cpu()
         # The F1 score of pixels is the Dice coefficient of the masks.
@@ -161,37 +162,6 @@ class SegmentationScores:
             "pixel_accuracy": float(torch.cat(self._accuracy_N).double().mean()),
             "num_images": num_images,
         }
-
-
-def build_scores(task: str, num_classes: int) -> Scores:
-    """A fresh accumulator for ``task``; ``num_classes`` is not looked at for segmentation.
-
-    Raises:
-        ConfigError: unknown task.
-    """
-    main_metric(task)
-    return ClassificationScores(num_classes) if task == "classification" else SegmentationScores()
-
-
-def main_metric(task: str) -> str:
-    """Name of the score by which rounds are compared: "auroc" or "jaccard" (larger is better).
-
-    Raises:
-        ConfigError: unknown task.
-    """
-    if task not in MAIN_METRICS:
-        raise ConfigError(f"unknown task {task!r}; known: {', '.join(sorted(MAIN_METRICS))}")
-    return MAIN_METRICS[task][0]
-
-
-def main_score(task: str, scores: Mapping[str, float]) -> float | None:
-    """Value of the main metric in ``scores``, or of its fallback (balanced accuracy for AUROC).
-
-    Returns:
-        None where ``scores`` holds neither: nothing was evaluated.
-    """
-    main_metric(task)
-    return next((scores[name] for name in MAIN_METRICS[task] if name in scores), None)
 
 
 class DiceLoss(nn.Module):
@@ -229,34 +199,11 @@ class DiceLoss(nn.Module):
         return 1 - (2 * overlap + self.smooth) / (probability.sum() + mask.sum() + self.smooth)
 
 
-def build_criterion(
-    task: str, class_weights: Tensor | None = None, label_smoothing: float = 0.0
-) -> nn.Module:
-    """The loss of ``task``: ``criterion(logits, targets) -> scalar``.
-
-    Args:
-        task: "classification" (cross-entropy of logits_NK and labels_N) or "segmentation" (DiceLoss).
-        class_weights: (K,) weight of each class, classification only.
-        label_smoothing: share of each label that is spread over all classes, classification only.
-
-    Note:
-        The published study put a softmax before its cross-entropy, which applies softmax itself and so
-        flattens the gradient; here the criterion gets logits.
-
-    Raises:
-        ConfigError: unknown task, or class weights or label smoothing for segmentation.
+def require_finite(logits: Tensor) -> None:
     """
-    main_metric(task)
-    if task == "classification":
-        return nn.CrossEntropyLoss(weight=class_weights, label_smoothing=label_smoothing)
-    if label_smoothing:
-        raise ConfigError("label-smoothing is for classification; leave it out for segmentation")
-    if class_weights is not None:
-        raise ConfigError("class weights are for classification; use --class-weights none for segmentation")
-    return DiceLoss()
-
-
-def _require_finite(logits: Tensor) -> None:
+    Raises:
+        DivergedError: a logit is not finite.
+    """
     if not bool(torch.isfinite(logits).all()):
         raise DivergedError(
             "a logit is not finite in evaluation; lower --lr and start again from a checkpoint"

@@ -45,6 +45,11 @@ class TensorSpec:
     max_batch: int
     below: int | None = None
 
+    @property
+    def num_classes(self) -> int | None:
+        """Of labels: classes, or findings; None where there is no bound."""
+        return self.shape[0] if self.shape else self.below
+
     @classmethod
     def like(cls, tensor: Tensor) -> TensorSpec:
         """What ``tensor`` looks like, and its gradient."""
@@ -162,7 +167,7 @@ def check_farewell(farewell: Any, peer: str) -> Farewell:
     if not isinstance(digests, dict) or not digests or not digests.keys() <= {"bottom", "head"}:
         raise WireError(f"{peer}: farewell.digests: expected those of bottom and head; refused")
     for digest in digests.values():
-        if not isinstance(digest, str) or len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+        if not _is_digest(digest):
             raise WireError(f"{peer}: farewell.digests: expected 64 hex digits, got {digest!r:.70}; refused")
     if type(farewell.peak_memory) is not int or farewell.peak_memory < 0:
         raise WireError(
@@ -295,12 +300,21 @@ def tensors_of(state: Any) -> Iterator[Tensor]:
             yield from tensors_of(item)
 
 
+_MOST_CLIENTS = 4096
 _MOST = 2**40
 """Of whole numbers in a state: images that a share counts for, steps of an optimizer. A mean multiplies with them."""
 
 
+def _is_digest(text: Any) -> bool:
+    return isinstance(text, str) and len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
 class Sometimes(dict[Any, Any]):
     """Entries that a state may have or not: an optimizer has moments of the parameters that it has stepped."""
+
+
+class Digests(dict[str, str]):
+    """SHA-256 in hex by the name of a client, of any clients."""
 
 
 def check_state(state: Any, expected: Any, field: str) -> None:
@@ -325,6 +339,10 @@ def check_state(state: Any, expected: Any, field: str) -> None:
             got = f"{state.dtype} {tuple(state.shape)}" if dense else type(state).__name__
             raise refuse(f"{expected.dtype} {tuple(expected.shape)}", got)
         check_finite(state, "its author", field)
+    elif isinstance(expected, Digests):
+        named = isinstance(state, Mapping) and len(state) <= _MOST_CLIENTS
+        if not named or not all(len(str(name)) <= 200 and _is_digest(text) for name, text in state.items()):
+            raise refuse("a SHA-256 a client", state)
     elif isinstance(expected, Mapping):
         if not isinstance(state, Mapping):
             raise refuse("names", type(state).__name__)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from suture.launch.options.options import AskedOptions
-from suture.launch.output.report.tables import NAMES
+from suture.launch.output.scores import NAMES
 from suture.launch.output.table import Table
 from suture.models.plugins import split
 from suture.studies.audit.report import is_void as majority_lost

@@ -44,6 +44,7 @@ def _cases() -> list[dict]:
         RESNET | {"cut": "5", "clients": 2, "labels": "home"},
         RESNET | {"cut": "3", "clients": 2, "optimizer": "sgd", "lr": 0.01},
         RESNET | {"cut": "3", "clients": 2, "schedule": "shuffled", "class_weights": "balanced"},
+        RESNET | {"cut": "3", "clients": 2, "norms": "local"},
     ]
     fused = [RESNET | {"cut": cut, "clients": 1} for cut in "0137"] + [UNET | {"cut": "2", "clients": 2}]
     fused += [UNET | {"cut": "4", "clients": 1}, RESNET | {"cut": "5", "clients": 2, "labels": "home"}]
@@ -79,13 +80,14 @@ OVER_GRPC = [
         RESNET | FUSED | {"cut": "3", "clients": 2, "wire": "topk:0.2", "defence": "dcor"},
         UNET | FUSED | {"cut": "2", "clients": 2, "epochs": 2},
         UNET | FUSED | {"cut": "2", "clients": 2, "schedule": "parallel"},
+        UNET | FUSED | {"cut": "2", "clients": 2, "epochs": 2, "norms": "local"},
         UNET | FUSED | {"cut": "2", "clients": 2, "schedule": "concat"},
     )
 ]
 EXACT = _cases()
 TRACED = RESNET | FUSED | {"cut": "3", "clients": 1, "train_images": 12, "trace": True}
 CASES = [*EXACT, *INEXACT, *AT_ONCE, *OVER_GRPC, TRACED]
-TOLD = ("carrier", "labels", "optimizer", "schedule", "exchange", "wire", "overlap")
+TOLD = ("carrier", "labels", "optimizer", "schedule", "exchange", "wire", "overlap", "norms")
 NAMES = [
     f"{c['model']}-cut{c['cut']}-{c['clients']}-{''.join(str(c.get(name, '')) for name in TOLD)}"
     for c in CASES

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from suture.runtime.data.source import Source, Task
+from suture.runtime.data.source import Source
 from suture.runtime.errors import ConfigError, DataError
 
 
@@ -105,8 +105,8 @@ def read_auxiliary(
     labels = torch.zeros(count, dtype=torch.int64)
     for row, index in enumerate(ranked[:count]):
         images[row], target = source.read(index, image_size, channels)
-        labels[row] = target if source.task is Task.CLASSIFICATION else 0
-    known = labels if source.task is Task.CLASSIFICATION else None
+        labels[row] = target if source.task.has_one_class else 0
+    known = labels if source.task.has_one_class else None
     return Auxiliary(images, known, source.mirror, origin or source.name)
 
 

@@ -11,14 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suture.launch.output.figures.canvas import GREY, client_looks, drawn, legend_below
+from suture.launch.output.scores import NAMES, SHOWN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SCORES = {
-    "classification": {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC"},
-    "segmentation": {"dice": "Dice", "jaccard": "Jaccard", "pixel_accuracy": "pixel accuracy"},
-}
 _MAX_MARKED_ROUNDS = 25
 _NUM_BINS = 500
 
@@ -59,7 +56,7 @@ def metrics_by_round(records: Records, task: str, path: Path, *, phase: str | No
 
     Args:
         records: what ``suture.runtime.records.tracking.read_metrics`` returned.
-        task: "classification" or "segmentation".
+        task: the run's.
         path: PNG to write, replaced whole.
         phase: the evaluation that is shown, "test" or "validation"; None for the one that more rounds have.
     """
@@ -67,11 +64,11 @@ def metrics_by_round(records: Records, task: str, path: Path, *, phase: str | No
     phase = phase or max(rounds_of, key=lambda name: len(rounds_of[name]))
     shown = [r for r in records if r["phase"] == phase]
     clients = _clients(shown)
-    rounds = sorted({r["round"] for r in shown})
+    rounds, scores = sorted({r["round"] for r in shown}), SHOWN[task]
     with drawn(path, 9.6, 3.5) as figure:
         # One scale for all classification scores; a mask's pixel accuracy needs a narrower one than its Dice.
-        charts = figure.subplots(1, len(_SCORES[task]), sharex=True, sharey=task == "classification")
-        for axes, (key, name) in zip(charts, _SCORES[task].items(), strict=True):
+        charts = figure.subplots(1, len(scores.charted), sharex=True, sharey=scores.share_scale)
+        for axes, key in zip(charts, scores.charted, strict=True):
             for client, look in zip(clients, client_looks(len(clients)), strict=True):
                 points = [
                     (r["round"], r[key]) for r in shown if r["client"] == client and r.get(key) is not None
@@ -81,10 +78,10 @@ def metrics_by_round(records: Records, task: str, path: Path, *, phase: str | No
                 xs, ys = [x for x, _ in points], [y for _, y in points]
                 axes.plot(xs, ys, marker=marker, markersize=3.5, linewidth=1.6, label=client, **look)
             _mark_guessing(axes, key, shown, clients)
-            axes.set(title=name, xlabel="round")
+            axes.set(title=NAMES[key], xlabel="round")
             axes.tick_params(labelleft=True)
         for axes in charts:
-            seen = charts if task == "classification" else [axes]
+            seen = charts if scores.share_scale else [axes]
             axes.set_ylim(_floor_below(seen), 1.01)
         if rounds:
             charts[0].set_xlim(rounds[0] - 0.5, rounds[-1] + 0.5)
@@ -105,7 +102,8 @@ def _floor_below(charts: Iterable[Axes]) -> float:
     """The tenth below all that is drawn in ``charts``, 0 where nothing is."""
     values = [np.asarray(line.get_ydata(), dtype=float) for axes in charts for line in axes.lines]
     lowest = min((float(v.min()) for v in values if v.size), default=0.0)
-    return max(0.0, math.floor((lowest - 0.03) * 10) / 10)
+    below = math.floor((lowest - 0.03) * 10) / 10
+    return below if lowest < 0 else max(0.0, below)  # only a kappa can be worse than 0
 
 
 def smoothed(points: Array) -> Array:
@@ -131,9 +129,9 @@ def _with_gaps(points: Array) -> Array:
 
 
 def _mark_guessing(axes: Axes, key: str, shown: Records, clients: Sequence[str]) -> None:
-    """A dashed line at what no knowledge of the image gives: the majority class; for AUROC one half."""
-    if key == "auroc" and shown:
-        axes.axhline(0.5, color=GREY, linestyle="--", linewidth=1.2)
+    """A dashed line at what no knowledge of the image gives: the majority class; for AUROC one half, for kappa 0."""
+    if shown and (chance := {"auroc": 0.5, "quadratic_kappa": 0.0}.get(key)) is not None:
+        axes.axhline(chance, color=GREY, linestyle="--", linewidth=1.2)
     if key != "accuracy":
         return
     last = {r["client"]: r["majority_accuracy"] for r in shown if "majority_accuracy" in r}

@@ -11,8 +11,9 @@ from suture.launch.output.figures.curves import Array
 from suture.launch.output.report.about import facts_of
 from suture.launch.output.report.intervals import wilson
 from suture.launch.output.report.numbers import RunNumbers
-from suture.launch.output.report.tables import NAMES, over_sites
+from suture.launch.output.report.tables import over_sites
 from suture.launch.output.report.values import number
+from suture.launch.output.scores import NAMES
 from suture.launch.output.text import DASH, definitions, duration, score, text
 
 

@@ -16,10 +16,11 @@ from suture.launch.output.figures.curves import Array, smoothed
 from suture.launch.output.report.happened import happened, warnings
 from suture.launch.output.report.lines import Cost, MetricsReader, Steps
 from suture.launch.output.report.values import mapping, number, read_json, whole
+from suture.launch.output.scores import SHOWN
 from suture.runtime.server.membership import natural
 
 _MOST_POINTS = 400
-MAIN = {"classification": ("auroc", "balanced_accuracy"), "segmentation": ("jaccard", "dice")}
+MAIN = {str(task): shown.validated[1:] for task, shown in SHOWN.items()}
 PHASES = ("train", "validation", "test")
 
 

@@ -14,7 +14,8 @@ from suture.launch.output.report.about import about_section, costs_section
 from suture.launch.output.report.head import header, heading, state_words
 from suture.launch.output.report.numbers import RunNumbers
 from suture.launch.output.report.svg import MOST_LABELS, Chart, Series, line_chart, swatch
-from suture.launch.output.report.tables import NAMES, num_classes, sites_table
+from suture.launch.output.report.tables import num_classes, sites_table
+from suture.launch.output.scores import NAMES
 from suture.launch.output.text import score, text
 
 T = TypeVar("T")
@@ -116,13 +117,15 @@ def _by_round(
     level, y_range = None, None
     if measure != "loss":
         classes = num_classes(numbers)
-        chance = {"auroc": 0.5, "balanced_accuracy": 1 / classes if classes else None}.get(measure)
+        one_of = 1 / classes if classes else None
+        chance = {"auroc": 0.5, "quadratic_kappa": 0.0, "balanced_accuracy": one_of}.get(measure)
         lowest = min(
             (float(np.nanmin(c.points[:, 1])) for c in curves if np.isfinite(c.points[:, 1]).any()),
             default=0.0,
         )
         lowest = lowest if chance is None else min(lowest, chance)
-        y_range = max(0.0, np.floor((lowest - 0.03) * 10) / 10), 1.02
+        below = float(np.floor((lowest - 0.03) * 10) / 10)
+        y_range = below if lowest < 0 else max(0.0, below), 1.02  # only a kappa can be worse than 0
         level = None if chance is None else (chance, "guessing")
     return Chart(
         name=f"by-round-{measure.replace('_', '-')}",

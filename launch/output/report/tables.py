@@ -10,43 +10,13 @@ from suture.launch.output.report.lines import Cost
 from suture.launch.output.report.numbers import RunNumbers, Site
 from suture.launch.output.report.svg import swatch
 from suture.launch.output.report.values import number, whole
+from suture.launch.output.scores import NAMES, SHOWN
 from suture.launch.output.step_times import PARTS
 from suture.launch.output.table import Html, Table, column_heads
 from suture.launch.output.text import DASH, duration, score, size, text
 from suture.runtime.server.membership import natural
 
-NAMES = {
-    "auroc": "AUROC",
-    "balanced_accuracy": "balanced accuracy",
-    "accuracy": "accuracy",
-    "majority_accuracy": "majority class",
-    "jaccard": "Jaccard",
-    "dice": "Dice",
-    "pixel_accuracy": "pixel accuracy",
-    "loss": "loss",
-}
-VALIDATED = {
-    "classification": ("loss", "auroc", "balanced_accuracy"),
-    "segmentation": ("loss", "jaccard", "dice"),
-}
-TESTED = {
-    "classification": ("auroc", "accuracy", "majority_accuracy", "balanced_accuracy"),
-    "segmentation": ("jaccard", "dice", "pixel_accuracy"),
-}
 _KINDS = {"train": "training", "evaluate": "evaluating", "average": "averaging", "handoff": "hand-off"}
-_INTERVALS = {
-    "classification": (
-        "Intervals are 95 %: of accuracy by Wilson's score method; of AUROC, for two classes, by Newcombe's "
-        "method 5 from Hanley and McNeil's variance. They say how much another n images of the same kind could differ, "
-        "with the images taken as independent: several images of one patient, another seed or another hospital "
-        "make it more. Balanced accuracy has none: it would need the counts of each class. The majority class is "
-        "what naming the site's commonest class every time would reach."
-    ),
-    "segmentation": (
-        "The scores are means over images. They have no intervals: those would need the spread over images, which "
-        "sites do not send."
-    ),
-}
 
 Interval = tuple[float, float]
 _PART = "part of a step"
@@ -61,7 +31,7 @@ def sites_table(numbers: RunNumbers, looks: Mapping[str, int]) -> str:
     total = tested and len(numbers.sites) > 1
     if total:
         rows.append(_all_row(numbers))
-    note = _INTERVALS[numbers.task] if tested else "Test images are scored at the end of the run."
+    note = SHOWN[numbers.task].note if tested else "Test images are scored at the end of the run."
     table = Table(rows, "Sites and their scores")
     shown = table.to_html(head=_sites_head(numbers.task, tested), cards=True, total=total)
     return f'{shown}<p class="note">{note}</p>'
@@ -71,12 +41,12 @@ def _sites_head(task: str, tested: bool) -> str:
     groups = (
         '<th rowspan="2" scope="col">site</th><th colspan="2" scope="colgroup">images</th>'
         '<th rowspan="2" scope="col">train loss, last turn</th>'
-        f'<th colspan="{len(VALIDATED[task])}" scope="colgroup">validation images</th>'
+        f'<th colspan="{len(SHOWN[task].validated)}" scope="colgroup">validation images</th>'
     )
-    below = ["train", "validation", *(NAMES[name] for name in VALIDATED[task])]
+    below = ["train", "validation", *(NAMES[name] for name in SHOWN[task].validated)]
     if tested:
-        groups += f'<th colspan="{len(TESTED[task]) + 1}" scope="colgroup">test images</th>'
-        below += ["n", *(NAMES[name] for name in TESTED[task])]
+        groups += f'<th colspan="{len(SHOWN[task].tested) + 1}" scope="colgroup">test images</th>'
+        below += ["n", *(NAMES[name] for name in SHOWN[task].tested)]
     return f"<tr>{groups}</tr><tr>{column_heads(below)}</tr>"
 
 
@@ -92,11 +62,11 @@ def _site_row(numbers: RunNumbers, site: Site, index: int, tested: bool) -> dict
         "val. images": _count(site.images.get("validation")),
         "train loss": score(site.train_loss),
     }
-    for name in VALIDATED[numbers.task]:
+    for name in SHOWN[numbers.task].validated:
         row[f"val. {NAMES[name]}"] = score(number(validation.get(name)))
     if tested:
         row["test images"] = _count(site.images.get("test"))
-        for name in TESTED[numbers.task]:
+        for name in SHOWN[numbers.task].tested:
             row[f"test {NAMES[name]}"] = _score_cell(name, test, num_classes(numbers))
     return row
 
@@ -108,7 +78,7 @@ def _all_row(numbers: RunNumbers) -> dict[str, str]:
         known = [site.images[phase] for site in numbers.sites if phase in site.images]
         row[label] = _count(sum(known) if len(known) == len(numbers.sites) else None)
     row["test images"] = _count(sum(whole(test.get("num_images")) or 0 for test in _tests(numbers)))
-    for name in TESTED[numbers.task]:
+    for name in SHOWN[numbers.task].tested:
         value, n = over_sites(numbers, name)
         if value is None or name == "majority_accuracy":
             cell = score(value)

@@ -91,6 +91,18 @@ def test_masks_are_scored_image_by_image_and_the_worst_are_shown(segmented, tmp_
     assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {"dice.png", "worst.png"}
 
 
+def test_a_client_of_a_run_is_evaluated_on_its_own_test_images(classified, tmp_path):
+    """Oracle: the client's own scores at the end of the run."""
+    own = classified / "clients" / "client1"
+    evaluate(own, "fundus-phantom", tmp_path / "out", which="last", sensitivity=None)
+    found, rows = read(tmp_path / "out")
+    at_the_end = json.loads((classified / "summary.json").read_text())["clients"]["client1"]["test"]
+    assert len(rows) == at_the_end["num_images"]
+    (one,) = found["sites"].values()
+    assert one["auroc"] == pytest.approx(at_the_end["auroc"], abs=1e-6)
+    assert "client1&#x27;s own test images" in (tmp_path / "out" / "evaluation.html").read_text()
+
+
 def test_a_model_alone_is_evaluated_on_all_images_of_other_data(classified, tmp_path):
     """Oracle: the sentence on the page; without validation images the threshold is the middle."""
     model = classified / "clients" / "client0" / "model.pt"

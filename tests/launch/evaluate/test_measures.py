@@ -3,12 +3,14 @@
 Oracle: scikit-learn, on probabilities with ties.
 """
 
+from functools import partial
+
 import numpy as np
 import pytest
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
-from suture.launch.evaluate import measures
+from suture.launch.evaluate import classification, measures
 
 
 def drawn(seed: int, n: int = 150) -> tuple[np.ndarray, np.ndarray]:
@@ -61,6 +63,19 @@ def test_an_interval_is_that_of_scikit_learns_score_over_the_same_draws(ours, th
     assert set(y[rows].sum(axis=1)) == {y.sum()}
     expected = np.percentile([theirs(y[each], p[each]) for each in rows], [2.5, 97.5])
     assert measures.interval(lambda each: ours(y[each], p[each]), y) == pytest.approx(tuple(expected))
+
+
+def test_kappa_and_its_interval_are_scikit_learns_over_the_same_draws():
+    """Oracle: cohen_kappa_score with quadratic weights, of all images and of each draw's."""
+    rng = np.random.default_rng(3)
+    true = rng.integers(0, 5, 60)
+    guess = np.clip(true + rng.integers(-1, 2, 60), 0, 4)
+    found = classification.kappa(true, guess, 5)["quadratic_kappa"]
+    score = partial(metrics.cohen_kappa_score, weights="quadratic", labels=range(5))
+    assert found["value"] == pytest.approx(score(true, guess), abs=1e-9)
+    rows = measures.draws(np.ones(60, dtype=bool))
+    expected = np.percentile([score(true[each], guess[each]) for each in rows], [2.5, 97.5])
+    assert found["interval"] == pytest.approx(list(expected), abs=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -27,6 +27,7 @@ from suture.train import train
 VALUES = {
     "data": "chest-phantom",
     "grades": "all",
+    "task": "ordinal",
     "columns": "image=file,label=DR grade",
     "structure": "1,2",
     "image_size": 48,
@@ -53,6 +54,7 @@ VALUES = {
     "clip": 1.5,
     "label_smoothing": 0.1,
     "prox": 0.5,
+    "norms": "local",
     "precision": "bf16",
     "early_stop": 4,
     "class_weights": "balanced",
@@ -267,11 +269,13 @@ def test_a_batch_must_not_be_a_single_image_where_batch_norm_has_single_pixels()
 @pytest.mark.parametrize("task", Task)
 def test_the_defaults_of_a_task_fill_what_was_left_open(task):
     """Oracle: the table of defaults; what was set stays."""
-    data = {Task.CLASSIFICATION: "fundus-phantom", Task.SEGMENTATION: "chest-phantom"}[task]
-    resolved = AskedOptions(data=data).resolved()
-    assert {name: getattr(resolved, name) for name in DEFAULTS[task]} == DEFAULTS[task]
+    of_net = Task(task.of_net)  # one net's outputs are classes, grades or findings
+    data = {Task.CLASSIFICATION: "fundus-phantom", Task.SEGMENTATION: "chest-phantom"}[of_net]
+    resolved = AskedOptions(data=data, task=task).resolved()
+    assert {name: getattr(resolved, name) for name in DEFAULTS[of_net]} == DEFAULTS[of_net]
+    assert resolved.task == task
     assert AskedOptions(data=data, epochs=77).resolved().epochs == 77
-    assert resolved.labels == {Task.CLASSIFICATION: "shared", Task.SEGMENTATION: "home"}[task]
+    assert resolved.labels == {Task.CLASSIFICATION: "shared", Task.SEGMENTATION: "home"}[of_net]
 
 
 def test_what_must_agree_is_in_the_agreement():

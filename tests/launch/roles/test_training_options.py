@@ -24,7 +24,7 @@ from suture.launch.roles.unsplit import Unsplit
 from suture.models.freezing import freeze, frozen_names, train_mode
 from suture.models.precision import to_bf16
 from suture.runtime.errors import ConfigError
-from suture.runtime.scheduler import parse_schedule
+from suture.runtime.scheduler import Together, parse_schedule
 from suture.runtime.server.run_state import RunState
 from suture.runtime.training.learning_rates import LearningRates
 
@@ -91,6 +91,44 @@ def test_a_split_run_ends_with_the_weights_of_unsplit_training_killed_or_not(
         die_after_saving(patch, 2)
         play_locally(options, KEY, tmp_path / "killed")
     assert play_locally(options, KEY, tmp_path / "killed", resume=True).weights_sha256() == expected
+
+
+AT_ONCE = {
+    "FedProx, cosine": {"prox": 5.0, "lr_schedule": "cosine"},
+    "frozen, step": {"freeze": "2", "lr_schedule": "step", "weight_decay": 0.1},
+    "bf16, warm-up, labels at home": {"precision": "bf16", "warm_up": 1, "labels": "home"},
+}
+
+
+@pytest.mark.parametrize("schedule", list(Together))
+@pytest.mark.parametrize("case", AT_ONCE)
+def test_clients_that_train_at_once_resume_with_the_same_weights(
+    case, schedule, weights, tmp_path, monkeypatch
+):
+    """Oracle: the run that was not killed; killed while the second round's parts were not yet averaged. Frozen weights
+    are those of the file, bit for bit.
+    """
+    monkeypatch.setattr(build, "has_bf16", lambda device: True)
+    monkeypatch.setattr(build, "new_run_id", lambda: "run")
+    options = options_of(AT_ONCE[case] | {"schedule": schedule}, weights)
+    for folder in ("whole", "killed"):
+        (tmp_path / folder).mkdir()
+    whole = play_locally(options, KEY, tmp_path / "whole")
+    plain = {name: value for name, value in AT_ONCE[case].items() if name == "labels"}
+    (tmp_path / "plain").mkdir()
+    without = play_locally(options_of(plain | {"schedule": schedule}, weights), KEY, tmp_path / "plain")
+    assert whole.weights_sha256() != without.weights_sha256()
+    with pytest.raises(Killed), monkeypatch.context() as patch:
+        die_after_saving(patch, 4)  # a round is what was trained, its mean, and its end
+        play_locally(options, KEY, tmp_path / "killed")
+    assert (
+        play_locally(options, KEY, tmp_path / "killed", resume=True).weights_sha256()
+        == whole.weights_sha256()
+    )
+    if "freeze" in AT_ONCE[case]:
+        file, top = torch.load(weights), whole.run_state.server.top.state_dict()
+        assert torch.equal(top["second.weight"], file["second.weight"])
+        assert not torch.equal(top["last.weight"], file["last.weight"])
 
 
 @cache

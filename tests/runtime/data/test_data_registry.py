@@ -73,6 +73,15 @@ def image_folder(root, png):
     return root
 
 
+def findings(root, png):
+    rows = ["image,edema,effusion"]
+    for i in range(30):
+        png(root / f"f{i}.png", grey(i))
+        rows.append(f"f{i},{i % 2},{i // 2 % 2}")
+    (root / "labels.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
 def dicom(root, png):
     pydicom = pytest.importorskip("pydicom")
     assert pydicom
@@ -95,6 +104,7 @@ FIXTURES = {
     "mnist": idx,
     "fashion-mnist": idx,
     "image-folder": image_folder,
+    "findings": findings,
     "dicom": dicom,
 }
 
@@ -104,7 +114,8 @@ def source(request, tmp_path, png) -> Source:
     assert request.param in FIXTURES, "a new source needs a fixture in its real layout"
     path = FIXTURES[request.param](tmp_path, png)
     spec = request.param if path is None else f"{request.param}:{path}"
-    return open_source(spec, grades="binary", need=20, seed=0)
+    columns = "finding=edema,finding=effusion" if request.param == "findings" else None
+    return open_source(spec, grades="binary", need=20, seed=0, columns=columns)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -117,6 +128,9 @@ def test_a_source_reads_what_it_promises(source, size, channels):
         assert target.shape == (1, size, size) and target.dtype == torch.float32
         assert set(target.unique().tolist()) == {0.0, 1.0}
         assert len(source.classes) == 2 and source.examples[0].label is None
+    elif source.task is Task.MULTI_LABEL:
+        assert target.shape == (len(source.classes),) and target.dtype == torch.int64
+        assert target.nonzero().flatten().tolist() == list(source.examples[-1].findings)
     else:
         assert target.shape == () and target.dtype == torch.int64
         assert int(target) == source.examples[-1].label

@@ -22,7 +22,7 @@ from suture.runtime.client.model import ClientModel
 from suture.runtime.errors import DataError
 from suture.runtime.exchange import LocalExchange
 from suture.runtime.server.api import ServerApi
-from suture.runtime.training.metrics import build_criterion
+from suture.runtime.training.objectives import build_criterion
 
 KEY = bytes(range(32))
 

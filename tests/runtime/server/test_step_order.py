@@ -62,6 +62,10 @@ class Plain:
         split = build.build_split(options, len(images.source.classes), KEY)
         self.start = copy.deepcopy(split)
         self.hidden = Randomness(KEY, options.seed)
+        # Of the tiny net cut at "norm": its first two modules have four parameters, then come the norm's.
+        named = self.start.bottom.state_dict() if options.norms == "local" else {}
+        self.own = {name for name in named if name.startswith("norm.")}
+        self.own_numbers = {4, 5} if self.own else set()
 
     def batches(self, round, name):
         draw = self.hidden.generator
@@ -100,10 +104,17 @@ class Plain:
                 average_momentum([tops[name][1] for name in weights], list(weights.values()))
                 optimizers["top"].load_state_dict(tops[next(iter(weights))][1].state_dict())
             for parts in zip(*(mine[name] for name in weights), strict=True):
-                average(list(parts), list(weights.values()))
-            average_momentum([optimizers[name] for name in weights], list(weights.values()))
+                average(list(parts), list(weights.values()), self.own)
+            average_momentum([optimizers[name] for name in weights], list(weights.values()), self.own_numbers)
         found = dict(zip(("bottom", "head"), mine[next(iter(mine))], strict=False)) | {"top": top}
-        return weights_digest({name: part_digest(part.state_dict()) for name, part in found.items()})
+        self.bottoms = {name: parts[0].state_dict() for name, parts in mine.items()}
+        states = {name: part.state_dict() for name, part in found.items()}
+        return weights_digest(
+            {
+                name: part_digest({k: t for k, t in s.items() if k not in self.own})
+                for name, s in states.items()
+            }
+        )
 
     def groups(self, way, round, batches):
         """Whose batches make one step of a top, step by step."""
@@ -141,10 +152,12 @@ class Plain:
             mine.step()
 
 
-def average(parts, weights):
-    """Gives all ``parts`` their weighted mean; whole numbers take the largest."""
+def average(parts, weights, kept=frozenset()):
+    """Gives all ``parts`` their weighted mean, but for what is ``kept``; whole numbers take the largest."""
     states = [part.state_dict() for part in parts]
     for name, first in states[0].items():
+        if name in kept:
+            continue
         values = torch.stack([state[name].double() for state in states])
         share = torch.tensor(weights, dtype=torch.float64).view(-1, *[1] * first.dim())
         mean = values.amax(0) if not first.is_floating_point() else (values * share).sum(0) / sum(weights)
@@ -152,8 +165,10 @@ def average(parts, weights):
             state[name].copy_(mean.to(first.dtype))
 
 
-def average_momentum(optimizers, weights):
-    for slots in zip(*(o.state_dict()["state"].values() for o in optimizers), strict=True):
+def average_momentum(optimizers, weights, kept=frozenset()):
+    for number, slots in enumerate(zip(*(o.state_dict()["state"].values() for o in optimizers), strict=True)):
+        if number in kept:
+            continue
         buffers = [slot["momentum_buffer"] for slot in slots]
         mean = sum(buffer.double() * weight for buffer, weight in zip(buffers, weights, strict=True)) / sum(
             weights
@@ -173,6 +188,18 @@ def test_a_run_is_what_the_paper_says(way, labels, tmp_path):
         "clients must differ to prove something"
     )
     assert ended.weights_sha256() == plain.run(way)
+
+
+@pytest.mark.parametrize("way", list(Together))
+def test_norms_that_are_local_are_left_out_of_the_mean(way, tmp_path):
+    """Oracle: `Plain`, bit for bit; at its clients the norms differ."""
+    options = options_of(way, cut="norm", norms="local", partition=UNEVEN)
+    plain = Plain(options)
+    assert play(tmp_path, options).weights_sha256() == plain.run(way)
+    one, two, _ = plain.bottoms.values()
+    assert all(
+        torch.equal(one[name], two[name]) is (name not in plain.own) for name in one if "num_" not in name
+    )
 
 
 @pytest.mark.parametrize("labels", ["shared", "home"])

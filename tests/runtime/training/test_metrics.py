@@ -12,11 +12,8 @@ from suture.runtime.training.metrics import (
     ClassificationScores,
     DiceLoss,
     SegmentationScores,
-    build_criterion,
-    build_scores,
-    main_metric,
-    main_score,
 )
+from suture.runtime.training.objectives import build_criterion, build_scores, main_metric, main_score
 
 
 def _binary_logits(margins: list[float]) -> torch.Tensor:
@@ -200,5 +197,8 @@ def test_the_main_metric_falls_back_where_it_is_undefined() -> None:
     assert main_score("classification", {"auroc": 0.7, "balanced_accuracy": 0.6}) == 0.7
     assert main_score("classification", {"balanced_accuracy": 0.6}) == 0.6
     assert main_score("segmentation", {"num_images": 0}) is None
-    with pytest.raises(ConfigError, match=r"unknown task 'detection'; known: classification, segmentation"):
+    with pytest.raises(
+        ConfigError,
+        match=r"unknown task 'detection'; known: classification, multi-label, ordinal, segmentation",
+    ):
         main_metric("detection")

@@ -13,7 +13,7 @@ from suture.launch.output.report.intervals import auroc_interval, wilson
 from suture.launch.output.report.lines import MetricsReader
 from suture.launch.output.report.numbers import gather
 from suture.launch.output.report.page import to_html
-from suture.runtime.training.metrics import MAIN_METRICS
+from suture.runtime.training.objectives import objective
 
 HOSTILE = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'><svg/onload=alert(3)>"
 VOID = {"meta", "br", "img"}
@@ -186,7 +186,7 @@ def test_segmentation_has_its_own_scores_and_says_why_there_are_no_intervals(tmp
         and "AUROC" not in page.text
         and " to " not in page.text.split("Sites")[1][:200]
     )
-    assert MAIN_METRICS["segmentation"] == ("jaccard",)
+    assert objective("segmentation").metrics == ("jaccard",)
 
 
 @pytest.mark.parametrize("rounds", [0, 1])
