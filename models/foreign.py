@@ -1,8 +1,8 @@
 """Nets of others, by name: ``torchvision:NAME``, and plug-ins (`suture.models.plugins`), each a factory.
 
-They are cut wherever a single tensor crosses (`suture.models.traced`). Whether a net is a classifier or a segmenter, and
-whether its images are RGB or grey, is what it does with images of shapes only. A part's initial weights are those that the
-net's own construction draws, from the generator that the part is given.
+They are cut wherever a single tensor crosses (`suture.models.traced`). Whether a net is a classifier or a segmenter,
+and whether its images are RGB or grey, shows when it runs on shapes. A part's initial weights are those that the net's
+own construction draws, from the generator that the part is given.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torchvision  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor, nn
 
 from suture.models import plugins
-from suture.models.entry import Labels, ModelEntry
+from suture.models.entry import ModelEntry
 from suture.models.plugins import first_line
 from suture.models.traced import LARGEST_SIZE, TracedNet
 from suture.models.tracing import the_one

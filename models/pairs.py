@@ -84,11 +84,13 @@ class Pairs:
         if up not in self._can_cross:
             return None
         limit = _pixels(self._values[up])
-        for down in reversed(self._follows_from(up)):
-            if down in self._can_cross and _pixels(self._values[down]) <= limit:
-                if (division := self._divided(up, down)) is not None:
-                    return division
-        return None
+        small = (
+            node
+            for node in reversed(self._follows_from(up))
+            if node in self._can_cross and _pixels(self._values[node]) <= limit
+        )
+        divisions = (self._divided(up, down) for down in small)
+        return next((division for division in divisions if division is not None), None)
 
     def _follows_from(self, up: fx.Node) -> list[fx.Node]:
         """What can be computed of one value and weights alone, in order."""
