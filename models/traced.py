@@ -52,19 +52,15 @@ class TracedNet(TracedPart):
         _work_out_of_place(net.train(), whole)
         super().__init__(net, Graphs(*(trace.graph for trace in traces)))
         self._graphs = Graphs(*(trace.graph for trace in traces))
-        self.in_channels, size = self._runs_on(name, whole)
-        values = self._values(self._graphs.evaluation, size)
+        self.in_channels, size, values = self._runs_on(name, whole)
         *_, output = values.values()
         self.task: Task = "segmentation" if _is_by_pixel(output, size) else "classification"
         """One logit a class, or one a pixel."""
-        if self.task == "segmentation":
-            both = self._values(self._graphs.training, size), values
-            self._pairs = [
-                Pairs(trace, self, found, _TRIED_BATCH) for trace, found in zip(traces, both, strict=True)
-            ]
-            self.points = self._pair_points(traces)
-        else:
-            self.points = self._crossing_points(traces, values)
+        self.points = (
+            self._pair_points(traces, size, values)
+            if self.task == "segmentation"
+            else self._crossing_points(traces, values)
+        )
         """Every cut point, in the order of the forward pass."""
 
     def _crossing_points(self, traces: list[Trace], values: dict[fx.Node, Any]) -> list[CutPoint]:
@@ -80,8 +76,22 @@ class TracedNet(TracedPart):
             for index, name in enumerate(self._sequence)
         ]
 
-    def _pair_points(self, traces: list[Trace]) -> list[CutPoint]:
-        found, in_evaluation = (pairs.found() for pairs in self._pairs)
+    def _pair_points(self, traces: list[Trace], size: int, values: dict[fx.Node, Any]) -> list[CutPoint]:
+        # Most nets compute the same in training and in evaluation, step by step.
+        is_same = str(self._graphs.training) == str(self._graphs.evaluation)
+        in_training = (
+            dict(zip(self._graphs.training.nodes, values.values(), strict=True))
+            if is_same
+            else _values(
+                self._graphs.training, self._everything(self._graphs.training), self.in_channels, size
+            )
+        )
+        self._pairs = [
+            Pairs(trace, self, of_mode, _TRIED_BATCH)
+            for trace, of_mode in zip(traces, (in_training, values), strict=True)
+        ]
+        found = self._pairs[0].found()
+        in_evaluation = found if is_same else self._pairs[1].found()
         self._ends = {
             f"{up}:{down}": (up, down) for up, down in found.items() if in_evaluation.get(up) == down
         }
@@ -135,40 +145,38 @@ class TracedNet(TracedPart):
         """The nodes of ``graph`` by part where a segmenter is cut at ``point``."""
         return self._pairs[1].division(*self._ends[point.name])
 
-    def _runs_on(self, name: str, whole: Whole) -> tuple[int, int]:
-        """Channels of an image, and the first number of pixels a side at which the net runs at all."""
+    def _runs_on(self, name: str, whole: Whole) -> tuple[int, int, dict[fx.Node, Any]]:
+        """Channels and pixels a side of the first images on which the net runs at all, and what it computes of them."""
         problems: dict[int, str] = {}
+        steps = self._everything(self._graphs.evaluation)
         for size in (*_USUAL_SIZES, *range(1, LARGEST_SIZE + 1)):
             for channels in _CHANNELS:
-                image = torch.zeros(_TRIED_BATCH, channels, size, size, device="meta")
                 try:
-                    with _writing_seen(self, whole) as written:
-                        forward_on_meta(self, image)
+                    with _writing_seen(steps, whole) as written:
+                        values = _values(self._graphs.evaluation, steps, channels, size)
                 except Exception as error:  # whatever a net raises on images that it cannot take
                     problems.setdefault(channels, first_line(error))
-                else:
-                    if written:
-                        raise ValueError(
-                            f"model {name} works in place: {written[0].__name__} overwrites what it is given"
-                        )
-                    return channels, size
+                    continue
+                if written:
+                    raise ValueError(
+                        f"model {name} works in place: {written[0].__name__} overwrites what it is given, and torch.fx "
+                        "cannot look into it; let it work on a copy"
+                    )
+                return channels, size, values
         said = "; ".join(f"{_CHANNELS[channels]}: {problem}" for channels, problem in problems.items())
         raise ValueError(
             f"model {name} runs on RGB and on grey images of no size up to {LARGEST_SIZE} px ({said}); "
             "it must take (N, 3, H, W) or (N, 1, H, W)"
         )
 
-    def _values(self, graph: fx.Graph, size: int) -> dict[fx.Node, Any]:
-        """What every node computes of a batch of images, as shapes; the last is the output."""
-        everything, copies = fx.Graph(), {}
-        for node in graph.nodes:
-            if node.op != "output":
-                copies[node] = everything.node_copy(node, copies.__getitem__)
-        *_, output = graph.nodes
-        everything.output((*copies.values(), copies[output.args[0]]))
-        image = torch.zeros(_TRIED_BATCH, self.in_channels, size, size, device="meta")
-        computed = forward_on_meta(TracedPart(self, Graphs(everything, everything)), image)
-        return dict(zip((*copies, output), computed, strict=True))
+    def _everything(self, graph: fx.Graph) -> TracedPart:
+        """The net as a part that gives what every one of its steps gives, the output last."""
+        steps, copies = fx.Graph(), {}
+        *nodes, output = graph.nodes
+        for node in nodes:
+            copies[node] = steps.node_copy(node, copies.__getitem__)
+        steps.output((*copies.values(), copies[output.args[0]]))
+        return TracedPart(self, Graphs(steps, steps))
 
 
 def _traces(net: nn.Module, name: str) -> tuple[list[Trace], Whole]:
@@ -179,6 +187,12 @@ def _traces(net: nn.Module, name: str) -> tuple[list[Trace], Whole]:
         traces = [Trace(net.train(training), name, whole) for training in (True, False)]
         if len(whole) == known:
             return traces, whole
+
+
+def _values(graph: fx.Graph, steps: TracedPart, channels: int, size: int) -> dict[fx.Node, Any]:
+    """What every node computes of a batch of images, as shapes."""
+    images = torch.zeros(_TRIED_BATCH, channels, size, size, device="meta")
+    return dict(zip(graph.nodes, forward_on_meta(steps, images), strict=True))
 
 
 def _work_out_of_place(net: nn.Module, whole: Whole) -> None:

@@ -7,6 +7,7 @@ steps of training must give the same bits.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from functools import cache
 
@@ -140,8 +141,10 @@ def test_the_parts_share_out_the_nets_names(name: str) -> None:
 def test_the_later_the_cut_the_less_the_server_has(name: str) -> None:
     """Oracle: the definition: each server's part holds all of the next one's."""
     net = trial(name).net
-    tops = [set(net.cut(point, "home").top.state_dict()) for point in net.points[:: len(net.points) // 6 or 1]]
-    assert all(later <= earlier for earlier, later in zip(tops, tops[1:], strict=False))
+    tops = [
+        set(net.cut(point, "home").top.state_dict()) for point in net.points[:: len(net.points) // 6 or 1]
+    ]
+    assert all(later <= earlier for earlier, later in itertools.pairwise(tops))
 
 
 def test_a_basic_unet_is_cut_as_the_unet_is_by_hand() -> None:
@@ -186,7 +189,11 @@ class Branching(nn.Module):
 class Own(nn.Module):
     def __init__(self, middle: nn.Module) -> None:
         super().__init__()
-        self.first, self.down, self.up = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 2, 2), nn.Upsample(None, 2)
+        self.first, self.down, self.up = (
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.Conv2d(4, 4, 2, 2),
+            nn.Upsample(None, 2),
+        )
         self.joined, self.last = middle, nn.Conv2d(4, 1, 1)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
