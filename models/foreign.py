@@ -57,7 +57,7 @@ def foreign_entry(name: str) -> ModelEntry:
         labels=("home",) if is_segmenter else ("shared", "home"),
         normalisation="imagenet" if is_rgb else "symmetric",
         in_channels=net.in_channels,
-        num_outputs=_NUM_OUTPUTS,
+        num_outputs=1 if is_segmenter else _NUM_OUTPUTS,
         width=None,
         min_image_size=1,
         image_size_multiple=1,
