@@ -171,7 +171,8 @@ class TracedNet(TracedPart):
 
     def _everything(self, graph: fx.Graph) -> TracedPart:
         """The net as a part that gives what every one of its steps gives, the output last."""
-        steps, copies = fx.Graph(), {}
+        steps = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
         *nodes, output = graph.nodes
         for node in nodes:
             copies[node] = steps.node_copy(node, copies.__getitem__)

@@ -33,6 +33,9 @@ def rgb(num_outputs):
 def unet(num_outputs):
     return UNet(2, 1, num_outputs, (4, 8, 16), (2, 2))
 
+def published(num_outputs):
+    return BasicUNet(2, 1, num_outputs)
+
 def dense(num_outputs):
     return DenseNet121(2, 1, num_outputs, dropout_prob=0.1)
 
@@ -190,3 +193,17 @@ def test_a_run_ends_with_the_unsplit_runs_weights_and_a_model_that_predicts(
     assert p.shape == ((2, 2) if data == "fundus-phantom" else (2, 1, 32, 32))
     assert bool((p >= 0).all() and (p <= 1).all())
     assert export(trained, "torchscript", tmp_path / "model.pt").startswith("verified with torch.jit")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_monais_basic_unet_learns_the_lungs(own: str, real_images: Path, tmp_path: Path) -> None:
+    """Oracle: the true masks of 16 radiographs of patients of their own; the command stands in docs/nets.md."""
+    options = AskedOptions(
+        model=own + "published", cut="down_1.max_pooling", data=f"kaggle-cxr:{real_images / 'lungs'}", clients=2,
+        run_dir=str(tmp_path / "run"),
+    )  # fmt: skip
+    run_in_one_process(options)
+    clients = json.loads((tmp_path / "run" / "summary.json").read_text())["clients"]
+    assert sum(client["test"]["num_images"] for client in clients.values()) == 16
+    assert sum(client["test"]["jaccard"] for client in clients.values()) / 2 > 0.85
