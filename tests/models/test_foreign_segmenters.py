@@ -162,23 +162,23 @@ def test_torchvisions_weights_of_segmenters_are_no_imagenet() -> None:
 
 
 @pytest.mark.parametrize(
-    ("net", "cut", "data"),
+    ("net", "cut", "data", "clients"),
     [
-        ("grey", "down_1.max_pooling", "chest-phantom"),
-        ("rgb", "down_3", "chest-phantom"),
-        (DEEPLAB, "backbone.4", "chest-phantom"),
-        ("dense", "features.transition1", "fundus-phantom"),
+        ("grey", "down_1.max_pooling", "chest-phantom", 2),
+        ("rgb", "down_3", "chest-phantom", 1),
+        (DEEPLAB, "backbone.4", "chest-phantom", 1),
+        ("dense", "features.transition1", "fundus-phantom", 1),
     ],
 )
 def test_a_run_ends_with_the_unsplit_runs_weights_and_a_model_that_predicts(
-    net: str, cut: str, data: str, own: str, tmp_path: Path
+    net: str, cut: str, data: str, clients: int, own: str, tmp_path: Path
 ) -> None:
     """Oracle: weights_sha256 of `--unsplit`; the exported file is compared with torch."""
     write_key(tmp_path / "key")
     model = net if ":" in net else own + net
     options = AskedOptions(
-        model=model, cut=cut, data=data, image_size=32, clients=2, train_images=4, validation_images=2, test_images=2,
-        batch_size=2, epochs=2, threads=1, handoff_key=str(tmp_path / "key"), run_dir=str(tmp_path / "split"),
+        model=model, cut=cut, data=data, image_size=32, clients=clients, train_images=4, validation_images=2, test_images=2,
+        batch_size=2, epochs=clients, threads=1, handoff_key=str(tmp_path / "key"), run_dir=str(tmp_path / "split"),
     )  # fmt: skip
     run_in_one_process(options)
     run_unsplit(AskedOptions(**{**vars(options), "unsplit": True, "run_dir": str(tmp_path / "unsplit")}))

@@ -18,6 +18,8 @@ import torchvision
 from monai.networks.nets import AttentionUnet, BasicUNet, DenseNet121, SegResNet, UNet
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.segmentation.fcn import FCN, FCNHead
 
 from suture.models.split import SplitModel
 from suture.models.traced import TracedNet
@@ -36,6 +38,13 @@ def published(name: str) -> nn.Module:
     return torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=1)
 
 
+def small_fcn() -> nn.Module:
+    """torchvision's FCN, as `fcn_resnet50`, on a smaller net."""
+    resnet = torchvision.models.resnet18()
+    backbone = IntermediateLayerGetter(resnet, {"layer4": "out"})
+    return FCN(backbone, FCNHead(512, 1))
+
+
 # By net: how to build it, channels and pixels a side.
 SEGMENTERS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "BasicUNet": (basic_unet, 1, 40),  # 40 is halved to 5: what the decoder gives is padded
@@ -45,7 +54,7 @@ SEGMENTERS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "SegResNet": (lambda: SegResNet(2, 8, 3, 1, dropout_prob=0.1), 3, 32),
     "DeepLabV3": (lambda: published("deeplabv3_mobilenet_v3_large"), 3, 64),
     "LR-ASPP": (lambda: published("lraspp_mobilenet_v3_large"), 3, 64),
-    "FCN": (lambda: published("fcn_resnet50"), 3, 48),
+    "FCN": (small_fcn, 3, 48),
 }
 
 
