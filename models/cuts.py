@@ -6,16 +6,19 @@ Cut late and the client works more and sends less; cut early and the reverse. On
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from suture.models.foreign import is_foreign
 from suture.models.registry import build, cut_points, model_entry, validate_image_size
 from suture.models.shapes import PartShapes, forward_on_meta, part_shapes
-from suture.models.traced import NUM_CHANNELS, TracedNet
+from suture.models.traced import TracedNet
+from suture.models.tracing import tensors_of
 
 FLOAT_BYTES = 4
 LABEL_BYTES = 8  # int64
@@ -76,6 +79,8 @@ def cut_table(
         with torch.device("meta"):
             net = entry.build_net(num_outputs, width)
         assert isinstance(net, TracedNet)
+        if net.task == "segmentation":
+            return _segmenter_table(net, image_size, batch_size)
         return _traced_table(net, image_size, batch_size, labels == "home")
     rows = []
     for point in cut_points(name, labels, inside_layers=inside_layers):
@@ -118,7 +123,7 @@ def step_bytes(shapes: PartShapes, batch_size: int, has_head: bool) -> tuple[int
 def _traced_table(net: TracedNet, image_size: int, batch_size: int, has_head: bool) -> list[CutRow]:
     """One pass from cut point to cut point: a net of others has too many to build it for each."""
     shapes, flops, params = [], [], []
-    value = torch.zeros(1, NUM_CHANNELS, image_size, image_size, device="meta")
+    value = torch.zeros(1, net.in_channels, image_size, image_size, device="meta")
     for stage in net.stages():
         with FlopCounterMode(display=False) as counter:
             value = forward_on_meta(stage, value)
@@ -144,6 +149,52 @@ def _traced_table(net: TracedNet, image_size: int, batch_size: int, has_head: bo
             )
         )
     return rows
+
+
+class _Costs(fx.Interpreter):
+    """Runs a net's steps one by one on shapes: what each gives, and its work."""
+
+    def __init__(self, net: TracedNet) -> None:
+        super().__init__(net, garbage_collect_values=False, graph=net.graph)
+        self.flops: dict[fx.Node, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        with FlopCounterMode(display=False) as counter:
+            value = super().run_node(n)
+        self.flops[n] = counter.get_total_flops()
+        return value
+
+
+@torch.no_grad()
+def _segmenter_table(net: TracedNet, image_size: int, batch_size: int) -> list[CutRow]:
+    """One pass over all steps, which each cut then gives to client or server."""
+    costs, rows = _Costs(net.eval()), []
+    costs.run(torch.zeros(1, net.in_channels, image_size, image_size, device="meta"))
+    params = {node: _num_weights(tensors_of(node, net)) for node in net.graph.nodes}
+    for point in net.points:
+        division = net.division(point)
+        up, down = (tuple(costs.env[node].shape[1:]) for node in (division.up, division.down))
+        bytes_up, bytes_down = step_bytes(PartShapes(up, down, down), batch_size, has_head=True)
+        top_params, top_flops = (
+            sum(map(by_node.__getitem__, division.top)) for by_node in (params, costs.flops)
+        )
+        rows.append(
+            CutRow(
+                index=point.index,
+                name=point.name,
+                smashed_shape=up,
+                bytes_up=bytes_up,
+                bytes_down=bytes_down,
+                client_params=sum(params.values()) - top_params,
+                total_params=sum(params.values()),
+                client_flop_share=1 - top_flops / max(sum(costs.flops.values()), 1),
+            )
+        )
+    return rows
+
+
+def _num_weights(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors if isinstance(tensor, nn.Parameter))
 
 
 def _num_parameters(module: nn.Module) -> int:

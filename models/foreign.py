@@ -1,7 +1,8 @@
 """Nets of others, by name: ``torchvision:NAME``, and plug-ins (`suture.models.plugins`), each a factory.
 
-They are cut wherever a single tensor crosses (`suture.models.traced`). A part's initial weights are those that the
-net's own construction draws, from the generator that the part is given.
+They are cut wherever a single tensor crosses (`suture.models.traced`). Whether a net is a classifier or a segmenter,
+and whether its images are RGB or grey, shows when it runs on shapes. A part's initial weights are those that the net's
+own construction draws, from the generator that the part is given.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from suture.models import plugins
 from suture.models.entry import ModelEntry
 from suture.models.plugins import first_line
-from suture.models.traced import LARGEST_SIZE, NUM_CHANNELS, TracedNet
+from suture.models.traced import LARGEST_SIZE, TracedNet
+from suture.models.tracing import the_one
 
 KIND, TORCHVISION = "model", "torchvision:"
 FORMS = (f"{TORCHVISION}NAME", plugins.FORM)
@@ -35,24 +37,27 @@ def is_foreign(name: str) -> bool:
 
 @functools.cache
 def foreign_entry(name: str) -> ModelEntry:
-    """The entry of a net of others; a user's module is imported, nothing is built.
+    """The entry of a net of others; a user's module is imported, and the net built and traced on shapes.
 
     Raises:
-        ValueError: torchvision has no such net, or no such plug-in is found.
+        ValueError: torchvision has no such net, no such plug-in is found, or what it makes cannot be cut.
     """
     if name.startswith(TORCHVISION):
         factory, paper = _torchvision_factory(name), "see torchvision's documentation of the net"
     else:
         factory, paper = _own_factory(name), "the user's own"
+    with torch.device("meta"):
+        net = TracedNet(_built(name, factory, _NUM_OUTPUTS), name)
+    is_segmenter, is_rgb = net.task == "segmentation", net.in_channels == 3
     return ModelEntry(
         name=name,
-        description="classifier, cut wherever a single tensor crosses",
+        description=f"{'segmenter' if is_segmenter else 'classifier'}, cut wherever a single tensor crosses",
         paper=paper,
-        task="classification",
-        labels=("shared", "home"),
-        normalisation="imagenet",
-        in_channels=NUM_CHANNELS,
-        num_outputs=_NUM_OUTPUTS,
+        task=net.task,
+        labels=("home",) if is_segmenter else ("shared", "home"),
+        normalisation="imagenet" if is_rgb else "symmetric",
+        in_channels=net.in_channels,
+        num_outputs=1 if is_segmenter else _NUM_OUTPUTS,
         width=None,
         min_image_size=1,
         image_size_multiple=1,
@@ -72,10 +77,12 @@ def _traced(net: nn.Module) -> TracedNet:
 
 def _torchvision_factory(name: str) -> Factory:
     kind = name.removeprefix(TORCHVISION)
-    known = torchvision.models.list_models(module=torchvision.models)
+    segmenters = torchvision.models.list_models(module=torchvision.models.segmentation)
+    known = [*torchvision.models.list_models(module=torchvision.models), *segmenters]
     if kind not in known:
         raise ValueError(f"model must be {TORCHVISION}NAME with NAME one of {', '.join(known)}, got {name!r}")
-    extra = _NO_AUXILIARY.get(kind, {})
+    # Without a word about its backbone torchvision downloads one.
+    extra = {"weights_backbone": None} if kind in segmenters else _NO_AUXILIARY.get(kind, {})
     return lambda num_outputs: torchvision.models.get_model(  # type: ignore[no-any-return]
         kind, weights=None, num_classes=num_outputs, **extra
     )
@@ -162,14 +169,19 @@ def _problem(name: str, net: nn.Module, px: int, batch_size: int) -> str | None:
     Raises:
         ValueError: it gives something else than logits.
     """
+    entry = foreign_entry(name)
     try:
-        logits = net(torch.zeros(batch_size, NUM_CHANNELS, px, px, device="meta"))
+        logits = the_one(net(torch.zeros(batch_size, entry.in_channels, px, px, device="meta")))
     except Exception as error:  # whatever a net raises on images that it cannot take
         return first_line(error)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if shape != (batch_size, _NUM_OUTPUTS):
-        raise ValueError(
-            f"model {name} must give one logit an image and class, {(batch_size, _NUM_OUTPUTS)} for {batch_size} "
-            f"images and {_NUM_OUTPUTS} classes, got {shape}"
-        )
-    return None
+    by_image = (batch_size, _NUM_OUTPUTS)
+    by_pixel = (*by_image, px, px)
+    if shape == (by_image if entry.task == "classification" else by_pixel):
+        return None
+    if entry.task == "segmentation" and shape[:2] == by_image:
+        return f"its masks have {' x '.join(map(str, shape[2:]))} pixels"
+    raise ValueError(
+        f"model {name} must give one logit an image and class, {by_image} for {batch_size} images and {_NUM_OUTPUTS} "
+        f"classes, or one a pixel and class, {by_pixel}, got {shape}"
+    )

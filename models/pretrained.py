@@ -91,6 +91,13 @@ def _published(model: str) -> Any:
             f"weights {IMAGENET}: torchvision's {kind} wants its pixels scaled in another way than all other nets; use "
             "another net, or give --weights FILE"
         )
+    if model.startswith(TORCHVISION) and kind in torchvision.models.list_models(
+        module=torchvision.models.segmentation
+    ):
+        raise ValueError(
+            f"weights {IMAGENET}: torchvision's weights of {kind} are of COCO and have an auxiliary output; give "
+            "--weights FILE, a state dict of the whole net"
+        )
     try:
         return torchvision.models.get_model_weights(kind).DEFAULT
     except ValueError:

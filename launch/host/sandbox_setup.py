@@ -96,6 +96,7 @@ def _shown(ports: sandbox.Ports | None) -> str:
 
 
 _LAZY = (
+    "contourpy",
     "matplotlib.backends.backend_agg",
     "matplotlib.font_manager",
     "tensorboard.compat.proto.event_pb2",

@@ -304,8 +304,9 @@ class Masked(InPlace):
         (nn.ReLU(), "^model it has weights in one place only: there is nothing to cut$"),
         (nn.Sequential(nn.ReLU(), nn.Conv2d(3, 3, 1)), "^model it has weights in one place only"),
         (
-            nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 3, 1)),
-            "^model it runs on RGB images of no size up to 1024 px: .*channel.*; it must take \\(N, 3, H, W\\)$",
+            nn.Sequential(nn.Conv2d(2, 3, 1), nn.Conv2d(3, 3, 1)),
+            "^model it runs on RGB and on grey images of no size up to 1024 px .*channel.*; it must take "
+            "\\(N, 3, H, W\\) or \\(N, 1, H, W\\)$",
         ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
