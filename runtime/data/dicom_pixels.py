@@ -186,6 +186,6 @@ def _has(dataset: Any, sequence: str) -> bool:
 
 
 def _bytes(shares: NDArray[Any]) -> NDArray[np.uint8]:
-    """From 0..1 to 0..255."""
-    grey: NDArray[np.uint8] = (np.clip(shares, 0.0, 1.0) * 255.0).round().astype(np.uint8)
+    """From 0..1 to 0..255, by 256 steps of one width: all stored bits become the upper eight, in either polarity."""
+    grey: NDArray[np.uint8] = np.clip(shares * 256.0, 0.0, 255.0).astype(np.uint8)
     return grey
