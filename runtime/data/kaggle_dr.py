@@ -15,8 +15,7 @@ from torch import Tensor
 
 from suture.runtime.data.folder import walk
 from suture.runtime.data.formats import plain_stem
-from suture.runtime.data.listed import Listed, listed_files
-from suture.runtime.data.names import FilesByName
+from suture.runtime.data.listed import listed_files, people_by_file
 from suture.runtime.data.patients import copies_joined, patient_of
 from suture.runtime.data.pictures import file_digest, picture_size, read_picture
 from suture.runtime.data.source import Example, Source, Task
@@ -96,11 +95,12 @@ def open_kaggle_dr(path: Path, *, grades: str, columns: Columns | None = None) -
     if grades == "binary":
         classes = ("no retinopathy", "retinopathy")
     extra, unknown = (
-        _rows_of_index(path, index, listed) if index in known[1:] and index != table else ({}, [])
+        people_by_file(path, index, listed.files) if index in known[1:] and index != table else ({}, [])
     )
     examples = []
     for row, file, key, label in zip(listed.rows, listed.files, listed.keys, labels, strict=True):
-        more = row | {name: said for name, said in extra.get(file, {}).items() if said}
+        said = extra.get(file, {})
+        more = row | {name: said[name] for name in (PATIENT, SITE) if said.get(name)}
         official_test = plain_stem(file.name).endswith("_test")
         patient = more[PATIENT] or patient_of(key)
         examples.append(
@@ -116,12 +116,3 @@ def _gradable(rows: list[Row]) -> tuple[list[Row], list[str]]:
     kept = [row for row in rows if row[LEVEL] or row[_GRADABLE] not in ("0", "0.0")]
     left = len(rows) - len(kept)
     return kept, [f"skipped {left} of {len(rows)} rows that the table calls not gradable"] if left else []
-
-
-def _rows_of_index(path: Path, index: Path, listed: Listed) -> tuple[dict[Path, Row], list[str]]:
-    """What index.csv says of patients and sites, by file."""
-    by_name = FilesByName(path, listed.files)
-    rows = [(by_name.find(row[IMAGE]), row) for row in read_columns(index, (IMAGE,), (PATIENT, SITE))]
-    lost = sum(file is None for file, _ in rows)
-    said = {file: {name: row[name] for name in (PATIENT, SITE)} for file, row in rows if file is not None}
-    return said, [f"{lost} of {len(rows)} rows of index.csv name no image that is used"] if lost else []

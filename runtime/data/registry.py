@@ -248,6 +248,8 @@ def open_source(
     path = Path(argument or ".").expanduser()
     if not path.exists():
         raise DataError(f"{entry.name}: {path} does not exist; give the path of the downloaded data")
+    if entry.argument == "PATH" and entry.name in SOURCES and not path.is_dir():
+        raise DataError(f"{entry.name}: {path} is a file; give the folder that holds the data")
     with counted_warnings() as said:
         request = OpenRequest(
             path=path,

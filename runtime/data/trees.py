@@ -14,8 +14,11 @@ from pathlib import Path
 
 from suture.runtime.errors import DataError
 
-_TRAIN = frozenset({"train", "training", "val", "valid", "validation", "dev"})
+_VALIDATION = frozenset({"val", "valid", "validation", "dev"})
+_TRAIN = frozenset({"train", "training", "trainval"}) | _VALIDATION
 _TEST = frozenset({"test", "testing"})
+_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_WHAT_IT_HOLDS = re.compile(r"(?<=.)(set|data|dataset|images|imgs|split|folder)$")
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class _Reader:
             why = "no folders of classes" if _is_set(top) else "a folder beside train and test"
             self.tree.notes.append(f"left out {number} pictures of {where}/: {why}")
         said = "pictures of val go with train: validation images are held out by patient"
-        validating = any(_is_set(top, frozenset({"val", "valid", "validation", "dev"})) for top in tops)
+        validating = any(_is_set(top, _VALIDATION) for top in tops)
         if validating and said not in self.tree.notes:
             self.tree.notes.append(said)
 
@@ -165,8 +168,9 @@ class _Reader:
 
 
 def _is_set(folder: Path, which: frozenset[str] = _TRAIN | _TEST) -> bool:
-    """Whether a folder's name says train, val or test, alone or with other words, as "a. Training Set"."""
-    return bool(which & set(re.split(r"[\W\d_]+", folder.name.casefold())))
+    """Whether a folder's name says train, val or test, with other words or not: "a. Training Set", "testData"."""
+    words = re.split(r"[\W\d_]+", _CAPITAL.sub("_", folder.name).casefold())
+    return bool(which & {_WHAT_IT_HOLDS.sub("", word) for word in words})
 
 
 def _names(folders: list[Path]) -> str:

@@ -83,9 +83,12 @@ def test_pydicoms_own_test_file_is_read():
     ("files", "message"),
     [
         ({}, "must hold one CSV with the columns image and level, found 0"),
-        ({"a.csv": "image,level\n", "b.csv": "image,level\n"}, "found 2; move the others away"),
+        (
+            {"a.csv": "image,level\n", "b.csv": "image,level\n"},
+            "found 2: 'a.csv', 'b.csv'; move the others away",
+        ),
         ({"a.csv": "file,level\n"}, r"a\.csv has no column 'image'; its columns are: file, level"),
-        ({"a.csv": "image,level\nx,1\n"}, "none of the 1 images of a.csv is there as IMAGE.dcm"),
+        ({"a.csv": "image,level\nx,1\n"}, "none of the 1 images of a.csv is there; unpack the images"),
     ],
 )
 def test_a_folder_that_is_not_one_is_refused(tmp_path, files, message):
