@@ -31,13 +31,18 @@ _WITHOUT_PIXELS = tuple(
     f"1.2.840.10008.{rest}".encode()
     for rest in (
         "1.3.10",  # DICOMDIR
+        "5.1.4.38.",  # hanging protocols
+        "5.1.4.39.",  # colour palettes
         "5.1.4.1.1.9.",  # waveforms
         "5.1.4.1.1.11.",  # presentation states
         "5.1.4.1.1.66",  # raw data, registrations, segmentations
+        "5.1.4.1.1.67",  # real-world values
+        "5.1.4.1.1.68.",  # surfaces
         "5.1.4.1.1.88.",  # structured reports, key object selections
         "5.1.4.1.1.104.",  # documents
-        "5.1.4.1.1.481.3",  # radiotherapy: structures, plans
-        "5.1.4.1.1.481.5",
+        *(
+            f"5.1.4.1.1.481.{number}" for number in (3, 4, 5, 6, 7, 8, 9)
+        ),  # radiotherapy: plans, structures, records
     )
 )
 """SOP classes of DICOM files that are no picture of a patient; an export has some beside its pictures."""
@@ -108,9 +113,9 @@ def windows_1252(raw: bytes) -> str:
 
 
 def _has_no_pixels(head: bytes) -> bool:
-    """By MediaStorageSOPClassUID in the meta group, which is always explicit and little-endian."""
-    place = head.find(b"\x02\x00\x02\x00UI")
-    return place >= 0 and head[place + 8 :].startswith(_WITHOUT_PIXELS)
+    """By MediaStorageSOPClassUID or, without the meta group, SOPClassUID: the value is behind eight bytes in any form."""
+    places = (head.find(element) for element in (b"\x02\x00\x02\x00UI", b"\x08\x00\x16\x00"))
+    return any(place >= 0 and head[place + 8 :].startswith(_WITHOUT_PIXELS) for place in places)
 
 
 def _ending(name: str) -> str:

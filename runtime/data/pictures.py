@@ -34,7 +34,8 @@ _TURNS = {
 }
 """What makes a picture upright, by EXIF's orientation."""
 _ON_ITS_SIDE = 5
-_WHITE_IS_ZERO, _PHOTOMETRIC = 0, 262
+_WHITE_IS_ZERO, _SIGNED = 0, 2
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 _MAY_BE_SEVERAL = frozenset({"TIFF", "GIF", "WEBP", "AVIF", "PNG"})
 """Formats of pages or of frames; further pictures in a JPEG are previews of the first."""
 
@@ -151,16 +152,20 @@ def eight_bit(image: Image.Image) -> Image.Image:
 
     X-rays of 10 or 12 bits are often stored in 16, so the type's range would leave them black.
     """
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        grey = scale_to_bytes(np.asarray(image, dtype=np.float32))
+        values, seen = np.asarray(image), None
+        if tags.get(_SAMPLE_FORMAT, (1,))[0] == 1 and tags.get(_BITS_PER_SAMPLE, (0,))[0] == 32:
+            values = values.view(np.uint32)  # Pillow's own are signed
+        if isinstance(clear := image.info.get("transparency"), int):
+            seen = values != clear
+        grey = scale_to_bytes(values.astype(np.float32), seen)
         # Pillow turns the polarity of a TIFF of up to 8 bits, and of no deeper one.
-        return Image.fromarray(255 - grey if _white_is_zero(image) else grey)
+        grey = 255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey
+        return Image.fromarray(grey if seen is None else np.where(seen, grey, np.uint8(0)))
+    if image.mode == "L" and tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED:
+        return Image.fromarray(scale_to_bytes(np.asarray(image).view(np.int8).astype(np.float32)))
     return image
-
-
-def _white_is_zero(image: Image.Image) -> bool:
-    tags = getattr(image, "tag_v2", {})
-    return image.format == "TIFF" and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
 
 
 def _of_deep_colour(values: NDArray[Any]) -> Image.Image:
