@@ -1,4 +1,4 @@
-"""What a DICOM file would take in memory, found before anything is unpacked: a small one can name more than there is."""
+"""What a DICOM file would take in memory, found before it is unpacked: a small one can name more than there is."""
 
 import zlib
 from pathlib import Path

@@ -113,7 +113,7 @@ def windows_1252(raw: bytes) -> str:
 
 
 def _has_no_pixels(head: bytes) -> bool:
-    """By MediaStorageSOPClassUID or, without the meta group, SOPClassUID: the value is behind eight bytes in any form."""
+    """By MediaStorageSOPClassUID or, without meta group, SOPClassUID: the value is behind eight bytes in any form."""
     places = (head.find(element) for element in (b"\x02\x00\x02\x00UI", b"\x08\x00\x16\x00"))
     return any(place >= 0 and head[place + 8 :].startswith(_WITHOUT_PIXELS) for place in places)
 

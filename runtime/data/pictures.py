@@ -113,7 +113,7 @@ def read_mask(path: Path, structure: tuple[int, ...] = ()) -> NDArray[np.bool_]:
     with opened(path) as image:
         if isinstance(image, np.ndarray):
             return structure_of(image.astype(np.float64), lossy=False, structure=structure)
-        found = structure_of(mask_values(image), lossy=is_lossy(image), structure=structure)
+        found = structure_of(mask_values(image, structure), lossy=is_lossy(image), structure=structure)
         turn = _orientation(image)  # a TIFF has been turned by now
         return np.asarray(Image.fromarray(found).transpose(_TURNS[turn])) if turn in _TURNS else found
 

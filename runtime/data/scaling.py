@@ -10,7 +10,6 @@ from PIL import UnidentifiedImageError
 from suture.runtime.data.text import plain_name
 from suture.runtime.errors import DataError
 
-
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
