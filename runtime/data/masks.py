@@ -34,11 +34,13 @@ def mask_values(image: Image.Image, structure: tuple[int, ...] = ()) -> Values:
     """
     if image.mode == "P" and not image.has_transparency_data and _is_numbered(image):
         return np.asarray(image, dtype=np.float64)
-    if (colours := _num_colours(image)) > 1:
+    if (num_colours := _num_colours(image)) > 1:
         if structure:
-            raise ValueError(f"it holds {colours} colours and no numbers, which --structure chooses from")
+            raise ValueError(f"it holds {num_colours} colours and no numbers, which --structure chooses from")
         warnings.warn(
-            f"the mask holds {colours} colours; all but black are the structure", PictureWarning, stacklevel=2
+            f"the mask holds {num_colours} colours; all but black are the structure",
+            PictureWarning,
+            stacklevel=2,
         )
     if image.has_transparency_data:
         *_, alpha = colours = np.moveaxis(np.asarray(image.convert("RGBA"), dtype=np.float64), 2, 0)
@@ -124,7 +126,7 @@ def _num_colours(image: Image.Image) -> int:
     """How many colours of one brightness or several a mask has that are areas, greys and black not counted."""
     if is_lossy(image) or image.mode not in ("P", "RGB", "RGBA"):
         return 0
-    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
         return 0
     least = _AREA * image.width * image.height
     held = image.convert("RGB").getcolors(_MOST_LABELS) or []
