@@ -76,7 +76,7 @@ def start(command: Sequence[str]) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="suture-bench-") as folder:
         run = Path(folder) / "run"
         begun = time.perf_counter()
-        with (Path(folder) / "output").open("w") as output:
+        with (Path(folder) / "output").open("w", encoding="utf-8") as output:
             process = subprocess.Popen(
                 [*command, *_TINY, "--run-dir", str(run)],
                 stdout=output,
