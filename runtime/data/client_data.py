@@ -48,7 +48,7 @@ class ClientData:
 
     Pictures stay uint8 in memory (12 KB each at 64 px) and become float only in a batch. No file is opened
     after construction, so that the process may lose its right to read images. ``notes`` say what of the source is not
-    used and what was found in its pictures; they name no image and no patient.
+    used and what was found in its pictures; they name no image and no patient. ``num_patients`` is by set.
 
     Args:
         source: Where to read.
@@ -86,6 +86,10 @@ class ClientData:
             "test": share.test,
             "held_out": share.held_out,
             "offered": (),
+        }
+        self.num_patients = {
+            name: len({source.examples[index].patient for index in parts[name]})
+            for name in ("train", "validation", "test")
         }
         try:
             with counted_warnings() as said:
