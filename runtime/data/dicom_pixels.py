@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from suture.runtime.data.burned_text import warn_of_text
 from suture.runtime.data.dicom_limits import check_deflated, check_frame
 from suture.runtime.data.library_warnings import PictureWarning
 from suture.runtime.data.scaling import scale_to_bytes, unreadable
@@ -90,8 +91,6 @@ def _shown(dataset: Any, path: Path) -> NDArray[np.uint8]:
         raise ValueError("it has no pixels")
     if not kind.startswith("MONOCHROME"):
         raise ValueError(f"PhotometricInterpretation is {kind or 'missing'}, only MONOCHROME1 and 2 are read")
-    if text_of(dataset, "BurnedInAnnotation").upper() == "YES":
-        warnings.warn(BURNED_IN, PictureWarning, stacklevel=2)
     dataset.PhotometricInterpretation = kind
     stored = _stored(dataset, path)
     padding = _padding(stored, dataset)
@@ -105,6 +104,10 @@ def _shown(dataset: Any, path: Path) -> NDArray[np.uint8]:
     if kind == "MONOCHROME1" or shape == "INVERSE":
         grey = 255 - grey
     grey[padding] = 0
+    if text_of(dataset, "BurnedInAnnotation").upper() == "YES":
+        warnings.warn(BURNED_IN, PictureWarning, stacklevel=2)
+    else:
+        warn_of_text(grey)
     return grey
 
 

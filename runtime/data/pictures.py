@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from suture.runtime.data.burned_text import warn_of_text
 from suture.runtime.data.deep_colour import deep_colour
 from suture.runtime.data.dicom_pixels import dicom_size, read_dicom
 from suture.runtime.data.formats import HEAD, PILLOW_FORMATS, reads_as_dicom
@@ -51,7 +52,9 @@ def read_picture(path: Path, size: int, channels: int) -> Tensor:
             return fit_square(Image.fromarray(image), size, channels)
         # JPEGs decode several times faster at an eighth to a half of their size.
         image.draft(None, (2 * size, 2 * size))
-        return fit_square(upright(image, path), size, channels)
+        shown = upright(image, path)
+        warn_of_text(shown)
+        return fit_square(shown, size, channels)
 
 
 @contextmanager
