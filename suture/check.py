@@ -32,6 +32,7 @@ _MANY = 200
 @click.option("--grades", type=click.Choice(["binary", "all"]), default="binary", help="as for join [binary]")
 @click.option("--columns", metavar="image=NAME,label=NAME,...", help="as for join")
 @click.option("--structure", metavar="N,N", help="as for join")
+@click.option("--frame", type=int, metavar="N", help="as for join")
 @click.option(
     "--image-size", type=int, help="pixels a side in the run [classification: 64, segmentation: 128]"
 )
@@ -45,6 +46,7 @@ def check(
     grades: str,
     columns: str | None,
     structure: str | None,
+    frame: int | None,
     image_size: int | None,
     classes: str | None,
     class_map: str | None,
@@ -58,7 +60,7 @@ def check(
     of it. Ends with code 0 where a site could join, else with another and a last line that says what to mend.
     """
     options = AskedOptions(
-        data=data, grades=grades, columns=columns, structure=structure, image_size=image_size
+        data=data, grades=grades, columns=columns, structure=structure, frame=frame, image_size=image_size
     ).resolved()
     config = SiteDataConfig(
         class_map={} if class_map is None else parse_map(class_map), validation=validation, test=test

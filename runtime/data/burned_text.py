@@ -64,7 +64,7 @@ def _corners(grey: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
 def _has_line(ink: Bits) -> bool:
     return any(
         _HEIGHTS[0] <= stop - start <= _HEIGHTS[1] and _is_line(ink[start:stop])
-        for start, stop in _runs(ink.any(axis=1))
+        for start, stop in _runs(np.asarray(ink.any(axis=1)))
     )
 
 
@@ -72,7 +72,7 @@ def _is_line(band: Bits) -> bool:
     """Whether enough glyphs stand in a row, no further apart than they are high; a ruler's ticks are all narrow."""
     height = len(band)
     number, num_wide, end = 0, 0, 0
-    for start, stop in _runs(band.any(axis=0)):
+    for start, stop in _runs(np.asarray(band.any(axis=0))):
         if start - end > height:
             number, num_wide = 0, 0
         if _is_glyph(band[:, start:stop]):

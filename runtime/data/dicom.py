@@ -41,13 +41,16 @@ UIDS = ("SOPInstanceUID", "StudyInstanceUID")
 _UID = re.compile(r"[0-9]+(\.[0-9]+){3,}")
 
 
-def open_dicom(path: Path, *, grades: str, columns: Columns | None = None) -> Source:
+def open_dicom(
+    path: Path, *, grades: str, columns: Columns | None = None, frame: int | None = None
+) -> Source:
     """Index the folder.
 
     Args:
         path: A folder with one CSV and the files, at any depth; or folders of classes with the files, and no CSV.
         grades: "binary" (level > 0) or "all"; for a CSV.
         columns: What the table calls its columns, where somebody said.
+        frame: Which one of files with several frames, from 1, where somebody said.
 
     Raises:
         ConfigError: pydicom is not installed.
@@ -58,12 +61,14 @@ def open_dicom(path: Path, *, grades: str, columns: Columns | None = None) -> So
     tables = tables_in(path)
     found = walk(path, known=tables)
     if not tables and any(len(file.relative_to(path).parts) > 1 for file in found.dicom):
-        return open_image_folder(path, name="dicom", columns=columns)
+        return open_image_folder(path, name="dicom", columns=columns, frame=frame)
     table = find_table(path, (), (LEVEL,) if tables else (IMAGE, LEVEL), columns)
-    return _open_table(path, table, found, grades, columns)
+    return _open_table(path, table, found, grades, columns, frame)
 
 
-def _open_table(path: Path, table: Path, found: Found, grades: str, columns: Columns | None) -> Source:
+def _open_table(
+    path: Path, table: Path, found: Found, grades: str, columns: Columns | None, frame: int | None
+) -> Source:
     files = [file for file in found.pictures if file in found.dicom]
     listed = listed_files(path, table, _rows(table, columns), files, _Matching(path, table, files).find)
     levels = [parse_grade(row[LEVEL], table, row[LINE]) for row in listed.rows]
@@ -85,7 +90,7 @@ def _open_table(path: Path, table: Path, found: Found, grades: str, columns: Col
     examples, copies = copies_joined(examples, listed.files)
     others = Counter({"picture beside the DICOM files": len(found.pictures) - len(files)})
     notes = [*listed.notes, *notes, *copies, *unused_notes(found.unused + others)]
-    return PictureFiles("dicom", classes, examples, listed.files, mirror=False, notes=notes)
+    return PictureFiles("dicom", classes, examples, listed.files, mirror=False, notes=notes, frame=frame)
 
 
 def _rows(table: Path, columns: Columns | None) -> list[Row]:

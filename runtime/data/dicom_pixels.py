@@ -28,12 +28,16 @@ _OF_FRAMES = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
-def read_dicom(path: Path) -> NDArray[np.uint8]:
+def read_dicom(path: Path, frame: int | None = None) -> NDArray[np.uint8]:
     """Read a monochrome image as it is meant to be seen, (H, W) in 0..255.
 
     In the order of DICOM PS3.4 N.2: modality LUT or rescale, then VOI LUT or the first window, then the presentation
     LUT. What a window or a LUT gives is not stretched again; without one the range of the values is, padding left out.
     MONOCHROME1 and the presentation shape INVERSE turn high values dark, once. Padding is black.
+
+    Args:
+        path: The file.
+        frame: Which frame, from 1, where the file has several and somebody said.
 
     Raises:
         DataError: Damaged, compressed in a way that cannot be decoded here, not grey, or pydicom is not installed.
@@ -44,7 +48,7 @@ def read_dicom(path: Path) -> NDArray[np.uint8]:
 
     try:
         check_deflated(path)
-        return _shown(pydicom.dcmread(path, force=True), path)
+        return _shown(pydicom.dcmread(path, force=True), path, frame)
     except Exception as error:
         # pydicom and its decoders raise many kinds, and a damaged file may meet any of them.
         raise unreadable(path, error) from error
@@ -83,7 +87,7 @@ def text_of(header: Any, element: str) -> str:
     return str(header.get(element, "") or "").strip()
 
 
-def _shown(dataset: Any, path: Path) -> NDArray[np.uint8]:
+def _shown(dataset: Any, path: Path, frame: int | None) -> NDArray[np.uint8]:
     from pydicom.pixels.processing import apply_modality_lut
 
     kind = text_of(dataset, "PhotometricInterpretation").upper()
@@ -92,7 +96,9 @@ def _shown(dataset: Any, path: Path) -> NDArray[np.uint8]:
     if not kind.startswith("MONOCHROME"):
         raise ValueError(f"PhotometricInterpretation is {kind or 'missing'}, only MONOCHROME1 and 2 are read")
     dataset.PhotometricInterpretation = kind
-    stored = _stored(dataset, path)
+    index = _index(dataset, frame)
+    stored = _stored(dataset, path, index)
+    _bring_up(dataset, index)
     padding = _padding(stored, dataset)
     if any(dataset.get(name) in (None, "") for name in _RESCALE):
         for name in _RESCALE:  # as pydicom has it where one of the two is missing
@@ -111,36 +117,40 @@ def _shown(dataset: Any, path: Path) -> NDArray[np.uint8]:
     return grey
 
 
-def _stored(dataset: Any, path: Path) -> NDArray[Any]:
-    """One frame's values, without what stands in the bits that are not stored, such as an old overlay.
+def _index(dataset: Any, frame: int | None) -> int:
+    """Which frame is read, from 0: the chosen one, else the file's representative one, else the first."""
+    frames = int(dataset.get("NumberOfFrames", 1) or 1)
+    if frames <= 1:
+        return 0
+    if frame is not None:
+        if frame > frames:
+            raise ValueError(f"it has {frames} frames and --frame says {frame}")
+        return frame - 1
+    warnings.warn(ONE_FRAME, PictureWarning, stacklevel=2)
+    chosen = int(dataset.get("RepresentativeFrameNumber", 1) or 1)
+    return chosen - 1 if 1 <= chosen <= frames else 0
 
-    What the header says of this frame alone is brought to the top of ``dataset``.
-    """
+
+def _stored(dataset: Any, path: Path, index: int) -> NDArray[Any]:
+    """One frame's values, without what stands in the bits that are not stored, such as an old overlay."""
     from pydicom.pixels.utils import pixel_array
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     if "TransferSyntaxUID" not in dataset.file_meta:  # a file without the meta group
         implicit = dataset.original_encoding[0]
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-    frames = int(dataset.get("NumberOfFrames", 1) or 1)
-    index = 0
-    if frames > 1:
-        warnings.warn(ONE_FRAME, PictureWarning, stacklevel=2)
-        chosen = int(dataset.get("RepresentativeFrameNumber", 1) or 1)
-        index = chosen - 1 if 1 <= chosen <= frames else 0
     check_frame(dataset, path)
     stored: NDArray[Any] = np.asarray(pixel_array(dataset, index=index))
     if stored.ndim != 2:
         raise ValueError(f"pixels have shape {stored.shape}, only grey images are read")
     if stored.dtype.kind == "f" and not np.isfinite(stored).all():
         raise ValueError("some of its pixels are not finite numbers")
-    _bring_up(dataset, index)
     compressed = dataset.file_meta.TransferSyntaxUID.is_compressed
     return stored if compressed or stored.dtype.kind == "f" else _low_bits(stored, dataset)
 
 
 def _bring_up(dataset: Any, index: int) -> None:
-    """An enhanced file's elements of one frame; those of its own go before those that all frames share."""
+    """Brings what an enhanced file says of one frame to the top; what it says of all frames gives way to that."""
     shared, own = (
         dataset.get("SharedFunctionalGroupsSequence"),
         dataset.get("PerFrameFunctionalGroupsSequence"),

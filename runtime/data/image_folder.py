@@ -23,7 +23,12 @@ from suture.runtime.errors import DataError
 
 
 def open_image_folder(
-    path: Path, *, columns: Columns | None = None, by_site: bool = False, name: str = "image-folder"
+    path: Path,
+    *,
+    columns: Columns | None = None,
+    by_site: bool = False,
+    frame: int | None = None,
+    name: str = "image-folder",
 ) -> Source:
     """Index the folder; classes are numbered in alphabetical order.
 
@@ -31,6 +36,7 @@ def open_image_folder(
         path: the folder.
         columns: what index.csv calls its columns, where somebody said.
         by_site: whether the topmost folders are hospitals.
+        frame: which one of DICOM files with several, where somebody said.
         name: of the source.
 
     Raises:
@@ -67,7 +73,7 @@ def open_image_folder(
     examples, copies = copies_joined(examples, files, refuse_two_classes=True)
     notes = [*tree.notes, *_without_pictures(here.pictures, tree), *unknown, *shared, *copies]
     notes += [*_tested(examples), *here.notes()]
-    return PictureFiles(name, classes, examples, files, mirror=False, notes=notes)
+    return PictureFiles(name, classes, examples, files, mirror=False, notes=notes, frame=frame)
 
 
 def _class(folder: Path) -> str:

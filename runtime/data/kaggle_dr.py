@@ -52,14 +52,15 @@ class PictureFiles(Source):
         *,
         mirror: bool,
         notes: list[str],
+        frame: int | None = None,
     ) -> None:
-        """Take the examples and, in the same order, their files."""
-        self.files = files
+        """Take the examples and, in the same order, their files; see `read_picture` for the frame."""
+        self.files, self._frame = files, frame
         super().__init__(name, Task.CLASSIFICATION, classes, examples, mirror=mirror, notes=notes)
 
     def read(self, index: int, size: int, channels: int) -> tuple[Tensor, Tensor]:
         """Decode one file; see ``Source.read``."""
-        image = read_picture(self.files[index], size, channels)
+        image = read_picture(self.files[index], size, channels, self._frame)
         return image, torch.tensor(self.examples[index].label, dtype=torch.int64)
 
     def dimensions(self, index: int) -> tuple[int, int]:

@@ -41,13 +41,19 @@ _MAY_BE_SEVERAL = frozenset({"TIFF", "GIF", "WEBP", "AVIF", "PNG"})
 """Formats of pages or of frames; further pictures in a JPEG are previews of the first."""
 
 
-def read_picture(path: Path, size: int, channels: int) -> Tensor:
+def read_picture(path: Path, size: int, channels: int, frame: int | None = None) -> Tensor:
     """Read a picture or DICOM file as uint8 (channels, size, size); see ``upright`` and ``fit_square``.
+
+    Args:
+        path: the file.
+        size: pixels a side.
+        channels: 1 or 3.
+        frame: which one of a DICOM file with several, from 1, where somebody said.
 
     Raises:
         DataError: The file cannot be read.
     """
-    with opened(path) as image:
+    with opened(path, frame) as image:
         if isinstance(image, np.ndarray):
             return fit_square(Image.fromarray(image), size, channels)
         # JPEGs decode several times faster at an eighth to a half of their size.
@@ -58,7 +64,7 @@ def read_picture(path: Path, size: int, channels: int) -> Tensor:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image | NDArray[np.uint8]]:
+def opened(path: Path, frame: int | None = None) -> Iterator[Image.Image | NDArray[np.uint8]]:
     """A file as Pillow opens it, or the pixels of a DICOM file; what goes wrong inside is told with the file's name.
 
     Raises:
@@ -67,7 +73,7 @@ def opened(path: Path) -> Iterator[Image.Image | NDArray[np.uint8]]:
     try:
         with path.open("rb") as file:
             if reads_as_dicom(path, file.read(HEAD)):
-                yield read_dicom(path)
+                yield read_dicom(path, frame)
                 return
             file.seek(0)
             with Image.open(file, formats=_formats()) as image:

@@ -556,3 +556,47 @@ def test_a_jpeg_2000_stream_that_names_other_sides_than_its_header_is_refused(tm
         DataError, match="its JPEG 2000 stream is of 60000x60000 pixels and its header says 64x64"
     ):
         read_dicom(path)
+
+
+# A frame that somebody chose ----------------------------------------------------------------------------------
+
+
+def write_frames(path, number=3, **elements):
+    """A file of frames that are the ramp, shifted by the frame's number."""
+    frames = np.stack([np.roll(RAMP, place) for place in range(number)])
+    pixels = frames.astype("<u2").tobytes()
+    return write_dicom(path, RAMP, NumberOfFrames=str(number), PixelData=pixels, **elements)
+
+
+@pytest.mark.parametrize("frame", [1, 2, 3])
+def test_a_chosen_frame_is_read_in_training_check_and_predict(tmp_path, frame):
+    """Oracle: the frame that was written; a file with one frame has none to choose; nothing is said."""
+    from suture.launch.deploy.predict import read_image
+    from suture.runtime.data.library_warnings import counted_warnings
+    from suture.runtime.data.registry import open_source
+
+    for name in ("x", "y"):
+        write_frames(tmp_path / "ill" / f"{name}.dcm", RepresentativeFrameNumber=2, PatientID=name)
+    write_dicom(tmp_path / "well" / "z.dcm", RAMP)
+    expected = np.roll(np.arange(256), frame - 1).reshape(16, 16)
+    for name in ("image-folder", "dicom"):
+        source = open_source(f"{name}:{tmp_path}", grades="binary", need=0, seed=0, frame=frame)
+        with counted_warnings() as said:
+            assert np.array_equal(source.read(0, 16, 1)[0][0].numpy(), expected)
+            assert np.array_equal(source.read(2, 16, 1)[0][0].numpy().ravel(), np.arange(256))
+            seen = read_image(tmp_path / "ill" / "x.dcm", 16, 1, frame)[0][0].numpy()
+        assert np.array_equal(seen, expected) and said.notes() == []
+
+
+def test_a_frame_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"a\.dcm: ValueError: it has 3 frames and --frame says 4"):
+        read_dicom(write_frames(tmp_path / "a.dcm"), 4)
+
+
+def test_frames_are_counted_from_one_and_only_where_files_have_some():
+    from suture.runtime.data.registry import DataConfig
+
+    with pytest.raises(ConfigError, match="--frame must be at least 1, the first frame, got 0"):
+        DataConfig(spec="dicom:x", frame=0)
+    with pytest.raises(ConfigError, match="--frame is for data that have any to name: image-folder, dicom"):
+        DataConfig(spec="mnist:x", frame=1)
