@@ -202,3 +202,37 @@ def test_folders_of_classes_without_pictures_are_said(tmp_path, png):
     (tmp_path / "scans" / "a.heic").write_bytes(b"x")
     (tmp_path / "@eaDir").mkdir()
     assert "no class, since no pictures are in it: empty, scans" in open_image_folder(tmp_path).notes
+
+
+def test_masks_beside_images_are_left_out_and_said(tmp_path, png):
+    """Oracle: the layout of the COVID-19 Radiography Database, whose folders are classes; each mask lies beside its image."""
+    fill(tmp_path, png, *(f"{name}/{kind}" for name in ("covid", "normal") for kind in ("images", "masks")))
+    source = open_image_folder(tmp_path)
+    assert source.classes == ("covid", "normal") and {one.site for one in source.examples} == {""}
+    assert len(source.examples) == 6 and all("/images/" in one.key for one in source.examples)
+    assert "left out 6 pictures of masks, beside images" in source.notes
+    fill(
+        tmp_path / "other",
+        png,
+        *(f"{kind}/{name}" for name in ("covid", "normal") for kind in ("images", "masks")),
+    )
+    other = open_image_folder(tmp_path / "other")
+    assert other.classes == ("covid", "normal") and len(other.examples) == 6
+
+
+def test_a_class_may_be_called_masks(tmp_path, png):
+    assert open_image_folder(fill(tmp_path, png, "faces", "masks")).classes == ("faces", "masks")
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("ill/001", "ill/002", "well/001", "well/003"),
+        (*(f"ill/{n:03}" for n in range(12)), *(f"well/{n:03}" for n in range(12))),
+    ],
+)
+def test_patients_numbered_within_each_class_are_no_classes(tmp_path, png, folders):
+    """Oracle: the topmost folders; and it is said that folders below name no patient."""
+    source = open_image_folder(fill(tmp_path, png, *folders))
+    assert source.classes == ("ill", "well") and {one.site for one in source.examples} == {""}
+    assert any("patients are told by the files' names and not by folders" in note for note in source.notes)
