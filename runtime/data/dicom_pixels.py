@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import UnidentifiedImageError
 
 from suture.runtime.data.burned_text import warn_of_text
 from suture.runtime.data.dicom_limits import check_deflated, check_frame
@@ -92,6 +93,8 @@ def _shown(dataset: Any, path: Path, frame: int | None) -> NDArray[np.uint8]:
 
     kind = text_of(dataset, "PhotometricInterpretation").upper()
     if not any(name in dataset for name in _PIXELS):
+        if "SOPClassUID" not in dataset and not kind:
+            raise UnidentifiedImageError
         raise ValueError("it has no pixels")
     if not kind.startswith("MONOCHROME"):
         raise ValueError(f"PhotometricInterpretation is {kind or 'missing'}, only MONOCHROME1 and 2 are read")

@@ -15,6 +15,10 @@ PILLOW_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "AVIF", "P
 """What Pillow may decode, whatever a file is called: no format that runs another program, as EPS does."""
 DICOM_ENDINGS = frozenset({".dcm", ".dicom"})
 
+_BEGINNINGS = (
+    b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"GIF8", b"BM", b"RIFF", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51",
+)  # fmt: skip
+"""Of pictures, which some export under a DICOM name."""
 HEAD = 1024
 """So many bytes of a file tell what it is."""
 _WINDOWS_1252 = {
@@ -72,14 +76,14 @@ def kind_of(path: Path) -> Kind:
         head = b""  # its reader will say what is wrong
     if is_dicom(head):
         return Kind.DICOM_WITHOUT_PIXELS if _has_no_pixels(head) else Kind.DICOM
-    if ends_as_picture(name):
+    if ends_as_picture(name) or (_ending(name) in DICOM_ENDINGS and head.startswith(_BEGINNINGS)):
         return Kind.PICTURE
     return Kind.DICOM if _ending(name) in DICOM_ENDINGS else Kind.OTHER
 
 
 def reads_as_dicom(path: Path, head: bytes) -> bool:
     """Whether a file is for the DICOM reader: by its first bytes, or by its ending where no picture's bytes are."""
-    return is_dicom(head) or _ending(path.name) in DICOM_ENDINGS
+    return is_dicom(head) or (_ending(path.name) in DICOM_ENDINGS and not head.startswith(_BEGINNINGS))
 
 
 def is_dicom(head: bytes) -> bool:

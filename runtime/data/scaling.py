@@ -10,6 +10,7 @@ from PIL import UnidentifiedImageError
 from suture.runtime.data.text import plain_name
 from suture.runtime.errors import DataError
 
+_POINTER = b"version https://git-lfs.github.com/"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -51,9 +52,11 @@ def unreadable(path: Path, error: Exception) -> DataError:
 
 def _unidentified(path: Path) -> str:
     with path.open("rb") as file:
-        start = file.read(4)
+        start = file.read(len(_POINTER))
     if not start:
         return "it is empty"
-    if start in _TIFF:
+    if start == _POINTER:
+        return "it is a pointer of Git LFS: fetch what it stands for by git lfs pull"
+    if start[:4] in _TIFF:
         return "it is a TIFF of a depth or of channels that are not read"
     return "it is none of the formats that are read, whatever its name says"

@@ -214,3 +214,36 @@ def test_a_file_that_is_empty_is_called_so(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(DataError, match="a.png: it is empty; remove or replace it"):
         read_picture(tmp_path / "a.png", 48, 1)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "GIF", "WEBP", "JPEG2000"])
+def test_a_picture_called_dcm_is_what_its_content_says(tmp_path, kind):
+    """Oracle: the same file under its own name, in a walk and in the reader."""
+    from suture.runtime.data.folder import walk
+
+    for name in ("a.dcm", "a.own"):
+        Image.fromarray(GREY).save(tmp_path / name, format=kind)
+    (tmp_path / "a.own").rename(tmp_path / "b.jpg")
+    found = walk(tmp_path)
+    assert len(found.pictures) == 2 and not found.dicom
+    assert np.array_equal(as_read(tmp_path / "a.dcm"), as_read(tmp_path / "b.jpg"))
+    assert picture_size(tmp_path / "a.dcm") == (48, 48)
+
+
+@pytest.mark.parametrize("name", ["a.dcm", "a.png"])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"<html>404</html>", "whatever its name says"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n",
+            "it is a pointer of Git LFS: fetch .* by git lfs pull",
+        ),
+    ],
+)
+def test_what_is_no_picture_is_called_what_it_is(tmp_path, name, content, reason):
+    pytest.importorskip("pydicom")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name}: {reason}|{name}: it is .*{reason}"):
+        read_picture(tmp_path / name, 48, 1)
