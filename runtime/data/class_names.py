@@ -50,6 +50,10 @@ class RenamedClasses(Source):
         """The other source's; see ``Source.content_digest``."""
         return self.source.content_digest(index)
 
+    def look_closely(self, index: int) -> None:
+        """The other source's; see ``Source.look_closely``."""
+        self.source.look_closely(index)
+
 
 def parse_names(text: str) -> tuple[str, ...]:
     """Class names from ``--classes``, with commas between them; a name with a comma in it stands in double quotes.

@@ -212,7 +212,7 @@ def _decode(source: Source, indices: Sequence[int], size: int, channels: int) ->
 def _all_unreadable(source: Source, size: int, channels: int) -> DataError:
     """Names every picture of the source that cannot be used, those of others' shares, too."""
     log.info("%s: a picture cannot be read; looking at all of them, so that all such are named", source.name)
-    found = survey(source, size, channels).unreadable
+    found = survey(source, size, channels, closely=False).unreadable
     if len(found) == 1:
         return DataError(found[0])
     more = f"; and {len(found) - _SHOWN} more, see 'suture check'" if len(found) > _SHOWN else ""

@@ -102,7 +102,7 @@ def _classes(path: Path, folders: Set[Path]) -> tuple[str, ...]:
 
 def _without_pictures(pictures: Sequence[Path], tree: Tree) -> list[str]:
     """Folders beside those of classes that would be some, too, if pictures were in them."""
-    holding = {above for file in pictures for above in file.parents}
+    holding = {above for parent in {file.parent for file in pictures} for above in (parent, *parent.parents)}
     beside = {
         child for parent in {folder.path.parent for folder in tree.folders} for child in parent.iterdir()
     }

@@ -24,6 +24,7 @@ from suture.runtime.data.patients import copies_joined, patient_of
 from suture.runtime.data.pictures import (
     file_digest,
     fit_mask,
+    look_for_text,
     picture_size,
     read_mask,
     read_picture,
@@ -84,6 +85,10 @@ class KaggleCxr(Source):
     def content_digest(self, index: int) -> bytes:
         """See ``Source.content_digest``."""
         return file_digest(self.pairs[index][0])
+
+    def look_closely(self, index: int) -> None:
+        """Looks for text; see ``Source.look_closely``."""
+        look_for_text(self.pairs[index][0])
 
 
 def open_kaggle_cxr(path: Path, *, columns: Columns | None = None, structure: tuple[int, ...] = ()) -> Source:

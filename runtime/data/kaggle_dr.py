@@ -17,7 +17,7 @@ from suture.runtime.data.folder import walk
 from suture.runtime.data.formats import plain_stem
 from suture.runtime.data.listed import listed_files, people_by_file
 from suture.runtime.data.patients import copies_joined, patient_of
-from suture.runtime.data.pictures import file_digest, picture_size, read_picture
+from suture.runtime.data.pictures import file_digest, look_for_text, picture_size, read_picture
 from suture.runtime.data.source import Example, Source, Task
 from suture.runtime.data.tables import (
     IMAGE,
@@ -70,6 +70,10 @@ class PictureFiles(Source):
     def content_digest(self, index: int) -> bytes:
         """See ``Source.content_digest``."""
         return file_digest(self.files[index])
+
+    def look_closely(self, index: int) -> None:
+        """Looks for text; see ``Source.look_closely``."""
+        look_for_text(self.files[index])
 
 
 def open_kaggle_dr(path: Path, *, grades: str, columns: Columns | None = None) -> Source:

@@ -58,9 +58,7 @@ def read_picture(path: Path, size: int, channels: int, frame: int | None = None)
             return fit_square(Image.fromarray(image), size, channels)
         # JPEGs decode several times faster at an eighth to a half of their size.
         image.draft(None, (2 * size, 2 * size))
-        shown = upright(image, path)
-        warn_of_text(shown)
-        return fit_square(shown, size, channels)
+        return fit_square(upright(image, path), size, channels)
 
 
 @contextmanager
@@ -111,6 +109,17 @@ def on_black(image: Image.Image) -> Image.Image:
         return image
     seen = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", seen.size, (0, 0, 0, 255)), seen).convert("RGB")
+
+
+def look_for_text(path: Path) -> None:
+    """Says with a `PictureWarning` where a picture, at its whole size, seems to show text; `read_dicom` does by itself.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    with opened(path) as image:
+        if isinstance(image, Image.Image):
+            warn_of_text(upright(image, path))
 
 
 def read_mask(path: Path, structure: tuple[int, ...] = ()) -> NDArray[np.bool_]:

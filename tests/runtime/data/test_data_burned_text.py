@@ -9,6 +9,8 @@ from suture.runtime.data.burned_text import FOUND, shows_text
 from suture.runtime.data.chest_phantom import ChestPhantom
 from suture.runtime.data.library_warnings import counted_warnings
 from suture.runtime.data.pictures import read_picture
+from suture.runtime.data.registry import open_source
+from suture.runtime.data.survey import survey
 
 CORNERS = {"top left": (12, 10), "top right": (430, 10), "bottom left": (12, 730), "bottom right": (430, 730)}
 
@@ -76,19 +78,32 @@ def test_the_real_sets_are_not_called_so(real_data):
     assert not any(map(shows_text, large))
 
 
-@pytest.mark.parametrize("kind", ["png", "jpg", "dcm", "MONOCHROME1"])
+@pytest.mark.parametrize("kind", ["MONOCHROME2", "MONOCHROME1"])
 @pytest.mark.parametrize(("text", "said"), [("MUELLER ANNA", True), ("R", False)])
-def test_readers_warn_of_it(tmp_path, kind, text, said):
-    """A DICOM file without BurnedInAnnotation, too, and one that says NO; what says YES is told once."""
+def test_dicom_files_are_looked_at_where_they_are_read(tmp_path, kind, text, said):
+    """One without BurnedInAnnotation, too, and one that says NO; what says YES is told once."""
+    pytest.importorskip("pydicom")
     pixels = written(text)
-    path = tmp_path / f"a.{kind}"
-    if kind in ("png", "jpg"):
-        Image.fromarray(pixels).save(path)
-    else:
-        pytest.importorskip("pydicom")
-        inverse = kind == "MONOCHROME1"
-        stored = (255 - pixels if inverse else pixels).astype(np.uint16)
-        write_dicom(path, stored, BurnedInAnnotation="NO", **({"photometric": kind} if inverse else {}))
-    with counted_warnings() as counted:
-        read_picture(path, 256, 1)
-    assert counted.notes() == ([f"1 pictures: {FOUND}"] if said else [])
+    stored = (255 - pixels if kind == "MONOCHROME1" else pixels).astype(np.uint16)
+    for annotation in ("NO", ""):
+        write_dicom(tmp_path / "a.dcm", stored, BurnedInAnnotation=annotation, photometric=kind)
+        with counted_warnings() as counted:
+            read_picture(tmp_path / "a.dcm", 64, 1)
+        assert counted.notes() == ([f"1 pictures: {FOUND}"] if said else [])
+
+
+@pytest.mark.parametrize("source", ["image-folder", "kaggle-dr", "kaggle-cxr"])
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif"])
+def test_a_check_looks_at_whole_pictures_of_other_formats(tmp_path, source, ending):
+    """Oracle: two of the three pictures with a line; at 32 pixels nobody could read it."""
+    folder = tmp_path / {"kaggle-cxr": "CXR_png"}.get(source, "class")
+    folder.mkdir()
+    for name, text in (("a", "MUELLER ANNA"), ("b", "R"), ("c", "Smith^John")):
+        Image.fromarray(written(text)).save(folder / f"{name}.{ending}")
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        if source == "kaggle-cxr":
+            Image.fromarray(np.zeros((800, 700), np.uint8)).save(tmp_path / "masks" / f"{name}.png")
+    (tmp_path / "train.csv").write_text("image,level\na,0\nb,1\nc,0\n")
+    opened = open_source(f"{source}:{tmp_path}", grades="binary", need=0, seed=0)
+    assert f"2 pictures: {FOUND}" in survey(opened, 32, 1).notes
+    assert survey(opened, 32, 1, closely=False).notes == ()
