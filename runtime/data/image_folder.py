@@ -56,7 +56,9 @@ def open_image_folder(
     found = [(folder, file) for parent, file in within if (folder := folder_of[parent]) is not None]
     if outside := len(within) - len(found) - tree.left_out:
         tree.notes.append(f"not used: {outside} pictures outside the folders of classes")
-    classes = _classes(path, {folder.path for folder, _ in found})
+    held = {folder.path for folder, _ in found}
+    classes = _classes(path, held)
+    labels = {folder: classes.index(_class(folder)) for folder in held}
     files = [file for _, file in found]
     people, unknown = people_by_file(path, index, files, columns) if index.is_file() else ({}, [])
     ids, shared = _ids(files, here.dicom)
@@ -64,7 +66,7 @@ def open_image_folder(
         Example(
             key=plain_name(file.relative_to(path).as_posix()),
             patient=people.get(file, {}).get(PATIENT) or ids.get(file) or _by_name(folder.site, file),
-            label=classes.index(_class(folder.path)),
+            label=labels[folder.path],
             site=plain_name(folder.site),
             official_test=folder.official_test or plain_stem(file.name).endswith("_test"),
         )
