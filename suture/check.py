@@ -33,6 +33,7 @@ _MANY = 200
 @click.option("--task", type=click.Choice([*map(str, Task)]), help="as for join [what DATA is for]")
 @click.option("--columns", metavar="image=NAME,label=NAME,...", help="as for join")
 @click.option("--structure", metavar="N,N", help="as for join")
+@click.option("--frame", type=int, metavar="N", help="as for join")
 @click.option(
     "--image-size", type=int, help="pixels a side in the run [classification: 64, segmentation: 128]"
 )
@@ -47,6 +48,7 @@ def check(
     task: str | None,
     columns: str | None,
     structure: str | None,
+    frame: int | None,
     image_size: int | None,
     classes: str | None,
     class_map: str | None,
@@ -60,7 +62,13 @@ def check(
     of it. Ends with code 0 where a site could join, else with another and a last line that says what to mend.
     """
     options = AskedOptions(
-        data=data, grades=grades, task=task, columns=columns, structure=structure, image_size=image_size
+        data=data,
+        grades=grades,
+        task=task,
+        columns=columns,
+        structure=structure,
+        frame=frame,
+        image_size=image_size,
     ).resolved()
     config = SiteDataConfig(
         class_map={} if class_map is None else parse_map(class_map), validation=validation, test=test

@@ -20,7 +20,18 @@ from suture.launch.deploy.trained import load_trained
 )
 @click.option("--batch-size", type=int, default=16, help="images at a time [16]")
 @click.option("--overwrite", is_flag=True, help="replace DIR/predictions.csv, DIR/left_out.csv and DIR/masks")
-def predict(run_or_model: Path, folder: Path, out: Path, which: str, batch_size: int, overwrite: bool) -> int:
+@click.option(
+    "--frame", type=int, metavar="N", help="which frame of DICOM files that hold several, as in training"
+)
+def predict(
+    run_or_model: Path,
+    folder: Path,
+    out: Path,
+    which: str,
+    batch_size: int,
+    overwrite: bool,
+    frame: int | None,
+) -> int:
     """Classify or segment every image below FOLDER with the model of a run.
 
     RUN_OR_MODEL is a run folder or a client's model.pt. DIR/predictions.csv gets a line an image; for
@@ -28,7 +39,7 @@ def predict(run_or_model: Path, folder: Path, out: Path, which: str, batch_size:
     is named and left out, and the exit code is then 3.
     """
     model = load_trained(run_or_model, which)
-    outcome = predict_folder(model, folder, out, batch_size=batch_size, overwrite=overwrite)
+    outcome = predict_folder(model, folder, out, batch_size=batch_size, overwrite=overwrite, frame=frame)
     for problem in outcome.problems:
         click.echo(f"suture: left out: {problem}", err=True)
     for note in outcome.notes:

@@ -25,6 +25,7 @@ from suture.launch.deploy.trained import TrainedModel
 from suture.runtime.data.folder import Found, walk
 from suture.runtime.data.library_warnings import counted_warnings
 from suture.runtime.data.pictures import picture_size, read_picture
+from suture.runtime.data.registry import check_frame_number
 from suture.runtime.data.source import Task
 from suture.runtime.data.text import csv_text, plain_name
 from suture.runtime.errors import ConfigError, DataError
@@ -50,7 +51,13 @@ class Outcome:
 
 @torch.no_grad()
 def predict_folder(
-    model: TrainedModel, folder: Path, out: Path, *, batch_size: int = 16, overwrite: bool = False
+    model: TrainedModel,
+    folder: Path,
+    out: Path,
+    *,
+    batch_size: int = 16,
+    overwrite: bool = False,
+    frame: int | None = None,
 ) -> Outcome:
     """Writes OUT/predictions.csv and, for segmentation, OUT/masks; OUT/left_out.csv says what is in neither and why.
 
@@ -62,13 +69,15 @@ def predict_folder(
         out: made where missing.
         batch_size: images at a time.
         overwrite: replace the table and the masks in ``out``; other files there are left alone.
+        frame: which one of DICOM files that hold several, from 1.
 
     Raises:
-        ConfigError: ``out`` is not empty or cannot be written, or the batch size is below 1.
+        ConfigError: ``out`` is not empty or cannot be written, or the batch size or ``frame`` is below 1.
         DataError: ``folder`` is missing or empty, or none of its images can be read.
     """
     if batch_size < 1:
         raise ConfigError(f"batch size must be at least 1, got {batch_size}")
+    check_frame_number(frame)
     found = find_images(folder, out)
     paths = found.pictures
     names = _mask_names(folder, paths)
@@ -76,7 +85,7 @@ def predict_folder(
     predicted: Counter[str] = Counter()
     rows: list[list[str]] = []
     with _draft_of(out, overwrite) as draft, counted_warnings() as said:
-        for read in _batches(model, paths, batch_size, problems):
+        for read in _batches(model, paths, batch_size, problems, frame):
             probabilities = model.net(torch.stack([pixels for _, pixels, _ in read]).float().div_(255.0))
             decided = model.net.objective.decided(probabilities)
             for (path, _, size), p, found_here in zip(read, probabilities, decided, strict=True):
@@ -126,7 +135,9 @@ def find_images(folder: Path, out: Path | None = None) -> Found:
     return found
 
 
-def read_image(path: Path, size: int, channels: int) -> tuple[Tensor, tuple[int, int]]:
+def read_image(
+    path: Path, size: int, channels: int, frame: int | None = None
+) -> tuple[Tensor, tuple[int, int]]:
     """An image as in training, and its own width and height.
 
     Returns:
@@ -135,7 +146,7 @@ def read_image(path: Path, size: int, channels: int) -> tuple[Tensor, tuple[int,
     Raises:
         DataError: it cannot be read, or it is DICOM and pydicom is missing.
     """
-    return read_picture(path, size, channels), picture_size(path)
+    return read_picture(path, size, channels, frame), picture_size(path)
 
 
 def original_mask(p_HW: Tensor, size: tuple[int, int]) -> Tensor:
@@ -154,12 +165,12 @@ def original_mask(p_HW: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _batches(
-    model: TrainedModel, paths: Sequence[Path], batch_size: int, problems: list[str]
+    model: TrainedModel, paths: Sequence[Path], batch_size: int, problems: list[str], frame: int | None
 ) -> Iterator[list[tuple[Path, Tensor, tuple[int, int]]]]:
     batch = []
     for path in paths:
         try:
-            batch.append((path, *read_image(path, model.image_size, model.channels)))
+            batch.append((path, *read_image(path, model.image_size, model.channels, frame)))
         except DataError as error:
             problems.append(str(error))
         if len(batch) == batch_size:

@@ -85,7 +85,7 @@ def _in_a_child() -> str:
         finally:
             os._exit(0)
     os.close(writer)
-    with os.fdopen(reader) as said:
+    with os.fdopen(reader, encoding="utf-8") as said:
         why_not = said.read()
     os.waitpid(child, 0)
     return why_not

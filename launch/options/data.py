@@ -35,6 +35,11 @@ class DataOptions(Group):
     structure: str | None = option(
         None, "which values of a mask are the structure, such as 1,2 (default: all above 0)", agree=True
     )
+    frame: int | None = option(
+        None,
+        "which frame of DICOM files that hold several (default: the representative one, else 1)",
+        agree=True,
+    )
     image_size: int | None = option(None, "pixels a side", agree=True)
     augment: str = option(
         "light", "how training images are varied (see below)", choices=(*AUGMENTATIONS,), agree=True

@@ -50,6 +50,7 @@ SITES_OWN = (
     "grades",
     "columns",
     "structure",
+    "frame",
     "train_images",
     "validation_images",
     "test_images",
@@ -317,6 +318,7 @@ class RunOptions(AskedOptions):
             augment=self.augment,
             columns=self.columns,
             structure=self.structure,
+            frame=self.frame,
         )
 
     def open_own(self, need: int, seed: int) -> Source:
@@ -329,6 +331,7 @@ class RunOptions(AskedOptions):
             seed=seed,
             columns=data.columns,
             structure=data.structure,
+            frame=data.frame,
             by_site=self.partition == "by-site",
             task=self.task,
         )

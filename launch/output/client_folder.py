@@ -122,7 +122,7 @@ class ClientFolder(NoClientObserver):
             if self._pictures is None:
                 self._pictures = ClientPictures(self.folder / "tensorboard")
             self._pictures.detector(step, score, bool(alarm))
-            with (self.folder / DETECTOR_FILE).open("a") as lines:
+            with (self.folder / DETECTOR_FILE).open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(line) + "\n")
         if alarm and not self._alarmed:
             self._alarmed = True
@@ -135,7 +135,7 @@ class ClientFolder(NoClientObserver):
             if self._pictures is None:
                 self._pictures = ClientPictures(self.folder / "tensorboard")
             self._pictures.profile(turn.step + batch + 1, lap.seconds)
-            with (self.folder / PROFILE_FILE).open("a") as lines:
+            with (self.folder / PROFILE_FILE).open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(line | {"spans": lap.spans, "window": lap.window}) + "\n")
 
     def finished(self, client: Client, release: Release) -> None:

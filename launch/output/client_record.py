@@ -269,6 +269,7 @@ class ClientRecord(NoClientObserver):
             "labels": options.labels,
             "data": split(options.data)[0],
             "images": images_by_set(data),
+            "patients": data.num_patients,
             "data_notes": list(data.notes),
             "classes": _class_counts(client),
             "rounds": options.epochs,

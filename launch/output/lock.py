@@ -39,7 +39,7 @@ def lock_folder(folder: Path, instead: str = "name another --run-dir") -> IO[str
         CheckpointError: the disk is full.
     """
     try:
-        file = (folder / LOCK_FILE).open("a+")
+        file = (folder / LOCK_FILE).open("a+", encoding="utf-8")
         if not _is_ours(file):
             raise ConfigError(
                 f"{folder} is in use by process {_holder(file)}: wait until it has ended, end the command that "
@@ -56,7 +56,7 @@ def lock_folder(folder: Path, instead: str = "name another --run-dir") -> IO[str
 def who_has(folder: Path) -> str:
     """The process that holds a folder's lock, empty where none does. Takes nothing that another would wait for."""
     try:
-        with (folder / LOCK_FILE).open() as file:
+        with (folder / LOCK_FILE).open(encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

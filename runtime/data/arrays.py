@@ -1,6 +1,7 @@
 """Sources that are arrays in memory: MedMNIST's npz and MNIST's IDX files."""
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from suture.runtime.data.patients import copy_notes, joined
 from suture.runtime.data.pictures import fit_square
 from suture.runtime.data.source import Example, Source, Task
 
@@ -26,7 +28,7 @@ class ArraySource(Source):
     ) -> None:
         """Take (split, images, labels) of each part; the part named "test" is the official test set.
 
-        Nothing tells which images belong to one person, so each is its own patient.
+        Nothing tells which images belong to one person, so each is its own patient, but for exact copies.
         """
         self._images = [image for _, images, _ in parts for image in images]
         several = any(labels.ndim == 2 for _, _, labels in parts)
@@ -41,6 +43,12 @@ class ArraySource(Source):
             for split, _, labels in parts
             for key, label in ((f"{split}{number:06d}", label) for number, label in enumerate(labels))
         ]
+        by_content: dict[bytes, list[int]] = defaultdict(list)
+        for row in range(len(examples)):
+            by_content[self.content_digest(row)].append(row)
+        groups = [rows for rows in by_content.values() if len(rows) > 1]
+        examples = joined(examples, groups)
+        notes = [*notes, *copy_notes(examples, groups)]
         task = Task.MULTI_LABEL if several else Task.CLASSIFICATION
         super().__init__(name, task, classes, examples, mirror=mirror, notes=notes)
 
@@ -56,4 +64,5 @@ class ArraySource(Source):
 
     def content_digest(self, index: int) -> bytes:
         """See ``Source.content_digest``."""
-        return hashlib.sha256(self._images[index].tobytes()).digest()
+        image = self._images[index]
+        return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()

@@ -47,6 +47,10 @@ class RenamedClasses(Source):
         """The other source's; see ``Source.content_digest``."""
         return self.source.content_digest(index)
 
+    def look_closely(self, index: int) -> None:
+        """The other source's; see ``Source.look_closely``."""
+        self.source.look_closely(index)
+
 
 def _renumbered(example: Example, numbers: Sequence[int]) -> Example:
     if example.label is not None:

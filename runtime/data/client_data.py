@@ -48,7 +48,7 @@ class ClientData:
 
     Pictures stay uint8 in memory (12 KB each at 64 px) and become float only in a batch. No file is opened
     after construction, so that the process may lose its right to read images. ``notes`` say what of the source is not
-    used and what was found in its pictures; they name no image and no patient.
+    used and what was found in its pictures; they name no image and no patient. ``num_patients`` is by set.
 
     Args:
         source: Where to read.
@@ -86,6 +86,10 @@ class ClientData:
             "test": share.test,
             "held_out": share.held_out,
             "offered": (),
+        }
+        self.num_patients = {
+            name: len({source.examples[index].patient for index in parts[name]})
+            for name in ("train", "validation", "test")
         }
         try:
             with counted_warnings() as said:
@@ -216,7 +220,7 @@ def _decode(source: Source, indices: Sequence[int], size: int, channels: int) ->
 def _all_unreadable(source: Source, size: int, channels: int) -> DataError:
     """Names every picture of the source that cannot be used, those of others' shares, too."""
     log.info("%s: a picture cannot be read; looking at all of them, so that all such are named", source.name)
-    found = survey(source, size, channels).unreadable
+    found = survey(source, size, channels, closely=False).unreadable
     if len(found) == 1:
         return DataError(found[0])
     more = f"; and {len(found) - _SHOWN} more, see 'suture check'" if len(found) > _SHOWN else ""

@@ -15,6 +15,10 @@ PILLOW_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "AVIF", "P
 """What Pillow may decode, whatever a file is called: no format that runs another program, as EPS does."""
 DICOM_ENDINGS = frozenset({".dcm", ".dicom"})
 
+_BEGINNINGS = (
+    b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"GIF8", b"BM", b"RIFF", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51",
+)  # fmt: skip
+"""Of pictures, which some export under a DICOM name."""
 HEAD = 1024
 """So many bytes of a file tell what it is."""
 _WINDOWS_1252 = {
@@ -31,13 +35,18 @@ _WITHOUT_PIXELS = tuple(
     f"1.2.840.10008.{rest}".encode()
     for rest in (
         "1.3.10",  # DICOMDIR
+        "5.1.4.38.",  # hanging protocols
+        "5.1.4.39.",  # colour palettes
         "5.1.4.1.1.9.",  # waveforms
         "5.1.4.1.1.11.",  # presentation states
         "5.1.4.1.1.66",  # raw data, registrations, segmentations
+        "5.1.4.1.1.67",  # real-world values
+        "5.1.4.1.1.68.",  # surfaces
         "5.1.4.1.1.88.",  # structured reports, key object selections
         "5.1.4.1.1.104.",  # documents
-        "5.1.4.1.1.481.3",  # radiotherapy: structures, plans
-        "5.1.4.1.1.481.5",
+        *(
+            f"5.1.4.1.1.481.{number}" for number in (3, 4, 5, 6, 7, 8, 9)
+        ),  # radiotherapy: plans, structures, records
     )
 )
 """SOP classes of DICOM files that are no picture of a patient; an export has some beside its pictures."""
@@ -67,14 +76,14 @@ def kind_of(path: Path) -> Kind:
         head = b""  # its reader will say what is wrong
     if is_dicom(head):
         return Kind.DICOM_WITHOUT_PIXELS if _has_no_pixels(head) else Kind.DICOM
-    if ends_as_picture(name):
+    if ends_as_picture(name) or (_ending(name) in DICOM_ENDINGS and head.startswith(_BEGINNINGS)):
         return Kind.PICTURE
     return Kind.DICOM if _ending(name) in DICOM_ENDINGS else Kind.OTHER
 
 
 def reads_as_dicom(path: Path, head: bytes) -> bool:
     """Whether a file is for the DICOM reader: by its first bytes, or by its ending where no picture's bytes are."""
-    return is_dicom(head) or _ending(path.name) in DICOM_ENDINGS
+    return is_dicom(head) or (_ending(path.name) in DICOM_ENDINGS and not head.startswith(_BEGINNINGS))
 
 
 def is_dicom(head: bytes) -> bool:
@@ -108,9 +117,9 @@ def windows_1252(raw: bytes) -> str:
 
 
 def _has_no_pixels(head: bytes) -> bool:
-    """By MediaStorageSOPClassUID in the meta group, which is always explicit and little-endian."""
-    place = head.find(b"\x02\x00\x02\x00UI")
-    return place >= 0 and head[place + 8 :].startswith(_WITHOUT_PIXELS)
+    """By MediaStorageSOPClassUID or, without meta group, SOPClassUID: the value is behind eight bytes in any form."""
+    places = (head.find(element) for element in (b"\x02\x00\x02\x00UI", b"\x08\x00\x16\x00"))
+    return any(place >= 0 and head[place + 8 :].startswith(_WITHOUT_PIXELS) for place in places)
 
 
 def _ending(name: str) -> str:

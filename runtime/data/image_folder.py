@@ -5,24 +5,30 @@ sites means two people. An index.csv in PATH with the columns image and patient 
 official test images.
 """
 
+import unicodedata
 from collections.abc import Sequence, Set
 from pathlib import Path
 
 from suture.runtime.data.dicom_headers import patient_ids
-from suture.runtime.data.folder import walk
+from suture.runtime.data.folder import is_left_alone, walk
 from suture.runtime.data.formats import plain_stem
 from suture.runtime.data.kaggle_dr import PictureFiles
-from suture.runtime.data.names import FilesByName
+from suture.runtime.data.listed import people_by_file
 from suture.runtime.data.patients import copies_joined, patient_of
 from suture.runtime.data.source import Example, Source
-from suture.runtime.data.tables import INDEX, Columns, read_columns
+from suture.runtime.data.tables import INDEX, PATIENT, Columns
 from suture.runtime.data.text import plain_name
-from suture.runtime.data.trees import read_tree
+from suture.runtime.data.trees import Tree, read_tree
 from suture.runtime.errors import DataError
 
 
 def open_image_folder(
-    path: Path, *, columns: Columns | None = None, by_site: bool = False, name: str = "image-folder"
+    path: Path,
+    *,
+    columns: Columns | None = None,
+    by_site: bool = False,
+    frame: int | None = None,
+    name: str = "image-folder",
 ) -> Source:
     """Index the folder; classes are numbered in alphabetical order.
 
@@ -30,6 +36,7 @@ def open_image_folder(
         path: the folder.
         columns: what index.csv calls its columns, where somebody said.
         by_site: whether the topmost folders are hospitals.
+        frame: which one of DICOM files with several, where somebody said.
         name: of the source.
 
     Raises:
@@ -49,25 +56,67 @@ def open_image_folder(
     found = [(folder, file) for parent, file in within if (folder := folder_of[parent]) is not None]
     if outside := len(within) - len(found) - tree.left_out:
         tree.notes.append(f"not used: {outside} pictures outside the folders of classes")
-    classes = tuple(sorted({plain_name(folder.path.name) for folder, _ in found}))
-    if not classes:
-        raise DataError(f"{path} holds pictures in no folder of a class; sort them into PATH/CLASS/")
+    held = {folder.path for folder, _ in found}
+    classes = _classes(path, held)
+    labels = {folder: classes.index(_class(folder)) for folder in held}
     files = [file for _, file in found]
-    patients, unknown = _patients(path, index, files, columns)
+    people, unknown = people_by_file(path, index, files, columns) if index.is_file() else ({}, [])
     ids, shared = _ids(files, here.dicom)
     examples = [
         Example(
             key=plain_name(file.relative_to(path).as_posix()),
-            patient=patients.get(file) or ids.get(file) or _by_name(folder.site, file),
-            label=classes.index(plain_name(folder.path.name)),
+            patient=people.get(file, {}).get(PATIENT) or ids.get(file) or _by_name(folder.site, file),
+            label=labels[folder.path],
             site=plain_name(folder.site),
             official_test=folder.official_test or plain_stem(file.name).endswith("_test"),
         )
         for folder, file in found
     ]
     examples, copies = copies_joined(examples, files, refuse_two_classes=True)
-    notes = [*tree.notes, *unknown, *shared, *copies, *_tested(examples), *here.notes()]
-    return PictureFiles(name, classes, examples, files, mirror=False, notes=notes)
+    notes = [*tree.notes, *_without_pictures(here.pictures, tree), *unknown, *shared, *copies]
+    notes += [*_tested(examples), *here.notes()]
+    return PictureFiles(name, classes, examples, files, mirror=False, notes=notes, frame=frame)
+
+
+def _class(folder: Path) -> str:
+    """A class's name: one, whether its accents are composed or not."""
+    return plain_name(unicodedata.normalize("NFC", folder.name))
+
+
+def _classes(path: Path, folders: Set[Path]) -> tuple[str, ...]:
+    """Names in alphabetical order.
+
+    Raises:
+        DataError: there are none, or two of them are one that is written in two ways.
+    """
+    classes = sorted({_class(folder) for folder in folders})
+    if not classes:
+        raise DataError(f"{path} holds pictures in no folder of a class; sort them into PATH/CLASS/")
+    first: dict[str, str] = {}
+    for name in classes:
+        other = first.setdefault(" ".join(name.casefold().split()), name)
+        if other != name:
+            raise DataError(
+                f"{path}: the classes {other!r} and {name!r} differ only in capitals or blanks; rename a folder"
+            )
+    return tuple(classes)
+
+
+def _without_pictures(pictures: Sequence[Path], tree: Tree) -> list[str]:
+    """Folders beside those of classes that would be some, too, if pictures were in them."""
+    holding = {above for parent in {file.parent for file in pictures} for above in (parent, *parent.parents)}
+    beside = {
+        child for parent in {folder.path.parent for folder in tree.folders} for child in parent.iterdir()
+    }
+    empty = {
+        _class(child)
+        for child in beside
+        if child not in holding
+        and child.is_dir()
+        and not child.is_symlink()
+        and not is_left_alone(child.name)
+    }
+    return [f"no class, since no pictures are in it: {', '.join(sorted(empty))}"] if empty else []
 
 
 def _by_name(site: str, file: Path) -> str:
@@ -87,19 +136,3 @@ def _tested(examples: list[Example]) -> list[str]:
     number = sum(one.patient in tested and not one.official_test for one in examples)
     said = f"{number} pictures of patients who are in the test set, too, are not trained on (index.csv may name others)"
     return [said] if number else []
-
-
-def _patients(
-    path: Path, index: Path, files: list[Path], columns: Columns | None
-) -> tuple[dict[Path, str], list[str]]:
-    """Whose each file is, where an index.csv says so, and how many of its rows name no file."""
-    if not index.is_file():
-        return {}, []
-    by_name = FilesByName(path, files)
-    rows = [
-        (by_name.find(row["image"]), row["patient"])
-        for row in read_columns(index, ("image", "patient"), columns=columns)
-    ]
-    lost = sum(file is None for file, _ in rows)
-    notes = [f"{lost} of {len(rows)} rows of index.csv name no image that is used"] if lost else []
-    return {file: patient for file, patient in rows if file is not None and patient}, notes

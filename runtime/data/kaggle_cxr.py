@@ -8,6 +8,7 @@ masks' side: images without a mask (and the folder test/) are left out. The site
 PATH may name patients (columns image, patient and perhaps site).
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,20 +19,24 @@ from torch import Tensor
 
 from suture.runtime.data.folder import unused_notes, walk
 from suture.runtime.data.formats import plain_stem
+from suture.runtime.data.listed import people_by_file
 from suture.runtime.data.patients import copies_joined, patient_of
 from suture.runtime.data.pictures import (
     file_digest,
     fit_mask,
+    look_for_text,
     picture_size,
     read_mask,
     read_picture,
 )
 from suture.runtime.data.source import Example, Source, Task
-from suture.runtime.data.tables import Columns, read_columns
+from suture.runtime.data.tables import PATIENT, SITE, Columns
 from suture.runtime.data.text import plain_name
 from suture.runtime.errors import DataError
 
 _ROOTS = ("Lung Segmentation", "data/Lung Segmentation", "MontgomerySet")
+_MASKS_OWN = re.compile(r"[ ._-](mask|masks|seg|segmentation|label|labels|gt)$", re.IGNORECASE)
+"""What a mask's name has behind its image's."""
 _SIDES = ("leftMask", "rightMask")
 
 
@@ -81,6 +86,10 @@ class KaggleCxr(Source):
         """See ``Source.content_digest``."""
         return file_digest(self.pairs[index][0])
 
+    def look_closely(self, index: int) -> None:
+        """Looks for text; see ``Source.look_closely``."""
+        look_for_text(self.pairs[index][0])
+
 
 def open_kaggle_cxr(path: Path, *, columns: Columns | None = None, structure: tuple[int, ...] = ()) -> Source:
     """Index the folder.
@@ -92,30 +101,29 @@ def open_kaggle_cxr(path: Path, *, columns: Columns | None = None, structure: tu
     table = _find_table(path, root)
     found = walk(path, known=[table] if table else [])
     images = _by_stem(_below(root / "CXR_png", found.pictures))
-    rows = read_columns(table, ("image",), ("patient", "site"), columns) if table else []
-    known = {plain_stem(Path(row["image"]).name): row for row in rows}
+    known, unknown = people_by_file(path, table, [*images.values()], columns) if table else ({}, [])
     examples, pairs, lonely = [], [], 0
     masks, halves = _masks(root, found.pictures)
     for parts in masks:
         mask = parts[0]
         stem = plain_stem(mask.name)
-        stem = stem if stem in images else stem.removesuffix("_mask")
+        stem = stem if stem in images else _MASKS_OWN.sub("", stem)
         if stem not in images:
             lonely += 1
             continue
-        row = known.get(stem, {"patient": "", "site": ""})
+        row = known.get(images[stem], {PATIENT: "", SITE: ""})
         examples.append(
             Example(
                 key=plain_name(stem),
-                patient=row["patient"] or plain_name(patient_of(stem)),
+                patient=row[PATIENT] or plain_name(patient_of(stem)),
                 label=None,
-                site=row["site"] or plain_name(stem.partition("_")[0]),
+                site=row[SITE] or plain_name(stem.partition("_")[0]),
             )
         )
         pairs.append((images[stem], parts))
     if not pairs:
         raise DataError(f"{root}: no mask in masks/ has its image in CXR_png/; unpack the download again")
-    notes = []
+    notes = [*unknown]
     if lonely:
         notes.append(f"skipped {lonely} masks without an image")
     if len(images) > len(pairs):

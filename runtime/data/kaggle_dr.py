@@ -14,10 +14,9 @@ from torch import Tensor
 
 from suture.runtime.data.folder import walk
 from suture.runtime.data.formats import plain_stem
-from suture.runtime.data.listed import Listed, listed_files
-from suture.runtime.data.names import FilesByName
+from suture.runtime.data.listed import listed_files, people_by_file
 from suture.runtime.data.patients import copies_joined, patient_of
-from suture.runtime.data.pictures import file_digest, picture_size, read_picture
+from suture.runtime.data.pictures import file_digest, look_for_text, picture_size, read_picture
 from suture.runtime.data.source import Example, Source, Task
 from suture.runtime.data.tables import (
     IMAGE,
@@ -53,14 +52,15 @@ class PictureFiles(Source):
         mirror: bool,
         notes: list[str],
         task: Task = Task.CLASSIFICATION,
+        frame: int | None = None,
     ) -> None:
-        """Take the examples and, in the same order, their files."""
-        self.files = files
+        """Take the examples and, in the same order, their files; see `read_picture` for the frame."""
+        self.files, self._frame = files, frame
         super().__init__(name, task, classes, examples, mirror=mirror, notes=notes)
 
     def read(self, index: int, size: int, channels: int) -> tuple[Tensor, Tensor]:
         """Decode one file; see ``Source.read``."""
-        image = read_picture(self.files[index], size, channels)
+        image = read_picture(self.files[index], size, channels, self._frame)
         return image, self.target(index)
 
     def dimensions(self, index: int) -> tuple[int, int]:
@@ -70,6 +70,10 @@ class PictureFiles(Source):
     def content_digest(self, index: int) -> bytes:
         """See ``Source.content_digest``."""
         return file_digest(self.files[index])
+
+    def look_closely(self, index: int) -> None:
+        """Looks for text; see ``Source.look_closely``."""
+        look_for_text(self.files[index])
 
 
 def open_kaggle_dr(path: Path, *, grades: str, columns: Columns | None = None) -> Source:
@@ -96,11 +100,12 @@ def open_kaggle_dr(path: Path, *, grades: str, columns: Columns | None = None) -
     if grades == "binary":
         classes = ("no retinopathy", "retinopathy")
     extra, unknown = (
-        _rows_of_index(path, index, listed) if index in known[1:] and index != table else ({}, [])
+        people_by_file(path, index, listed.files) if index in known[1:] and index != table else ({}, [])
     )
     examples = []
     for row, file, key, label in zip(listed.rows, listed.files, listed.keys, labels, strict=True):
-        more = row | {name: said for name, said in extra.get(file, {}).items() if said}
+        said = extra.get(file, {})
+        more = row | {name: said[name] for name in (PATIENT, SITE) if said.get(name)}
         official_test = plain_stem(file.name).endswith("_test")
         patient = more[PATIENT] or patient_of(key)
         examples.append(
@@ -116,12 +121,3 @@ def _gradable(rows: list[Row]) -> tuple[list[Row], list[str]]:
     kept = [row for row in rows if row[LEVEL] or row[_GRADABLE] not in ("0", "0.0")]
     left = len(rows) - len(kept)
     return kept, [f"skipped {left} of {len(rows)} rows that the table calls not gradable"] if left else []
-
-
-def _rows_of_index(path: Path, index: Path, listed: Listed) -> tuple[dict[Path, Row], list[str]]:
-    """What index.csv says of patients and sites, by file."""
-    by_name = FilesByName(path, listed.files)
-    rows = [(by_name.find(row[IMAGE]), row) for row in read_columns(index, (IMAGE,), (PATIENT, SITE))]
-    lost = sum(file is None for file, _ in rows)
-    said = {file: {name: row[name] for name in (PATIENT, SITE)} for file, row in rows if file is not None}
-    return said, [f"{lost} of {len(rows)} rows of index.csv name no image that is used"] if lost else []

@@ -21,15 +21,27 @@ _NOISE = 24
 """How far JPEG moves a value within an area."""
 
 
-def mask_values(image: Image.Image) -> Values:
+def mask_values(image: Image.Image, structure: tuple[int, ...] = ()) -> Values:
     """The values of a mask's pixels, (H, W): a palette's numbers where its first colour is black, else the brightest
     channel; transparent pixels are 0, and where all else is one colour, transparency is what the mask says.
 
+    Args:
+        image: the mask.
+        structure: the labels that are the structure, where somebody said; colours are none.
+
     Raises:
-        ValueError: some are not finite.
+        ValueError: some are not finite, or labels were asked for and the mask holds colours.
     """
     if image.mode == "P" and not image.has_transparency_data and _is_numbered(image):
         return np.asarray(image, dtype=np.float64)
+    if (num_colours := _num_colours(image)) > 1:
+        if structure:
+            raise ValueError(f"it holds {num_colours} colours and no numbers, which --structure chooses from")
+        warnings.warn(
+            f"the mask holds {num_colours} colours; all but black are the structure",
+            PictureWarning,
+            stacklevel=2,
+        )
     if image.has_transparency_data:
         *_, alpha = colours = np.moveaxis(np.asarray(image.convert("RGBA"), dtype=np.float64), 2, 0)
         opaque, brightest = alpha / 255.0, np.max(colours[:3], axis=0)
@@ -74,7 +86,14 @@ def structure_of(values: Values, *, lossy: bool, structure: tuple[int, ...] = ()
             )
         if not set(found.tolist()) & {0.0, *map(float, structure)}:
             raise ValueError(f"it holds none of the values of --structure, only {_shown(found)}")
-        return np.isin(values, structure)
+        chosen = np.isin(values, structure)
+        if found.any() and not chosen.any():
+            warnings.warn(
+                f"the mask holds none of the values of --structure, only {_shown(found)}",
+                PictureWarning,
+                stacklevel=2,
+            )
+        return chosen
     if labels:
         warnings.warn(
             f"the mask holds the labels {_shown(found)}; all above 0 are the structure (--structure chooses)",
@@ -101,6 +120,19 @@ def _are_labels(values: Values, found: Values, lossy: bool) -> bool:
     margin = highest / 4.0 if lossy else 0.0
     flat = (high - low <= (_NOISE if lossy else 0)) & (low > margin) & (high < highest - margin)
     return bool(flat.mean() > _AREA)
+
+
+def _num_colours(image: Image.Image) -> int:
+    """How many colours of one brightness or several a mask has that are areas, greys and black not counted."""
+    if is_lossy(image) or image.mode not in ("P", "RGB", "RGBA"):
+        return 0
+    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+        return 0
+    least = _AREA * image.width * image.height
+    held = image.convert("RGB").getcolors(_MOST_LABELS) or []
+    return sum(
+        number > least and isinstance(colour, tuple) and len(set(colour)) > 1 for number, colour in held
+    )
 
 
 def _is_numbered(image: Image.Image) -> bool:

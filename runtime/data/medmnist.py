@@ -82,7 +82,7 @@ def _read_part(
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
     colour = images.ndim == 4 and images.shape[-1] == 3
-    if images.dtype != np.uint8 or not (images.ndim == 3 or colour):
+    if images.dtype != np.uint8 or not (images.ndim == 3 or colour) or (len(images) and not images.size):
         raise DataError(
             f"{path}: {split}_images must be uint8 (n, H, W), (n, H, W, 1) or (n, H, W, 3), got {images.dtype} "
             f"{images.shape}; 3D and float sets are not supported: save 0 to 255 as uint8, colours last"

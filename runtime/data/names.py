@@ -21,22 +21,21 @@ class FilesByName:
         self._source = source
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
         for file in files:
-            self._by_stem[plain_stem(file.name)].append(file)
+            self._by_stem[plain_stem(file.name).casefold()].append(file)
 
     def candidates(self, name: str) -> list[Path]:
         """The files that a name may mean: its stem is theirs, and so are its folders and ending as far as they matter.
 
         Folders are compared from the file upwards as far as both sides have them: a table may have been written
-        elsewhere.
+        elsewhere. Capitals matter only where they tell files apart, since they do not on Windows.
         """
         named = PurePosixPath(composed(name.replace("\\", "/")))
-        fitting = [
-            file for file in self._by_stem.get(plain_stem(named.name), ()) if self._folders_fit(named, file)
-        ]
-        if len(fitting) > 1:
-            exact = [file for file in fitting if composed(file.name).casefold() == named.name.casefold()]
-            fitting = exact or fitting
-        return fitting
+        close = {
+            file: self._closeness(named, file)
+            for file in self._by_stem.get(plain_stem(named.name).casefold(), ())
+        }
+        fitting = {file: how for file, how in close.items() if how is not None}
+        return [file for file, how in fitting.items() if how == max(fitting.values())]
 
     def find(self, name: str) -> Path | None:
         """The one file that a name means; None where there is none.
@@ -49,10 +48,18 @@ class FilesByName:
             raise ambiguous(self._source, fitting)
         return fitting[0] if fitting else None
 
-    def _folders_fit(self, named: PurePosixPath, file: Path) -> bool:
+    def _closeness(self, named: PurePosixPath, file: Path) -> tuple[bool, ...] | None:
+        """What agrees in capitals, too: folders, stem; and whether the ending does at all. None: other folders."""
         own = [composed(part) for part in file.relative_to(self._source).parent.parts]
         theirs = [part for part in named.parent.parts if part not in ("/", ".", "..")]
-        return all(a == b for a, b in zip(reversed(own), reversed(theirs), strict=False))
+        pairs = list(zip(reversed(own), reversed(theirs), strict=False))
+        if not all(a.casefold() == b.casefold() for a, b in pairs):
+            return None
+        same_folders, same_stem = (
+            all(a == b for a, b in pairs),
+            plain_stem(file.name) == plain_stem(named.name),
+        )
+        return same_folders, same_stem, composed(file.name).casefold() == named.name.casefold()
 
 
 def ambiguous(source: Path, files: list[Path]) -> DataError:

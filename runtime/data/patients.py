@@ -34,22 +34,29 @@ def copies_joined(
     Raises:
         DataError: one is; names the files.
     """
-    joined, groups = join_copies(examples, files)
-    num_copies = sum(len(group) - 1 for group in groups)
-    said = [f"{num_copies} images are copies of others; copies count as one patient's"]
-    torn = [
-        group
-        for group in groups
-        if len({(examples[row].label, examples[row].findings) for row in group}) > 1
-        and _is_readable(files[group[0]])
-    ]
+    made, groups = join_copies(examples, files)
+    torn = [group for group in _torn(examples, groups) if _is_readable(files[group[0]])]
     if torn and refuse_two_classes:
         raise DataError(_in_two_classes(torn, files))
-    if torn:
+    return made, copy_notes(examples, groups)
+
+
+def copy_notes(examples: Sequence[Example], groups: Sequence[Sequence[int]]) -> list[str]:
+    """How many images are copies, and how many pictures with copies are of two classes; for a person."""
+    num_copies = sum(len(group) - 1 for group in groups)
+    said = [f"{num_copies} images are copies of others; copies count as one patient's"] if num_copies else []
+    if torn := _torn(examples, groups):
         said.append(
             f"{len(torn)} of the pictures with copies are of two classes, so that one of the labels is wrong"
         )
-    return joined, said if num_copies else []
+    return said
+
+
+def _torn(examples: Sequence[Example], groups: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    def labels(row: int) -> tuple[object, object]:
+        return examples[row].label, examples[row].findings
+
+    return [group for group in groups if len({labels(row) for row in group}) > 1]
 
 
 def _is_readable(file: Path) -> bool:
@@ -61,7 +68,7 @@ def _is_readable(file: Path) -> bool:
     return True
 
 
-def _in_two_classes(groups: list[list[int]], files: Sequence[Path]) -> str:
+def _in_two_classes(groups: Sequence[Sequence[int]], files: Sequence[Path]) -> str:
     shown = "; ".join(" = ".join(str(files[row]) for row in group) for group in groups[:_SHOWN])
     more = f" and {len(groups) - _SHOWN} more" if len(groups) > _SHOWN else ""
     return f"the same picture is in two classes: {shown}{more}; remove the wrong ones"
@@ -87,6 +94,12 @@ def join_copies(examples: Sequence[Example], files: Sequence[Path]) -> tuple[lis
     for rows in by_size.values():
         for row in rows if len(rows) > 1 else ():
             by_content[hashlib.sha256(files[row].read_bytes()).digest()].append(row)
+    groups = [rows for rows in by_content.values() if len(rows) > 1]
+    return joined(examples, groups), groups
+
+
+def joined(examples: Sequence[Example], groups: Sequence[Sequence[int]]) -> list[Example]:
+    """The examples with one patient for all rows of a group."""
     # Copies may chain patients together: each patient is led back to the first it was joined with.
     first: dict[str, str] = {}
 
@@ -95,10 +108,9 @@ def join_copies(examples: Sequence[Example], files: Sequence[Path]) -> tuple[lis
             patient = first[patient]
         return patient
 
-    groups = [rows for rows in by_content.values() if len(rows) > 1]
     for rows in groups:
         roots = [root(examples[row].patient) for row in rows]
         for other in roots[1:]:
             if other != roots[0]:
                 first[other] = roots[0]
-    return [replace(example, patient=root(example.patient)) for example in examples], groups
+    return [replace(example, patient=root(example.patient)) for example in examples]

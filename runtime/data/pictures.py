@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from suture.runtime.data.burned_text import warn_of_text
 from suture.runtime.data.deep_colour import deep_colour
 from suture.runtime.data.dicom_pixels import dicom_size, read_dicom
 from suture.runtime.data.formats import HEAD, PILLOW_FORMATS, reads_as_dicom
@@ -34,18 +35,25 @@ _TURNS = {
 }
 """What makes a picture upright, by EXIF's orientation."""
 _ON_ITS_SIDE = 5
-_WHITE_IS_ZERO, _PHOTOMETRIC = 0, 262
+_WHITE_IS_ZERO, _SIGNED = 0, 2
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 _MAY_BE_SEVERAL = frozenset({"TIFF", "GIF", "WEBP", "AVIF", "PNG"})
 """Formats of pages or of frames; further pictures in a JPEG are previews of the first."""
 
 
-def read_picture(path: Path, size: int, channels: int) -> Tensor:
+def read_picture(path: Path, size: int, channels: int, frame: int | None = None) -> Tensor:
     """Read a picture or DICOM file as uint8 (channels, size, size); see ``upright`` and ``fit_square``.
+
+    Args:
+        path: the file.
+        size: pixels a side.
+        channels: 1 or 3.
+        frame: which one of a DICOM file with several, from 1, where somebody said.
 
     Raises:
         DataError: The file cannot be read.
     """
-    with opened(path) as image:
+    with opened(path, frame) as image:
         if isinstance(image, np.ndarray):
             return fit_square(Image.fromarray(image), size, channels)
         # JPEGs decode several times faster at an eighth to a half of their size.
@@ -54,7 +62,7 @@ def read_picture(path: Path, size: int, channels: int) -> Tensor:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image | NDArray[np.uint8]]:
+def opened(path: Path, frame: int | None = None) -> Iterator[Image.Image | NDArray[np.uint8]]:
     """A file as Pillow opens it, or the pixels of a DICOM file; what goes wrong inside is told with the file's name.
 
     Raises:
@@ -63,7 +71,7 @@ def opened(path: Path) -> Iterator[Image.Image | NDArray[np.uint8]]:
     try:
         with path.open("rb") as file:
             if reads_as_dicom(path, file.read(HEAD)):
-                yield read_dicom(path)
+                yield read_dicom(path, frame)
                 return
             file.seek(0)
             with Image.open(file, formats=_formats()) as image:
@@ -103,6 +111,17 @@ def on_black(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", seen.size, (0, 0, 0, 255)), seen).convert("RGB")
 
 
+def look_for_text(path: Path) -> None:
+    """Says with a `PictureWarning` where a picture, at its whole size, seems to show text; `read_dicom` does by itself.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    with opened(path) as image:
+        if isinstance(image, Image.Image):
+            warn_of_text(upright(image, path))
+
+
 def read_mask(path: Path, structure: tuple[int, ...] = ()) -> NDArray[np.bool_]:
     """Where a mask has the structure, (H, W); see ``structure_of`` for what it may hold.
 
@@ -112,7 +131,7 @@ def read_mask(path: Path, structure: tuple[int, ...] = ()) -> NDArray[np.bool_]:
     with opened(path) as image:
         if isinstance(image, np.ndarray):
             return structure_of(image.astype(np.float64), lossy=False, structure=structure)
-        found = structure_of(mask_values(image), lossy=is_lossy(image), structure=structure)
+        found = structure_of(mask_values(image, structure), lossy=is_lossy(image), structure=structure)
         turn = _orientation(image)  # a TIFF has been turned by now
         return np.asarray(Image.fromarray(found).transpose(_TURNS[turn])) if turn in _TURNS else found
 
@@ -151,16 +170,20 @@ def eight_bit(image: Image.Image) -> Image.Image:
 
     X-rays of 10 or 12 bits are often stored in 16, so the type's range would leave them black.
     """
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        grey = scale_to_bytes(np.asarray(image, dtype=np.float32))
+        values, seen = np.asarray(image), None
+        if tags.get(_SAMPLE_FORMAT, (1,))[0] == 1 and tags.get(_BITS_PER_SAMPLE, (0,))[0] == 32:
+            values = values.view(np.uint32)  # Pillow's own are signed
+        if isinstance(clear := image.info.get("transparency"), int):
+            seen = values != clear
+        grey = scale_to_bytes(values.astype(np.float32), seen)
         # Pillow turns the polarity of a TIFF of up to 8 bits, and of no deeper one.
-        return Image.fromarray(255 - grey if _white_is_zero(image) else grey)
+        grey = 255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey
+        return Image.fromarray(grey if seen is None else np.where(seen, grey, np.uint8(0)))
+    if image.mode == "L" and tags.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED:
+        return Image.fromarray(scale_to_bytes(np.asarray(image).view(np.int8).astype(np.float32)))
     return image
-
-
-def _white_is_zero(image: Image.Image) -> bool:
-    tags = getattr(image, "tag_v2", {})
-    return image.format == "TIFF" and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
 
 
 def _of_deep_colour(values: NDArray[Any]) -> Image.Image:

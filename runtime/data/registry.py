@@ -41,6 +41,7 @@ class OpenRequest:
         seed: The run's public seed.
         columns: What the source's table calls its columns, as ``--columns`` says it; see `parse_columns`.
         structure: Which values of a mask are the structure; empty where nobody said.
+        frame: Which frame of DICOM files with several, from 1; None where nobody said.
         by_site: Whether the run divides by sites, which the source is to tell apart.
     """
 
@@ -50,6 +51,7 @@ class OpenRequest:
     seed: int
     columns: Columns = field(default_factory=dict)
     structure: tuple[int, ...] = ()
+    frame: int | None = None
     by_site: bool = False
 
 
@@ -63,7 +65,7 @@ class SourceEntry:
         argument: What follows the colon, such as "PATH"; empty where nothing does.
         open: Opens the source.
         task: What is learnt from it, known before it is opened.
-        takes: Which of ``columns`` and ``structure`` it looks at; the others are refused.
+        takes: Which of ``columns``, ``structure`` and ``frame`` it looks at; the others are refused.
     """
 
     name: str
@@ -134,15 +136,19 @@ _ENTRIES = (
         "image-folder",
         "PATH/CLASS/IMAGE, or PATH/SITE/CLASS/IMAGE",
         "PATH",
-        lambda request: open_image_folder(request.path, columns=request.columns, by_site=request.by_site),
-        takes=("columns",),
+        lambda request: open_image_folder(
+            request.path, columns=request.columns, by_site=request.by_site, frame=request.frame
+        ),
+        takes=("columns", "frame"),
     ),
     SourceEntry(
         "dicom",
         "CR/DX DICOM files and a CSV with the columns image and level",
         "PATH",
-        lambda request: open_dicom(request.path, grades=request.grades, columns=request.columns),
-        takes=("columns",),
+        lambda request: open_dicom(
+            request.path, grades=request.grades, columns=request.columns, frame=request.frame
+        ),
+        takes=("columns", "frame"),
     ),
 )
 
@@ -160,6 +166,7 @@ class DataConfig:
         augment: How training images are varied, one of ``AUGMENTATIONS``.
         columns: What the source's table calls its columns; see ``parse_columns``.
         structure: Which values of a mask are the structure; see ``parse_structure``.
+        frame: Which frame of DICOM files with several, from 1.
     """
 
     spec: str = "fundus-phantom"
@@ -168,6 +175,7 @@ class DataConfig:
     augment: str = "light"
     columns: str | None = None
     structure: str | None = None
+    frame: int | None = None
 
     def __post_init__(self) -> None:
         """Check every field; paths are looked at only when the source is opened.
@@ -177,7 +185,8 @@ class DataConfig:
         """
         entry = split_spec(self.spec)[0]
         parse_columns(self.columns), parse_structure(self.structure)
-        for option in ("columns", "structure"):
+        check_frame_number(self.frame)
+        for option in ("columns", "structure", "frame"):
             if getattr(self, option) is not None and option not in entry.takes:
                 others = ", ".join(name for name, other in SOURCES.items() if option in other.takes)
                 raise ConfigError(
@@ -214,6 +223,16 @@ def _outside(name: str) -> SourceEntry:
     return replace(entry, name=name)
 
 
+def check_frame_number(frame: int | None) -> None:
+    """``--frame``.
+
+    Raises:
+        ConfigError: it is below 1.
+    """
+    if frame is not None and frame < 1:
+        raise ConfigError(f"--frame must be at least 1, the first frame, got {frame}")
+
+
 def parse_structure(text: str | None) -> tuple[int, ...]:
     """``--structure``: values of a mask that are the structure, with commas between them.
 
@@ -236,6 +255,7 @@ def open_source(
     seed: int,
     columns: str | None = None,
     structure: str | None = None,
+    frame: int | None = None,
     by_site: bool = False,
     task: str | None = None,
 ) -> Source:
@@ -246,6 +266,7 @@ def open_source(
         grades: "binary" or "all", see ``DataConfig.classes``.
         columns: ``--columns``, see ``DataConfig.columns``.
         structure: ``--structure``, likewise.
+        frame: ``--frame``, likewise.
         by_site: see ``OpenRequest.by_site``.
         task: what is to be learnt; None for what the source is for.
         need: How many examples the run wants in all: phantoms list twice as many.
@@ -260,6 +281,8 @@ def open_source(
     path = Path(argument or ".").expanduser()
     if not path.exists():
         raise DataError(f"{entry.name}: {path} does not exist; give the path of the downloaded data")
+    if entry.argument == "PATH" and entry.name in SOURCES and not path.is_dir():
+        raise DataError(f"{entry.name}: {path} is a file; give the folder that holds the data")
     with counted_warnings() as said:
         request = OpenRequest(
             path=path,
@@ -268,6 +291,7 @@ def open_source(
             seed=seed,
             columns=parse_columns(columns),
             structure=parse_structure(structure),
+            frame=frame,
             by_site=by_site,
         )
         source = entry.open(request)

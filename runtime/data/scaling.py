@@ -10,6 +10,9 @@ from PIL import UnidentifiedImageError
 from suture.runtime.data.text import plain_name
 from suture.runtime.errors import DataError
 
+_POINTER = b"version https://git-lfs.github.com/"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
 
 def scale_to_bytes(
     values: NDArray[np.float32], counted: NDArray[np.bool_] | None = None
@@ -36,11 +39,24 @@ def scale_to_bytes(
 def unreadable(path: Path, error: Exception) -> DataError:
     """The error of a file that cannot be decoded; the one place where a file is named."""
     # Pillow's messages repeat the path; the class says enough.
-    said = "".join(str(error).splitlines()[:1])
+    lines = str(error).splitlines() or [""]
+    said = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
     if isinstance(error, UnidentifiedImageError):
-        reason = "it is none of the formats that are read, whatever its name says"
+        reason = _unidentified(path)
     elif not said or str(path) in str(error):
         reason = type(error).__name__
     else:
         reason = f"{type(error).__name__}: {said:.200}"
     return DataError(f"cannot read image {plain_name(str(path))}: {plain_name(reason)}; remove or replace it")
+
+
+def _unidentified(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(len(_POINTER))
+    if not start:
+        return "it is empty"
+    if start == _POINTER:
+        return "it is a pointer of Git LFS: fetch what it stands for by git lfs pull"
+    if start[:4] in _TIFF:
+        return "it is a TIFF of a depth or of channels that are not read"
+    return "it is none of the formats that are read, whatever its name says"

@@ -129,6 +129,14 @@ class Source(ABC):
         """SHA-256 of a picture as it is kept, the same for exact copies; empty where it is drawn."""
         return b""
 
+    def look_closely(self, index: int) -> None:
+        """Warns of what only a look at the whole picture finds; ``suture check`` takes the time for it.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        return
+
     def _check(self) -> None:
         if not self.examples:
             raise DataError(f"{self.name} holds no images; check the path and what lies below it")

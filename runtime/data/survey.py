@@ -34,7 +34,14 @@ class Survey:
         )
 
 
-def survey(source: Source, size: int, channels: int, looked: Callable[[], object] = lambda: None) -> Survey:
+def survey(
+    source: Source,
+    size: int,
+    channels: int,
+    looked: Callable[[], object] = lambda: None,
+    *,
+    closely: bool = True,
+) -> Survey:
     """Decodes every picture once and keeps none.
 
     Args:
@@ -42,6 +49,7 @@ def survey(source: Source, size: int, channels: int, looked: Callable[[], object
         size: pixels a side to which pictures are brought, as in training.
         channels: 1 or 3.
         looked: called after each picture.
+        closely: whether each picture is looked at at its whole size, too.
     """
     sizes, unreadable = [], []
     by_content: dict[bytes, list[int]] = defaultdict(list)
@@ -52,6 +60,8 @@ def survey(source: Source, size: int, channels: int, looked: Callable[[], object
                     sizes.append(dimensions)
                     by_content[source.content_digest(index)].append(index)
                 source.read(index, size, channels)
+                if closely:
+                    source.look_closely(index)
             except DataError as error:
                 unreadable.append(str(error))
             looked()

@@ -45,6 +45,9 @@ _OTHER_NAMES: dict[str, tuple[str, ...]] = {
 """What else a column is called, without blanks, signs and capitals: APTOS, IDRiD, Messidor and its second edition."""
 FINDING = "finding:"
 """Before the file's own name of a column that says whether an image has a finding; there may be many."""
+_UNKNOWN = frozenset({"nan", "null", "none", "n/a", "<na>"})
+"""What other programs write in place of an empty cell; a patient or a site of that name there is none."""
+_LARGEST_LEVEL = 999
 _ROLES = {"image": IMAGE, "label": LEVEL, "patient": PATIENT, "site": SITE}
 
 Columns = Mapping[str, str]
@@ -104,7 +107,10 @@ def read_columns(
                     f"{path} line {reader.line_num} has {len(cells)} cells and the heading {width}; put a name with "
                     f"{_shown(delimiter)} in it in double quotes"
                 )
-            row = {name: cells[place].strip() if place < len(cells) else "" for name, place in places.items()}
+            row = {
+                name: _cell(name, cells[place]) if place < len(cells) else ""
+                for name, place in places.items()
+            }
             if any(row.values()):
                 rows.append(
                     {name: row.get(name, "") for name in required + optional} | {LINE: str(reader.line_num)}
@@ -114,17 +120,25 @@ def read_columns(
     return rows
 
 
+def tables_in(path: Path) -> list[Path]:
+    """What ends as a table in a folder; no hidden file does, nor the locks of spreadsheets."""
+    hidden = (".", "~$")
+    return [
+        file
+        for file in sorted(path.iterdir())
+        if file.suffix.lower() in ENDINGS and not file.name.startswith(hidden) and file.is_file()
+    ]
+
+
 def find_table(
     path: Path, names: Sequence[str], required: tuple[str, ...], columns: Columns | None = None
 ) -> Path:
     """The table in a folder: one of these names, or else the only one that has the required columns.
 
-    Hidden files are none, such as macOS's companions and the locks of spreadsheets.
-
     Raises:
         DataError: there is none, or several may be meant.
     """
-    there = [file for file in sorted(path.iterdir()) if _is_table(file)]
+    there = tables_in(path)
     if named := [path / name for name in names if path / name in there]:
         return named[0]
     fitting = [file for file in there if len(there) == 1 or _has(file, required, columns)]
@@ -157,18 +171,28 @@ def parse_grade(text: str, path: Path, line: str = "") -> int:
     """A row's grade as a whole number; "2", "2.0" and "2,0" are accepted.
 
     Raises:
-        DataError: It is something else, or negative.
+        DataError: It is something else, negative, or above 999.
     """
-    try:
-        value = float(text.replace(",", ".", 1))
-    except ValueError:
-        value = -1.0
-    if value < 0.0 or not value.is_integer():
+    value = number_in(text)
+    if value is None or not 0.0 <= value <= _LARGEST_LEVEL or not value.is_integer():
         where = f"{path} line {line}" if line else f"{path}"
-        raise DataError(
-            f"{where}: level must be a whole number from 0, got {text!r}; correct or remove the row"
-        )
+        remedy, large = "correct or remove the row", ""
+        if value is not None and value > _LARGEST_LEVEL:
+            large = f", which is above {_LARGEST_LEVEL}"
+        if text and value is None:
+            remedy += (
+                ", write classes as numbers, or sort the pictures into folders of classes (image-folder)"
+            )
+        raise DataError(f"{where}: level must be a whole number from 0, got {text!r:.100}{large}; {remedy}")
     return int(value)
+
+
+def number_in(text: str) -> float | None:
+    """The number that a cell holds, with a point or a comma; None where it holds something else."""
+    try:
+        return None if "_" in text else float(text.replace(",", ".", 1))
+    except ValueError:
+        return None
 
 
 def grade_classes(
@@ -275,8 +299,9 @@ def _has(file: Path, required: tuple[str, ...], columns: Columns | None) -> bool
     return True
 
 
-def _is_table(file: Path) -> bool:
-    return file.suffix.lower() in ENDINGS and not file.name.startswith(".") and file.is_file()
+def _cell(name: str, text: str) -> str:
+    text = text.strip()
+    return "" if name in (PATIENT, SITE) and text.casefold() in _UNKNOWN else text
 
 
 def _is_filled(cells: Sequence[str]) -> bool:

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Iterable
 
-_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def plain_name(name: str) -> str:

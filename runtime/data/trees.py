@@ -7,15 +7,21 @@ without it folders of folders are only taken for sites where they hold classes o
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from suture.runtime.errors import DataError
 
-_TRAIN = frozenset({"train", "training", "val", "valid", "validation", "dev"})
+_VALIDATION = frozenset({"val", "valid", "validation", "dev"})
+_TRAIN = frozenset({"train", "training", "trainval"}) | _VALIDATION
 _TEST = frozenset({"test", "testing"})
+_IMAGES = frozenset({"images", "image", "imgs", "img"})
+_MASKS = frozenset({"masks", "mask", "segmentations", "segmentation"})
+_MOST_GRADES = 10
+_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_WHAT_IT_HOLDS = re.compile(r"(?<=.)(set|data|dataset|images|imgs|split|folder)$")
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Tree:
 
     Attributes:
         folders: those of classes.
-        copies: pictures of a tree that lies inside itself once more; they are not used.
+        copies: pictures of a tree that lies inside itself once more, and masks beside images; they are not used.
         left_out: pictures in folders that `notes` say are left out.
         notes: how the folders were read, where it could be otherwise.
     """
@@ -69,13 +75,14 @@ def read_tree(path: Path, pictures: Iterable[Path], *, by_site: bool = False) ->
 class _Reader:
     def __init__(self, path: Path, pictures: list[Path], by_site: bool) -> None:
         self.tree = Tree()
-        self._path, self._pictures, self._by_site = path, pictures, by_site
-        self._holding = {file.parent for file in pictures}
-        self._children: dict[Path, set[Path]] = defaultdict(set)
-        for folder in self._holding:
-            while folder != path:
-                self._children[folder.parent].add(folder)
-                folder = folder.parent
+        self._path, self._by_site = path, by_site
+        self._pictures = self._without_masks(pictures)
+        self._holding = {file.parent for file in self._pictures}
+        self._children = _children(path, self._holding)
+        for parent in [folder.parent for folder in self._holding if folder.name.casefold() in _IMAGES]:
+            if parent != path and len(self._children[parent]) == 1:  # CLASS/images is the class's
+                self._children[parent].clear()
+                self._holding.add(parent)
 
     def read(self, folder: Path, site: str, *, official_test: bool) -> None:
         tops = self._without_copy(folder, sorted(self._children[folder]))
@@ -105,6 +112,22 @@ class _Reader:
         else:
             self.tree.folders += [ClassFolder(top, site, official_test) for top in tops]
 
+    def _without_masks(self, pictures: list[Path]) -> list[Path]:
+        """The pictures but for those of a folder of masks that lies beside one of images."""
+        children = _children(self._path, {file.parent for file in pictures})
+        masks = {
+            folder
+            for below in children.values()
+            if any(other.name.casefold() in _IMAGES for other in below)
+            for folder in below
+            if folder.name.casefold() in _MASKS
+        }
+        if not masks:
+            return pictures
+        self.tree.copies |= {file for file in pictures if masks & set(file.parents)}
+        self.tree.notes.append(f"left out {len(self.tree.copies)} pictures of masks, beside images")
+        return [file for file in pictures if file not in self.tree.copies]
+
     def _sets(self, tops: list[Path], site: str) -> None:
         """Folders of train, val and test; what is none of them, or holds no classes, is left out and said."""
         for top in tops:
@@ -117,18 +140,20 @@ class _Reader:
             why = "no folders of classes" if _is_set(top) else "a folder beside train and test"
             self.tree.notes.append(f"left out {number} pictures of {where}/: {why}")
         said = "pictures of val go with train: validation images are held out by patient"
-        validating = any(_is_set(top, frozenset({"val", "valid", "validation", "dev"})) for top in tops)
+        validating = any(_is_set(top, _VALIDATION) for top in tops)
         if validating and said not in self.tree.notes:
             self.tree.notes.append(said)
 
     def _are_sites(self, tops: list[Path]) -> bool:
-        below = [{child.name for child in self._children[top]} for top in tops]
-        shared = any(a & b for place, a in enumerate(below) for b in below[:place])
-        sites = self._by_site or shared or len(tops) == 1
+        number = Counter(child.name for top in tops for child in self._children[top])
+        shared = sum(times > 1 for times in number.values())
+        numbered = len(number) > _MOST_GRADES and all(map(str.isdigit, number))  # patients within each class
+        sites = self._by_site or (0 < len(number) <= 2 * shared and not numbered) or len(tops) == 1
         # Sets below each are told by their names, whether or not anybody asked for sites.
         if not sites:
             self.tree.notes.append(
-                f"read as PATH/CLASS/...: {_names(tops)} are classes; if they are hospitals, say --partition by-site"
+                f"read as PATH/CLASS/...: {_names(tops)} are classes; if they are hospitals, say --partition by-site; "
+                "patients are told by the files' names and not by folders (index.csv may name them)"
             )
         elif not self._by_site and len(tops) > 1:
             self.tree.notes.append(
@@ -164,9 +189,20 @@ class _Reader:
         return tops
 
 
+def _children(path: Path, holding: Iterable[Path]) -> dict[Path, set[Path]]:
+    """By folder those right below it that hold pictures, at any depth."""
+    children: dict[Path, set[Path]] = defaultdict(set)
+    for folder in holding:
+        while folder != path:
+            children[folder.parent].add(folder)
+            folder = folder.parent
+    return children
+
+
 def _is_set(folder: Path, which: frozenset[str] = _TRAIN | _TEST) -> bool:
-    """Whether a folder's name says train, val or test, alone or with other words, as "a. Training Set"."""
-    return bool(which & set(re.split(r"[\W\d_]+", folder.name.casefold())))
+    """Whether a folder's name says train, val or test, with other words or not: "a. Training Set", "testData"."""
+    words = re.split(r"[\W\d_]+", _CAPITAL.sub("_", folder.name).casefold())
+    return bool(which & {_WHAT_IT_HOLDS.sub("", word) for word in words})
 
 
 def _names(folders: list[Path]) -> str:

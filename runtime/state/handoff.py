@@ -51,7 +51,7 @@ def write_key(path: Path) -> None:
         raise ConfigError(f"{path} exists and a key is never overwritten; name another file") from None
     except OSError as error:
         raise ConfigError(f"cannot write a key to {path}: {error.strerror}; name another file") from None
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(secrets.token_hex(KEY_BYTES) + "\n")
 
 

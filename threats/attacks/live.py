@@ -198,7 +198,7 @@ class LiveAttack(Attack):
         if bad:
             raise NotFiniteError(f"{', '.join(bad)} is not finite at its step {self.steps}")
         if self.server_view.folder is not None:
-            with (self.server_view.folder / LOSSES_FILE).open("a") as lines:
+            with (self.server_view.folder / LOSSES_FILE).open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps({"step": self.steps} | losses) + "\n")
 
     def _guarded(self, act: Callable[[], T], honest: T) -> T:

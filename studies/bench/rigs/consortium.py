@@ -104,7 +104,7 @@ class _Started:
 
     def _start(self, name: str, command: list[str]) -> None:
         state = self.folder / "state" / name
-        with (self.folder / f"{name}.log").open("w") as log:
+        with (self.folder / f"{name}.log").open("w", encoding="utf-8") as log:
             self.processes[name] = subprocess.Popen(
                 [*SUTURE, *command, *self.options],
                 stdout=log,

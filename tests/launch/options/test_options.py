@@ -30,6 +30,7 @@ VALUES = {
     "task": "ordinal",
     "columns": "image=file,label=DR grade",
     "structure": "1,2",
+    "frame": 2,
     "image_size": 48,
     "augment": "fundus",
     "train_images": 9,

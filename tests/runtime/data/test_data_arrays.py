@@ -243,3 +243,46 @@ def test_what_would_fill_the_memory_is_not_unpacked(tmp_path, monkeypatch):
     (tmp_path / "train-images-idx3-ubyte").write_bytes(gzip.compress(bomb))
     with pytest.raises(DataError, match="cannot read .*train-images-idx3-ubyte: its .* over 200 times"):
         open_mnist(tmp_path)
+
+
+# Copies --------------------------------------------------------------------------------------------------
+
+
+def with_copies(path, label):
+    """Two training images once more, one of them in the test part under ``label``; the labels are 0, 1, 2, 0, 1, 2."""
+    rng = np.random.default_rng(0)
+    train, test = (rng.integers(0, 256, (count, 8, 8), dtype=np.uint8) for count in (6, 4))
+    train[5], test[1] = train[2], train[3]
+    return npz(path, train_images=train, test_images=test, test_labels=np.array([1, label, 2, 0]))
+
+
+@pytest.mark.parametrize("label", [0, 2])
+def test_copies_in_an_npz_are_one_patients(tmp_path, label):
+    """Oracle: the images that were written twice; one of them is in the test part, so that it is not trained on."""
+    from suture.runtime.data.partition import PartitionConfig, partition
+
+    source = open_medmnist(with_copies(tmp_path / "a.npz", label))
+    patient = {one.key: one.patient for one in source.examples}
+    assert (
+        patient["train000005"] == patient["train000002"] and patient["test000001"] == patient["train000003"]
+    )
+    assert len(set(patient.values())) == 10
+    torn = ["1 of the pictures with copies are of two classes, so that one of the labels is wrong"]
+    said = ["2 images are copies of others; copies count as one patient's"]
+    assert source.notes == said + (torn if label else [])
+    (share,) = partition(
+        source, PartitionConfig(train_images=3, validation_images=0, test_images=3), num_clients=1, seed=0
+    )
+    assert "train000003" not in {source.examples[index].key for index in share.train}
+
+
+def test_idx_files_are_looked_through_for_copies_too(tmp_path):
+    write_idx(tmp_path)
+    source = open_mnist(tmp_path)
+    pictures = {source.content_digest(index) for index in range(len(source.examples))}
+    assert len({one.patient for one in source.examples}) == len(pictures)
+
+
+def test_images_without_pixels_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"train_images must be .*got uint8 \(6, 0, 8\)"):
+        open_medmnist(npz(tmp_path / "a.npz", train_images=np.zeros((6, 0, 8), np.uint8)))

@@ -83,9 +83,12 @@ def test_pydicoms_own_test_file_is_read():
     ("files", "message"),
     [
         ({}, "must hold one CSV with the columns image and level, found 0"),
-        ({"a.csv": "image,level\n", "b.csv": "image,level\n"}, "found 2; move the others away"),
+        (
+            {"a.csv": "image,level\n", "b.csv": "image,level\n"},
+            "found 2: 'a.csv', 'b.csv'; move the others away",
+        ),
         ({"a.csv": "file,level\n"}, r"a\.csv has no column 'image'; its columns are: file, level"),
-        ({"a.csv": "image,level\nx,1\n"}, "none of the 1 images of a.csv is there as IMAGE.dcm"),
+        ({"a.csv": "image,level\nx,1\n"}, "none of the 1 images of a.csv is there; unpack the images"),
     ],
 )
 def test_a_folder_that_is_not_one_is_refused(tmp_path, files, message):
@@ -178,7 +181,22 @@ def test_after_a_window_nothing_is_stretched(tmp_path):
     path = write_dicom(
         tmp_path / "a.dcm", dim, BitsStored=8, HighBit=7, WindowCenter="128", WindowWidth="256"
     )
-    assert np.abs(read_dicom(path).astype(int) - dim).max() <= 1
+    assert np.array_equal(read_dicom(path), dim)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_a_window_of_all_stored_bits_shows_their_upper_eight(tmp_path, bits, photometric):
+    """Oracle: a shift of bits. Both polarities give the same picture, though the values do not end at the window's ends."""
+    shift = bits - 8
+    stored = (np.arange(256).reshape(16, 16) << shift).astype(np.uint16)
+    if photometric == "MONOCHROME1":
+        stored = (255 << shift) - stored
+    window = {"WindowCenter": str(2 ** (bits - 1)), "WindowWidth": str(2**bits)}
+    path = write_dicom(
+        tmp_path / "a.dcm", stored, photometric=photometric, BitsStored=bits, HighBit=bits - 1, **window
+    )
+    assert np.array_equal(read_dicom(path).ravel(), np.arange(256))
 
 
 @pytest.mark.parametrize(

@@ -166,3 +166,49 @@ def test_structures_that_are_no_labels_are_refused(text):
         parse_structure(text)
     with pytest.raises(ConfigError, match="--structure is for data that have any to name: kaggle-cxr"):
         DataConfig(spec="fundus-phantom", structure="1")
+
+
+COLOURS = np.dstack([LEFT * np.uint8(255), RIGHT * np.uint8(255), WHITE * 0])
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        COLOURS,
+        np.dstack([COLOURS, WHITE * 0 + 255]),
+        palette((LABELS + np.uint8(2)) % np.uint8(3), [(255, 0, 0), (0, 255, 0), (0, 0, 0)]),
+    ],
+    ids=["RGB", "RGBA", "palette"],
+)
+def test_several_colours_are_one_structure_and_that_is_said(tmp_path, image):
+    """Oracle: both areas; no number tells them apart, so that --structure is refused."""
+    found, said = read(tmp_path / "m.png", image)
+    assert np.array_equal(found, BOTH)
+    assert said == ["the mask holds 2 colours; all but black are the structure"]
+    with pytest.raises(DataError, match="it holds 2 colours and no numbers, which --structure chooses from"):
+        read(tmp_path / "m.png", image, (1,))
+
+
+@pytest.mark.parametrize(
+    ("structure", "only"), [((85,), None), ((170,), None), ((1,), "0, 85, 170"), ((7, 9), "0, 85, 170")]
+)
+def test_a_mask_that_holds_labels_and_none_of_the_chosen_is_said(tmp_path, structure, only):
+    """Oracle: what the file holds; a PNG of two bits is read as 0, 85, 170 and 255."""
+    image = LEFT * np.uint8(85) + RIGHT * np.uint8(170)
+    found, said = read(tmp_path / "m.png", image, structure)
+    assert np.array_equal(found, {85: LEFT, 170: RIGHT}.get(structure[0], BOTH & False))
+    assert said == ([f"the mask holds none of the values of --structure, only {only}"] if only else [])
+
+
+def test_an_empty_mask_holds_nothing_to_choose_from_and_nothing_is_said(tmp_path):
+    assert read(tmp_path / "m.png", WHITE * 0, (1,))[1] == []
+
+
+@pytest.mark.parametrize("end", ["_mask", "-mask", "_MASK", "_seg", "_segmentation", ".label", " mask"])
+@pytest.mark.parametrize("ending", ["png", "PNG", "bmp", "gif", "tif"])
+def test_a_mask_is_its_images_by_what_its_name_has_behind(tmp_path, png, end, ending):
+    png(tmp_path / "CXR_png" / "x1.png", XRAY)
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(WHITE).save(tmp_path / "masks" / f"x1{end}.{ending}")
+    source = open_kaggle_cxr(tmp_path)
+    assert np.array_equal(source.read(0, 48, 1)[1][0].numpy() > 0, BOTH)

@@ -174,3 +174,76 @@ def test_no_other_format_is_decoded_whatever_it_is_called(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     with pytest.raises(DataError, match="a.jpg: it is none of the formats that are read"):
         read_picture(tmp_path / "a.jpg", 48, 1)
+
+
+def test_a_deep_grey_png_may_name_one_value_as_transparent(tmp_path):
+    """Oracle: by hand: that value is background and sets no range, as in 16-bit pictures with an opacity."""
+    import struct
+    import zlib
+
+    deep = GREY.astype(np.uint16) * 16
+    deep[:, 40:] = 65535
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    chunk, place = b"tRNS" + struct.pack(">H", 65535), content.index(b"IDAT") - 4
+    chunk = struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "a.png").write_bytes(content[:place] + chunk + content[place:])
+    expected = GREY.astype(int).copy()
+    expected[:, 40:] = 0
+    assert np.abs(as_read(tmp_path / "a.png")[0] - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(np.uint32, 2**24), (np.int32, 2**23), (np.int16, 100), (np.int8, 1)]
+)
+def test_whole_numbers_of_any_depth_and_sign_are_scaled_by_their_own_range(tmp_path, dtype, scale):
+    """Oracle: the picture that was written; signed ones reach below zero."""
+    values = GREY.astype(np.int64) - (0 if dtype == np.uint32 else 128)
+    tifffile.imwrite(tmp_path / "a.tif", (values * scale).astype(dtype))
+    assert np.abs(as_read(tmp_path / "a.tif")[0] - GREY).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.uint64])
+def test_a_tiff_of_a_depth_that_is_not_read_is_refused_as_what_it_is(tmp_path, dtype):
+    tifffile.imwrite(tmp_path / "a.tif", GREY.astype(dtype))
+    with pytest.raises(DataError, match="a.tif: it is a TIFF of a depth or of channels that are not read"):
+        read_picture(tmp_path / "a.tif", 48, 1)
+
+
+def test_a_file_that_is_empty_is_called_so(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(DataError, match="a.png: it is empty; remove or replace it"):
+        read_picture(tmp_path / "a.png", 48, 1)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "GIF", "WEBP", "JPEG2000"])
+def test_a_picture_called_dcm_is_what_its_content_says(tmp_path, kind):
+    """Oracle: the same file under its own name, in a walk and in the reader."""
+    from suture.runtime.data.folder import walk
+
+    for name in ("a.dcm", "a.own"):
+        Image.fromarray(GREY).save(tmp_path / name, format=kind)
+    (tmp_path / "a.own").rename(tmp_path / "b.jpg")
+    found = walk(tmp_path)
+    assert len(found.pictures) == 2 and not found.dicom
+    assert np.array_equal(as_read(tmp_path / "a.dcm"), as_read(tmp_path / "b.jpg"))
+    assert picture_size(tmp_path / "a.dcm") == (48, 48)
+
+
+@pytest.mark.parametrize("name", ["a.dcm", "a.png"])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"<html>404</html>", "whatever its name says"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n",
+            "it is a pointer of Git LFS: fetch .* by git lfs pull",
+        ),
+    ],
+)
+def test_what_is_no_picture_is_called_what_it_is(tmp_path, name, content, reason):
+    pytest.importorskip("pydicom")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name}: {reason}|{name}: it is .*{reason}"):
+        read_picture(tmp_path / name, 48, 1)

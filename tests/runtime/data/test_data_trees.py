@@ -1,6 +1,7 @@
 """Trees of pictures as people unpack them: what is a class, a hospital, a set, and what is left out and said."""
 
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -152,3 +153,86 @@ def test_a_copy_in_train_and_test_is_tested_on_only(tmp_path, png):
         "1 pictures of patients who are in the test set, too, are not trained on" in note
         for note in source.notes
     )
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("trainset", "testset"),
+        ("TrainData", "TestData"),
+        ("train1", "test1"),
+        ("trainImages", "testImages"),
+        ("train_val", "test_images"),
+        ("training-data", "testing-data"),
+    ],
+)
+def test_sets_are_told_in_one_word_with_what_they_hold(tmp_path, png, train, test):
+    """Oracle: never two hospitals."""
+    source = open_image_folder(
+        fill(tmp_path, png, *(f"{name}/{k}" for name in (train, test) for k in ("ill", "well")))
+    )
+    assert source.classes == ("ill", "well") and {one.site for one in source.examples} == {""}
+    assert sum(one.official_test for one in source.examples) == 6
+
+
+@pytest.mark.parametrize("other", ["Ill", "ILL ", "i_ll"])
+def test_one_class_written_in_two_ways_is_refused(tmp_path, png, other):
+    """Oracle: both names in the message, as a set's folders and another's often differ."""
+    fill(tmp_path, png, "train/ill", "train/well", f"test/{other}", "test/well")
+    if other == "i_ll":
+        assert open_image_folder(tmp_path).classes == ("i_ll", "ill", "well")
+        return
+    with pytest.raises(
+        DataError, match=rf"the classes '{other}' and 'ill' differ only in capitals or blanks"
+    ):
+        open_image_folder(tmp_path)
+
+
+def test_a_class_with_an_accent_is_one_class_however_each_set_writes_it(tmp_path, png):
+    for name, form in (("train", "NFC"), ("test", "NFD")):
+        fill(tmp_path, png, f"{name}/{unicodedata.normalize(form, 'drusen é')}", f"{name}/well")
+    assert open_image_folder(tmp_path).classes == (unicodedata.normalize("NFC", "drusen é"), "well")
+
+
+def test_folders_of_classes_without_pictures_are_said(tmp_path, png):
+    """Oracle: the folders; a class whose pictures are of a format that is not read would be gone unseen."""
+    fill(tmp_path, png, "ill", "well")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "a.heic").write_bytes(b"x")
+    (tmp_path / "@eaDir").mkdir()
+    assert "no class, since no pictures are in it: empty, scans" in open_image_folder(tmp_path).notes
+
+
+def test_masks_beside_images_are_left_out_and_said(tmp_path, png):
+    """Oracle: the layout of the COVID-19 Radiography Database, whose folders are classes; each mask lies beside its image."""
+    fill(tmp_path, png, *(f"{name}/{kind}" for name in ("covid", "normal") for kind in ("images", "masks")))
+    source = open_image_folder(tmp_path)
+    assert source.classes == ("covid", "normal") and {one.site for one in source.examples} == {""}
+    assert len(source.examples) == 6 and all("/images/" in one.key for one in source.examples)
+    assert "left out 6 pictures of masks, beside images" in source.notes
+    fill(
+        tmp_path / "other",
+        png,
+        *(f"{kind}/{name}" for name in ("covid", "normal") for kind in ("images", "masks")),
+    )
+    other = open_image_folder(tmp_path / "other")
+    assert other.classes == ("covid", "normal") and len(other.examples) == 6
+
+
+def test_a_class_may_be_called_masks(tmp_path, png):
+    assert open_image_folder(fill(tmp_path, png, "faces", "masks")).classes == ("faces", "masks")
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("ill/001", "ill/002", "well/001", "well/003"),
+        (*(f"ill/{n:03}" for n in range(12)), *(f"well/{n:03}" for n in range(12))),
+    ],
+)
+def test_patients_numbered_within_each_class_are_no_classes(tmp_path, png, folders):
+    """Oracle: the topmost folders; and it is said that folders below name no patient."""
+    source = open_image_folder(fill(tmp_path, png, *folders))
+    assert source.classes == ("ill", "well") and {one.site for one in source.examples} == {""}
+    assert any("patients are told by the files' names and not by folders" in note for note in source.notes)
