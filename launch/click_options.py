@@ -56,6 +56,9 @@ def asked_options(command: Callable[..., Any]) -> Callable[..., Any]:
             wrapped = click.option(name, type=kind, default=None, metavar=metavar, help=help_text + shown)(
                 wrapped
             )
+    wrapped = click.option("--no-augment", "augment", flag_value="none", help="the same as --augment none")(
+        wrapped
+    )
     return click.option("--config", metavar="FILE.toml", help="options from a file; the command line wins")(
         wrapped
     )

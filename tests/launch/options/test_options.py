@@ -321,3 +321,16 @@ def test_help_lists_every_option_and_every_data_source(command):
     for schedule in SCHEDULES.values():
         assert f"{schedule.form} {schedule.help}" in text
     assert "classification: resnet34, segmentation: unet" in text and "--config FILE.toml" in text
+
+
+def test_no_augment_is_short_for_none_and_the_last_word_wins():
+    """Oracle: the options that come out."""
+    asked = []
+    command = click.command()(run_options(lambda options: asked.append(options.augment)))
+    for words in (
+        ["--no-augment"],
+        ["--augment", "light", "--no-augment"],
+        ["--no-augment", "--augment", "xray"],
+    ):
+        command.main(words, standalone_mode=False)
+    assert asked == ["none", "none", "xray"]
