@@ -87,6 +87,10 @@ class Panel(Attack):
     def loss(self, batch: SmashedBatch, task_loss: Tensor) -> Tensor:
         return task_loss
 
+    def received(self, batch: SmashedBatch, gradient: Tensor) -> None:
+        for attacker in self.attackers.values():
+            attacker.received(batch, gradient)
+
     def finish(self) -> None:
         for attacker in self.attackers.values():
             attacker.finish()

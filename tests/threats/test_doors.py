@@ -71,7 +71,7 @@ def test_an_honest_attack_and_a_spy_change_nothing(tmp_path: Path, monkeypatch: 
     assert play(tmp_path / "spy", spy, monkeypatch) == plain
     assert {type(batch) for batch in spy.seen} == {SmashedBatch} and "loss" in spy.calls
     names = {field.name for field in dataclasses.fields(SmashedBatch)}
-    assert names == {"smashed", "labels", "client", "round", "batch", "phase"}
+    assert names == {"smashed", "labels", "clients", "round", "batch", "phase"}
     assert {tuple(batch.smashed.shape[1:]) for batch in spy.seen} == {(64, 4, 4)}
     # Held-out images look like test images: two batches of four a client and round, without labels.
     tested = [b for b in spy.seen if b.phase == "test" and b.client == "client0" and b.round == 1]
