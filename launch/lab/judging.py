@@ -34,7 +34,13 @@ from suture.runtime.randomness import Randomness
 from suture.runtime.records.tracking import METRICS_FILE, ClientPictures, read_metrics
 from suture.runtime.state.handoff import parse_key, read_key
 from suture.threats.attacks.auxiliary import Auxiliary
-from suture.threats.attacks.live import LEAKED_FILE, LOSSES_FILE, REPORT_FILE, STATE_FILE, LiveAttack
+from suture.threats.attacks.live import (
+    LEAKED_FILE,
+    LOSSES_FILE,
+    REPORT_FILE,
+    STATE_FILE,
+    ReconstructionAttack,
+)
 from suture.threats.judging.judge import Verdict, judge, judge_labels
 from suture.threats.judging.replayed_client import ReplayedClient
 
@@ -114,6 +120,10 @@ def judge_run(
         )
         _keep(run_dir, folder, found | {"utility": _utility(run_dir, witnesses)})
         return found
+    if auxiliary is None:
+        raise ConfigError(
+            f"{folder}: attack {report['spec']} owns no images to compare with; use one with aux-images=N"
+        )
     attack, untrained = _rebuilt(options, folder, key, len(witnesses[0].data.classes))
     entry = nets.model_entry(options.model)
     if not read:
@@ -148,20 +158,23 @@ def build_witnesses(options: RunOptions, key: bytes) -> list[ReplayedClient]:
     ]
 
 
-def _auxiliary(options: RunOptions, folder: Path) -> tuple[Auxiliary, bool]:
+def _auxiliary(options: RunOptions, folder: Path) -> tuple[Auxiliary | None, bool]:
+    """The attacker's images, None where it owns none; and whether they are the first client's own."""
     auxiliary = lab.build_auxiliary(options)
     if auxiliary is not None:
         return auxiliary, False
+    if not (folder / LEAKED_FILE).exists():
+        return None, False
     return Auxiliary(torch.from_numpy(np.load(folder / LEAKED_FILE)), origin="leaked"), True
 
 
 def _rebuilt(
     options: RunOptions, folder: Path, key: bytes, num_classes: int
-) -> tuple[LiveAttack | None, torch.nn.Module]:
+) -> tuple[ReconstructionAttack | None, torch.nn.Module]:
     """The attack with its final nets, writing nowhere, and the bottom as it was before training."""
     split = build.build_split(options, num_classes, key)
     attack = lab.build_attack(options, split.top, num_classes, None)
-    if attack is None:
+    if not isinstance(attack, ReconstructionAttack):
         return None, split.bottom
     attack.load_state_dict(torch.load(folder / STATE_FILE, weights_only=True))
     return attack, split.bottom

@@ -27,7 +27,7 @@ from suture.studies.audit.pictures import keep_samples
 from suture.studies.audit.plan import Point
 from suture.studies.audit.report import is_void
 from suture.threats.attacks.auxiliary import Auxiliary
-from suture.threats.attacks.live import LiveAttack
+from suture.threats.attacks.live import ReconstructionAttack
 from suture.threats.judging.judge import judge
 
 ATTACKERS: dict[str, tuple[int, str]] = {
@@ -73,7 +73,7 @@ class Panel(Attack):
         attackers: by name.
     """
 
-    def __init__(self, attackers: Mapping[str, LiveAttack]) -> None:
+    def __init__(self, attackers: Mapping[str, ReconstructionAttack]) -> None:
         self.attackers = dict(attackers)
 
     def prepare(self) -> None:
@@ -126,14 +126,14 @@ def run_point(point: Point, base: AskedOptions, means: Means, key_text: str, sam
     options = min(every.values(), key=lambda o: o.first_query_round())
     auxiliary = lab.build_auxiliary(options)
     assert auxiliary is not None
-    attackers: dict[str, LiveAttack] = {}
+    attackers: dict[str, ReconstructionAttack] = {}
     with TemporaryDirectory(prefix="suture-audit-") as folder:
         run_dir = Path(folder)
 
         def arm(server: ServerModel, num_classes: int) -> None:
             for name, own in every.items():
                 attack = lab.build_attack(own, server.top, num_classes, run_dir / name)
-                assert attack is not None
+                assert isinstance(attack, ReconstructionAttack)
                 attackers[name] = attack
             server.attack = Panel(attackers)
 

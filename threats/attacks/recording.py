@@ -1,7 +1,7 @@
 """The wire recording: what crossed the wire, batch by batch on the server's disk, to be attacked afterwards.
 
-A recording holds smashed data, shared labels, and where labels stay at home the gradients that clients sent back; it is as sensitive as the images that can be
-rebuilt from it. It is bound to its run and cut.
+A recording holds smashed data, shared labels, and where labels stay at home the gradients that clients sent back; it is
+as sensitive as the images that can be rebuilt from it. It is bound to its run and cut.
 """
 
 from __future__ import annotations

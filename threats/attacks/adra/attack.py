@@ -31,7 +31,7 @@ from suture.threats.attacks.adra.nets import AdraDecoder
 from suture.threats.attacks.adra.shadow import ShadowTraining, train_shadow
 from suture.threats.attacks.adra.training import DecoderTraining, fit_decoder
 from suture.threats.attacks.auxiliary import Auxiliary
-from suture.threats.attacks.live import KEPT_TRAIN_BATCHES, LEAKED_FILE, LiveAttack, NotFiniteError
+from suture.threats.attacks.live import KEPT_TRAIN_BATCHES, LEAKED_FILE, NotFiniteError, ReconstructionAttack
 from suture.threats.attacks.recording import Recording
 from suture.threats.attacks.server_view import ServerView
 from suture.threats.needs import SAME_SOURCE, Cost, Needs
@@ -116,7 +116,7 @@ class AdraConfig:
         )
 
 
-class AdraAttack(LiveAttack):
+class AdraAttack(ReconstructionAttack):
     """Collects pairs while the run goes on, trains the decoder after the last turn, and decodes what it recorded.
 
     Args:

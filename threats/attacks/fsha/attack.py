@@ -21,11 +21,11 @@ from suture.runtime.hooks import SmashedBatch
 from suture.threats.attacks.auxiliary import Auxiliary
 from suture.threats.attacks.fsha.config import FshaConfig
 from suture.threats.attacks.fsha.nets import SIZES, Critic, Decoder, Pilot, PropertyReader
-from suture.threats.attacks.live import LiveAttack, NotFiniteError
+from suture.threats.attacks.live import NotFiniteError, ReconstructionAttack
 from suture.threats.attacks.server_view import ServerView
 
 
-class FshaAttack(LiveAttack):
+class FshaAttack(ReconstructionAttack):
     """Trains pilot, decoder and critic at the server, and answers the client with the critic's gradient.
 
     Args:
