@@ -26,6 +26,7 @@ from suture.launch.lab import lab
 from suture.launch.options.options import AskedOptions, RunOptions
 from suture.launch.options.toml import check_names, read_toml
 from suture.launch.output.figures.attacks import attack_losses, read_losses, reconstructions
+from suture.launch.output.report.intervals import wilson
 from suture.launch.output.run_folder import CONFIG, IDENTITY
 from suture.launch.output.summary import write_summary
 from suture.runtime.data.source import Task
@@ -46,6 +47,7 @@ from suture.threats.judging.replayed_client import ReplayedClient
 
 log = logging.getLogger(__name__)
 VERDICT = "verdict.json"
+SHARES = ("reidentified", "read", "guessed")
 
 
 def start_judge(options: RunOptions, run_dir: Path) -> None:
@@ -118,6 +120,7 @@ def judge_run(
         found: dict[str, Any] = report | judge_labels(
             folder, witnesses, auxiliary, chosen_round=int(report["chosen_round"]) or options.epochs
         )
+        add_intervals(found["scores"])
         _keep(run_dir, folder, found | {"utility": _utility(run_dir, witnesses)})
         return found
     if auxiliary is None:
@@ -139,9 +142,20 @@ def judge_run(
         untrained=untrained,
     )
     found = report | verdict.summary() | {"utility": _utility(run_dir, witnesses)}
+    add_intervals(found["scores"])
     _keep(run_dir, folder, found)
     _draw(run_dir, folder, verdict, witnesses, report)
     return found
+
+
+def add_intervals(scores: Mapping[str, Mapping[str, dict[str, Any]]]) -> None:
+    """Sets beside each share of images, by kind of image and row, its 95 % interval (Wilson's) as NAME_interval."""
+    for rows in scores.values():
+        for values in rows.values():
+            for name in SHARES:
+                if name in values and "num_images" in values:
+                    n = int(values["num_images"])
+                    values[f"{name}_interval"] = list(wilson(values[name] * n, n))
 
 
 def build_witnesses(options: RunOptions, key: bytes) -> list[ReplayedClient]:

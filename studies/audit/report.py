@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from itertools import product
 from typing import Any
 
 from suture.launch.output.table import Table
+from suture.studies.statistics import share_interval
 
 Result = Mapping[str, Any]
-Interval = tuple[float, float, float]  # mean, smallest and largest over the seeds
+Interval = tuple[float, float, float]  # mean, and smallest and largest over the seeds, or the ends of 95 %
 
 VOID_MARGIN = 0.02  # rule 6: at or below the majority class plus two points a classifier is no classifier
 
@@ -25,6 +27,7 @@ MEASURES = (
     "mse_worst_tenth",
     "ssim_worst_tenth",
 )
+SHARES = ("reidentified",)
 KINDS = ("held_out", "train")
 _ROWS = ("attack", "mean image", "shuffled", "untrained client")
 
@@ -54,16 +57,32 @@ class Group:
 
     @property
     def metric(self) -> Interval:
-        """The task's metric."""
-        return self.over(lambda result: float(result["metric"]))
+        """The task's metric, in [0, 1], with its interval over seeds."""
+        found = [float(result["metric"]) for result in self.results]
+        mean, low, high = share_interval(found)
+        return (mean, mean, mean) if math.isnan(low) else (mean, low, high)
 
     def leak(self, measure: str, attacker: str, *, kind: str = "held_out", row: str = "attack") -> Interval:
-        """A score of one attacker, or of what stands beside it."""
+        """A score of one attacker, or of what stands beside it; a share with its interval, see `share_interval`."""
+        if measure in SHARES:
+            return self._share(lambda result: score_of(result, measure, attacker, kind=kind, row=row), kind)
         return self.over(lambda result: score_of(result, measure, attacker, kind=kind, row=row))
+
+    def _share(self, value: Callable[[Result], float], kind: str = "held_out") -> Interval:
+        every = [
+            found["scores"][kind]["attack"]["num_images"]
+            for result in self.results
+            for found in result["attackers"].values()
+        ]
+        return share_interval([value(result) for result in self.results], int(min(every)))
 
     def worst(self, measure: str) -> Interval:
         """The stronger attacker's score, seed by seed: a defence is as good as its worst case."""
-        return self.over(lambda r: max(score_of(r, measure, attacker) for attacker in r["attackers"]))
+
+        def stronger(result: Result) -> float:
+            return max(score_of(result, measure, attacker) for attacker in result["attackers"])
+
+        return self._share(stronger) if measure in SHARES else self.over(stronger)
 
     @property
     def num_void(self) -> int:

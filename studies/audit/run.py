@@ -240,7 +240,11 @@ def _report(
         "note": "the budget ended first" if ended_early else "",
     }
     groups = grouped(results)
-    seeds = f"{config.num_seeds} seeds, bars from smallest to largest" if config.num_seeds > 1 else "one seed"
+    seeds = (
+        f"{config.num_seeds} seeds; bars: SSIM from smallest to largest, else 95 %"
+        if config.num_seeds > 1
+        else "one seed"
+    )
     caption = f"{about['model']} on {about['data']}, {seeds}; lower right is better"
     draw_frontier(groups, folder / FRONTIER, caption=caption)
     galleries = _draw_galleries(

@@ -27,6 +27,7 @@ from suture.studies.audit.plan import (
 from suture.studies.audit.point import Means, options_of
 from suture.studies.audit.report import grouped, is_void, to_csv
 from suture.studies.audit.run import AuditConfig, audit_options, run_audit
+from suture.studies.statistics import share_interval
 from suture.threats.registry import DEFENCES
 
 
@@ -131,12 +132,13 @@ def test_a_classifier_within_two_points_of_the_majority_class_is_void(
 
 
 def test_a_group_is_judged_by_the_stronger_attacker_seed_by_seed() -> None:
-    """Oracle: by hand; the larger of the two in each seed, then mean, smallest, largest."""
+    """Oracle: by hand; the larger of the two in each seed, then mean, smallest, largest; of shares `share_interval`."""
     (group,) = grouped(
         [_result("noise:scale=1", 2, 0, 0.9, 0.2, 0.6), _result("noise:scale=1", 2, 1, 0.8, 0.4, 0.2)]
     )
     assert group.worst("ssim") == pytest.approx((0.5, 0.4, 0.6))
-    assert group.metric == pytest.approx((0.85, 0.8, 0.9))
+    assert group.metric == share_interval([0.9, 0.8]) and group.metric[0] == pytest.approx(0.85)
+    assert group.worst("reidentified") == share_interval([0.5, 0.5], 100)
 
 
 def test_void_points_are_marked_and_never_recommended() -> None:

@@ -130,6 +130,8 @@ def test_live_and_on_a_recording_it_reads_the_labels_and_is_judged(schedule: str
     (rows,) = live["scores"].values()
     assert rows["attack"]["guessed"] > 0.9 > rows["shuffled"]["guessed"]
     assert rows["attack"]["num_images"] == 24 - 2 == rows["shuffled"]["num_images"]
+    low, high = rows["attack"]["guessed_interval"]
+    assert 0 <= low < rows["attack"]["guessed"] <= high <= 1
     known = json.loads((run / "attack" / KNOWN_FILE).read_text())
     assert sorted(label for *_, label in known) == [0, 1] and {name for name, *_ in known} == {"client0"}
     again = attack_recording(run, "label-inference")
