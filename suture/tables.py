@@ -83,10 +83,14 @@ def print_verdict(found: Mapping[str, Any]) -> None:
     utility = ", ".join(
         f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.get("utility", {}).items()
     )
+    learning = found.get("learning", {"ended": "not said", "budget": ""})
+    budget = f" ({learning['budget']})" if learning["budget"] else ""
+    images = found.get("auxiliary", {}).get("images", 0)
     stopped = f"; the attack stopped: {found['stopped']}" if found.get("stopped") else ""
     chance = min(rows["attack"]["chance"] for rows in found["scores"].values())
     note = (
-        f"clients: {utility or 'no scores'}; attack: {found['cpu_seconds']:.0f} CPU seconds; re-identified by chance: "
+        f"clients: {utility or 'no scores'}; attack: {found.get('steps', 0)} steps, {found['cpu_seconds']:.0f} CPU "
+        f"seconds, {images} auxiliary images, ended: {learning['ended']}{budget}; re-identified by chance: "
         f"{chance:.1%}{stopped}"
     )
     title = f"{found['spec']} ({found['threat_model']}), round {found['chosen_round']}"

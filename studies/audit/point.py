@@ -31,13 +31,13 @@ from suture.threats.attacks.live import ReconstructionAttack
 from suture.threats.judging.judge import judge
 
 ATTACKERS: dict[str, tuple[int, str]] = {
-    "static": (15, ""),
-    "adaptive": (20, ",width=2,blocks=1,average=3"),
+    "static": (150, ""),
+    "adaptive": (150, ",width=2,blocks=1,average=3"),
 }
-"""Epochs and further parameters of ADRA by attacker. Both own auxiliary images, may pass them through a client's bottom
-(with its defence on) and train a fresh decoder on the pairs. The static one is as it would be without any defence; the
-adaptive one has twice the width, a residual block, more epochs, and averages the last three rounds' passes against
-noise."""
+"""Hard budget of passes and further parameters of ADRA by attacker; both train until they no longer gain. Both own
+auxiliary images, may pass them through a client's bottom (with its defence on) and train a fresh decoder on the pairs.
+The static one is as it would be without any defence; the adaptive one has twice the width, a residual block, and
+averages the last three rounds' passes against noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Means:
 
     Attributes:
         aux_images: images of their own.
-        effort: how many times the epochs of ``ATTACKERS`` they train their decoders.
+        effort: how many times the budget of ``ATTACKERS`` they train their decoders.
     """
 
     aux_images: int = 500
@@ -176,6 +176,8 @@ def run_point(point: Point, base: AskedOptions, means: Means, key_text: str, sam
             name: {
                 "scores": verdict.scores,
                 "stopped": attackers[name].stopped,
+                "steps": attackers[name].steps,
+                "learning": attackers[name].learning.summary(),
                 "cpu_seconds": attackers[name].cpu_seconds,
             }
             for name, verdict in verdicts.items()

@@ -187,8 +187,8 @@ def test_effort_makes_both_attackers_train_longer_and_changes_nothing_else() -> 
     """Oracle: the SPECs of the attacks; too little is refused."""
     point, base = Point("4", "none", "none", 0, 0), AskedOptions(held_out_images=8)
     one, four = (options_of(point, base, Means(aux_images=9, effort=n), "adaptive") for n in (1, 4))
-    assert one.attack is not None and "epochs=20" in one.attack
-    assert four.attack == one.attack.replace("epochs=20", "epochs=80")
+    assert one.attack is not None and "epochs=150" in one.attack
+    assert four.attack == one.attack.replace("epochs=150", "epochs=600")
     with pytest.raises(ConfigError, match="effort must be at least 1, got 0"):
         Means(effort=0)
 

@@ -24,6 +24,7 @@ from suture.runtime.hooks import Attack, SmashedBatch
 from suture.runtime.host.disk import writing
 from suture.runtime.state.checkpoint import write_atomically
 from suture.threats.attacks.auxiliary import Auxiliary
+from suture.threats.attacks.learning import Learning
 from suture.threats.attacks.server_view import ServerView
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class LiveAttack(Attack):
         self.server_view = server_view
         self._auxiliary = auxiliary
         self.stopped = ""  # why it stopped, empty while it runs
+        self.learning = Learning()
         self.steps = 0
         self.cpu_seconds = 0.0
         digest = hashlib.sha256(f"{type(self).__name__}/{server_view.seed}".encode()).digest()
@@ -83,6 +85,12 @@ class LiveAttack(Attack):
     def finish(self) -> None:
         """After the last turn: what a passive attack trains now; then nets and report are written."""
         self._guarded(self._finish, None)
+        if self.learning.ended == "still learning":
+            log.warning(
+                "%s was still learning when its budget ended (%s): its figures are no bound; give it more",
+                type(self).__name__,
+                self.learning.budget,
+            )
         self.write()
 
     def _observe(self, batch: SmashedBatch) -> None:
@@ -146,6 +154,7 @@ class LiveAttack(Attack):
             "auxiliary": {} if owned is None else {"images": len(owned), "origin": owned.origin},
             "stopped": self.stopped,
             "steps": self.steps,
+            "learning": self.learning.summary(),
             "cpu_seconds": round(self.cpu_seconds, 3),
             "chosen_round": self.chosen_round(),
         }

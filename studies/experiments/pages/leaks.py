@@ -70,4 +70,11 @@ def nothing_known(found: Sequence[Mapping[str, Any]], attack: str) -> str:
     if not facts:
         return ""
     ssim, chance = (sum(f[name] for f in facts) / len(facts) for name in ("mean_image_ssim", "chance"))
-    return f"Knowing nothing gives the mean image: SSIM {ssim:.3f}; {chance:.1%} are re-identified by chance."
+    told = [verdict(result, attack) for result in found]
+    cut_short = sum(own["learning"]["ended"] == "still learning" for own in told if own and "learning" in own)
+    warning = (
+        f" **Still learning** when the budget ended: {cut_short} of {len(facts)} attackers; their figures are no bound."
+        if cut_short
+        else ""
+    )
+    return f"Knowing nothing gives the mean image: SSIM {ssim:.3f}; {chance:.1%} are re-identified by chance.{warning}"

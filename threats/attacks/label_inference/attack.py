@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from suture.runtime.errors import ConfigError, DataError
 from suture.runtime.hooks import SmashedBatch
 from suture.threats.attacks.auxiliary import Auxiliary
+from suture.threats.attacks.learning import Learning
 from suture.threats.attacks.live import KNOWN_FILE, NOT_JUDGED, LiveAttack
 from suture.threats.attacks.server_view import ServerView
 from suture.threats.needs import Cost, Known, Needs
@@ -75,6 +76,7 @@ class LabelInferenceAttack(LiveAttack):
     ) -> None:
         super().__init__(server_view, auxiliary)
         self.config = config
+        self.learning = Learning("nothing to learn")
         if config.round > server_view.num_rounds:
             raise ConfigError(
                 f"label-inference: round must lie in 1..{server_view.num_rounds}, the run's rounds, got {config.round}"
