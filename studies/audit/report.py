@@ -17,6 +17,10 @@ Interval = tuple[float, float, float]  # mean, and smallest and largest over the
 
 VOID_MARGIN = 0.02  # rule 6: at or below the majority class plus two points a classifier is no classifier
 
+CONVERGED_MARGIN = 0.01
+CONTROL_SHARE = 0.95  # of the mean image's error: what the mean of a tenth fewer images may differ by
+LEAST_KEYS = 5
+
 MEASURES = (
     "mse",
     "psnr",
@@ -29,7 +33,7 @@ MEASURES = (
 )
 SHARES = ("reidentified",)
 KINDS = ("held_out", "train")
-_ROWS = ("attack", "mean image", "shuffled", "untrained client")
+_ROWS = ("attack", "mean image", "shuffled", "shuffled pairs", "untrained client")
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,56 @@ def grouped(results: Iterable[Result]) -> list[Group]:
 def is_void(metric: float, majority: float | None) -> bool:
     """Whether the task was lost, so that the point says nothing (rule 6); a segmentation has no majority class."""
     return majority is not None and metric <= majority + VOID_MARGIN
+
+
+def has_converged(by_round: Sequence[float]) -> bool:
+    """Whether a victim had stopped gaining: over the last third of the rounds its test metric, in 0..1, is on average
+    at most a point above that over the third before (rule 12); fewer than three rounds show nothing.
+    """
+    third = len(by_round) // 3
+    if not third:
+        return False
+    late, before = by_round[-third:], by_round[-2 * third : -third]
+    return sum(late) / third <= sum(before) / third + CONVERGED_MARGIN
+
+
+def objections(group: Group) -> tuple[list[str], list[str]]:
+    """What keeps a verdict from being said of a group, and what makes it descriptive only (rules 11, 13 and 14).
+
+    What an older result does not say is held against it.
+    """
+    against, results = [], group.results
+    learning = {
+        name
+        for result in results
+        for name, found in result["attackers"].items()
+        if found.get("learning", {}).get("ended") != "plateau"
+    }
+    if learning:
+        against.append(
+            f"still learning when its budget ended: the {' and the '.join(sorted(learning))} attacker"
+        )
+    if not all(_control_fell(result) for result in results):
+        against.append("a decoder trained on shuffled pairs does not fall to the mean image")
+    keys = [result.get("key") for result in results]
+    only = []
+    if len(results) > 1 and (None in keys or len(set(keys)) < len(keys)):
+        only.append("its seeds share one key")
+    if len(results) < LEAST_KEYS:
+        only.append(f"{len(results)} of at least {LEAST_KEYS} keys")
+    return against, only
+
+
+def _control_fell(result: Result) -> bool:
+    """Whether the decoder of shuffled pairs comes to the mean image or worse, and re-identifies by chance alone."""
+    rows = result["attackers"]["adaptive"]["scores"]["held_out"]
+    control = rows.get("shuffled pairs")
+    if control is None:
+        return False
+    at_most = share_interval([control["chance"]], int(control["num_images"]))[2]
+    return bool(
+        control["mse"] >= CONTROL_SHARE * rows["mean image"]["mse"] and control["reidentified"] <= at_most
+    )
 
 
 def strongest_alive(groups: Sequence[Group]) -> Group:

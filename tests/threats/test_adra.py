@@ -123,6 +123,21 @@ def test_an_attacker_cut_short_says_that_it_was_still_learning(caplog: pytest.Lo
     assert min(loss for *_, loss in curve) < min(loss for *_, loss in short.report()["learning"]["curve"])
 
 
+def test_the_control_of_shuffled_pairs_falls_to_the_mean_image() -> None:
+    """Oracle: the mean image's error; the attack itself, from the same pairs put right, is far below."""
+    bottom, own, private = small_bottom(), glyphs(256, 1), glyphs(64, 2)
+    truth = private.float() / 255
+    mean = float((own.float().div(255).mean(0) - truth).square().mean())
+    errors = {}
+    for shuffled in (False, True):
+        config = AdraConfig(epochs=60, aux_images=256, lr=5e-3, width=0.25, patience=4, shuffled=shuffled)
+        attack = AdraAttack(config, server_view(), Auxiliary(own))
+        send(attack, smash(bottom, own), "query")
+        attack.finish()
+        errors[shuffled] = float((attack.reconstruct(smash(bottom, private)) - truth).square().mean())
+    assert errors[False] < 0.4 * mean and errors[True] > 0.95 * mean, (errors, mean)
+
+
 def test_averaging_rounds_helps_against_noise() -> None:
     """Oracle: the same attack with one pass; noise differs from round to round where the image does not."""
     bottom, own, private = small_bottom(), glyphs(256, 1), glyphs(64, 2)

@@ -63,6 +63,8 @@ class AdraConfig:
         epochs: hard budget of passes over the pairs; training ends before it when it no longer gains.
         patience: passes without gain on validation pairs after which the learning rate falls, twice, and then training
             ends.
+        shuffled: a control, no attack: the decoder is trained on pairs that do not belong together, and must come to
+            no more than the mean image.
         batch: pairs a step.
         width: factor on the decoder's 32 channels; above 1 for the adaptive attacker.
         blocks: residual blocks in the decoder.
@@ -80,6 +82,7 @@ class AdraConfig:
     lr: float = 2e-3
     epochs: int = 300
     patience: int = 8
+    shuffled: bool = False
     batch: int = 32
     width: float = 1.0
     blocks: int = 0
@@ -224,6 +227,9 @@ class AdraAttack(ReconstructionAttack):
 
     def fit(self, smashed: Tensor, images: Tensor) -> None:
         """Trains the decoder on pairs (h_ND; x_NCHW uint8)."""
+        if self.config.shuffled:
+            order = torch.randperm(len(images), generator=self.generator)
+            images = images[order.roll(1)[order.argsort()]]  # one cycle through all: nobody keeps its own
 
         def record(loss: float) -> None:
             if loss != loss or abs(loss) == float("inf"):
