@@ -1,4 +1,4 @@
-"""Four narrow doors through which threats and protections touch training; identity by default.
+"""Narrow doors through which threats and protections touch training; identity by default.
 
 The type of a door is its threat model: an `Attack` is handed what crossed the wire and nothing else, a
 `Defence` and a `Detector` only what a real client holds. The base classes are null objects: the honest
@@ -46,7 +46,7 @@ class SmashedBatch:
 class Attack:
     """What a server does beyond the protocol; this base is the honest server.
 
-    All four doors are called on the server, by one thread at a time. A subclass owns its nets and their
+    All doors are called on the server, by one thread at a time. A subclass owns its nets and their
     optimizers; it must not read ``.grad`` of tensors it did not step itself.
     """
 
@@ -66,6 +66,15 @@ class Attack:
     def gradient(self, batch: SmashedBatch, grad: Tensor) -> Tensor:
         """Active, labels at home: the gradient (shape of ``batch.smashed``) sent back instead of ``grad``."""
         return grad
+
+    def received(self, batch: SmashedBatch, gradient: Tensor) -> None:
+        """Passive tap, labels at home: what the client sends back during a training step.
+
+        Args:
+            batch: whose step it is, one client's, detached; also where clients' batches are joined to one.
+            gradient: of the client's own mean loss by the top's output, shaped as that (N first), as the wire brought
+                it; to be read only.
+        """
 
     def step(self) -> None:
         """Steps the attack's own optimizers; called after the client's backward, never during it."""

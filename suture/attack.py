@@ -49,7 +49,9 @@ def judge(run: Path, handoff_key: str | None, name: str | None) -> None:
     "--seeds", "num_seeds", type=int, default=3, help="runs of each point, seeds from --seed on [3]"
 )
 @click.option("--aux-images", type=int, default=500, help="images that the attacker owns [500]")
-@click.option("--effort", type=int, default=1, help="times as many epochs for the attackers' decoders [1]")
+@click.option(
+    "--effort", type=int, default=1, help="times the budget of passes for the attackers' decoders [1]"
+)
 @click.option(
     "--budget", type=float, metavar="MINUTES", help="as many strengths as fit; ends when it is used up"
 )

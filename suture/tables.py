@@ -74,19 +74,23 @@ def print_verdict(found: Mapping[str, Any]) -> None:
                     "of mean": _digits(mse / base if mse is not None and base > 0 else None, 2),
                     "PSNR": _digits(values.get("psnr"), 1),
                     "SSIM": _digits(values.get("ssim"), 3),
-                    "re-identified": _percent(values.get("reidentified")),
+                    "re-identified": _share(values, "reidentified"),
                     "median": _digits(values.get("mse_median"), 4),
                     "worst tenth": _digits(values.get("mse_worst_tenth"), 4),
-                    "read": _percent(values.get("read")),
+                    "read": _share(values, "read"),
                 }
             )
     utility = ", ".join(
         f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.get("utility", {}).items()
     )
+    learning = found.get("learning", {"ended": "not said", "budget": ""})
+    budget = f" ({learning['budget']})" if learning["budget"] else ""
+    images = found.get("auxiliary", {}).get("images", 0)
     stopped = f"; the attack stopped: {found['stopped']}" if found.get("stopped") else ""
     chance = min(rows["attack"]["chance"] for rows in found["scores"].values())
     note = (
-        f"clients: {utility or 'no scores'}; attack: {found['cpu_seconds']:.0f} CPU seconds; re-identified by chance: "
+        f"clients: {utility or 'no scores'}; attack: {found.get('steps', 0)} steps, {found['cpu_seconds']:.0f} CPU "
+        f"seconds, {images} auxiliary images, ended: {learning['ended']}{budget}; re-identified by chance: "
         f"{chance:.1%}{stopped}"
     )
     title = f"{found['spec']} ({found['threat_model']}), round {found['chosen_round']}"
@@ -96,7 +100,7 @@ def print_verdict(found: Mapping[str, Any]) -> None:
 def _print_guesses(found: Mapping[str, Any]) -> None:
     names = ("attack", "commonest class", "shuffled")
     rows = [
-        {"images": kind.replace("_", "-"), **{name: _percent(rows[name]["guessed"]) for name in names}}
+        {"images": kind.replace("_", "-"), **{name: _share(rows[name], "guessed") for name in names}}
         for kind, rows in found["scores"].items()
     ]
     Table(rows, f"{found['spec']}, round {found['chosen_round']}: labels guessed").print()
@@ -106,5 +110,10 @@ def _digits(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}%"
+def _share(values: Mapping[str, Any], name: str) -> str:
+    """A share with its interval, where the verdict has one: ``95.0% (83.5 to 98.6)``."""
+    value, ends = values.get(name), values.get(f"{name}_interval")
+    if value is None:
+        return ""
+    interval = "" if ends is None else f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
+    return f"{100 * value:.1f}%{interval}"

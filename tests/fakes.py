@@ -17,11 +17,13 @@ class Tap(Attack):
 
     Attributes:
         seen: every batch that it observed.
+        gradients: what came back, with the batch that it came for.
         calls: its doors in the order in which they were opened; a batch of an evaluation by its phase.
     """
 
     def __init__(self) -> None:
         self.seen: list[SmashedBatch] = []
+        self.gradients: list[tuple[SmashedBatch, Tensor]] = []
         self.calls: list[str] = []
 
     def observe(self, batch: SmashedBatch) -> None:
@@ -40,6 +42,13 @@ class Tap(Attack):
         assert torch.is_grad_enabled() and grad.shape == batch.smashed.shape
         self.calls.append("gradient")
         return super().gradient(batch, grad)
+
+    def received(self, batch: SmashedBatch, gradient: Tensor) -> None:
+        assert type(batch) is SmashedBatch and torch.is_grad_enabled()
+        assert not batch.smashed.requires_grad and not gradient.requires_grad
+        assert len(gradient) == len(batch.smashed) and batch.labels is None
+        self.gradients.append((batch, gradient.clone()))
+        self.calls.append("received")
 
     def step(self) -> None:
         self.calls.append("step")

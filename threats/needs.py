@@ -16,17 +16,34 @@ SAME_SOURCE = "run"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Known:
+    """Training images of the first client's whose class an attack knows, and which gradient is theirs.
+
+    Attributes:
+        images: of each class.
+        round: whose batches they are found in.
+        draw: which of them; another number, other images.
+    """
+
+    images: int
+    round: int
+    draw: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Needs:
     """What an attack needs beside what crosses the wire.
 
     Attributes:
-        images: auxiliary images that it owns, at least 2: the judge compares with their mean.
+        images: auxiliary images that it owns: none, or at least 2, for the judge compares with their mean.
         live: whether it acts while the net is trained; else the recording of a run that has ended is enough.
         source: where they come from: "run" for the run's own source, or as ``--data`` takes it.
         queries: what a lab has the first client pass through its bottom for it: nothing, its auxiliary images, or some
             of the client's own training images, which are then handed to it in place of auxiliary ones.
         query_rounds: in how many rounds, the last ones, that is done.
         labels: whether it reads labels, so that they must cross the wire.
+        output_gradient: whether it reads the gradient of the top's output, so that labels must stay at home.
+        known: what it knows of the first client's training images; None for nothing.
     """
 
     images: int
@@ -35,14 +52,22 @@ class Needs:
     queries: Literal["none", "auxiliary", "private"] = "none"
     query_rounds: int = 1
     labels: bool = False
+    output_gradient: bool = False
+    known: Known | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("images", 2), ("query_rounds", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"needs: {name} must be at least {least}, got {getattr(self, name)}")
+        if self.images < 0 or self.images == 1:
+            raise ConfigError(f"needs: images must be 0 or at least 2, got {self.images}")
+        if self.query_rounds < 1:
+            raise ConfigError(f"needs: query_rounds must be at least 1, got {self.query_rounds}")
 
-    def check(self, attack: str, *, labels_shared: bool) -> None:
+    def check(self, attack: str, *, labels_shared: bool, classes: bool = True) -> None:
         """Refuses an attack in a run that does not give it what it needs.
+
+        Args:
+            attack: its SPEC.
+            labels_shared: whether labels cross the wire.
+            classes: whether an image has a class; a mask is none.
 
         Raises:
             ConfigError: names the attack and the remedy.
@@ -51,6 +76,15 @@ class Needs:
             raise ConfigError(
                 f"attack {attack} with these parameters reads labels, which stay at home in this run; "
                 "use --labels shared or other parameters"
+            )
+        if self.output_gradient and labels_shared:
+            raise ConfigError(
+                f"attack {attack} reads the gradient of the top's output, which clients send only where labels stay at "
+                "home; use --labels home"
+            )
+        if self.known is not None and not classes:
+            raise ConfigError(
+                f"attack {attack} infers an image's class, and masks have none; use data with classes"
             )
 
 

@@ -12,6 +12,7 @@ from suture.runtime.hooks import Attack, Defence, Detector
 from suture.threats.attacks.adra.attack import AdraAttack, AdraConfig
 from suture.threats.attacks.fsha.attack import FshaAttack
 from suture.threats.attacks.fsha.config import FshaConfig
+from suture.threats.attacks.label_inference.attack import LabelInferenceAttack, LabelInferenceConfig
 from suture.threats.attacks.live import LiveAttack
 from suture.threats.client_view import ClientView
 from suture.threats.defences.compose import ComposedDefence
@@ -42,6 +43,13 @@ ATTACKS: Registry[Attack] = Registry(
             paper="after Li et al. 2023, arXiv:2308.11027",
             plugin=AdraAttack,
             config=AdraConfig,
+        ),
+        Entry(
+            name="label-inference",
+            summary="passive: the labels that stay at home, from the gradients that clients send back",
+            paper="Liu, Lyu, Wang, Wu 2022, arXiv:2203.05222",
+            plugin=LabelInferenceAttack,
+            config=LabelInferenceConfig,
         ),
     ),
     LiveAttack,

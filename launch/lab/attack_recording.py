@@ -65,6 +65,11 @@ def attack_recording(
     for batch in recording.play():
         if batch.phase != "query":  # queries of another attack's images, if any
             attack.observe(batch)
+            if (gradient := recording.received(batch)) is not None:
+                attack.received(batch, gradient)
+    if asked.needs.known is not None:
+        data = build.build_data(options, build.build_images(options, options.clients), 0)
+        lab.tell_known(asked.needs.known, options, data, folder, key)
     if asked.needs.queries != "none":
         _query(options, asked.needs, attack, run_dir, key)
     attack.finish()

@@ -26,6 +26,7 @@ from suture.launch.lab import lab
 from suture.launch.options.options import AskedOptions, RunOptions
 from suture.launch.options.toml import check_names, read_toml
 from suture.launch.output.figures.attacks import attack_losses, read_losses, reconstructions
+from suture.launch.output.report.intervals import wilson
 from suture.launch.output.run_folder import CONFIG, IDENTITY
 from suture.launch.output.summary import write_summary
 from suture.runtime.data.source import Task
@@ -34,12 +35,19 @@ from suture.runtime.randomness import Randomness
 from suture.runtime.records.tracking import METRICS_FILE, ClientPictures, read_metrics
 from suture.runtime.state.handoff import parse_key, read_key
 from suture.threats.attacks.auxiliary import Auxiliary
-from suture.threats.attacks.live import LEAKED_FILE, LOSSES_FILE, REPORT_FILE, STATE_FILE, LiveAttack
+from suture.threats.attacks.live import (
+    LEAKED_FILE,
+    LOSSES_FILE,
+    REPORT_FILE,
+    STATE_FILE,
+    ReconstructionAttack,
+)
 from suture.threats.judging.judge import Verdict, judge, judge_labels
 from suture.threats.judging.replayed_client import ReplayedClient
 
 log = logging.getLogger(__name__)
 VERDICT = "verdict.json"
+SHARES = ("reidentified", "read", "guessed")
 
 
 def start_judge(options: RunOptions, run_dir: Path) -> None:
@@ -112,8 +120,13 @@ def judge_run(
         found: dict[str, Any] = report | judge_labels(
             folder, witnesses, auxiliary, chosen_round=int(report["chosen_round"]) or options.epochs
         )
+        add_intervals(found["scores"])
         _keep(run_dir, folder, found | {"utility": _utility(run_dir, witnesses)})
         return found
+    if auxiliary is None:
+        raise ConfigError(
+            f"{folder}: attack {report['spec']} owns no images to compare with; use one with aux-images=N"
+        )
     attack, untrained = _rebuilt(options, folder, key, len(witnesses[0].data.classes))
     entry = nets.model_entry(options.model)
     if not read:
@@ -129,9 +142,20 @@ def judge_run(
         untrained=untrained,
     )
     found = report | verdict.summary() | {"utility": _utility(run_dir, witnesses)}
+    add_intervals(found["scores"])
     _keep(run_dir, folder, found)
     _draw(run_dir, folder, verdict, witnesses, report)
     return found
+
+
+def add_intervals(scores: Mapping[str, Mapping[str, dict[str, Any]]]) -> None:
+    """Sets beside each share of images, by kind of image and row, its 95 % interval (Wilson's) as NAME_interval."""
+    for rows in scores.values():
+        for values in rows.values():
+            for name in SHARES:
+                if name in values and "num_images" in values:
+                    n = int(values["num_images"])
+                    values[f"{name}_interval"] = list(wilson(values[name] * n, n))
 
 
 def build_witnesses(options: RunOptions, key: bytes) -> list[ReplayedClient]:
@@ -148,20 +172,23 @@ def build_witnesses(options: RunOptions, key: bytes) -> list[ReplayedClient]:
     ]
 
 
-def _auxiliary(options: RunOptions, folder: Path) -> tuple[Auxiliary, bool]:
+def _auxiliary(options: RunOptions, folder: Path) -> tuple[Auxiliary | None, bool]:
+    """The attacker's images, None where it owns none; and whether they are the first client's own."""
     auxiliary = lab.build_auxiliary(options)
     if auxiliary is not None:
         return auxiliary, False
+    if not (folder / LEAKED_FILE).exists():
+        return None, False
     return Auxiliary(torch.from_numpy(np.load(folder / LEAKED_FILE)), origin="leaked"), True
 
 
 def _rebuilt(
     options: RunOptions, folder: Path, key: bytes, num_classes: int
-) -> tuple[LiveAttack | None, torch.nn.Module]:
+) -> tuple[ReconstructionAttack | None, torch.nn.Module]:
     """The attack with its final nets, writing nowhere, and the bottom as it was before training."""
     split = build.build_split(options, num_classes, key)
     attack = lab.build_attack(options, split.top, num_classes, None)
-    if attack is None:
+    if not isinstance(attack, ReconstructionAttack):
         return None, split.bottom
     attack.load_state_dict(torch.load(folder / STATE_FILE, weights_only=True))
     return attack, split.bottom

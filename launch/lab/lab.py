@@ -7,6 +7,7 @@ nothing of this.
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import get_args
@@ -22,13 +23,14 @@ from suture.models.split import SplitModel
 from suture.runtime.data.client_data import ClientData, Split
 from suture.runtime.data.registry import open_source
 from suture.runtime.errors import ConfigError
-from suture.runtime.randomness import PUBLIC
+from suture.runtime.randomness import PUBLIC, Randomness
 from suture.runtime.server.model import ServerModel
 from suture.threats.attacks.auxiliary import Auxiliary, check_disjoint, read_auxiliary
-from suture.threats.attacks.live import LEAKED_FILE, LiveAttack
+from suture.threats.attacks.live import KNOWN_FILE, LEAKED_FILE, LiveAttack
 from suture.threats.attacks.recording import RecordedAttack, Recording
 from suture.threats.attacks.server_view import ServerView
-from suture.threats.needs import SAME_SOURCE, Needs
+from suture.threats.judging.replayed_client import ReplayedClient
+from suture.threats.needs import SAME_SOURCE, Known, Needs
 
 log = logging.getLogger(__name__)
 ATTACK, RECORDING = "attack", "recording"
@@ -68,7 +70,8 @@ def build_attack(
     spec = options.attack_spec()
     if spec is None:
         return None
-    spec.needs.check(str(spec), labels_shared=options.labels == "shared")
+    classes = nets.model_entry(options.model).task == "classification"
+    spec.needs.check(str(spec), labels_shared=options.labels == "shared", classes=classes)
     attack = spec.entry.plugin(
         spec.config, build_vantage(options, top, num_classes, folder), build_auxiliary(options)
     )
@@ -118,9 +121,9 @@ def ends_in_relu(split: SplitModel, image_shape: tuple[int, int, int]) -> bool:
 
 
 def build_auxiliary(options: RunOptions) -> Auxiliary | None:
-    """The attacker's images; None where its threat model hands it private ones during the run."""
+    """The attacker's images; None where it owns none, or is handed private ones during the run."""
     spec = options.attack_spec()
-    if spec is None or spec.needs.queries == "private":
+    if spec is None or spec.needs.queries == "private" or not spec.needs.images:
         return None
     where, count = spec.needs.source, spec.needs.images
     entry = nets.model_entry(options.model)
@@ -149,8 +152,15 @@ def build_auxiliary(options: RunOptions) -> Auxiliary | None:
     )
 
 
-def prepare_client(options: RunOptions, data: ClientData, index: int, run_dir: Path) -> None:
+def prepare_client(options: RunOptions, data: ClientData, index: int, run_dir: Path, key: bytes) -> None:
     """A client's part in a lab's run: refuses shared images, then offers or leaks what the threat model says.
+
+    Args:
+        options: the run's.
+        data: the client's.
+        index: of the client.
+        run_dir: RUN.
+        key: the clients', by which the order of their images is drawn.
 
     Raises:
         DataError: auxiliary images are also this client's own; the overlap is counted.
@@ -164,6 +174,8 @@ def prepare_client(options: RunOptions, data: ClientData, index: int, run_dir: P
             check_disjoint(auxiliary.images, data.pixels(split), build.client_name(index))
     if index == 0:
         offer_queries(spec.needs, data, auxiliary, run_dir / ATTACK)
+        if spec.needs.known is not None:
+            tell_known(spec.needs.known, options, data, run_dir / ATTACK, key)
 
 
 def offer_queries(needs: Needs, data: ClientData, auxiliary: Auxiliary | None, folder: Path) -> None:
@@ -182,3 +194,28 @@ def offer_queries(needs: Needs, data: ClientData, auxiliary: Auxiliary | None, f
         data.offer(leaked)
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / LEAKED_FILE, leaked.numpy())
+
+
+def tell_known(known: Known, options: RunOptions, data: ClientData, folder: Path, key: bytes) -> None:
+    """Tells the attack the class of some of the first client's training images, and where in a round they come.
+
+    Args:
+        known: how many, and of which round.
+        options: the run's.
+        data: the first client's.
+        folder: of the attack.
+        key: the clients'.
+    """
+    name = build.client_name(0)
+    client = ReplayedClient(name, data, Randomness(key, options.seed), options.batch_size)
+    batches = client.train_batches(known.round)
+    places = [
+        (batch.number, row, label) for batch in batches for row, label in enumerate(batch.targets.tolist())
+    ]
+    order = np.random.default_rng([options.seed, known.draw, 0x1B]).permutation(len(places))
+    of_class: dict[int, list[tuple[str, int, int, int]]] = {}
+    for number, row, label in (places[index] for index in order):
+        of_class.setdefault(label, []).append((name, number, row, label))
+    told = [place for label in sorted(of_class) for place in of_class[label][: known.images]]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / KNOWN_FILE).write_text(json.dumps(told) + "\n", encoding="utf-8")

@@ -41,7 +41,7 @@ def join(options: RunOptions, line: Transport, sharing: int) -> None:
     line.publish(f"classes of {name}", str(len(data.classes)))
     run_dir = Path(line.hear("run_dir"))
     key = given or shared_key(keys.generated_key(run_dir))
-    lab.prepare_client(options, data, index, run_dir)
+    lab.prepare_client(options, data, index, run_dir, key)
     # Where one person's machine made the key for all clients there is no one to be protected from.
     memory = keys.memory_folder() if given is not None else None
     device = build.device_of(options, int(os.environ.get("LOCAL_RANK", "0")))

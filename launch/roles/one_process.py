@@ -47,7 +47,7 @@ def run_in_one_process(asked: AskedOptions) -> None:
     place = run_folder.open_folder(options, build.new_run_id())
     key = given or shared_key(keys.generated_key(place.path))
     for index, own in enumerate(data):
-        lab.prepare_client(options, own, index, place.path)
+        lab.prepare_client(options, own, index, place.path, key)
 
     def play(coordinator: Coordinator) -> None:
         normalisation = nets.model_entry(options.model).normalisation
@@ -88,7 +88,7 @@ def play_locally(
     server = build.build_server(options, num_classes, device)
     if arm is not None:
         for index, own in enumerate(data):
-            lab.prepare_client(options, own, index, run_dir)
+            lab.prepare_client(options, own, index, run_dir, key)
         arm(server, num_classes)
         server.attack.prepare()
     coordinator = build.build_coordinator(

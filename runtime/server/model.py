@@ -33,10 +33,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """A forward that waits for its backward: smashed data as a leaf, and what was computed from it."""
+    """A forward that waits for its backward: smashed data as a leaf, and what was computed from it.
+
+    Attributes:
+        smashed: h_ND.
+        root: the loss, or the top's output.
+        joined: the clients' own batches, detached, where several make this one and labels stay at home.
+    """
 
     smashed: Tensor
     root: Tensor
+    joined: tuple[SmashedBatch, ...] = ()
 
 
 class ServerModel:
@@ -138,6 +145,7 @@ class ServerModel:
         output = self._through_top(seen)
         if batch.labels is None:
             self._attack_gradient(smashed, batch)
+            self._open_received(output, batch)
             return output.cpu()
         task_loss = self._task_loss(output, batch.labels, class_weights)
         loss = self.attack.loss(seen, task_loss)
@@ -211,7 +219,8 @@ class ServerModel:
         rows = output.split(sizes)
         if not labels:
             self._attack_gradient(alias, joint)
-            return [part.detach().cpu() for part in rows], ForwardPass(smashed, output.cpu())
+            parts = tuple(self._seen(batch, batch.smashed.detach()) for batch in batches)
+            return [row.detach().cpu() for row in rows], ForwardPass(smashed, output.cpu(), parts)
         losses = [self._task_loss(*each) for each in zip(rows, labels, class_weights, strict=True)]
         whole = torch.stack(
             [loss * (size / sum(sizes)) for loss, size in zip(losses, sizes, strict=True)]
@@ -236,6 +245,8 @@ class ServerModel:
             the joint loss's; and the gradients of the top's parameters.
         """
         total = sum(sizes)
+        for batch, grad in zip(forward_pass.joined, of_answers or (), strict=True):
+            self._received(batch, grad.to(self._device))
         joint = (
             None
             if of_answers is None
@@ -261,6 +272,15 @@ class ServerModel:
         # see it, and every batch would be kept for good.
         seen = self._seen(batch, smashed.detach())
         smashed.register_hook(lambda grad: self._attacked(seen, grad))
+
+    def _open_received(self, output: Tensor, batch: SmashedBatch) -> None:
+        """Opens the attack's door to what comes back for ``output``, whichever exchange carries it."""
+        seen = self._seen(batch, batch.smashed.detach())
+        output.register_hook(lambda grad: self._received(seen, grad))
+
+    def _received(self, seen: SmashedBatch, grad: Tensor) -> None:
+        with torch.enable_grad():
+            self.attack.received(seen, grad.detach())
 
     def _attacked(self, seen: SmashedBatch, grad: Tensor) -> Tensor:
         # Autograd runs hooks with gradients disabled; an attack differentiates its own nets here.

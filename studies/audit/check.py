@@ -14,15 +14,16 @@ from suture.launch.host.program import SUTURE
 from suture.launch.options.options import AskedOptions
 from suture.launch.options.toml import to_arguments
 from suture.runtime.errors import SutureError
+from suture.runtime.host.private_files import replace_private
 from suture.runtime.wire.compression import parse_format
 from suture.studies.audit.plan import Point
 from suture.studies.audit.point import Means, options_of
 
 
 def check_with_processes(
-    point: Point, result: Mapping[str, Any], base: AskedOptions, means: Means, folder: Path
+    point: Point, result: Mapping[str, Any], base: AskedOptions, means: Means, folder: Path, key: str
 ) -> str:
-    """Trains ``point`` over RPC and compares; returns a sentence.
+    """Trains ``point`` over RPC with its key (hex) and compares; returns a sentence.
 
     Raises:
         SutureError: the run failed, or its weights are others.
@@ -30,12 +31,14 @@ def check_with_processes(
     options = options_of(point, base, means, "static")
     run_dir = folder / "check"
     shutil.rmtree(run_dir, ignore_errors=True)
+    key_file = folder / "check.key"
+    replace_private(key_file, f"{key}\n".encode())
     # A passive attack leaves the weights alone, so the check goes without it.
     options = replace(
         options,
         attack=None,
         exchange="autograd" if parse_format(options.wire).differentiable else "fused",
-        handoff_key=str(folder / "handoff.key"),
+        handoff_key=str(key_file),
         run_dir=str(run_dir),
     )
     command = [*SUTURE, "train", *to_arguments(options)]

@@ -7,10 +7,19 @@ from importlib.resources import files
 from typing import Any
 
 from suture.launch.output.table import Table, bullets
-from suture.studies.audit.report import KINDS, MEASURES, Group, Interval, Result, grouped, strongest_alive
+from suture.studies.audit.report import (
+    KINDS,
+    MEASURES,
+    Group,
+    Interval,
+    Result,
+    grouped,
+    objections,
+    strongest_alive,
+)
 
 _SHOWN = {"held_out": "held-out", "train": "training"}
-_BESIDE = ("mean image", "shuffled", "untrained client")
+_BESIDE = ("mean image", "shuffled", "shuffled pairs", "untrained client")
 _DIGITS = {"psnr": 1, "mse": 4, "mse_median": 4, "mse_worst_tenth": 4}
 
 
@@ -89,7 +98,14 @@ def verdicts(groups: Sequence[Group]) -> list[str]:
             if best.num_void:
                 said.append(f"Cut {cut}, {family}: **void at every strength tried**.")
                 continue
-            text = (
+            against, only = objections(best)
+            if against:
+                said.append(
+                    f"Cut {cut}, {family}: **no verdict**, for `{best.defence}`: {'; '.join(against)}."
+                )
+                continue
+            text = f"**Descriptive only** ({'; '.join(only)}). " if only else ""
+            text += (
                 f"Cut {cut}, {family}: at best `{best.defence}`, SSIM {best.worst('ssim')[0]:.3f} and "
                 f"re-identification {best.worst('reidentified')[0]:.2f} under the stronger attacker, "
                 f"{best.results[0]['metric_name']} {best.metric[0]:.3f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,16 @@ from itertools import product
 from typing import Any
 
 from suture.launch.output.table import Table
+from suture.studies.statistics import share_interval
 
 Result = Mapping[str, Any]
-Interval = tuple[float, float, float]  # mean, smallest and largest over the seeds
+Interval = tuple[float, float, float]  # mean, and smallest and largest over the seeds, or the ends of 95 %
 
 VOID_MARGIN = 0.02  # rule 6: at or below the majority class plus two points a classifier is no classifier
+
+CONVERGED_MARGIN = 0.01
+CONTROL_SHARE = 0.95  # of the mean image's error: what the mean of a tenth fewer images may differ by
+LEAST_KEYS = 5
 
 MEASURES = (
     "mse",
@@ -25,8 +31,9 @@ MEASURES = (
     "mse_worst_tenth",
     "ssim_worst_tenth",
 )
+SHARES = ("reidentified",)
 KINDS = ("held_out", "train")
-_ROWS = ("attack", "mean image", "shuffled", "untrained client")
+_ROWS = ("attack", "mean image", "shuffled", "shuffled pairs", "untrained client")
 
 
 @dataclass(frozen=True)
@@ -54,16 +61,32 @@ class Group:
 
     @property
     def metric(self) -> Interval:
-        """The task's metric."""
-        return self.over(lambda result: float(result["metric"]))
+        """The task's metric, in [0, 1], with its interval over seeds."""
+        found = [float(result["metric"]) for result in self.results]
+        mean, low, high = share_interval(found)
+        return (mean, mean, mean) if math.isnan(low) else (mean, low, high)
 
     def leak(self, measure: str, attacker: str, *, kind: str = "held_out", row: str = "attack") -> Interval:
-        """A score of one attacker, or of what stands beside it."""
+        """A score of one attacker, or of what stands beside it; a share with its interval, see `share_interval`."""
+        if measure in SHARES:
+            return self._share(lambda result: score_of(result, measure, attacker, kind=kind, row=row), kind)
         return self.over(lambda result: score_of(result, measure, attacker, kind=kind, row=row))
+
+    def _share(self, value: Callable[[Result], float], kind: str = "held_out") -> Interval:
+        every = [
+            found["scores"][kind]["attack"]["num_images"]
+            for result in self.results
+            for found in result["attackers"].values()
+        ]
+        return share_interval([value(result) for result in self.results], int(min(every)))
 
     def worst(self, measure: str) -> Interval:
         """The stronger attacker's score, seed by seed: a defence is as good as its worst case."""
-        return self.over(lambda r: max(score_of(r, measure, attacker) for attacker in r["attackers"]))
+
+        def stronger(result: Result) -> float:
+            return max(score_of(result, measure, attacker) for attacker in result["attackers"])
+
+        return self._share(stronger) if measure in SHARES else self.over(stronger)
 
     @property
     def num_void(self) -> int:
@@ -100,6 +123,56 @@ def grouped(results: Iterable[Result]) -> list[Group]:
 def is_void(metric: float, majority: float | None) -> bool:
     """Whether the task was lost, so that the point says nothing (rule 6); a segmentation has no majority class."""
     return majority is not None and metric <= majority + VOID_MARGIN
+
+
+def has_converged(by_round: Sequence[float]) -> bool:
+    """Whether a victim had stopped gaining: over the last third of the rounds its test metric, in 0..1, is on average
+    at most a point above that over the third before (rule 12); fewer than three rounds show nothing.
+    """
+    third = len(by_round) // 3
+    if not third:
+        return False
+    late, before = by_round[-third:], by_round[-2 * third : -third]
+    return sum(late) / third <= sum(before) / third + CONVERGED_MARGIN
+
+
+def objections(group: Group) -> tuple[list[str], list[str]]:
+    """What keeps a verdict from being said of a group, and what makes it descriptive only (rules 11, 13 and 14).
+
+    What an older result does not say is held against it.
+    """
+    against, results = [], group.results
+    learning = {
+        name
+        for result in results
+        for name, found in result["attackers"].items()
+        if found.get("learning", {}).get("ended") != "plateau"
+    }
+    if learning:
+        against.append(
+            f"still learning when its budget ended: the {' and the '.join(sorted(learning))} attacker"
+        )
+    if not all(_control_fell(result) for result in results):
+        against.append("a decoder trained on shuffled pairs does not fall to the mean image")
+    keys = [result.get("key") for result in results]
+    only = []
+    if len(results) > 1 and (None in keys or len(set(keys)) < len(keys)):
+        only.append("its seeds share one key")
+    if len(results) < LEAST_KEYS:
+        only.append(f"{len(results)} of at least {LEAST_KEYS} keys")
+    return against, only
+
+
+def _control_fell(result: Result) -> bool:
+    """Whether the decoder of shuffled pairs comes to the mean image or worse, and re-identifies by chance alone."""
+    rows = result["attackers"]["adaptive"]["scores"]["held_out"]
+    control = rows.get("shuffled pairs")
+    if control is None:
+        return False
+    at_most = share_interval([control["chance"]], int(control["num_images"]))[2]
+    return bool(
+        control["mse"] >= CONTROL_SHARE * rows["mean image"]["mse"] and control["reidentified"] <= at_most
+    )
 
 
 def strongest_alive(groups: Sequence[Group]) -> Group:

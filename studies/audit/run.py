@@ -34,8 +34,9 @@ from suture.models.plugins import split
 from suture.runtime.data.registry import split_spec
 from suture.runtime.data.source import Task
 from suture.runtime.errors import ConfigError
+from suture.runtime.randomness import Randomness
 from suture.runtime.state.checkpoint import write_atomically
-from suture.runtime.state.handoff import read_key, write_key
+from suture.runtime.state.handoff import parse_key, read_key, write_key
 from suture.studies.audit.check import check_with_processes
 from suture.studies.audit.page import to_markdown
 from suture.studies.audit.pictures import FRONTIER, draw_frontier, draw_gallery, gallery_name
@@ -125,7 +126,9 @@ def run_audit(config: AuditConfig, given: AskedOptions, folder: Path) -> None:
                     if config.budget is not None and time.monotonic() - begun > 60 * config.budget:
                         ended_early = True
                         break
-                    result = run_point(point, base, config.means, key, path.with_suffix(".npz"))
+                    result = run_point(
+                        point, base, config.means, seed_key(key, point.seed), path.with_suffix(".npz")
+                    )
                     write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
                     if not console.is_terminal:
                         print(f"[{number + 1}/{len(plan)}] {_told(result)}", file=sys.stderr, flush=True)
@@ -144,7 +147,9 @@ def run_audit(config: AuditConfig, given: AskedOptions, folder: Path) -> None:
     if ended_early:
         print(f"The budget of {config.budget:g} minutes is used up; the same command goes on.")
     if config.check and results:
-        print(check_with_processes(plan[0], results[0], base, config.means, folder))
+        print(
+            check_with_processes(plan[0], results[0], base, config.means, folder, seed_key(key, plan[0].seed))
+        )
 
 
 def audit_options(given: AskedOptions) -> AskedOptions:
@@ -205,6 +210,11 @@ def _open(folder: Path, config: AuditConfig, base: AskedOptions) -> str:
     return read_key(key).hex()
 
 
+def seed_key(key: str, seed: int) -> str:
+    """A seed's own key (hex), from the audit's: seeds that shared one would share order, noise and initial weights."""
+    return Randomness(parse_key(key, "the audit's key"), 0).derive(32, "audit", seed).hex()
+
+
 def _told(result: Mapping[str, Any]) -> str:
     group = grouped([result])[0]
     void = ", VOID" if group.is_void else ""
@@ -240,7 +250,11 @@ def _report(
         "note": "the budget ended first" if ended_early else "",
     }
     groups = grouped(results)
-    seeds = f"{config.num_seeds} seeds, bars from smallest to largest" if config.num_seeds > 1 else "one seed"
+    seeds = (
+        f"{config.num_seeds} seeds; bars: SSIM from smallest to largest, else 95 %"
+        if config.num_seeds > 1
+        else "one seed"
+    )
     caption = f"{about['model']} on {about['data']}, {seeds}; lower right is better"
     draw_frontier(groups, folder / FRONTIER, caption=caption)
     galleries = _draw_galleries(

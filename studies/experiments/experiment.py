@@ -24,7 +24,7 @@ from suture.studies.audit.report import is_void as majority_lost
 from suture.studies.experiments.runs.job import Job, runs_folder
 from suture.studies.experiments.runs.setting import Setting
 from suture.studies.experiments.runs.sizes import Scale, Sizes, sizes_of
-from suture.studies.statistics import shown
+from suture.studies.statistics import shown_share
 
 METRICS = {
     "classification": ("accuracy", "balanced_accuracy", "auroc", "majority_accuracy"),
@@ -79,7 +79,7 @@ class Results:
 
     def cells(self, arm: str, metrics: Sequence[str]) -> dict[str, str]:
         """Means and intervals over the seeds, by heading."""
-        return {NAMES[metric]: shown(self.values(arm, metric)) for metric in metrics}
+        return {NAMES[metric]: shown_share(self.values(arm, metric)) for metric in metrics}
 
     def by_client(self, arm: str, metric: str) -> list[float]:
         """A test metric client by client, each the mean over seeds."""

@@ -29,13 +29,18 @@ def rebuilt(run: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("attack", "exchange"),
-    [("fsha:aux_images=8", "fused"), ("adra:aux_images=8,epochs=1", "autograd")],
+    ("attack", "exchange", "labels"),
+    [
+        ("fsha:aux_images=8", "fused", "shared"),
+        ("adra:aux_images=8,epochs=1", "autograd", "shared"),
+        ("label-inference", "fused", "home"),
+        ("label-inference", "autograd", "home"),
+    ],
 )
-def test_an_attacked_run_over_rpc_ends_as_it_does_in_one_process(attack, exchange, tmp_path):
-    """Oracle: digest and rebuilt images of the run in one process; the verdict sets them beside the mean image."""
+def test_an_attacked_run_over_rpc_ends_as_it_does_in_one_process(attack, exchange, labels, tmp_path):
+    """Oracle: digest and guesses of the run in one process; the verdict sets them beside what needs no attack."""
     assert suture("keygen", str(tmp_path / "key")).code == 0
-    options = [*OPTIONS, "--attack", attack, "--handoff-key", str(tmp_path / "key")]
+    options = [*OPTIONS, "--labels", labels, "--attack", attack, "--handoff-key", str(tmp_path / "key")]
     over_rpc, local = tmp_path / "rpc", tmp_path / "local"
     for run, more in (
         (over_rpc, ["--exchange", exchange]),
@@ -48,4 +53,7 @@ def test_an_attacked_run_over_rpc_ends_as_it_does_in_one_process(attack, exchang
     verdict = json.loads((over_rpc / "attack" / "verdict.json").read_text())
     assert verdict["spec"] == attack
     for scores in verdict["scores"].values():
+        if labels == "home":
+            assert scores["attack"]["guessed"] > scores["shuffled"]["guessed"]
+            continue
         assert scores["attack"]["mse"] > 0 and scores["mean image"]["mse"] > 0

@@ -1,4 +1,4 @@
-"""The four doors are called as documented while a whole run is played, and with nothing at them nothing changes.
+"""The doors are called as documented while a whole run is played, and with nothing at them nothing changes.
 
 Oracle: the messages that crossed the wire, and unsplit autograd over the same parts, images and order.
 """
@@ -135,11 +135,42 @@ def test_an_attack_sees_exactly_what_crossed_the_wire(home, tmp_path):
 
 @pytest.mark.parametrize("home", [False, True])
 def test_the_doors_of_an_attack_open_in_order(home, tmp_path):
-    """Oracle: observe, then the active door, then step after each backward; evaluation is observed only."""
+    """Oracle: observe, then what came back, then the active door, then step after each backward; evaluation is observed
+    only.
+    """
     tap = Tap()
     play(tmp_path, attack=tap, home=home)
-    active = "gradient" if home else "loss"
-    assert tap.calls == ["observe", active, "step"] * NUM_BATCHES + ["validation", "test", "test"]
+    active = ["received", "gradient"] if home else ["loss"]
+    assert tap.calls == ["observe", *active, "step"] * NUM_BATCHES + ["validation", "test", "test"]
+
+
+def test_an_attack_receives_the_gradient_of_the_output(tmp_path):
+    """Oracle: unsplit autograd's gradient there, and the batch that it is of."""
+    tap, expected, outputs = Tap(), [], []
+    forward = nn.Sequential.forward  # the top's
+
+    def noted(self, x):
+        outputs.append(forward(self, x))
+        return outputs[-1]
+
+    def by_hand(smashed, loss, parts):
+        (wanted,) = torch.autograd.grad(loss, outputs[-1], retain_graph=True)
+        expected.append((smashed.detach().clone(), wanted))
+        loss.backward()
+
+    play(tmp_path, attack=tap, home=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.Sequential, "forward", noted)
+        train_unsplit(home=True, before_step=by_hand)
+    assert len(tap.gradients) == len(expected) == NUM_BATCHES
+    for (batch, gradient), (smashed, wanted) in zip(tap.gradients, expected, strict=True):
+        assert torch.equal(batch.smashed, smashed) and torch.equal(gradient, wanted)
+
+
+def test_where_labels_are_shared_nothing_comes_back(tmp_path):
+    tap = Tap()
+    play(tmp_path, attack=tap)
+    assert tap.gradients == [] and "received" not in tap.calls
 
 
 @pytest.mark.parametrize("home", [False, True])

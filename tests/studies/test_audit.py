@@ -6,6 +6,7 @@ import copy
 import csv
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from suture.launch.options.options import AskedOptions
 from suture.runtime.errors import ConfigError, SutureError
+from suture.runtime.state.handoff import parse_key
 from suture.studies.audit.page import to_markdown, verdicts
 from suture.studies.audit.plan import (
     MOST_STRENGTHS,
@@ -25,8 +27,9 @@ from suture.studies.audit.plan import (
     points,
 )
 from suture.studies.audit.point import Means, options_of
-from suture.studies.audit.report import grouped, is_void, to_csv
-from suture.studies.audit.run import AuditConfig, audit_options, run_audit
+from suture.studies.audit.report import grouped, has_converged, is_void, to_csv
+from suture.studies.audit.run import AuditConfig, audit_options, run_audit, seed_key
+from suture.studies.statistics import share_interval
 from suture.threats.registry import DEFENCES
 
 
@@ -49,7 +52,11 @@ def _result(
 
     def attacker(ssim: float) -> dict[str, Any]:
         rows = {"attack": scores(ssim), "mean image": scores(0.3)}
-        return {"scores": {"held_out": rows, "train": copy.deepcopy(rows)}, "stopped": "", "cpu_seconds": 1.0}
+        rows["shuffled pairs"] = scores(0.3) | {"reidentified": 0.01}
+        return {
+            "scores": {"held_out": rows, "train": copy.deepcopy(rows)}, "stopped": "", "cpu_seconds": 1.0,
+            "learning": {"ended": "plateau", "budget": "150 passes", "curve": []},
+        }  # fmt: skip
 
     return {
         "cut": "4",
@@ -62,6 +69,7 @@ def _result(
         "majority": 0.5,
         "void": is_void(metric, 0.5),
         "attackers": {"static": attacker(static), "adaptive": attacker(adaptive)},
+        "key": f"key{seed}",
         "weights_sha256": "",
         "seconds": 1.0,
     }
@@ -131,12 +139,13 @@ def test_a_classifier_within_two_points_of_the_majority_class_is_void(
 
 
 def test_a_group_is_judged_by_the_stronger_attacker_seed_by_seed() -> None:
-    """Oracle: by hand; the larger of the two in each seed, then mean, smallest, largest."""
+    """Oracle: by hand; the larger of the two in each seed, then mean, smallest, largest; of shares `share_interval`."""
     (group,) = grouped(
         [_result("noise:scale=1", 2, 0, 0.9, 0.2, 0.6), _result("noise:scale=1", 2, 1, 0.8, 0.4, 0.2)]
     )
     assert group.worst("ssim") == pytest.approx((0.5, 0.4, 0.6))
-    assert group.metric == pytest.approx((0.85, 0.8, 0.9))
+    assert group.metric == share_interval([0.9, 0.8]) and group.metric[0] == pytest.approx(0.85)
+    assert group.worst("reidentified") == share_interval([0.5, 0.5], 100)
 
 
 def test_void_points_are_marked_and_never_recommended() -> None:
@@ -149,6 +158,7 @@ def test_void_points_are_marked_and_never_recommended() -> None:
     ]
     noise, dcor = verdicts(grouped(results))
     assert "`noise:scale=1`, SSIM 0.600" in noise
+    assert noise.startswith("**Descriptive only** (1 of at least 5 keys). Cut 4, noise: at best")
     assert "the static attacker alone would suggest SSIM 0.300" in noise
     assert "void at every strength tried" in dcor
     about: dict[str, Any] = dict.fromkeys(
@@ -162,10 +172,73 @@ def test_void_points_are_marked_and_never_recommended() -> None:
     assert "mean image MSE 0.5000 and SSIM 0.300" in page
 
 
+def _five(change: Callable[[dict[str, Any], int], None] = lambda result, seed: None) -> list[str]:
+    """What is said of a defence over five seeds that ``change`` has spoilt."""
+    results = [_result("noise:scale=1", 2, seed, 0.9, 0.3, 0.6) for seed in range(5)]
+    for seed, result in enumerate(results):
+        change(result, seed)
+    return verdicts(grouped(results))
+
+
+def test_a_verdict_needs_five_keys_a_plateau_and_a_control_that_falls() -> None:
+    """Oracle: five sound results have a plain verdict; each fault, planted, takes it away or says what it is worth."""
+    (said,) = _five()
+    assert said.startswith("Cut 4, noise: at best `noise:scale=1`")
+
+    def cut_short(result: dict[str, Any], seed: int) -> None:
+        if seed == 3:
+            result["attackers"]["static"]["learning"]["ended"] = "still learning"
+
+    def control_reads(result: dict[str, Any], seed: int) -> None:
+        result["attackers"]["adaptive"]["scores"]["held_out"]["shuffled pairs"]["mse"] = 0.4
+
+    def control_names(result: dict[str, Any], seed: int) -> None:
+        result["attackers"]["adaptive"]["scores"]["held_out"]["shuffled pairs"]["reidentified"] = 0.2
+
+    def no_control(result: dict[str, Any], seed: int) -> None:
+        del result["attackers"]["adaptive"]["scores"]["held_out"]["shuffled pairs"]
+
+    def one_key(result: dict[str, Any], seed: int) -> None:
+        result["key"] = "the same"
+
+    def old(result: dict[str, Any], seed: int) -> None:
+        del result["key"]
+
+    fallen = "**no verdict**, for `noise:scale=1`: a decoder trained on shuffled pairs does not fall to the mean image."
+    assert _five(cut_short)[0].endswith("still learning when its budget ended: the static attacker.")
+    assert "SSIM" not in _five(cut_short)[0] and "**no verdict**" in _five(cut_short)[0]
+    assert all(fallen in _five(fault)[0] for fault in (control_reads, control_names, no_control))
+    for fault in (one_key, old):
+        assert _five(fault)[0].startswith("**Descriptive only** (its seeds share one key). ")
+
+
+@pytest.mark.parametrize(
+    ("by_round", "converged"),
+    [
+        ([0.5, 0.7, 0.8, 0.9, 0.9, 0.9], False),
+        ([0.5, 0.8, 0.9, 0.9, 0.9, 0.905], True),
+        ([0.9, 0.9, 0.9], True),
+        ([0.9, 0.9], False),
+        ([], False),
+        ([0.5, 0.6, 0.7], False),
+    ],
+)
+def test_a_victim_that_still_gains_has_not_converged(by_round: list[float], converged: bool) -> None:
+    """Oracle: by hand: thirds of the rounds, a point."""
+    assert has_converged(by_round) is converged
+
+
+def test_each_seed_has_a_key_of_its_own() -> None:
+    """Oracle: they differ, are the same each time, and are hand-off keys."""
+    keys = [seed_key("ab" * 32, seed) for seed in range(5)]
+    assert len({*keys, "ab" * 32}) == 6 and keys == [seed_key("ab" * 32, seed) for seed in range(5)]
+    assert all(len(parse_key(key, "")) == 32 for key in keys)
+
+
 def test_the_csv_has_a_line_for_every_run_attacker_set_and_row() -> None:
     """Oracle: counting and reading back."""
     rows = list(csv.DictReader(io.StringIO(to_csv([_result("none", 0, 3, 0.95, 0.8, 0.9)]))))
-    assert len(rows) == 2 * 2 * 2
+    assert len(rows) == 2 * 2 * 3
     chosen = [
         row
         for row in rows
@@ -185,8 +258,8 @@ def test_effort_makes_both_attackers_train_longer_and_changes_nothing_else() -> 
     """Oracle: the SPECs of the attacks; too little is refused."""
     point, base = Point("4", "none", "none", 0, 0), AskedOptions(held_out_images=8)
     one, four = (options_of(point, base, Means(aux_images=9, effort=n), "adaptive") for n in (1, 4))
-    assert one.attack is not None and "epochs=20" in one.attack
-    assert four.attack == one.attack.replace("epochs=20", "epochs=80")
+    assert one.attack is not None and "epochs=150" in one.attack
+    assert four.attack == one.attack.replace("epochs=150", "epochs=600")
     with pytest.raises(ConfigError, match="effort must be at least 1, got 0"):
         Means(effort=0)
 
@@ -230,6 +303,11 @@ def test_a_tiny_audit_goes_on_where_it_stopped_and_refuses_another_one(
     assert again[1]["attackers"]["adaptive"]["scores"] == before[1]["attackers"]["adaptive"]["scores"]
     scores = again[1]["attackers"]["static"]["scores"]["held_out"]
     assert {"attack", "mean image", "shuffled", "untrained client"} <= set(scores)
+    adaptive = again[1]["attackers"]["adaptive"]
+    control = adaptive["scores"]["held_out"]
+    assert control["shuffled pairs"]["mse"] > 0.8 * control["mean image"]["mse"]
+    assert adaptive["learning"]["ended"] in ("plateau", "still learning") and adaptive["steps"] > 0
+    assert len(again[1]["metric_by_round"]) == 3 and set(again[1]["attackers"]) == {"static", "adaptive"}
     assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in scores.values())
     with pytest.raises(ConfigError, match="holds an audit with other options"):
         run_audit(config, AskedOptions(**{**vars(options), "epochs": 4}), tmp_path)

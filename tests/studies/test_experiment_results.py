@@ -10,6 +10,8 @@ import math
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from suture.launch.output.table import Table
 from suture.studies.experiments.engine.results import differing, load, write_results
@@ -18,7 +20,7 @@ from suture.studies.experiments.pages.page import Chapter, to_html
 from suture.studies.experiments.registry import EXPERIMENTS, STUDY
 from suture.studies.experiments.runs.job import Job, read_result, result_path
 from suture.studies.experiments.runs.setting import CONFIG, Setting, to_toml, with_data
-from suture.studies.statistics import mean_and_interval, overlaps, shown
+from suture.studies.statistics import mean_and_interval, overlaps, share_interval, shown, shown_share
 
 
 def test_mean_and_interval_are_those_worked_out_by_hand():
@@ -53,10 +55,40 @@ def test_the_interval_uses_students_t(count, t):
 
 
 def test_intervals_that_touch_tell_nothing_apart():
-    """Oracle: means 1 and 2 with half widths worked out by hand; single runs never tell anything apart."""
-    assert not overlaps([1.0, 1.01, 0.99], [2.0, 2.01, 1.99])
-    assert overlaps([1.0, 1.5, 0.5], [2.0, 2.5, 1.5])
-    assert overlaps([1.0], [2.0])
+    """Oracle: means .5 and .7 with little and with much spread; single runs never tell anything apart."""
+    assert not overlaps([0.5, 0.51, 0.49], [0.7, 0.71, 0.69])
+    assert overlaps([0.5, 0.65, 0.35], [0.7, 0.85, 0.55])
+    assert overlaps([0.1], [0.9])
+
+
+def test_the_interval_of_shares_lies_inside_the_unit_interval():
+    """Oracle: 40 of 40, in one run (Wilson's: n / (n + z^2)) and in five; none; and shares that Student's t on the
+    shares themselves takes beyond 1.
+    """
+    assert share_interval([1.0], 40) == (1.0, pytest.approx(40 / (40 + 1.96**2), abs=1e-4), 1.0)
+    for shares in ([1.0] * 5, [0.0] * 5, [0.13, 0.14, 0.74], [0.98, 1.0, 1.0], [0.5, 0.5]):
+        for n in (40, 500, None):
+            mean, low, high = share_interval(shares, n)
+            assert 0 <= low <= mean <= high <= 1
+    mean, low, high = share_interval([1.0] * 5, 40)
+    assert 0.8 < low < 0.95 and high == 1.0, "five seeds on the same 40 images are not 200 images"
+    mean, half = mean_and_interval([0.13, 0.14, 0.74])
+    assert mean - half < 0 < share_interval([0.13, 0.14, 0.74], 40)[1]
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=8))
+def test_no_share_leaves_its_own_interval(hits):
+    """Oracle: arithmetic: the mean, and the bounds of a share."""
+    mean, low, high = share_interval([hit / 40 for hit in hits], 40)
+    assert mean == pytest.approx(sum(hits) / 40 / len(hits)) and 0 <= low <= mean <= high <= 1
+
+
+def test_shares_are_shown_with_their_ends():
+    """Oracle: the cells; what has no interval has no brackets."""
+    assert shown_share([1.0], 2, 40) == "1.00 (0.91 to 1.00)"
+    assert shown_share([0.5]) == "0.500" == shown_share([0.5, 0.5])
+    assert shown_share([math.nan]) == "–"
+    assert shown_share([0.6, 0.61]) == "0.605 (0.540 to 0.666)"
 
 
 def test_a_table_reads_the_same_in_markdown_and_html_and_on_the_terminal(capsys):
@@ -99,7 +131,7 @@ def _summary(job: Job, digest: str) -> dict:
         "segmentation": {"jaccard": base, "dice": base + 0.1, "pixel_accuracy": 0.9, "loss": 1.0},
     }[task]  # fmt: skip
     clients = {f"client{i}": {"test": scores} for i in range(job.options.clients)}
-    leak = {"mse": 0.01, "ssim": 0.5, "reidentified": 0.9, "chance": 0.01}
+    leak = {"mse": 0.01, "ssim": 0.5, "reidentified": 0.9, "chance": 0.01, "num_images": 40}
     verdict = {"scores": {"held_out": {"attack": leak, "mean image": leak | {"mse": 0.02}}}}
     return {
         "task": task, "clients": clients, "weights_sha256": digest, "seed": job.seed,
@@ -142,9 +174,9 @@ def test_every_experiment_makes_its_tables_from_results(made_up):
     for table in experiment.tables(setting, results):
         assert "scale smoke" in table.title and table.rows
     if experiment.name != "exchanges":  # which compares digests and averages nothing
-        assert "0.605 ± 0.064" in text, "12.706 * 0.005 = 0.0635"
+        assert "0.605 (0.540 to 0.666)" in text, "logits of .60 and .61, t(1) = 12.706"
     if "attack" in text or experiment.name in ("fsha", "adra"):
-        assert "| 0.0100 | 0.50 | 0.500 | 0.90 |" in text, "MSE over the mean image's .02, equal in every run"
+        assert "| 0.0100 | 0.50 | 0.500 | 0.90 (0.75 to 0.96) |" in text, "36 of 40, equal in every run"
     for told in json.loads((made_up / "pictures.json").read_text()):
         assert (made_up / "figures" / told["file"]).stat().st_size > 1000
 

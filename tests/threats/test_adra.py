@@ -98,6 +98,46 @@ def test_queries_rebuild_images_it_never_saw_and_shuffled_pairs_do_not(loss: str
     assert errors["control"] > 0.8 * mean, (errors, mean)
 
 
+def _learnt(epochs: int) -> AdraAttack:
+    own = glyphs(128, 1)
+    config = AdraConfig(epochs=epochs, patience=3, aux_images=128, lr=5e-3, width=0.25)
+    attack = AdraAttack(config, server_view(), Auxiliary(own))
+    send(attack, smash(small_bottom(), own), "query")
+    attack.finish()
+    return attack
+
+
+def test_an_attacker_cut_short_says_that_it_was_still_learning(caplog: pytest.LogCaptureFixture) -> None:
+    """Oracle: the report and the log of one that gets three passes, and of one that gets all it can use."""
+    short = _learnt(3)
+    learning = short.report()["learning"]
+    assert learning["ended"] == "still learning" and learning["budget"] == "3 passes over 116 pairs"
+    assert "was still learning when its budget ended (3 passes over 116 pairs)" in caplog.text
+    assert [point[0] for point in learning["curve"]] == [4, 8, 12] and short.steps == 12
+    caplog.clear()
+    whole = _learnt(400)
+    learning = whole.report()["learning"]
+    assert learning["ended"] == "plateau" and whole.steps < 400 * 4 and "still learning" not in caplog.text
+    curve = learning["curve"]
+    assert len(curve) <= 62 and curve[-1][0] == whole.steps and curve[-1][2] < curve[0][2]
+    assert min(loss for *_, loss in curve) < min(loss for *_, loss in short.report()["learning"]["curve"])
+
+
+def test_the_control_of_shuffled_pairs_falls_to_the_mean_image() -> None:
+    """Oracle: the mean image's error; the attack itself, from the same pairs put right, is far below."""
+    bottom, own, private = small_bottom(), glyphs(256, 1), glyphs(64, 2)
+    truth = private.float() / 255
+    mean = float((own.float().div(255).mean(0) - truth).square().mean())
+    errors = {}
+    for shuffled in (False, True):
+        config = AdraConfig(epochs=60, aux_images=256, lr=5e-3, width=0.25, patience=4, shuffled=shuffled)
+        attack = AdraAttack(config, server_view(), Auxiliary(own))
+        send(attack, smash(bottom, own), "query")
+        attack.finish()
+        errors[shuffled] = float((attack.reconstruct(smash(bottom, private)) - truth).square().mean())
+    assert errors[False] < 0.4 * mean and errors[True] > 0.95 * mean, (errors, mean)
+
+
 def test_averaging_rounds_helps_against_noise() -> None:
     """Oracle: the same attack with one pass; noise differs from round to round where the image does not."""
     bottom, own, private = small_bottom(), glyphs(256, 1), glyphs(64, 2)

@@ -46,6 +46,13 @@ def options(run_dir: Path, **changed: Any) -> RunOptions:
     return AskedOptions(**(given | changed)).resolved()
 
 
+def attacked(name: str) -> dict[str, str]:
+    """Options of a run with this attack, which is given eight images if it takes any."""
+    needs = ATTACKS.parse(name).needs
+    spec = f"{name}:aux-images=8" if needs.images else name
+    return {"attack": spec, "labels": "home" if needs.output_gradient else "shared"}
+
+
 def play(run_dir: Path, attack: Attack | None, monkeypatch: pytest.MonkeyPatch) -> str:
     chosen = options(run_dir)
     run_dir.mkdir()
@@ -71,7 +78,7 @@ def test_an_honest_attack_and_a_spy_change_nothing(tmp_path: Path, monkeypatch: 
     assert play(tmp_path / "spy", spy, monkeypatch) == plain
     assert {type(batch) for batch in spy.seen} == {SmashedBatch} and "loss" in spy.calls
     names = {field.name for field in dataclasses.fields(SmashedBatch)}
-    assert names == {"smashed", "labels", "client", "round", "batch", "phase"}
+    assert names == {"smashed", "labels", "clients", "round", "batch", "phase"}
     assert {tuple(batch.smashed.shape[1:]) for batch in spy.seen} == {(64, 4, 4)}
     # Held-out images look like test images: two batches of four a client and round, without labels.
     tested = [b for b in spy.seen if b.phase == "test" and b.client == "client0" and b.round == 1]
@@ -81,7 +88,7 @@ def test_an_honest_attack_and_a_spy_change_nothing(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("name", list(ATTACKS))
 def test_no_client_can_be_reached_from_an_attack(name: str, tmp_path: Path) -> None:
     """Oracle: Python's own object graph: from a built attack no client, image set, source or secret can be found."""
-    chosen = options(tmp_path / "run", attack=f"{name}:aux-images=8")
+    chosen = options(tmp_path / "run", **attacked(name))
     server = build.build_server(chosen, 2, torch.device("cpu"))
     attack = lab.build_attack(chosen, server.top, 2, tmp_path / "attack")
     assert attack is not None
@@ -101,7 +108,7 @@ def test_no_client_can_be_reached_from_an_attack(name: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", list(ATTACKS))
 def test_an_attacks_state_is_plain(name: str, tmp_path: Path) -> None:
     """Oracle: torch.load with ``weights_only``, which a checkpoint is read with."""
-    chosen = options(tmp_path / "run", attack=f"{name}:aux-images=8")
+    chosen = options(tmp_path / "run", **attacked(name))
     server = build.build_server(chosen, 2, torch.device("cpu"))
     attack = lab.build_attack(chosen, server.top, 2, None)
     assert attack is not None

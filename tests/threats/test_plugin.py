@@ -193,7 +193,7 @@ def test_an_attack_must_say_what_it_needs(own: Path) -> None:
         needs = ATTACKS.parse(f"adra:origin={origin},average=3").needs
         assert (needs.queries, needs.live, needs.query_rounds) == (queries, False, 3)
         assert needs.labels == (origin == "shadow")
-    with pytest.raises(ConfigError, match="needs: images must be at least 2, got 1"):
+    with pytest.raises(ConfigError, match="needs: images must be 0 or at least 2, got 1"):
         Needs(images=1)
 
 

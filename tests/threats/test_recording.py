@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from fakes import Tap
 
 from suture.runtime.errors import DataError
 from suture.runtime.hooks import Attack, SmashedBatch
@@ -17,7 +19,7 @@ ORIGIN = {"run": "a1", "model": "resnet18", "cut": "4", "smashed_shape": [2, 3, 
 def batch(round: int, number: int, phase: str = "train") -> SmashedBatch:
     labels = torch.tensor([1, 0]) if phase == "train" else None
     return SmashedBatch(
-        torch.full((2, 2, 3, 3), round + number / 10), labels, "client0", round, number, phase
+        torch.full((2, 2, 3, 3), round + number / 10), labels, ("client0",), round, number, phase
     )
 
 
@@ -71,4 +73,21 @@ def test_recording_passes_every_door_through(tmp_path: Path) -> None:
     loss, grad = torch.tensor(1.0), torch.ones(2, 2, 3, 3)
     assert recorded.loss(batch(1, 0), loss) is loss
     assert recorded.gradient(batch(1, 0), grad) is grad
+    recorded.received(batch(1, 0), grad)
     assert recorded.state_dict() == {}
+
+
+def test_what_came_back_is_recorded_beside_its_batch(tmp_path: Path) -> None:
+    """Oracle: the tensor that was given; and a tap behind the recording."""
+    tap = Tap()
+    recorded = RecordedAttack(tap, Recording(tmp_path, ORIGIN), "all")
+    home = replace(batch(1, 0), labels=None)
+    recorded.observe(home)
+    recorded.observe(batch(1, 1))
+    with torch.enable_grad():
+        recorded.received(home, torch.arange(6.0).view(2, 3))
+    (first, second) = Recording.open(tmp_path, ORIGIN).play()
+    found = recorded.recording.received(first)
+    assert found is not None and torch.equal(found, torch.arange(6.0).view(2, 3))
+    assert recorded.recording.received(second) is None
+    assert torch.equal(tap.gradients[0][1], found)

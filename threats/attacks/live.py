@@ -24,12 +24,15 @@ from suture.runtime.hooks import Attack, SmashedBatch
 from suture.runtime.host.disk import writing
 from suture.runtime.state.checkpoint import write_atomically
 from suture.threats.attacks.auxiliary import Auxiliary
+from suture.threats.attacks.learning import Learning
 from suture.threats.attacks.server_view import ServerView
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LOSSES_FILE, REPORT_FILE, STATE_FILE = "losses.jsonl", "report.json", "attack.pt"
+KNOWN_FILE = "known.json"  # training images whose class is handed over: client, batch, row and class of each
+NOT_JUDGED = -1  # in place of a guessed class: the attacker knew it
 LEAKED_FILE = "leaked.npy"  # the private images that a threat model hands over, x_NCHW uint8
 KEPT_TRAIN_BATCHES = 4  # reconstructed training batches a turn: enough to judge in-training leakage
 
@@ -39,7 +42,7 @@ class NotFiniteError(Exception):
 
 
 class LiveAttack(Attack):
-    """Base of the attacks that turn smashed data into images (or a property) while training goes on.
+    """Base of all attacks on a run.
 
     A subclass overrides the doors with a leading underscore. It never relies on ``.grad`` from the protocol's
     backward, and draws from generators of its own, so that training's draws are those of an honest run.
@@ -55,6 +58,7 @@ class LiveAttack(Attack):
         self.server_view = server_view
         self._auxiliary = auxiliary
         self.stopped = ""  # why it stopped, empty while it runs
+        self.learning = Learning()
         self.steps = 0
         self.cpu_seconds = 0.0
         digest = hashlib.sha256(f"{type(self).__name__}/{server_view.seed}".encode()).digest()
@@ -75,9 +79,18 @@ class LiveAttack(Attack):
     def gradient(self, batch: SmashedBatch, grad: Tensor) -> Tensor:
         return self._guarded(lambda: self._gradient(batch, grad), grad)
 
+    def received(self, batch: SmashedBatch, gradient: Tensor) -> None:
+        self._guarded(lambda: self._received(batch, gradient), None)
+
     def finish(self) -> None:
         """After the last turn: what a passive attack trains now; then nets and report are written."""
         self._guarded(self._finish, None)
+        if self.learning.ended == "still learning":
+            log.warning(
+                "%s was still learning when its budget ended (%s): its figures are no bound; give it more",
+                type(self).__name__,
+                self.learning.budget,
+            )
         self.write()
 
     def _observe(self, batch: SmashedBatch) -> None:
@@ -91,12 +104,11 @@ class LiveAttack(Attack):
         """See `Attack.gradient`."""
         return grad
 
+    def _received(self, batch: SmashedBatch, gradient: Tensor) -> None:
+        """See `Attack.received`."""
+
     def _finish(self) -> None:
         """See `finish`."""
-
-    @abstractmethod
-    def reconstruct(self, smashed: Tensor) -> Tensor:
-        """The attack's guess: h_ND to x_NCHW in [0, 1]; no gradients."""
 
     # State ---------------------------------------------------------------------------------------
 
@@ -142,6 +154,7 @@ class LiveAttack(Attack):
             "auxiliary": {} if owned is None else {"images": len(owned), "origin": owned.origin},
             "stopped": self.stopped,
             "steps": self.steps,
+            "learning": self.learning.summary(),
             "cpu_seconds": round(self.cpu_seconds, 3),
             "chosen_round": self.chosen_round(),
         }
@@ -171,12 +184,13 @@ class LiveAttack(Attack):
         images = self.auxiliary.unit(rows).mul_(2).sub_(1).to(self.server_view.device)
         return images, None if labels is None else labels[rows].to(self.server_view.device)
 
-    def keep_reconstruction(self, batch: SmashedBatch) -> None:
-        """Writes the guess for ``batch``, named by its place: a repeated turn writes over what it left."""
-        if self.server_view.folder is not None and (
-            batch.phase != "train" or batch.batch < KEPT_TRAIN_BATCHES
-        ):
-            self.keep(batch, self.reconstruct(batch.smashed).mul(255).round().clamp(0, 255).to(torch.uint8))
+    def guesses_path(self, round: int, client: str, batch: int) -> Path | None:
+        """Where the guessed classes of a training batch go, in a folder that is there; None to write nothing."""
+        if self.server_view.folder is None:
+            return None
+        path = reconstruction_path(self.server_view.folder, round, client, "train", batch)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
     def keep(self, batch: SmashedBatch, guesses: Tensor) -> None:
         """Writes guesses (N, ...) for ``batch`` under RUN/attack."""
@@ -214,6 +228,21 @@ class LiveAttack(Attack):
             return honest
         finally:
             self.cpu_seconds += time.process_time() - started
+
+
+class ReconstructionAttack(LiveAttack):
+    """Base of the attacks that turn smashed data into images (or a property)."""
+
+    @abstractmethod
+    def reconstruct(self, smashed: Tensor) -> Tensor:
+        """The attack's guess: h_ND to x_NCHW in [0, 1]; no gradients."""
+
+    def keep_reconstruction(self, batch: SmashedBatch) -> None:
+        """Writes the guess for ``batch``, named by its place: a repeated turn writes over what it left."""
+        if self.server_view.folder is not None and (
+            batch.phase != "train" or batch.batch < KEPT_TRAIN_BATCHES
+        ):
+            self.keep(batch, self.reconstruct(batch.smashed).mul(255).round().clamp(0, 255).to(torch.uint8))
 
 
 def reconstruction_path(folder: Path, round: int, client: str, phase: str, batch: int) -> Path:

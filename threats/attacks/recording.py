@@ -1,7 +1,7 @@
 """The wire recording: what crossed the wire, batch by batch on the server's disk, to be attacked afterwards.
 
-A recording holds smashed data and shared labels and nothing else; it is as sensitive as the images that can be
-rebuilt from it. It is bound to its run and cut.
+A recording holds smashed data, shared labels, and where labels stay at home the gradients that clients sent back; it is
+as sensitive as the images that can be rebuilt from it. It is bound to its run and cut.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from suture.runtime.hooks import Attack, SmashedBatch
 from suture.runtime.state.checkpoint import write_atomically
 
 _PHASES = ("train", "validation", "test", "query")
+_RECEIVED = ".received"  # beside the batch's .pt, which it comes later than
 _FILE = re.compile(r"(?P<client>\w+)-(?P<phase>\w+)-(?P<batch>\d+)\.pt")
 
 
@@ -77,10 +78,30 @@ class Recording:
         Raises:
             DataError: the disk does not take it.
         """
-        path = self._path(batch.round, batch.client, batch.phase, batch.batch)
-        content = io.BytesIO()
         labels = None if batch.labels is None else batch.labels.cpu()
-        torch.save({"smashed": batch.smashed.detach().cpu().contiguous(), "labels": labels}, content)
+        content = {"smashed": batch.smashed.detach().cpu().contiguous(), "labels": labels}
+        self._write(self._path(batch.round, batch.client, batch.phase, batch.batch), content)
+
+    def record_received(self, batch: SmashedBatch, gradient: Tensor) -> None:
+        """Writes what a client sent back for a batch, see `Attack.received`.
+
+        Raises:
+            DataError: the disk does not take it.
+        """
+        path = self._path(batch.round, batch.client, batch.phase, batch.batch).with_suffix(_RECEIVED)
+        self._write(path, {"gradient": gradient.detach().cpu().contiguous()})
+
+    def received(self, batch: SmashedBatch) -> Tensor | None:
+        """What was sent back for a batch; None where nothing was."""
+        path = self._path(batch.round, batch.client, batch.phase, batch.batch).with_suffix(_RECEIVED)
+        if not path.exists():
+            return None
+        gradient: Tensor = torch.load(path, weights_only=True)["gradient"]
+        return gradient
+
+    def _write(self, path: Path, value: dict[str, Any]) -> None:
+        content = io.BytesIO()
+        torch.save(value, content)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, content.getbuffer())
@@ -158,6 +179,10 @@ class RecordedAttack(Attack):
 
     def gradient(self, batch: SmashedBatch, grad: Tensor) -> Tensor:
         return self.attack.gradient(batch, grad)
+
+    def received(self, batch: SmashedBatch, gradient: Tensor) -> None:
+        self.recording.record_received(batch, gradient)
+        self.attack.received(batch, gradient)
 
     def step(self) -> None:
         self.attack.step()

@@ -26,7 +26,7 @@ from suture.runtime.data.normalise import Normalisation, denormalise
 from suture.runtime.data.source import Task
 from suture.runtime.errors import DataError
 from suture.threats.attacks.auxiliary import Auxiliary, content_hashes
-from suture.threats.attacks.live import LiveAttack, reconstruction_path
+from suture.threats.attacks.live import NOT_JUDGED, ReconstructionAttack, reconstruction_path
 from suture.threats.judging.metrics import class_means, mean_image, score
 from suture.threats.judging.reader import read_with, train_reader
 from suture.threats.judging.replayed_client import ReplayedClient
@@ -81,7 +81,7 @@ def judge(
     normalisation: Normalisation,
     chosen_round: int = 0,
     leaked: bool = False,
-    attack: LiveAttack | None = None,
+    attack: ReconstructionAttack | None = None,
     untrained: nn.Module | None = None,
 ) -> Verdict:
     """Scores what an attack left in ``folder``.
@@ -139,10 +139,11 @@ def judge(
 
 
 def judge_labels(
-    folder: Path, witnesses: Sequence[ReplayedClient], auxiliary: Auxiliary, *, chosen_round: int
+    folder: Path, witnesses: Sequence[ReplayedClient], auxiliary: Auxiliary | None, *, chosen_round: int
 ) -> dict[str, Any]:
-    """Scores property inference: the share of labels guessed rightly, beside the commonest class and a
-    shuffle.
+    """Scores guessed labels: the share guessed rightly, beside the commonest class and a shuffle.
+
+    What the attacker knew, `NOT_JUDGED` in its guesses, does not count.
 
     Raises:
         DataError: sets overlap, or there is nothing to judge.
@@ -160,9 +161,10 @@ def judge_labels(
                 if path.exists():
                     guessed.append(torch.from_numpy(np.load(path)))
                     true.append(batch.targets)
-        if not true:
+        g, y = torch.cat([torch.empty(0), *guessed]), torch.cat([torch.empty(0, dtype=torch.int64), *true])
+        g, y = g[g != NOT_JUDGED], y[g != NOT_JUDGED]
+        if not len(y):
             continue
-        g, y = torch.cat(guessed), torch.cat(true)
         commonest = float(torch.bincount(y).max()) / len(y)
         rows = {"attack": float((g == y).float().mean()), "commonest class": commonest}
         rows["shuffled"] = float((g.roll(1) == y).float().mean())
@@ -173,7 +175,7 @@ def judge_labels(
 
 
 def check_four_sets(
-    witnesses: Sequence[ReplayedClient], auxiliary: Auxiliary, *, leaked: bool = False
+    witnesses: Sequence[ReplayedClient], auxiliary: Auxiliary | None, *, leaked: bool = False
 ) -> dict[str, int]:
     """Asserts by content that client-train, client-held-out, auxiliary and task-test are disjoint (rule 1).
 
@@ -183,7 +185,9 @@ def check_four_sets(
     Raises:
         DataError: one that must be zero is not.
     """
-    sets: dict[str, set[bytes]] = {"attacker-auxiliary": set(content_hashes(auxiliary.images))}
+    sets: dict[str, set[bytes]] = {}
+    if auxiliary is not None:
+        sets["attacker-auxiliary"] = set(content_hashes(auxiliary.images))
     for name, split in (("client-train", "train"), ("client-held-out", "held_out"), ("task-test", "test")):
         hashes: set[bytes] = set()
         for replayed in witnesses:
@@ -279,7 +283,7 @@ def scores_of(rebuilt: Tensor, truth: Tensor) -> dict[str, float]:
 @torch.no_grad()
 def _score_untrained(
     scores: dict[str, dict[str, dict[str, float]]],
-    attack: LiveAttack,
+    attack: ReconstructionAttack,
     untrained: nn.Module,
     witnesses: Sequence[ReplayedClient],
     normalisation: Normalisation,

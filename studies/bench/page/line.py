@@ -10,7 +10,7 @@ from typing import Any
 
 from suture.launch.output.table import Table, bullets, megabytes
 from suture.studies.bench.page.bars import bars, spread
-from suture.studies.statistics import mean_and_interval
+from suture.studies.statistics import mean_and_interval, shown_share
 
 AIM, AIM_RATE = 5.0, "100"
 PLAIN = "autograd fp32"
@@ -24,8 +24,8 @@ def fill(found: Mapping[str, Any]) -> dict[str, object]:
     formats = [
         {
             "format": name,
-            "test metric": _with_interval(values),
-            "less fp32": _with_interval(_differences(values, metric["values"]["fp32"]), sign="+"),
+            "test metric": shown_share(values),
+            "less fp32": _difference(_differences(values, metric["values"]["fp32"])),
         }
         for name, values in metric["values"].items()
     ]
@@ -105,6 +105,6 @@ def kind(way: str) -> str:
     return way.removeprefix("autograd ").removeprefix("fused ").removeprefix("gRPC ")
 
 
-def _with_interval(values: Sequence[float], sign: str = "") -> str:
+def _difference(values: Sequence[float]) -> str:
     mean, half = mean_and_interval(values)
-    return f"{mean:{sign}.3f}" if math.isnan(half) else f"{mean:{sign}.3f} ± {half:.3f}"
+    return f"{mean:+.3f}" if math.isnan(half) else f"{mean:+.3f} ± {half:.3f}"

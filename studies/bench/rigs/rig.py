@@ -73,7 +73,7 @@ class Rig:
         images = build.build_images(options, 1)
         data = build.build_data(options, images, 0)
         num_classes, device = len(images.source.classes), torch.device("cpu")
-        lab.prepare_client(options, data, 0, run_dir)
+        lab.prepare_client(options, data, 0, run_dir, _KEY)
         self.server = build.build_server(options, num_classes, device)
         lab.arm(self.server, options, "rig", run_dir, num_classes)
         self.server.attack.prepare()

@@ -22,7 +22,7 @@ from suture.launch.output.figures.canvas import COLOURS, GREY, client_looks, dra
 from suture.runtime.records.tracking import METRICS_FILE, read_metrics
 from suture.studies.experiments.experiment import Results
 from suture.studies.experiments.runs.job import Job, runs_folder
-from suture.studies.statistics import mean_and_interval
+from suture.studies.statistics import share_interval
 
 SAMPLES = "samples_{}.npz"
 """In a run's folder, by attack: a few held-out images and what the attack made of them (`worker.py`)."""
@@ -39,16 +39,16 @@ class Series:
 def lines_with_intervals(
     series: Sequence[Series], path: Path, *, x: str, y: str, title: str, guess: float
 ) -> Path:
-    """Means as lines, 95 % intervals as bars, a little apart so that they can be told apart."""
+    """Means of scores in [0, 1] as lines, 95 % intervals as bars, a little apart so that they can be told apart."""
     with drawn(path, 7.2, 4.2) as figure:
         axes = figure.subplots()
         for number, one in enumerate(series):
             shift = 0.06 * (number - (len(series) - 1) / 2)
-            means = [mean_and_interval(values) for _, values in one.points]
+            means = [share_interval(values) for _, values in one.points]
             axes.errorbar(
                 [place + shift for place, _ in one.points],
-                [mean for mean, _ in means],
-                yerr=[0.0 if math.isnan(half) else half for _, half in means],
+                [mean for mean, _, _ in means],
+                yerr=_bars(means),
                 marker="o",
                 capsize=3,
                 color=COLOURS[number],
@@ -64,17 +64,17 @@ def lines_with_intervals(
 
 
 def dots_with_intervals(values: Mapping[str, Sequence[float]], path: Path, *, x: str, guess: float) -> Path:
-    """A line a name: every seed as a dot, mean and 95 % interval below them."""
+    """A line a name: every seed's score, in [0, 1], as a dot, mean and 95 % interval below them."""
     with drawn(path, 7.2, 0.9 + 0.5 * len(values)) as figure:
         axes = figure.subplots()
         for row, (name, found) in enumerate(values.items()):
-            mean, half = mean_and_interval(found)
+            mean, low, high = share_interval(found)
             colour = COLOURS[row % len(COLOURS)]
             axes.plot(found, [row - 0.12] * len(found), "o", color=colour, alpha=0.5, markersize=5)
             axes.errorbar(
                 mean,
                 row + 0.12,
-                xerr=0.0 if math.isnan(half) else half,
+                xerr=_bars([(mean, low, high)]),
                 fmt="D",
                 capsize=3,
                 color=colour,
@@ -85,6 +85,12 @@ def dots_with_intervals(values: Mapping[str, Sequence[float]], path: Path, *, x:
         axes.invert_yaxis()
         axes.set_xlabel(x)
     return path
+
+
+def _bars(means: Sequence[tuple[float, float, float]]) -> list[list[float]]:
+    """How far each interval reaches below and above its mean; nowhere where there is none."""
+    ends = [(0.0, 0.0) if math.isnan(low) else (mean - low, high - mean) for mean, low, high in means]
+    return [[below for below, _ in ends], [above for _, above in ends]]
 
 
 def losses_by_arm(results: Results, arms: Sequence[str], path: Path) -> Path:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from suture.studies.statistics import shown
+from suture.studies.statistics import shown, shown_share
 
 LEAKS = {
     "mse": ("MSE", 4),
@@ -17,6 +17,7 @@ LEAKS = {
 }
 """Heading and digits of each leakage column; all of held-out images. Read: the share that a classifier of the
 attacker's images names rightly."""
+_SHARES = ("reidentified", "read")
 UNREAD = tuple(name for name in LEAKS if name != "read")
 
 
@@ -44,6 +45,7 @@ def leak_facts(result: Mapping[str, Any], attack: str, prefix: str = "") -> dict
         "read": own.get("read", math.nan),
         "mean_image_ssim": mean["ssim"],
         "chance": own["chance"],
+        "num_images": own["num_images"],
     }
     return {f"{prefix}{name}": float(value) for name, value in values.items() if not math.isnan(value)}
 
@@ -53,8 +55,13 @@ def leak_cells(
 ) -> dict[str, str]:
     """Means and intervals over the seeds, by heading."""
     facts = [leak_facts(result, attack) for result in found]
-    kept = {name: [fact[name] for fact in facts if name in fact] for name in columns}
-    return {LEAKS[name][0]: shown(values, LEAKS[name][1]) for name, values in kept.items()}
+    num_images = min((int(fact["num_images"]) for fact in facts if fact), default=1)
+    cells = {}
+    for name in columns:
+        heading, digits = LEAKS[name]
+        values = [fact[name] for fact in facts if name in fact]
+        cells[heading] = shown_share(values, digits, num_images) if name in _SHARES else shown(values, digits)
+    return cells
 
 
 def nothing_known(found: Sequence[Mapping[str, Any]], attack: str) -> str:
@@ -63,4 +70,11 @@ def nothing_known(found: Sequence[Mapping[str, Any]], attack: str) -> str:
     if not facts:
         return ""
     ssim, chance = (sum(f[name] for f in facts) / len(facts) for name in ("mean_image_ssim", "chance"))
-    return f"Knowing nothing gives the mean image: SSIM {ssim:.3f}; {chance:.1%} are re-identified by chance."
+    told = [verdict(result, attack) for result in found]
+    cut_short = sum(own["learning"]["ended"] == "still learning" for own in told if own and "learning" in own)
+    warning = (
+        f" **Still learning** when the budget ended: {cut_short} of {len(facts)} attackers; their figures are no bound."
+        if cut_short
+        else ""
+    )
+    return f"Knowing nothing gives the mean image: SSIM {ssim:.3f}; {chance:.1%} are re-identified by chance.{warning}"

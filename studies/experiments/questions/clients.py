@@ -106,7 +106,7 @@ class Clients(Experiment):
                 )
         notes = [
             "Cut 3. All test images are shared out among the clients, so every row is scored on nearly the same "
-            "images; mean over clients; ± is the 95 % interval over seeds. The row of six is one run in all three "
+            "images; mean over clients; in brackets: 95 % over seeds. The row of six is one run in all three "
             "ways.",
             *(self._growth(results, way) for way in WAYS),
             check_sentence(results),

@@ -73,7 +73,7 @@ class CutLayer(Experiment):
                 }
             )
         notes = [
-            "Test images that no client trained on; mean over two clients; ± is the 95 % interval over seeds.",
+            "Test images that no client trained on; mean over two clients; in brackets: 95 % over seeds.",
             self._twins(results),
             self._overlap(results),
             check_sentence(results),

@@ -71,7 +71,7 @@ class Pretrained(Experiment):
         ]
         tried = self._tried.settings
         notes = [
-            "Every client scores the whole test set, once, after the last round; ± is the 95 % interval over seeds, "
+            "Every client scores the whole test set, once, after the last round; in brackets: 95 % over seeds, "
             "each with a key of its own.",
             *(_over_images(results, arm) for arm in ("pretrained", "frozen")),
             f"{len(tried)} settings were tried for pretrained, by cross-validation on training photographs "

@@ -101,7 +101,7 @@ class SplitVsCentral(Experiment):
             )
         notes = [
             "Cut 3. Every row is scored on the same test images, those of both clients, which no client trained on; "
-            "± is the 95 % interval over seeds; the digest is of the first seed. All train the same number of rounds, "
+            "in brackets: 95 % over seeds; the digest is of the first seed. All train the same number of rounds, "
             "so a client alone makes half the updates.",
             *(self._gain(results, arm) for arm in ("central", "alone0", "alone1")),
             check_sentence(results),

@@ -82,7 +82,7 @@ class UnetCut(Experiment):
                 | {f"study: {name}": f"{study[name]:.4f}" if same else "" for name in ("jaccard", "accuracy")}
             )
         notes = [
-            "Test images of patients never trained on; ± is the 95 % interval over seeds. The study's skips had no "
+            "Test images of patients never trained on; in brackets: 95 % over seeds. The study's skips had no "
             "gradient, so its figures stand beside those rows.",
             *(self._effect(results, cut) for cut in CUTS),
             "" if setting.has_sites else "The set has one site: two clients by site are left out.",

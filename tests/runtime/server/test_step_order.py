@@ -11,6 +11,7 @@ import json
 
 import pytest
 import torch
+from fakes import Tap
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import TINY
@@ -21,11 +22,13 @@ import suture.runtime.session
 from suture.launch import build
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.exchange.fused import FusedStep
+from suture.runtime.exchange.local import LocalExchange
 from suture.runtime.randomness import Randomness
 from suture.runtime.scheduler import Together, Turn, TurnKind
 from suture.runtime.server.step_order import OrderedQueue, waves
 from suture.runtime.state.handoff import part_digest, weights_digest
 from suture.runtime.training.optim import step_with
+from suture.runtime.wire.messages import OutputGradient
 
 KEY = bytes(range(32))
 # Batches of 4 and 2 images at one client, of 4 and 4 at the other.
@@ -212,6 +215,39 @@ def test_a_client_alone_trains_as_in_turns(way, labels, tmp_path):
         ended.weights_sha256()
         == play(tmp_path / "turns", options_of("round-robin", **alone)).weights_sha256()
     )
+
+
+@pytest.mark.parametrize("wire", ["fp32", "int8"])
+@pytest.mark.parametrize("way", ["round-robin", *Together])
+def test_an_attack_receives_each_clients_own_gradient(way, wire, tmp_path, monkeypatch):
+    """Oracle: the messages as the clients sent them, decoded; and the weights of the run without the attack."""
+    options, tap, sent = options_of(way, labels="home", partition=UNEVEN, wire=wire), Tap(), []
+    begin = LocalExchange.begin
+    monkeypatch.setattr(
+        LocalExchange,
+        "begin",
+        lambda self, endpoint, *messages, **how: (
+            sent.extend(m for m in messages if isinstance(m, OutputGradient)),
+            begin(self, endpoint, *messages, **how),
+        )[1],
+    )
+    (tmp_path / "attacked").mkdir()
+    ended = play_locally(
+        options, KEY, tmp_path / "attacked", arm=lambda server, classes: setattr(server, "attack", tap)
+    )
+    assert len(tap.gradients) == len(sent) > 4
+    if wire == "fp32":
+        assert sorted(value(message.gradient) for message in sent) == sorted(
+            value(gradient) for _, gradient in tap.gradients
+        )
+    assert {len(batch.clients) for batch, _ in tap.gradients} == {1}
+    seen = {(b.round, b.client, b.batch) for b in tap.seen if b.phase == "train"}
+    assert {(b.round, b.client, b.batch) for b, _ in tap.gradients} == seen
+    assert ended.weights_sha256() == play(tmp_path / "honest", options).weights_sha256()
+
+
+def value(tensor):
+    return tensor.numpy().tobytes()
 
 
 class Killed(BaseException):

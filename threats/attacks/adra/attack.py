@@ -31,7 +31,8 @@ from suture.threats.attacks.adra.nets import AdraDecoder
 from suture.threats.attacks.adra.shadow import ShadowTraining, train_shadow
 from suture.threats.attacks.adra.training import DecoderTraining, fit_decoder
 from suture.threats.attacks.auxiliary import Auxiliary
-from suture.threats.attacks.live import KEPT_TRAIN_BATCHES, LEAKED_FILE, LiveAttack, NotFiniteError
+from suture.threats.attacks.learning import Learning
+from suture.threats.attacks.live import KEPT_TRAIN_BATCHES, LEAKED_FILE, NotFiniteError, ReconstructionAttack
 from suture.threats.attacks.recording import Recording
 from suture.threats.attacks.server_view import ServerView
 from suture.threats.needs import SAME_SOURCE, Cost, Needs
@@ -59,13 +60,17 @@ class AdraConfig:
         loss: "l1", "mse" or "ssim" (one minus it).
         optimizer: "adam", or "sgd" with momentum 0.9 (the study's, with lr=0.01).
         lr: learning rate of the decoder.
-        epochs: passes over the pairs.
+        epochs: hard budget of passes over the pairs; training ends before it when it no longer gains.
+        patience: passes without gain on validation pairs after which the learning rate falls, twice, and then training
+            ends.
+        shuffled: a control, no attack: the decoder is trained on pairs that do not belong together, and must come to
+            no more than the mean image.
         batch: pairs a step.
         width: factor on the decoder's 32 channels; above 1 for the adaptive attacker.
         blocks: residual blocks in the decoder.
         average: rounds of evaluation whose smashed data are averaged image by image: the adaptive attacker's
             answer to noise, which differs from round to round where the image does not.
-        shadow_epochs: passes of the shadow's training.
+        shadow_epochs: hard budget of passes of the shadow's training.
         align: weight of matching the shadow's statistics to those of the smashed data that crossed the wire.
     """
 
@@ -75,16 +80,25 @@ class AdraConfig:
     loss: Literal["l1", "mse", "ssim"] = "mse"
     optimizer: Literal["adam", "sgd"] = "adam"
     lr: float = 2e-3
-    epochs: int = 20
+    epochs: int = 300
+    patience: int = 8
+    shuffled: bool = False
     batch: int = 32
     width: float = 1.0
     blocks: int = 0
     average: int = 1
-    shadow_epochs: int = 20
+    shadow_epochs: int = 100
     align: float = 10.0
 
     def __post_init__(self) -> None:
-        for name, least in (("aux_images", 2), ("epochs", 1), ("batch", 2), ("average", 1), ("blocks", 0)):
+        for name, least in (
+            ("aux_images", 2),
+            ("epochs", 1),
+            ("patience", 1),
+            ("batch", 2),
+            ("average", 1),
+            ("blocks", 0),
+        ):
             if getattr(self, name) < least:
                 raise ConfigError(f"adra: {name} must be at least {least}, got {getattr(self, name)}")
         for name in ("lr", "width"):
@@ -112,11 +126,16 @@ class AdraConfig:
     def training(self) -> DecoderTraining:
         """The part that concerns the decoder's training."""
         return DecoderTraining(
-            loss=self.loss, optimizer=self.optimizer, lr=self.lr, epochs=self.epochs, batch=self.batch
+            loss=self.loss,
+            optimizer=self.optimizer,
+            lr=self.lr,
+            epochs=self.epochs,
+            patience=self.patience,
+            batch=self.batch,
         )
 
 
-class AdraAttack(LiveAttack):
+class AdraAttack(ReconstructionAttack):
     """Collects pairs while the run goes on, trains the decoder after the last turn, and decodes what it recorded.
 
     Args:
@@ -147,6 +166,7 @@ class AdraAttack(LiveAttack):
                 server_view.smashed_shape, server_view.image_shape, config.width, config.blocks
             )
         ).to(server_view.device)
+        self._shadow: Learning | None = None
         self._memory: dict[tuple[int, str, str, int], SmashedBatch] = {}
         self._recording = (
             None if server_view.folder is None else Recording(server_view.folder / "observed", {})
@@ -207,11 +227,20 @@ class AdraAttack(LiveAttack):
 
     def fit(self, smashed: Tensor, images: Tensor) -> None:
         """Trains the decoder on pairs (h_ND; x_NCHW uint8)."""
-        for loss in fit_decoder(self.decoder, smashed, images, self.config.training(), self.generator):
+        if self.config.shuffled:
+            order = torch.randperm(len(images), generator=self.generator)
+            images = images[order.roll(1)[order.argsort()]]  # one cycle through all: nobody keeps its own
+
+        def record(loss: float) -> None:
             if loss != loss or abs(loss) == float("inf"):
                 raise NotFiniteError("the decoder's loss is not finite; lower lr")
             self.steps += 1
             self.record(decoder=loss)
+
+        learnt = fit_decoder(self.decoder, smashed, images, self.config.training(), self.generator, record)
+        if self._shadow is not None and self._shadow.ended != "plateau":
+            learnt = Learning(self._shadow.ended, self._shadow.budget, learnt.curve)
+        self.learning = learnt
 
     @torch.no_grad()
     def reconstruct(self, smashed: Tensor) -> Tensor:
@@ -229,18 +258,22 @@ class AdraAttack(LiveAttack):
         seen = [batch.smashed for batch in self._recorded("test")]
         if not seen:
             raise DataError("adra: origin=shadow saw no smashed data in this run")
-        return train_shadow(
+        smashed, self._shadow = train_shadow(
             self.build_nets(server_view.fresh_bottom),
             server_view.top,
             self.auxiliary.images,
             self.auxiliary.labels,
             torch.cat(seen),
             ShadowTraining(
-                epochs=self.config.shadow_epochs, batch=self.config.batch, align=self.config.align
+                epochs=self.config.shadow_epochs,
+                patience=self.config.patience,
+                batch=self.config.batch,
+                align=self.config.align,
             ),
             self.generator,
             lambda **losses: self.record(**losses),
         )
+        return smashed
 
     def _leaked(self) -> Auxiliary:
         assert self.server_view.folder is not None

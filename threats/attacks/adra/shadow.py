@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from suture.runtime.data.normalise import normalise
+from suture.threats.attacks.learning import Learning, Plateau, split_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShadowTraining:
     """How the shadow is trained; see ``AdraConfig``."""
 
-    epochs: int = 20
+    epochs: int = 100
+    patience: int = 8
     batch: int = 32
     lr: float = 1e-3
     align: float = 10.0
@@ -40,8 +42,11 @@ def train_shadow(
     training: ShadowTraining,
     generator: torch.Generator,
     record: Callable[..., None],
-) -> Tensor:
-    """Trains ``bottom`` in place and returns its smashed data of ``images`` (h_ND), in evaluation mode.
+) -> tuple[Tensor, Learning]:
+    """Trains ``bottom`` in place until it no longer gains on a tenth of the images; its best weights are kept.
+
+    Returns:
+        Its smashed data of ``images`` (h_ND), in evaluation mode, and how the training went.
 
     Args:
         bottom: fresh, returns ``BottomOutput``.
@@ -57,26 +62,43 @@ def train_shadow(
     for parameter in top.parameters():
         parameter.requires_grad_(False)
     mean, deviation = _moments(seen)
+    scale = deviation.mean().clamp_min(1e-6)
     optimizer = torch.optim.Adam(bottom.parameters(), lr=training.lr)
-    bottom.train()
+    rows, held_back = split_pairs(len(images), generator)
+    plateau, steps, best = Plateau(optimizer, training.patience), 0, copy.deepcopy(bottom.state_dict())
+
+    def losses(chosen: Tensor) -> tuple[Tensor, Tensor]:
+        h = bottom(_normalised(images[chosen]))[0]
+        here, spread = _moments(h)
+        align = ((here - mean) / scale).square().mean() + ((spread - deviation) / scale).square().mean()
+        return F.cross_entropy(top(h), labels[chosen]), align
+
     for _ in range(training.epochs):
-        order = torch.randperm(len(images), generator=generator)
-        for rows in order.split(training.batch):
-            if len(rows) < 2:
+        bottom.train()
+        for chosen in rows[torch.randperm(len(rows), generator=generator)].split(training.batch):
+            if len(chosen) < 2:
                 continue
-            h = bottom(_normalised(images[rows]))[0]
-            task = F.cross_entropy(top(h), labels[rows])
-            here, spread = _moments(h)
-            scale = deviation.mean().clamp_min(1e-6)
-            align = ((here - mean) / scale).square().mean() + ((spread - deviation) / scale).square().mean()
-            loss = task + training.align * align
+            task, align = losses(chosen)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            (task + training.align * align).backward()
             optimizer.step()
+            steps += 1
             record(shadow_task=float(task.detach()), shadow_align=float(align.detach()))
+        if len(held_back) < 2:  # no spread of one
+            continue
+        bottom.eval()
+        with torch.no_grad():
+            task, align = losses(held_back)
+        if plateau.is_best(steps, float(task + training.align * align)):
+            best = copy.deepcopy(bottom.state_dict())
+        if plateau.is_reached():
+            break
+    if len(held_back) > 1:
+        bottom.load_state_dict(best)
+    plateau.learning.budget = f"{training.epochs} passes of the shadow over {len(rows)} images"
     bottom.eval()
     with torch.no_grad():
-        return torch.cat([bottom(_normalised(part))[0] for part in images.split(64)])
+        return torch.cat([bottom(_normalised(part))[0] for part in images.split(64)]), plateau.learning
 
 
 def _normalised(images: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ Shape legend: N pairs; C, H, W image; D dimensions at the cut (h_ND).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from suture.threats.attacks.adra.nets import AdraDecoder
+from suture.threats.attacks.learning import Learning, Plateau, split_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,8 @@ class DecoderTraining:
     loss: str = "mse"
     optimizer: str = "adam"
     lr: float = 2e-3
-    epochs: int = 20
+    epochs: int = 300
+    patience: int = 8
     batch: int = 32
 
 
@@ -32,39 +35,61 @@ def fit_decoder(
     images: Tensor,
     training: DecoderTraining,
     generator: torch.Generator,
-) -> Iterator[float]:
-    """Trains ``decoder`` in place, one step an item: yields each step's loss before its optimizer steps.
+    record: Callable[[float], None],
+) -> Learning:
+    """Trains ``decoder`` in place until it no longer gains on a tenth of the pairs, and keeps its best weights.
 
     Args:
         decoder: on any device; its scales are fitted first.
         smashed: h_ND.
         images: x_NCHW uint8.
         training: how.
-        generator: draws the order.
+        generator: draws the order, and which pairs are validated on.
+        record: is told each step's loss before its optimizer steps.
     """
     device = next(decoder.parameters()).device
-    decoder.fit_scales(smashed[:1000].to(device), images[:1000].float().div(255).to(device))
-    parameters = list(decoder.parameters())
-    optimizer: torch.optim.Optimizer
-    if training.optimizer == "adam":
-        optimizer = torch.optim.Adam(parameters, lr=training.lr)
-    else:
-        optimizer = torch.optim.SGD(parameters, lr=training.lr, momentum=0.9)
-    batches = [b for b in range(0, len(images), training.batch) if len(images) - b > 1]
-    # The learning rate falls to zero along a cosine: the last epochs settle the fine detail.
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.epochs * len(batches))
+    rows, held_back = split_pairs(len(images), generator)
+    first = rows[:1000]
+    decoder.fit_scales(smashed[first].to(device), images[first].float().div(255).to(device))
+    optimizer = _optimizer(decoder, training)
+    plateau, steps, best = Plateau(optimizer, training.patience), 0, copy.deepcopy(decoder.state_dict())
+
+    def loss_of(chosen: Tensor) -> Tensor:
+        wanted = images[chosen].float().div_(255).to(device)
+        return reconstruction_loss(training.loss, decoder(smashed[chosen].to(device)), wanted)
+
     for _ in range(training.epochs):
         decoder.train()
-        order = torch.randperm(len(images), generator=generator)
-        for start in batches:
-            rows = order[start : start + training.batch]
-            wanted = images[rows].float().div_(255).to(device)
-            loss = reconstruction_loss(training.loss, decoder(smashed[rows].to(device)), wanted)
+        for chosen in rows[torch.randperm(len(rows), generator=generator)].split(training.batch):
+            if len(chosen) < 2:  # batch norm cannot train on one
+                continue
+            loss = loss_of(chosen)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            yield float(loss.detach())
+            record(float(loss.detach()))
             optimizer.step()
-            schedule.step()
+            steps += 1
+        if len(held_back) and plateau.is_best(steps, _validation(decoder, held_back, loss_of)):
+            best = copy.deepcopy(decoder.state_dict())
+        if len(held_back) and plateau.is_reached():
+            break
+    if len(held_back):
+        decoder.load_state_dict(best)
+    plateau.learning.budget = f"{training.epochs} passes over {len(rows)} pairs"
+    return plateau.learning
+
+
+def _optimizer(decoder: AdraDecoder, training: DecoderTraining) -> torch.optim.Optimizer:
+    if training.optimizer == "adam":
+        return torch.optim.Adam(decoder.parameters(), lr=training.lr)
+    return torch.optim.SGD(decoder.parameters(), lr=training.lr, momentum=0.9)
+
+
+@torch.no_grad()
+def _validation(decoder: AdraDecoder, rows: Tensor, loss_of: Callable[[Tensor], Tensor]) -> float:
+    """Mean loss over ``rows``, in evaluation mode."""
+    decoder.eval()
+    return sum(float(loss_of(part)) * len(part) for part in rows.split(64)) / len(rows)
 
 
 def reconstruction_loss(name: str, rebuilt: Tensor, wanted: Tensor) -> Tensor:

@@ -21,11 +21,12 @@ from suture.runtime.hooks import SmashedBatch
 from suture.threats.attacks.auxiliary import Auxiliary
 from suture.threats.attacks.fsha.config import FshaConfig
 from suture.threats.attacks.fsha.nets import SIZES, Critic, Decoder, Pilot, PropertyReader
-from suture.threats.attacks.live import LiveAttack, NotFiniteError
+from suture.threats.attacks.learning import Learning
+from suture.threats.attacks.live import NotFiniteError, ReconstructionAttack
 from suture.threats.attacks.server_view import ServerView
 
 
-class FshaAttack(LiveAttack):
+class FshaAttack(ReconstructionAttack):
     """Trains pilot, decoder and critic at the server, and answers the client with the critic's gradient.
 
     Args:
@@ -56,6 +57,8 @@ class FshaAttack(LiveAttack):
         self._coder = torch.optim.Adam(self._coder_parameters(), lr=config.lr, betas=betas)
         self._critic = torch.optim.Adam(self.critic.parameters(), lr=config.critic_lr, betas=betas)
         self._prepared = False
+        # A game of nets has no plateau: the whole curve is the judge's error by round.
+        self.learning = Learning("fixed budget", f"{server_view.num_rounds} rounds of the run")
 
     def _build(self, sizes: Any) -> dict[str, nn.Module]:
         server_view = self.server_view
