@@ -73,7 +73,10 @@ def _worker(content: Any) -> WorkerInfo:
     fits = type(content) is list and len(content) == 2 and type(content[1]) is int
     if not fits or type(content[0]) is not str or not 0 <= content[1] < 2**15:
         raise WireError("WorkerInfo: expected a name and a rank")
-    return WorkerInfo(*content)
+    try:
+        return WorkerInfo(*content)
+    except RuntimeError:
+        raise WireError("WorkerInfo: torch does not take the name") from None
 
 
 def _reference(content: Any) -> rpc.PyRRef[Any]:

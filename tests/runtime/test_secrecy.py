@@ -93,8 +93,8 @@ def spied(request, tmp_path_factory):
     real_build, real_call, real_join = build.build_client, LocalExchange.begin, LocalExchange.join
     real_step, real_learn = ClientStep.__init__, ClientStep.learn
 
-    def note_client(*args):
-        client = real_build(*args)
+    def note_client(*args, **fields):
+        client = real_build(*args, **fields)
         noted.clients.append(client)
 
         def passed(part, inputs, output):

@@ -24,6 +24,7 @@ from suture.launch.site.own_images import SiteDataConfig
 from suture.runtime.errors import ConfigError, HandoffError
 from suture.runtime.scheduler import Turn, TurnKind, parse_schedule
 from suture.runtime.server.run_state import RunState
+from suture.runtime.training.optim import step_with
 from suture.runtime.wire.messages import Terms
 
 KEY = bytes(range(32))
@@ -211,7 +212,7 @@ def test_an_undone_turn_leaves_the_norms_of_the_hand_off():
         client.begin(turn)
         step = {p: torch.full_like(p, amount) for p in client.model.parameters()}
         client.model.optimizer.zero_grad()
-        client.model.step(step)
+        step_with(client.model.optimizer, step)
         client.model.bottom.get_submodule("norm").running_mean.add_(amount)
         return turn
 

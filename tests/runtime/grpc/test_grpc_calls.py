@@ -233,7 +233,7 @@ def test_a_message_that_is_too_large_is_not_sent_and_if_it_is_it_is_refused(hous
         WireError, match=r"train: a message of \d+ bytes; this run's have at most 1000: not sent"
     ):
         exchange.call(ServerApi.train, upload)
-    with pytest.raises(WireError, match="client0: next_turn|train in turn 1|expected shape"):
+    with pytest.raises(WireError, match="client0: next_turn|granted no turn|expected shape"):
         exchange.call(ServerApi.train, Upload(1, 0, "train", torch.zeros(1, 2)))
     exchange.close()
     made.events.wait("lost")
@@ -569,9 +569,7 @@ def test_a_turn_that_is_given_up_is_there_for_whoever_joins_next(house):
     first = exchange.next_turn()()
     exchange.abort(StoppedError("a picture is gone"))
     assert made.events.wait("lost") == {"client": "client0", "reason": "a picture is gone"}
-    with pytest.raises(
-        MemberLostError, match="client0 was lost: the server did not hear from it; join again"
-    ):
+    with pytest.raises(MemberLostError, match="client0 was lost: a picture is gone; join again"):
         exchange.fetch()
     again = joined(made.line()).next_turn()()
     assert (first.kind, first.number) == (again.kind, again.number) == (TurnKind.TRAIN, 1)
