@@ -91,8 +91,8 @@ def spied(request, tmp_path_factory):
     )  # fmt: skip
     real_build, real_call, real_join = build.build_client, LocalExchange.begin, LocalExchange.join
 
-    def note_client(*args):
-        client = real_build(*args)
+    def note_client(*args, **more):
+        client = real_build(*args, **more)
         noted.clients.append(client)
 
         def passed(part, inputs, output):
