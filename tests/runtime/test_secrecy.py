@@ -93,8 +93,8 @@ def spied(request, tmp_path_factory):
     real_build, real_call, real_join = build.build_client, LocalExchange.begin, LocalExchange.join
     real_step, real_learn = ClientStep.__init__, ClientStep.learn
 
-    def note_client(*args, **fields):
-        client = real_build(*args, **fields)
+    def note_client(*args, **more):
+        client = real_build(*args, **more)
         noted.clients.append(client)
 
         def passed(part, inputs, output):
