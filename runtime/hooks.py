@@ -149,3 +149,8 @@ class Detector:
                 same and the server cannot foresee it.
         """
         return None
+
+
+def watches(detector: Detector) -> bool:
+    """Whether a client has a detector: the base class watches nothing."""
+    return type(detector) is not Detector

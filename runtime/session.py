@@ -27,6 +27,7 @@ from suture.runtime.client.evaluation import evaluate as score
 from suture.runtime.data.client_data import Batch
 from suture.runtime.errors import ERRORS, AlarmError, NameTakenError, StoppedError, WireError
 from suture.runtime.exchange.exchange import Exchange
+from suture.runtime.hooks import watches
 from suture.runtime.participant import errands
 from suture.runtime.participant.leaving import leave_quietly
 from suture.runtime.participant.participant import Participant
@@ -214,7 +215,7 @@ def _watch(participant: Participant[Exchange], turn: Turn, batch: Batch) -> None
         AlarmError: it gives alarm and this client does not go on then.
     """
     model = participant.client.model
-    if not model.is_watching:
+    if not watches(model.detector):
         return
     alarm = model.detector.alarm()
     participant.observer.watched(turn, batch, model.detector.score(), alarm)

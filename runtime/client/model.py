@@ -92,7 +92,6 @@ class ClientModel:
 
     Attributes:
         name: the member's.
-        is_watching: whether this client has a detector.
         parts: bottom and head by name.
         own_norms: what of them is handed to nobody.
         top_like: what the top that the server hands out at the end must look like.
@@ -118,7 +117,6 @@ class ClientModel:
         self.head = None if split.head is None else split.head.to(self.device)
         self.defence = Defence() if defence is None else defence
         self.detector = Detector() if detector is None else detector
-        self.is_watching = type(self.detector) is not Detector
         self.randomness = randomness
         self.packer = Packer(config.wire, randomness)
         self.step_timer: StepTimer = NoStepTimer()

@@ -17,6 +17,7 @@ from suture.models.freezing import trained
 from suture.runtime.client.model import ClientModel
 from suture.runtime.data.client_data import Batch
 from suture.runtime.errors import DivergedError
+from suture.runtime.hooks import watches
 from suture.runtime.randomness import BatchAddress
 from suture.runtime.records.step_timer import WAITING
 from suture.runtime.scheduler import Turn
@@ -96,7 +97,7 @@ class ClientStep:
         return total, shown
 
     def _watched(self, sent: Tensor) -> Tensor:
-        if not self.client.is_watching:
+        if not watches(self.client.detector):
             return sent
         detector, shown, targets = self.client.detector, sent.detach(), self.targets
         # An alias of its own: where the defence changes nothing ``sent`` is ``smashed``, and a hook on that would
@@ -201,7 +202,7 @@ class ClientStep:
         at_cut = at_cut.to(client.device)
         if self.learns:
             self._pass_bottom_back([(cut.sent, at_cut), *self._roots])
-        if client.is_watching:
+        if watches(client.detector):
             with torch.no_grad():
                 client.detector.observe(cut.sent.detach(), at_cut, self.targets)
         self.learn(self._gradients)
@@ -277,7 +278,7 @@ class ClientStep:
     def _fake_labels(self) -> Tensor | None:
         """Wrong labels that the detector sends in place of the batch's own, None for an honest batch."""
         client, batch = self.client, self.batch
-        if not client.is_watching or not client.config.labels_shared:
+        if not watches(client.detector) or not client.config.labels_shared:
             return None
         num_batches = client.data.num_train_batches(client.config.batch_size)
         num_before = (self.turn.round - 1) * num_batches + batch.number

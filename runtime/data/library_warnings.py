@@ -4,6 +4,8 @@ pydicom warns of every element that is not quite as the standard wants it, throu
 and with the file's contents in the text; Pillow and numpy warn as well.
 """
 
+from __future__ import annotations
+
 import logging
 import warnings
 from collections import Counter
@@ -29,6 +31,11 @@ class LibraryWarnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Counts one that came through ``logging``; its text goes nowhere."""
         self.counts[record.name.partition(".")[0]] += 1
+
+    def add(self, read: LibraryWarnings, again: LibraryWarnings) -> None:
+        """Counts one picture, which was read and then looked at ``again``: what both times say counts once."""
+        self.counts += read.counts
+        self.found.update(read.found.keys() | again.found.keys())
 
     def notes(self) -> list[str]:
         """Sentences for a person: what our own reader found, by number of pictures, then `note`."""

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from suture.runtime.data.library_warnings import counted_warnings
+from suture.runtime.data.library_warnings import LibraryWarnings, counted_warnings
 from suture.runtime.data.source import Source
 from suture.runtime.errors import DataError
 
@@ -53,17 +53,20 @@ def survey(
     """
     sizes, unreadable = [], []
     by_content: dict[bytes, list[int]] = defaultdict(list)
-    with counted_warnings() as said:
-        for index in range(len(source.examples)):
-            try:
+    said = LibraryWarnings()
+    for index in range(len(source.examples)):
+        try:
+            with counted_warnings() as reading:
                 if (dimensions := source.dimensions(index)) is not None:
                     sizes.append(dimensions)
                     by_content[source.content_digest(index)].append(index)
                 source.read(index, size, channels)
+            with counted_warnings() as looking:
                 if closely:
                     source.look_closely(index)
-            except DataError as error:
-                unreadable.append(str(error))
-            looked()
+            said.add(reading, looking)
+        except DataError as error:
+            unreadable.append(str(error))
+        looked()
     copies = tuple(tuple(indices) for indices in by_content.values() if len(indices) > 1)
     return Survey(tuple(sizes), tuple(unreadable), copies, tuple(said.notes()))

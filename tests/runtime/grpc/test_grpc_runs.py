@@ -14,6 +14,7 @@ from suture.runtime.errors import UnreachableError
 from suture.runtime.exchange.grpc import GrpcExchange
 from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.scheduler import Replay
+from suture.runtime.server.client_turn import ClientTurn
 from suture.runtime.session import take_part
 from suture.studies.bench.rigs.breakable import BreakableLine
 
@@ -38,18 +39,17 @@ def test_a_run_over_grpc_ends_with_the_weights_of_the_run_in_one_process(
 
 
 @pytest.mark.parametrize("home", [False, True])
-def test_batches_that_overlap_are_taken_in_their_order(home, house, tmp_path):
+def test_batches_that_overlap_are_taken_in_their_order(home, house, tmp_path, monkeypatch):
     """Oracle: as above, where two batches are under way at once, the most that there may be."""
     overlap = {"num_train": 8, "batch_size": 2, "overlap": True}
     made = house(1, rounds=3, home=home, batch_size=2)
-    train, slowly = made.coordinator.transaction.train, 0.005
+    train, slowly = ClientTurn.train, 0.005
 
     def train_slowly(*args):
         time.sleep(slowly)
         train(*args)
 
-    train_slowly.__name__ = "train"
-    made.coordinator.transaction.train = train_slowly
+    monkeypatch.setattr(ClientTurn, "train", train_slowly)
     take_part(
         Participant(build_client(0, home, **overlap), GrpcExchange(made.line()), NoClientObserver()), {}
     )

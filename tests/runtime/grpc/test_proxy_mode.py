@@ -41,6 +41,7 @@ from suture.runtime.grpc.service import HANDSHAKE, MUTUAL, PROXY
 from suture.runtime.participant.participant import NoClientObserver, Participant
 from suture.runtime.scheduler import Replay
 from suture.runtime.server.api import ServerApi
+from suture.runtime.server.client_turn import ClientTurn
 from suture.runtime.session import take_part
 from suture.runtime.wire.messages import Refusal, Upload, Welcome
 from suture.studies.bench.rigs.breakable import BreakableLine
@@ -164,17 +165,16 @@ def test_a_proxy_that_cuts_messages_into_others_is_not_in_the_way(behind, monkey
 # It reads --------------------------------------------------------------------------------------------------
 
 
-def test_a_proxy_reads_smashed_data_and_labels(behind):
+def test_a_proxy_reads_smashed_data_and_labels(behind, monkeypatch):
     """Oracle: what the server received, in the proxy's own hands. The documents say so; sealed hand-offs stay sealed."""
     made, relay = behind(1)
-    received, train = [], made.coordinator.transaction.train
+    received, train = [], ClientTurn.train
 
-    def noted(member, upload, answer):
+    def noted(turn, upload, answer):
         received.append(upload)
-        train(member, upload, answer)
+        train(turn, upload, answer)
 
-    noted.__name__ = "train"
-    made.coordinator.transaction.train = noted
+    monkeypatch.setattr(ClientTurn, "train", noted)
     taker = member(made, relay, 0)
     take_part(taker, {})
     read = [call.messages[0] for call in relay.named("train")]
@@ -245,17 +245,16 @@ def test_a_byte_that_is_flipped_in_an_answer_is_refused_by_the_site(place, behin
 
 
 @pytest.mark.parametrize("way", ["request", "answer"])
-def test_a_tensor_that_is_changed_is_refused_and_nothing_is_computed_with_it(way, behind):
+def test_a_tensor_that_is_changed_is_refused_and_nothing_is_computed_with_it(way, behind, monkeypatch):
     """Oracle: one number of the second batch. The server has trained on the first one, the site has stepped once."""
     made, relay = behind(1)
-    trained, train, batches = [], made.coordinator.transaction.train, itertools.count()
+    trained, train, batches = [], ClientTurn.train, itertools.count()
 
-    def noted(member, upload, answer):
+    def noted(turn, upload, answer):
         trained.append(upload.batch)
-        train(member, upload, answer)
+        train(turn, upload, answer)
 
-    noted.__name__ = "train"
-    made.coordinator.transaction.train = noted
+    monkeypatch.setattr(ClientTurn, "train", noted)
 
     def meddle(endpoint: str, chunks: Chunks) -> Chunks:
         hits = endpoint == "train" and next(batches) == 1
