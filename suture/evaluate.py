@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from suture.launch.evaluate.evaluate import evaluate as write
+from suture.launch.evaluate.images import Reading
 
 
 @click.command()
@@ -22,10 +23,27 @@ from suture.launch.evaluate.evaluate import evaluate as write
     metavar="SHARE",
     help="choose the threshold of the second of two classes for this sensitivity [by Youden's index]",
 )
-def evaluate(run_or_model: Path, data: str, out: Path, which: str, sensitivity: float | None) -> None:
+@click.option(
+    "--columns", metavar="image=NAME,label=NAME,...", help="as for train, for DATA that are not the run's"
+)
+@click.option("--structure", metavar="N,N", help="as for train, for DATA that are not the run's")
+@click.option("--frame", type=int, metavar="N", help="as for train, for DATA that are not the run's")
+def evaluate(
+    run_or_model: Path,
+    data: str,
+    out: Path,
+    which: str,
+    sensitivity: float | None,
+    columns: str | None,
+    structure: str | None,
+    frame: int | None,
+) -> None:
     """Evaluate a trained model on images: curves, calibration, confusion, scores by site and class, Grad-CAM.
 
     RUN_OR_MODEL is a run folder or a client's model.pt, DATA a SPEC as for train. Of a run's own data the images are
     those that it did not train on. Writes DIR/evaluation.html, evaluation.json, predictions.csv and figures/.
     """
-    click.echo(f"open {write(run_or_model, data, out, which=which, sensitivity=sensitivity)}")
+    reading = Reading(columns, structure, frame)
+    click.echo(
+        f"open {write(run_or_model, data, out, which=which, sensitivity=sensitivity, reading=reading)}"
+    )

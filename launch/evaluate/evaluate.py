@@ -19,7 +19,7 @@ from suture.launch.deploy.trained import TrainedModel, load_trained
 from suture.launch.evaluate import classification, findings, pictures, segmentation
 from suture.launch.evaluate.classification import Arrays
 from suture.launch.evaluate.grad_cam import heat_maps
-from suture.launch.evaluate.images import Chosen, Predictions, choose, predict, read_batches
+from suture.launch.evaluate.images import Chosen, Predictions, Reading, choose, predict, read_batches
 from suture.launch.evaluate.page import SUMMED_UP, to_html
 from suture.runtime.data.source import Task
 from suture.runtime.data.text import csv_text
@@ -32,7 +32,15 @@ _MOST_SHOWN = 4  # of the right cases, and of the wrong ones; of the worst masks
 Figures = list[tuple[Path, str]]
 
 
-def evaluate(run_or_model: Path, data: str, out: Path, *, which: str, sensitivity: float | None) -> Path:
+def evaluate(
+    run_or_model: Path,
+    data: str,
+    out: Path,
+    *,
+    which: str,
+    sensitivity: float | None,
+    reading: Reading | None = None,
+) -> Path:
     """Writes OUT and returns its page.
 
     Raises:
@@ -47,7 +55,7 @@ def evaluate(run_or_model: Path, data: str, out: Path, *, which: str, sensitivit
         raise ConfigError(
             "sensitivity chooses the threshold of one of two classes, or of findings; leave it out"
         )
-    chosen = choose(run_or_model, data, model)
+    chosen = choose(run_or_model, data, model, reading or Reading())
     test = predict(chosen.source, chosen.test, model)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,15 @@ _NEED = 64  # images that a drawn source, which has no end, makes
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How data that are not the run's own are read: ``--columns``, ``--structure`` and ``--frame``, as for training."""
+
+    columns: str | None = None
+    structure: str | None = None
+    frame: int | None = None
+
+
+@dataclass(frozen=True)
 class Chosen:
     """The images to evaluate on, as indices into ``source.examples``, and a sentence on how they were chosen."""
 
@@ -50,8 +59,8 @@ class Predictions:
     targets: Tensor
 
 
-def choose(run_or_model: Path, data: str, model: TrainedModel) -> Chosen:
-    """The images of ``data`` that ``model`` may be evaluated on.
+def choose(run_or_model: Path, data: str, model: TrainedModel, reading: Reading) -> Chosen:
+    """The images of ``data`` that ``model`` may be evaluated on; a run's own are read as the run did.
 
     Raises:
         ConfigError: the data are for another task, or have other classes.
@@ -65,7 +74,16 @@ def choose(run_or_model: Path, data: str, model: TrainedModel) -> Chosen:
     if config.is_file() and _is_of_run(asked := AskedOptions(**read_toml(config)), data):
         return _checked(_of_run(asked.with_defaults(), client), model)
     grades = "binary" if len(model.classes) == 2 else "all"
-    source = open_source(data, grades=grades, need=_NEED, seed=0, task=model.task)  # type: ignore[arg-type]
+    source = open_source(
+        data,
+        grades=grades,  # type: ignore[arg-type]
+        need=_NEED,
+        seed=0,
+        task=model.task,
+        columns=reading.columns,
+        structure=reading.structure,
+        frame=reading.frame,
+    )
     official = tuple(i for i, example in enumerate(source.examples) if example.official_test)
     said = (
         "The official test images."

@@ -22,7 +22,7 @@ from suture.launch.evaluate.evaluate import evaluate
 from suture.launch.evaluate.grad_cam import heat_maps
 from suture.launch.options.options import AskedOptions
 from suture.launch.roles.one_process import run_in_one_process
-from suture.runtime.errors import ConfigError
+from suture.runtime.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +154,20 @@ def test_a_heat_map_lies_where_the_class_is_seen():
     heat = heat_maps(Net(), image, torch.tensor([0]))
     assert heat is not None and torch.equal(heat, image[:, 0])
     assert heat_maps(nn.Sequential(nn.Flatten(), nn.Softmax(1)), image, torch.tensor([0])) is None
+
+
+def test_data_of_its_own_are_read_as_the_options_say(classified, tmp_path, monkeypatch):
+    """Oracle: what the registry of data sources is asked for; the command passes its options on."""
+    asked = {}
+
+    def opened(spec, **how):
+        asked.update(how)
+        raise DataError("seen")
+
+    monkeypatch.setattr("suture.launch.evaluate.images.open_source", opened)
+    words = (
+        f"{classified} kaggle-dr:{tmp_path} --out {tmp_path}/out --columns image=scan --structure 2 --frame 3"
+    )
+    done = CliRunner().invoke(suture, ["evaluate", *words.split()])
+    assert isinstance(done.exception, DataError) and str(done.exception) == "seen"
+    assert (asked["columns"], asked["structure"], asked["frame"]) == ("image=scan", "2", 3)
