@@ -89,6 +89,7 @@ class ServerModel:
         self.step_timer: StepTimer = NoStepTimer()
         self._rates = LearningRates() if rates is None else rates
         self._task, self._label_smoothing = task, label_smoothing
+        self._criterion: tuple[Tensor | None, nn.Module] | None = None
         self._device = torch.device(device)
         self._copies: dict[str, tuple[nn.Module, torch.optim.Optimizer]] = {}
 
@@ -260,10 +261,10 @@ class ServerModel:
         return replace(batch, smashed=smashed.to(self._device))
 
     def _task_loss(self, logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
-        weights = None if class_weights is None else class_weights.to(logits)
-        loss: Tensor = build_criterion(self._task, weights, self._label_smoothing)(
-            logits, labels.to(logits.device)
-        )
+        if self._criterion is None or self._criterion[0] is not class_weights:  # of another client's
+            weights = None if class_weights is None else class_weights.to(logits)
+            self._criterion = class_weights, build_criterion(self._task, weights, self._label_smoothing)
+        loss: Tensor = self._criterion[1](logits, labels.to(logits.device))
         return loss
 
     def _attack_gradient(self, smashed: Tensor, batch: SmashedBatch) -> None:
