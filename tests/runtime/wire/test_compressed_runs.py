@@ -15,7 +15,7 @@ from tiny import TINY
 from suture.launch import build
 from suture.launch.roles.one_process import play_locally
 from suture.runtime.errors import WireError
-from suture.runtime.server.transaction import Transaction
+from suture.runtime.server.client_turn import ClientTurn
 
 KEY = bytes(range(32))
 
@@ -96,8 +96,6 @@ def test_the_bytes_of_a_step_are_those_that_crossed(tmp_path, home):
 
 def test_a_graph_does_not_cross_in_a_format_that_has_none(tmp_path, monkeypatch):
     """Oracle: the refusal of the reference exchange's endpoint."""
-    monkeypatch.setattr(
-        Transaction, "train", lambda played, member, upload, _: played.forward(member, upload)
-    )
+    monkeypatch.setattr(ClientTurn, "train", lambda turn, upload, _: turn.forward(upload))
     with pytest.raises(WireError, match="client0: forward: no graph crosses in int8; refused"):
         played(tmp_path, wire="int8")
